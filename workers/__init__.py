@@ -1,0 +1,1 @@
+"""Freshet's stream workers: a stream of user events in, fresh recommendations out."""

@@ -1,0 +1,282 @@
+"""The live worker: wires the pipeline into a Faust app and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging.config
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import faust
+import faust.worker
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from workers import metrics
+from workers.adapters.faust import PartitionState, RunSchema, RunTransport, StateTable
+from workers.adapters.feast import open_feature_store
+from workers.adapters.kafka import KafkaPublisher, SideInputReader, client_config
+from workers.adapters.triton import TritonEncoder
+from workers.core.rollout import MODEL
+from workers.health import Health, HealthServer, JsonFormatter
+from workers.live_model import LiveModel
+from workers.pipeline import Pipeline
+from workers.ports import Record
+from workers.settings import Settings
+
+TABLE = "user_state"
+COMMIT_SECONDS = 0.25
+SESSION_SECONDS = 10.0
+HEALTH_SECONDS = 1.0
+EXIT_FAILED = 70
+"""Exit status after a surprise: nothing was committed, and a supervisor should restart the worker."""
+
+log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The worker cannot start; the message says what to do."""
+
+
+def run(settings: Settings) -> int:
+    """Run a worker until SIGTERM or SIGINT. Returns the exit status. Raises `StartError`."""
+    logging.config.dictConfig(_LOGGING)
+    partitions = events_partitions(settings)
+    return run_app(WorkerApp(settings, partitions, Runtime(settings)))
+
+
+def run_app(app: faust.App) -> int:
+    """Run a Faust app in this process until it is told to stop. Returns the exit status."""
+    worker = faust.worker.Worker(app, loglevel="INFO", redirect_stdouts=False, logging_config=_LOGGING, quiet=True)
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def changelog_topic(group: str) -> str:
+    """Name of the topic that holds every user's state."""
+    return f"{group}-{TABLE}-changelog"
+
+
+_LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": JsonFormatter}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}},
+    "root": {"level": "INFO", "handlers": ["stderr"]},
+    "loggers": {"faust": {"level": "WARNING"}, "mode": {"level": "WARNING"}, "aiokafka": {"level": "WARNING"}},
+}
+
+
+def events_partitions(settings: Settings) -> int:
+    """The number of partitions of the events topic; proves on the way that all topics are there."""
+    try:
+        topics = AdminClient(client_config(settings)).list_topics(timeout=10).topics
+    except KafkaException as error:
+        raise StartError(f"Kafka at {settings.kafka} does not answer: {error.args[0].str()}") from None
+    for name in (
+        settings.events_topic,
+        settings.items_topic,
+        settings.recommendations_topic,
+        settings.dlq_topic,
+        settings.models_topic,
+        settings.popularity_topic,
+    ):
+        if name not in topics:
+            raise StartError(f"topic {name} does not exist: create it, or run `freshet up`")
+    return len(topics[settings.events_topic].partitions)
+
+
+class Runtime:
+    """Everything of a worker that lives in its event loop beside Faust."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.health = Health()
+
+    async def start(self) -> None:
+        """Open every edge and make a model live."""
+        settings = self.settings
+        self.server = HealthServer(self.health, settings.health_host, settings.health_port)
+        log.info("health", extra={"port": self.server.port})
+        _write_port(settings, self.server.port)
+        self.publisher = KafkaPublisher(settings)
+        self.encoder = TritonEncoder(settings.triton, settings.triton_deadline)
+        self.features = await asyncio.to_thread(open_feature_store, settings)
+        repository = Path(settings.model_repository)
+        self.model = LiveModel(self.encoder, repository)
+        self.readers = [
+            SideInputReader(settings, settings.models_topic, self.model.apply_models),
+            SideInputReader(settings, settings.items_topic, self.model.apply_items),
+            SideInputReader(settings, settings.popularity_topic, self.model.apply_popularity),
+        ]
+        await asyncio.gather(*(reader.start() for reader in self.readers))
+        await self.model.start(_newest_version(repository))
+        self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher)
+        self.tasks = [asyncio.create_task(self.model.run()), asyncio.create_task(self._watch())]
+        self.recovered = False
+
+    async def stop(self) -> None:
+        """Close every edge."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await asyncio.to_thread(self._close_threads)
+        await self.encoder.close()
+
+    def _close_threads(self) -> None:
+        for reader in self.readers:
+            reader.close()
+        self.publisher.close()
+        self.features.close()
+        self.server.close()
+
+    async def _watch(self) -> None:
+        """Renew the health verdicts, and end the worker when a side task died."""
+        while True:
+            checks = {"tables": "ok" if self.recovered else "recovering"}
+            live = self.model.live
+            assert live is not None
+            ready = await self.encoder.ready(live.version)
+            checks["model"] = "ok" if ready else f"version {live.version} is not ready at Triton"
+            checks["features"] = await self._features_verdict()
+            self.health.renew(checks)
+            for reader in self.readers:
+                if reader.failure is not None:
+                    die(reader.failure)
+            if self.tasks[0].done():
+                die(self.tasks[0].exception() or RuntimeError("the side-input task ended"))
+            await asyncio.sleep(HEALTH_SECONDS)
+
+    async def _features_verdict(self) -> str:
+        try:
+            await self.features.ping()
+        except Exception as error:
+            return str(error)
+        return "ok"
+
+
+class WorkerApp(faust.App):
+    """Faust with runs for messages, and the worker's runtime started before anything is consumed."""
+
+    def __init__(self, settings: Settings, partitions: int, runtime: Runtime) -> None:
+        self.settings = settings
+        self.runtime = runtime
+        self.last_commit = 0.0
+        super().__init__(
+            settings.group,
+            broker=[f"kafka://{server}" for server in settings.kafka.split(",")],
+            store="rocksdb://",
+            datadir=str(Path(settings.data_dir).resolve() / settings.group),
+            topic_partitions=partitions,
+            topic_replication_factor=1,
+            topic_disable_leader=True,
+            table_standby_replicas=0,
+            web_enabled=False,
+            autodiscover=False,
+            broker_commit_interval=COMMIT_SECONDS,
+            broker_session_timeout=SESSION_SECONDS,
+            broker_heartbeat_interval=1.0,
+            broker_max_poll_records=settings.max_batch_events,
+            broker_request_timeout=60.0,
+            producer_request_timeout=30.0,
+            consumer_auto_offset_reset="earliest",
+            consumer_group_instance_id=_instance_id(settings),
+            stream_buffer_maxsize=4,
+            stream_wait_empty=True,
+            stream_recovery_delay=0.0,
+        )
+        self.conf.events_topic = settings.events_topic
+        self.table = StateTable(
+            self, name=TABLE, key_type=bytes, value_type=bytes, partitions=partitions, recovery_buffer_size=1000
+        )
+        self.tables.add(self.table)
+        channel = self.topic(settings.events_topic, schema=RunSchema())
+        self.agent(channel, name="events", concurrency=1, isolated_partitions=True)(self._process)
+        self.on_partitions_revoked.connect(self._forget)
+
+    def _new_transport(self) -> Any:
+        return RunTransport(self.conf.broker_consumer, self)
+
+    async def on_first_start(self) -> None:
+        """Start the runtime first: agents need it."""
+        self.conf.datadir.mkdir(parents=True, exist_ok=True)
+        await super().on_first_start()
+        try:
+            await self.runtime.start()
+        except Exception as error:
+            die(error)
+        self.table.publisher = self.runtime.publisher
+
+    async def on_started(self) -> None:
+        """Tables are recovered once Faust is fully started."""
+        await super().on_started()
+        self.runtime.recovered = True
+
+    async def on_stop(self) -> None:
+        """Drain first, then close the edges."""
+        await super().on_stop()
+        await self.runtime.stop()
+
+    async def _process(self, stream: Any) -> None:
+        async for event in stream.noack().events():
+            message = event.message
+            partition = message.partition
+            try:
+                records = [Record(r.offset, r.timestamp, r.key, r.value, r.headers) for r in event.value.records]
+                await self.runtime.pipeline.process(PartitionState(self.table, partition), partition, records)
+            except Exception as error:
+                die(error)
+            event.ack()
+            highwater = self.consumer.highwater(message.tp)
+            if highwater is not None:
+                metrics.LAG.labels(partition).set(max(0, highwater - message.offset - 1))
+            await self._commit_soon()
+
+    async def _commit_soon(self) -> None:
+        """Faust's own commit timer lags by seconds under load, so commits are driven from here."""
+        now = time.monotonic()
+        if now - self.last_commit >= COMMIT_SECONDS:
+            self.last_commit = now
+            await self.consumer.commit()
+
+    async def _forget(self, _app: Any, revoked: Any, **_: Any) -> None:
+        for tp in revoked:
+            if tp.topic == self.settings.events_topic:
+                self.runtime.pipeline.forget_partition(tp.partition)
+
+
+def die(error: BaseException) -> None:
+    """End the process at once, without a commit: what was not committed is read again after a restart."""
+    log.critical("the worker ends", exc_info=error)
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_FAILED)
+
+
+def _newest_version(repository: Path) -> int:
+    """The highest version in the repository. Raises `StartError` where there is none."""
+    with contextlib.suppress(OSError):
+        versions = [int(folder.name) for folder in (repository / MODEL).iterdir() if folder.name.isdigit()]
+        if versions:
+            return max(versions)
+    raise StartError(f"{repository / MODEL} holds no version: train one, or run `freshet up`")
+
+
+def _instance_id(settings: Settings) -> str:
+    """Static membership: a restarted worker takes its partitions back without a session timeout."""
+    return f"{settings.group}-{socket.gethostname()}-{Path(settings.data_dir).resolve().name}"
+
+
+def _write_port(settings: Settings, port: int) -> None:
+    folder = Path(settings.data_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "health.port").write_text(str(port))

@@ -1,0 +1,108 @@
+"""A model version on disk: a folder whose `manifest.json` is written last.
+
+Layout, which is also a version folder of `user_encoder` in the model
+repository: `model.onnx` (user encoder with the item table and top-K inside),
+`item_tower.onnx`, `item_ids.json` (the vocabulary, index order),
+`item_vectors.npy` (float32 `[items, DIM]`, same order), `golden.npz` (inputs
+and the outputs torch gave for them), `manifest.json` (facts and a sha256 per file).
+Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.core.features import DIM, FIRST_ITEM
+
+MANIFEST = "manifest.json"
+
+
+class BundleError(Exception):
+    """The folder is no usable bundle; the message says what is wrong."""
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """Facts of a bundle.
+
+    `types` are the behaviour types the encoder knows, index 1 first.
+    `prior_weight` is the weight of the log popularity prior beside the
+    encoder's score, fitted on the validation split. `files` maps each file to its sha256.
+    """
+
+    name: str
+    created: str
+    dim: int
+    types: list[str]
+    prior_weight: float
+    popularity_half_life_s: float
+    metrics: dict[str, dict[str, float]]
+    environment: dict[str, str]
+    licence: str
+    files: dict[str, str]
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """A verified bundle in memory; `item_vectors` is float32 `[len(item_ids), DIM]`."""
+
+    path: Path
+    manifest: Manifest
+    item_ids: list[str]
+    item_vectors: NDArray[np.float32]
+
+    @property
+    def item_index(self) -> dict[str, int]:
+        """Item id to the encoder's item index."""
+        return {item: row + FIRST_ITEM for row, item in enumerate(self.item_ids)}
+
+    @property
+    def type_index(self) -> dict[str, int]:
+        """Behaviour type to the encoder's type index."""
+        return {kind: row + 1 for row, kind in enumerate(self.manifest.types)}
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and verify the bundle at `path`.
+
+    Raises `BundleError` for a missing manifest or file, a digest that differs,
+    wrong shapes, or non-finite item vectors.
+    """
+    try:
+        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        raise BundleError(f"{path} has no {MANIFEST}: it is no complete bundle") from None
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{path / MANIFEST} cannot be read: {error}") from None
+    for name, digest in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"{path} lacks {name}, which its manifest lists")
+        if sha256(file) != digest:
+            raise BundleError(f"{file} differs from the sha256 in its manifest")
+    for needed in ("model.onnx", "item_tower.onnx", "item_ids.json", "item_vectors.npy", "golden.npz"):
+        if needed not in manifest.files:
+            raise BundleError(f"{path}: the manifest does not list {needed}")
+    item_ids = msgspec.json.decode((path / "item_ids.json").read_bytes(), type=list[str])
+    vectors = np.load(path / "item_vectors.npy", allow_pickle=False)
+    if manifest.dim != DIM or vectors.shape != (len(item_ids), DIM) or vectors.dtype != np.float32:
+        raise BundleError(f"{path}: item vectors are {vectors.dtype} {vectors.shape}, not float32 ({len(item_ids)}, {DIM})")
+    if not np.isfinite(vectors).all():
+        raise BundleError(f"{path}: item vectors hold NaN or infinity")
+    return Bundle(path, manifest, item_ids, vectors)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write the manifest, last of all: its existence means that the bundle is complete."""
+    partial = path / (MANIFEST + ".partial")
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    partial.rename(path / MANIFEST)

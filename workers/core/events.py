@@ -1,0 +1,140 @@
+"""User events: what one is, and how bytes become one.
+
+An event is JSON in UTF-8. Bad bytes are a value (`BadEvent`), never an
+exception: the stream goes on and the record becomes a dead letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from enum import StrEnum
+from datetime import datetime as _datetime
+from typing import Annotated, Any
+
+import msgspec
+
+MAX_EVENT_BYTES = 65_536
+MAX_ID_LENGTH = 256
+ID_SEPARATOR = "\x1f"
+"""ASCII's unit separator; no id holds it, so ids can be stored joined."""
+MIN_TS_MS = 100_000_000_000  # 1973-03-03: anything smaller was written in seconds
+MAX_TS_MS = 4_102_444_800_000  # 2100-01-01
+
+OPT_OUT = "user.opt_out"
+OPT_IN = "user.opt_in"
+ERASE = "user.erase"
+CONTROL_TYPES = frozenset({OPT_OUT, OPT_IN, ERASE})
+
+DEFAULT_BEHAVIOURS: Mapping[str, float] = {"view": 1.0, "click": 2.0, "purchase": 4.0}
+"""Behaviour types and their weights; a setting, open to any name."""
+
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """One thing a user did (or asked for, see `CONTROL_TYPES`).
+
+    Unknown fields are dropped. `ts` is event time in milliseconds since the
+    Unix epoch.
+    """
+
+    event_id: Id
+    user_id: Id
+    type: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    ts: Annotated[int, msgspec.Meta(ge=MIN_TS_MS, le=MAX_TS_MS)]
+    item_id: Id | None = None
+    amount: Annotated[float, msgspec.Meta(ge=0, le=1e12)] | None = None
+    session_id: Id | None = None
+    context: dict[str, Any] | None = None
+
+
+class BadReason(StrEnum):
+    """Why a record became a dead letter; the `reason` header of `events.dlq`."""
+
+    EMPTY = "empty"
+    TOO_LARGE = "too_large"
+    NOT_JSON = "not_json"
+    INVALID = "invalid"
+    UNKNOWN_TYPE = "unknown_type"
+    MISSING_ITEM = "missing_item"
+    KEY_MISMATCH = "key_mismatch"
+
+
+class BadEvent(msgspec.Struct, frozen=True):
+    """A record that is no event, and why."""
+
+    reason: BadReason
+    detail: str
+
+
+_decoder = msgspec.json.Decoder(Event)
+_encoder = msgspec.json.Encoder()
+
+
+def decode_event(
+    value: bytes | None,
+    key: bytes | None,
+    behaviours: Collection[str] = DEFAULT_BEHAVIOURS,
+    headers: Collection[tuple[str, bytes]] = (),
+) -> Event | BadEvent:
+    """Decode one record of the events topic.
+
+    `key` must be the user id in UTF-8, for a user's events share a partition
+    only if they share a key. CloudEvents binary-mode headers (`ce_id`,
+    `ce_type`, `ce_time`; CloudEvents Kafka protocol binding 1.0.2) fill fields
+    that the JSON body leaves out.
+    """
+    if not value:
+        return BadEvent(BadReason.EMPTY, "the record has no value")
+    if len(value) > MAX_EVENT_BYTES:
+        return BadEvent(BadReason.TOO_LARGE, f"{len(value)} bytes, at most {MAX_EVENT_BYTES}")
+    try:
+        event = _from_cloudevent(value, headers) if headers and _is_cloudevent(headers) else _decoder.decode(value)
+    except msgspec.ValidationError as error:
+        return BadEvent(BadReason.INVALID, str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return BadEvent(BadReason.NOT_JSON, str(error))
+    if event.type in behaviours:
+        if event.item_id is None:
+            return BadEvent(BadReason.MISSING_ITEM, f"a {event.type!r} event needs an item_id")
+    elif event.type not in CONTROL_TYPES:
+        return BadEvent(BadReason.UNKNOWN_TYPE, f"{event.type!r} is none of {sorted({*behaviours, *CONTROL_TYPES})}")
+    try:
+        same_key = key is not None and event.user_id.encode() == key
+    except UnicodeEncodeError as error:
+        return BadEvent(BadReason.INVALID, f"user_id is not valid Unicode: {error.reason}")
+    if ID_SEPARATOR in event.event_id or (event.item_id is not None and ID_SEPARATOR in event.item_id):
+        return BadEvent(BadReason.INVALID, "an id holds the control character U+001F")
+    if not same_key:
+        return BadEvent(BadReason.KEY_MISMATCH, "the record's key is not its user_id")
+    return event
+
+
+def encode_event(event: Event) -> bytes:
+    """The JSON bytes of an event; absent optional fields are left out."""
+    fields = {name: value for name in event.__struct_fields__ if (value := getattr(event, name)) is not None}
+    return _encoder.encode(fields)
+
+
+def event_schema() -> dict[str, Any]:
+    """The published JSON Schema of the events topic."""
+    return msgspec.json.schema(Event)
+
+
+def _is_cloudevent(headers: Collection[tuple[str, bytes]]) -> bool:
+    return any(name == "ce_specversion" for name, _ in headers)
+
+
+def _from_cloudevent(value: bytes, headers: Collection[tuple[str, bytes]]) -> Event:
+    body = msgspec.json.decode(value, type=dict)
+    attributes = {name: raw.decode() for name, raw in headers if name.startswith("ce_")}
+    if "ce_id" in attributes:
+        body.setdefault("event_id", attributes["ce_id"])
+    if "ce_type" in attributes:
+        body.setdefault("type", attributes["ce_type"])
+    if "ce_subject" in attributes:
+        body.setdefault("user_id", attributes["ce_subject"])
+    if "ce_time" in attributes and "ts" not in body:
+        moment = msgspec.convert(attributes["ce_time"], type=_datetime)
+        body["ts"] = int(moment.timestamp() * 1000)
+    return msgspec.convert(body, type=Event)

@@ -1,0 +1,95 @@
+"""The streaming prior: decayed popularity by distinct users.
+
+Each source partition keeps its own partial counts; the sum of the partials is
+the prior. An item counts once per user (`Outcome.FIRST_TOUCH`), so one busy
+account cannot lift it. Decay is exponential in event time (forward decay,
+Cormode et al., ICDE 2009): counts are kept relative to a reference time, so
+adding one event touches one number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+KEPT_ITEMS = 1000
+"""Items kept per partition when it is published; the tail is forgotten."""
+MAX_EXPONENT = 64.0
+
+
+class Partial(msgspec.Struct, frozen=True):
+    """One partition's counts as of event time `ts` (ms); a record of the popularity topic, keyed by partition."""
+
+    partition: int
+    offset: int
+    ts: int
+    half_life: float
+    counts: dict[str, float]
+
+
+class PartialPopularity:
+    """The counts of one source partition."""
+
+    def __init__(self, partition: int, half_life: float, restored: Partial | None = None) -> None:
+        self.partition = partition
+        self.half_life_ms = half_life * 1000.0
+        self.offset = -1
+        self.ts = 0
+        self._reference = 0
+        self._counts: dict[str, float] = {}
+        if restored is not None:
+            self.offset, self.ts, self._reference = restored.offset, restored.ts, restored.ts
+            self._counts = dict(restored.counts)
+
+    def add(self, item: str, ts: int, offset: int) -> None:
+        """Count one distinct user of `item` at event time `ts` (ms)."""
+        if self._reference == 0:
+            self._reference = ts
+        exponent = (ts - self._reference) / self.half_life_ms
+        if exponent > MAX_EXPONENT:
+            self._rebase(ts)
+            exponent = 0.0
+        self._counts[item] = self._counts.get(item, 0.0) + 2.0 ** max(exponent, -MAX_EXPONENT)
+        self.offset = offset
+        self.ts = max(self.ts, ts)
+
+    def snapshot(self) -> Partial:
+        """The counts decayed to the newest event time, the largest `KEPT_ITEMS` of them."""
+        self._rebase(self.ts)
+        largest = sorted(self._counts.items(), key=lambda pair: (-pair[1], pair[0]))[:KEPT_ITEMS]
+        self._counts = dict(largest)
+        return Partial(
+            self.partition, self.offset, self.ts, self.half_life_ms / 1000.0, {item: round(c, 6) for item, c in largest}
+        )
+
+    def _rebase(self, ts: int) -> None:
+        factor = 2.0 ** ((self._reference - ts) / self.half_life_ms)
+        self._counts = {item: count * factor for item, count in self._counts.items()}
+        self._reference = ts
+
+
+def total(partials: Iterable[Partial]) -> dict[str, float]:
+    """The sum of the partitions' counts, each decayed to the newest event time among them."""
+    ordered = sorted(partials, key=lambda partial: partial.partition)
+    newest = max((partial.ts for partial in ordered), default=0)
+    counts: dict[str, float] = {}
+    for partial in ordered:
+        factor = 2.0 ** ((partial.ts - newest) / (partial.half_life * 1000.0))
+        for item, count in partial.counts.items():
+            counts[item] = counts.get(item, 0.0) + count * factor
+    return counts
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Partial)
+
+
+def encode_partial(partial: Partial) -> bytes:
+    """The JSON bytes of a popularity record."""
+    return _encoder.encode(partial)
+
+
+def decode_partial(value: bytes) -> Partial:
+    """Inverse of `encode_partial`. Raises `msgspec.DecodeError`."""
+    return _decoder.decode(value)

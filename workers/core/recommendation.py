@@ -1,0 +1,96 @@
+"""The recommendation list: what is published for a user, with its evidence."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+
+class Reason(msgspec.Struct, frozen=True, gc=False):
+    """One of the user's own events that moved an item; `weight` is its share of the score, 0 to 1."""
+
+    item_id: str
+    type: str
+    ts: int
+    weight: float
+
+
+class Item(msgspec.Struct, frozen=True, gc=False):
+    """One ranked item.
+
+    `source` is `model` (the version's own candidates), `cold` (newer than the
+    version, placed by its text) or `popular`. `propensity` is the chance that
+    this slot held this item under the policy that made the list.
+    """
+
+    item_id: str
+    score: float
+    source: str
+    propensity: float = 1.0
+    reasons: tuple[Reason, ...] = ()
+
+
+class AsOf(msgspec.Struct, frozen=True, gc=False):
+    """The newest event that the list knows of; `ts` is its event time in ms."""
+
+    partition: int
+    offset: int
+    ts: int
+
+
+class SideInputs(msgspec.Struct, frozen=True, gc=False):
+    """The newest offsets of the side-input topics that the list was made with, -1 for none."""
+
+    items: int
+    popularity: int
+    models: int
+
+
+class Timings(msgspec.Struct, frozen=True, gc=False):
+    """Wall-clock times of that event's way, ms since the epoch."""
+
+    event: int
+    broker: int
+    state: int
+    inference: int
+    publish: int
+
+
+class Recommendation(msgspec.Struct, frozen=True, gc=False):
+    """One record of the recommendations topic.
+
+    `degraded` means that the model could not be asked and popularity stood in;
+    `personalised` is False where the user's own events had no part.
+    """
+
+    recommendation_id: str
+    user_id: str
+    items: list[Item]
+    model_version: int
+    as_of: AsOf
+    side_inputs: SideInputs
+    timings: Timings
+    degraded: bool
+    personalised: bool
+    variant: str = "live"
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Recommendation)
+
+
+def recommendation_id(user_id: str, as_of: AsOf, model_version: int, degraded: bool) -> str:
+    """A deterministic id: the same user, event and model always give the same one."""
+    facts = f"{user_id}\x1f{as_of.partition}\x1f{as_of.offset}\x1f{model_version}\x1f{degraded:d}"
+    return hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
+
+
+def encode_recommendation(recommendation: Recommendation) -> bytes:
+    """The JSON bytes of a list."""
+    return _encoder.encode(recommendation)
+
+
+def decode_recommendation(value: bytes) -> Recommendation:
+    """Inverse of `encode_recommendation`. Raises `msgspec.DecodeError`."""
+    return _decoder.decode(value)

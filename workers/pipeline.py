@@ -1,0 +1,361 @@
+"""The micro-batch: one run of one partition, from records to durable effects.
+
+decode → fold → state → featurise → encode → rank → features → publish. When
+`process` returns, every effect of the run is durable and its offset may be
+committed; when it raises, nothing may be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers import metrics
+from workers.core.events import BadEvent, Event, decode_event
+from workers.core.features import behaviour_row, featurise
+from workers.core.popularity import PartialPopularity, encode_partial
+from workers.core.ranking import RankConfig, rank, rank_popular
+from workers.core.recommendation import (
+    AsOf,
+    Item,
+    Recommendation,
+    Timings,
+    encode_recommendation,
+    recommendation_id,
+)
+from workers.core.state import Consent, Outcome, UserState, decode_state, empty_state, encode_state, fold
+from workers.live_model import Live, LiveModel
+from workers.ports import (
+    Encoded,
+    Encoder,
+    FeatureRow,
+    FeatureStore,
+    Message,
+    Publisher,
+    Record,
+    StateStore,
+    Unavailable,
+)
+from workers.settings import Settings
+
+FEATURE_RETRIES = 8
+"""Tries of a feature write before the worker gives up and ends; waits double from 0.1 s (25 s in all)."""
+POPULARITY_INTERVAL = 2.0
+"""Seconds between two publications of a partition's popularity."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Touched:
+    """A user touched by the run: the new state, and the newest of the user's records."""
+
+    user_id: str
+    state: UserState
+    event_ts: int = 0
+    broker_ts: int = 0
+    weight: float = 0.0
+    changed: bool = False
+
+    def note(self, event: Event, record: Record, outcome: Outcome, weight: float) -> None:
+        """Remember a record of the user's and what folding it did."""
+        self.broker_ts = record.timestamp
+        self.weight = max(self.weight, weight)
+        if outcome is not Outcome.REDELIVERED:
+            self.event_ts = event.ts
+            self.changed = True
+        elif not self.event_ts:
+            self.event_ts = self.state.times[-1] if self.state.times else event.ts
+
+
+@dataclass(slots=True)
+class _Inference:
+    """A chunk's encoder outputs (None where it was unavailable), with the version they are of."""
+
+    live: Live
+    history: NDArray[np.int32] | None
+    encoded: Encoded | None
+    done_ms: int
+
+
+class Pipeline:
+    """Processes runs; one instance serves all partitions of a worker, one run per partition at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: LiveModel,
+        encoder: Encoder,
+        features: FeatureStore,
+        publisher: Publisher,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._encoder = encoder
+        self._features = features
+        self._publisher = publisher
+        self._clock = clock
+        self._popularity: dict[int, PartialPopularity] = {}
+        self._popularity_due: dict[int, float] = {}
+
+    def forget_partition(self, partition: int) -> None:
+        """Drop what is held of a partition that another worker now owns."""
+        self._popularity.pop(partition, None)
+        self._popularity_due.pop(partition, None)
+
+    async def process(self, store: StateStore, partition: int, records: Sequence[Record]) -> None:
+        """Process one run in offset order. Raises on anything unexpected; nothing is then to be committed."""
+        metrics.BATCH_EVENTS.observe(len(records))
+        with metrics.STEP.labels("fold").time():
+            touched, dead = self.fold(store, partition, records)
+        state_ms = self._now_ms()
+        tasks = [
+            self.write_state(store, touched),
+            self._publish_dead(dead),
+            self._publish_popularity(partition),
+        ]
+        if touched:
+            tasks += [self._write_behaviour(touched), self._refresh(partition, touched, state_ms)]
+        await _all(tasks)
+
+    def fold(
+        self, store: StateStore, partition: int, records: Sequence[Record]
+    ) -> tuple[list[Touched], list[Message]]:
+        """Decode and fold a run: the users it touches with their new states, and its dead letters."""
+        behaviours = self._settings.behaviours
+        events: list[tuple[Record, Event]] = []
+        dead: list[Message] = []
+        for record in records:
+            event = decode_event(record.value, record.key, behaviours, record.headers)
+            if isinstance(event, BadEvent):
+                dead.append(self._dead_letter(record, partition, event))
+            else:
+                events.append((record, event))
+        users = list(dict.fromkeys(event.user_id for _, event in events))
+        touched = {
+            user: Touched(user, decode_state(raw) if raw is not None else empty_state(partition))
+            for user, raw in zip(users, store.read(users), strict=True)
+        }
+        popularity = self._partition_popularity(partition)
+        outcomes = [0] * len(Outcome)
+        for record, event in events:
+            user = touched[event.user_id]
+            outcome = fold(user.state, event, partition, record.offset)
+            outcomes[outcome] += 1
+            if outcome is Outcome.FIRST_TOUCH:
+                popularity.add(event.item_id or "", event.ts, record.offset)
+            user.note(event, record, outcome, behaviours.get(event.type, 0.0))
+        metrics.FOLDED.inc(outcomes[Outcome.APPLIED] + outcomes[Outcome.FIRST_TOUCH])
+        for outcome in (Outcome.REDELIVERED, Outcome.DUPLICATE, Outcome.IGNORED):
+            if outcomes[outcome]:
+                metrics.SKIPPED.labels(outcome.name.lower()).inc(outcomes[outcome])
+        return list(touched.values()), dead
+
+    async def write_state(self, store: StateStore, touched: list[Touched]) -> None:
+        """Write the states that changed."""
+        await store.write({user.user_id: encode_state(user.state) for user in touched if user.changed})
+
+    def _dead_letter(self, record: Record, partition: int, bad: BadEvent) -> Message:
+        metrics.DEAD_LETTERS.labels(bad.reason).inc()
+        value = record.value or b""
+        headers = [
+            ("reason", bad.reason.encode()),
+            ("detail", bad.detail.encode(errors="backslashreplace")[:500]),
+            ("origin_topic", self._settings.events_topic.encode()),
+            ("origin_partition", str(partition).encode()),
+            ("origin_offset", str(record.offset).encode()),
+            ("sha256", hashlib.sha256(value).hexdigest().encode()),
+        ]
+        return Message(self._settings.dlq_topic, record.key, record.value, headers)
+
+    async def _publish_dead(self, dead: list[Message]) -> None:
+        if dead:
+            await self._publisher.publish(dead)
+
+    def _partition_popularity(self, partition: int) -> PartialPopularity:
+        popularity = self._popularity.get(partition)
+        if popularity is None:
+            restored = self._model.partial(partition)
+            popularity = PartialPopularity(partition, self._settings.popularity_half_life, restored)
+            self._popularity[partition] = popularity
+        return popularity
+
+    async def _publish_popularity(self, partition: int) -> None:
+        """Publish the partition's counts where they are due: at the first run and then every interval."""
+        now = time.monotonic()
+        popularity = self._popularity[partition]
+        if now < self._popularity_due.get(partition, 0.0) or popularity.offset < 0:
+            return
+        self._popularity_due[partition] = now + POPULARITY_INTERVAL
+        value = encode_partial(popularity.snapshot())
+        await self._publisher.publish([Message(self._settings.popularity_topic, str(partition).encode(), value)])
+
+    async def _write_behaviour(self, touched: list[Touched]) -> None:
+        behaviours = self._settings.behaviours
+        rows = [
+            FeatureRow(user.user_id, user.state.feature_ts, behaviour_row(user.state, behaviours))
+            for user in touched
+            if not user.state.consent
+        ]
+        gone = [user.user_id for user in touched if user.state.consent]
+        with metrics.STEP.labels("behaviour_features").time():
+            if rows:
+                await _retried(lambda: self._features.write_behaviour(rows))
+            if gone:
+                await _retried(lambda: self._features.delete(gone))
+
+    async def _refresh(self, partition: int, touched: list[Touched], state_ms: int) -> None:
+        """Encode, rank and publish for every touched user, purchases before clicks before views.
+
+        The encoder works on the next chunk while this one is ranked.
+        """
+        plain = [user for user in touched if user.state.consent or not user.state.items]
+        if plain:
+            await self._publish_plain(partition, plain, state_ms)
+        encoded = sorted((user for user in touched if not user.state.consent and user.state.items), key=_by_weight)
+        size = self._settings.encode_batch
+        chunks = [encoded[start : start + size] for start in range(0, len(encoded), size)]
+        ahead: asyncio.Task[_Inference] | None = None
+        pending: list[asyncio.Task[None]] = []
+        try:
+            for number, chunk in enumerate(chunks):
+                inference = await (ahead or asyncio.create_task(self._infer(chunk)))
+                ahead = None
+                if number + 1 < len(chunks):
+                    ahead = asyncio.create_task(self._infer(chunks[number + 1]))
+                    await asyncio.sleep(0)
+                pending.append(asyncio.create_task(self._deliver(partition, chunk, inference, state_ms)))
+                await asyncio.sleep(0)
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+            await _all(pending)
+
+    async def _infer(self, chunk: list[Touched]) -> _Inference:
+        live = self._model.live
+        if live is None:
+            raise RuntimeError("no model is live: the pipeline was started too early")
+        tensors = featurise([user.state for user in chunk], live.item_index, live.type_index)
+        encoded: Encoded | None = None
+        with metrics.STEP.labels("encode").time():
+            try:
+                encoded = await self._encoder.encode(tensors, live.version)
+            except Unavailable as error:
+                log.warning("degraded", extra={"why": str(error), "users": len(chunk)})
+        return _Inference(live, tensors["item_index"], encoded, self._now_ms())
+
+    async def _deliver(self, partition: int, chunk: list[Touched], inference: _Inference, state_ms: int) -> None:
+        settings, live, encoded = self._settings, inference.live, inference.encoded
+        states = [user.state for user in chunk]
+        if encoded is None:
+            lists = [rank_popular(live.space, state, settings.list_size) for state in states]
+            await self._publish_lists(partition, chunk, lists, inference, state_ms, degraded=True)
+            return
+        weight = settings.prior_weight
+        config = RankConfig(
+            settings.list_size, settings.diversity, live.bundle.manifest.prior_weight if weight is None else weight
+        )
+        assert inference.history is not None
+        with metrics.STEP.labels("rank").time():
+            lists = rank(live.space, config, states, inference.history, *encoded)
+        rows = [
+            FeatureRow(user.user_id, user.state.feature_ts, (vector, live.version))
+            for user, vector in zip(chunk, encoded.embedding, strict=True)
+        ]
+        await _all(
+            [
+                self._write_embedding(rows),
+                self._publish_lists(partition, chunk, lists, inference, state_ms, degraded=False),
+            ]
+        )
+
+    async def _write_embedding(self, rows: list[FeatureRow]) -> None:
+        with metrics.STEP.labels("embedding_features").time():
+            await _retried(lambda: self._features.write_embedding(rows))
+
+    async def _publish_plain(self, partition: int, users: list[Touched], state_ms: int) -> None:
+        """Users without a profile get the popular list; an erased one gets a tombstone."""
+        live = self._model.live
+        if live is None:
+            raise RuntimeError("no model is live: the pipeline was started too early")
+        gone = [user for user in users if user.state.consent is Consent.ERASED]
+        topic = self._settings.recommendations_topic
+        if gone:
+            await self._publisher.publish([Message(topic, user.user_id.encode(), None) for user in gone])
+        rest = [user for user in users if user.state.consent is not Consent.ERASED]
+        if rest:
+            lists = [rank_popular(live.space, None, self._settings.list_size) for _ in rest]
+            inference = _Inference(live, None, None, self._now_ms())
+            await self._publish_lists(partition, rest, lists, inference, state_ms, degraded=False)
+
+    async def _publish_lists(
+        self,
+        partition: int,
+        users: list[Touched],
+        lists: list[list[Item]],
+        inference: _Inference,
+        state_ms: int,
+        *,
+        degraded: bool,
+    ) -> None:
+        personalised = inference.encoded is not None
+        version = inference.live.version
+        side_inputs = self._model.side_inputs
+        topic = self._settings.recommendations_topic
+        now = self._now_ms()
+        messages = []
+        for user, items in zip(users, lists, strict=True):
+            as_of = AsOf(partition, user.state.offset, user.event_ts)
+            recommendation = Recommendation(
+                recommendation_id(user.user_id, as_of, version, degraded),
+                user.user_id,
+                items,
+                version,
+                as_of,
+                side_inputs,
+                Timings(user.event_ts, user.broker_ts, state_ms, inference.done_ms, now),
+                degraded,
+                personalised,
+            )
+            messages.append(Message(topic, user.user_id.encode(), encode_recommendation(recommendation)))
+        with metrics.STEP.labels("publish").time():
+            await self._publisher.publish(messages)
+        acknowledged = self._now_ms()
+        for user in users:
+            metrics.EVENT_TO_PUBLISH.observe(max(0, acknowledged - user.broker_ts) / 1000)
+        kind = "degraded" if degraded else "personalised" if personalised else "plain"
+        metrics.LISTS.labels(kind).inc(len(users))
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+
+def _by_weight(user: Touched) -> float:
+    return -user.weight
+
+
+async def _all(awaitables: Sequence[Awaitable[None]]) -> None:
+    """Await all, whatever happens to one, then raise the first failure."""
+    for result in await asyncio.gather(*awaitables, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _retried(write: Callable[[], Awaitable[None]]) -> None:
+    """Try a feature write until the store answers; a store away for long ends the worker."""
+    for attempt in range(FEATURE_RETRIES):
+        try:
+            return await write()
+        except Unavailable as error:
+            metrics.FEATURE_RETRIES.inc()
+            log.warning("feature store away", extra={"why": str(error), "attempt": attempt})
+            await asyncio.sleep(0.1 * 2**attempt)
+    await write()

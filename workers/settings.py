@@ -1,0 +1,126 @@
+"""Settings of a worker and of the commands around it.
+
+Sources, later ones win: defaults, a TOML file, environment variables
+`FRESHET_<NAME>`, command-line flags.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from workers.core.events import DEFAULT_BEHAVIOURS
+
+PREFIX = "FRESHET_"
+SECRETS = frozenset({"kafka_password"})
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class SettingsError(Exception):
+    """A setting is unknown or has a bad value; the message names it and its source."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set; times are seconds."""
+
+    kafka: str = "127.0.0.1:9092"
+    """Bootstrap servers, `host:port[,host:port…]`."""
+    kafka_security: str = "PLAINTEXT"
+    """`PLAINTEXT`, `SSL` or `SASL_SSL` (SCRAM-SHA-512)."""
+    kafka_ca: str | None = None
+    """File with the CA certificates of the brokers."""
+    kafka_username: str | None = None
+    kafka_password: str | None = None
+
+    group: str = "freshet"
+    """Consumer group, and the prefix of the changelog topic."""
+    events_topic: str = "events"
+    items_topic: str = "items"
+    recommendations_topic: str = "recommendations"
+    dlq_topic: str = "events.dlq"
+    models_topic: str = "models"
+    popularity_topic: str = "popularity"
+
+    triton: str = "127.0.0.1:8001"
+    """gRPC address of Triton."""
+    triton_deadline: Seconds = 1.0
+    model_repository: str = "triton_models"
+    """Folder of Triton's model repository; workers read item tables from it."""
+
+    feature_repo: str = "feature_repo"
+    """Feast repository with `feature_store.yaml` and `definitions.py`."""
+    online_store: str = "sqlite"
+    """`sqlite`, or `redis://host:port`."""
+    feast_dir: str = ".feast"
+    """Feast's registry, its SQLite file and the `feature_store.yaml` in force; shared by the workers of a group."""
+
+    data_dir: str = ".freshet/worker"
+    """RocksDB files and Faust's data; each worker has its own."""
+    health_host: str = "127.0.0.1"
+    health_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    """Port of `/healthz`, `/readyz` and `/metrics`; 0 picks a free one."""
+
+    behaviours: dict[str, float] = msgspec.field(default_factory=lambda: dict(DEFAULT_BEHAVIOURS))
+    """Behaviour types with their weights."""
+    list_size: Annotated[int, msgspec.Meta(ge=1, le=50)] = 10
+    max_batch_events: Positive = 2048
+    """Most events folded as one micro-batch."""
+    encode_batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 64
+    """Users per encoder call."""
+    diversity: Fraction = 0.0
+    """Maximal marginal relevance: 0 ranks by score alone, 1 by dissimilarity alone."""
+    prior_weight: float | None = None
+    """Weight of the popularity prior; by default the one fitted with the model."""
+    popularity_half_life: Seconds = 7 * 86_400.0
+    """Half-life of an interaction in the popularity prior, in event time."""
+
+    def masked(self) -> dict[str, Any]:
+        """All settings by name, secrets replaced."""
+        values = msgspec.structs.asdict(self)
+        return {name: "********" if name in SECRETS and value else value for name, value in values.items()}
+
+
+def load_settings(
+    file: Path | None = None, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
+) -> Settings:
+    """Merge all sources. `flags` that are None are not given. Raises `SettingsError`."""
+    names = set(Settings.__struct_fields__)
+    merged: dict[str, Any] = {}
+    if file is not None:
+        try:
+            merged.update(tomllib.loads(file.read_text()))
+        except FileNotFoundError:
+            raise SettingsError(f"settings file {file} does not exist") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"settings file {file}: {error}") from None
+        if unknown := set(merged) - names:
+            raise SettingsError(f"settings file {file}: unknown setting {sorted(unknown)[0]!r}")
+    for variable, value in environ.items():
+        if variable.startswith(PREFIX):
+            name = variable[len(PREFIX) :].lower()
+            if name not in names:
+                raise SettingsError(f"environment variable {variable}: unknown setting {name!r}")
+            merged[name] = _structured(variable, name, value)
+    merged.update({name: value for name, value in (flags or {}).items() if value is not None})
+    try:
+        return msgspec.convert(merged, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"settings: {error}") from None
+
+
+def _structured(variable: str, name: str, value: str) -> Any:
+    """A mapping is written as JSON in its environment variable."""
+    if name != "behaviours":
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        raise SettingsError(f'environment variable {variable}: not JSON such as {{"view": 1, "click": 2}}') from None
