@@ -1,0 +1,45 @@
+# Two commands for a newcomer: `make demo` and `make test`. Everything is fetched by the first run.
+PYTHON := $(shell for p in python3.11 /usr/bin/python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
+BOOTSTRAP := $(or $(PYTHON),python3) deploy/setup/bootstrap.py
+BIN := .venv/bin
+
+.PHONY: setup setup-training demo test unit lint bench train lock clean
+
+setup:
+	@$(BOOTSTRAP)
+
+setup-training:
+	@$(BOOTSTRAP) --training
+
+demo: setup
+	@$(BIN)/freshet demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+test: setup-training lint
+	$(BIN)/pytest -m 'not bench'
+
+unit: setup
+	$(BIN)/pytest -m 'not integration and not bench'
+
+bench: setup
+	@$(BIN)/freshet bench
+
+train: setup-training
+	@$(BIN)/freshet train
+
+# Resolve the requirement files again, with hashes and without any index in them.
+COMPILE := uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--python-version 3.11 --no-annotate --no-header
+lock:
+	$(COMPILE) pyproject.toml --extra dev --extra bench -o deploy/requirements/worker.txt
+	for part in triton training uv; do \
+		$(COMPILE) deploy/requirements/$$part.in -o deploy/requirements/$$part.txt || exit 1; done
+	$(COMPILE) --no-deps deploy/requirements/data.in -o deploy/requirements/data.txt
+
+clean:
+	rm -rf .venv .parts .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis dist
