@@ -72,7 +72,7 @@ class Touched:
             self.event_ts = event.ts
             self.changed = True
         elif not self.event_ts:
-            self.event_ts = self.state.times[-1] if self.state.times else event.ts
+            self.event_ts = self.state.newest_ts or event.ts
 
 
 @dataclass(slots=True)
@@ -217,10 +217,10 @@ class Pipeline:
 
         The encoder works on the next chunk while this one is ranked.
         """
-        plain = [user for user in touched if user.state.consent or not user.state.items]
+        plain = [user for user in touched if user.state.consent or not user.state.length]
         if plain:
             await self._publish_plain(partition, plain, state_ms)
-        encoded = sorted((user for user in touched if not user.state.consent and user.state.items), key=_by_weight)
+        encoded = sorted((user for user in touched if not user.state.consent and user.state.length), key=_by_weight)
         size = self._settings.encode_batch
         chunks = [encoded[start : start + size] for start in range(0, len(encoded), size)]
         ahead: asyncio.Task[_Inference] | None = None

@@ -53,7 +53,6 @@ class KafkaPublisher:
                 "delivery.timeout.ms": int(DELIVERY_SECONDS * 1000),
                 "queue.buffering.max.messages": 1_000_000,
                 "partitioner": "murmur2_random",
-                "compression.type": "lz4",
             }
         )
         self._closing = threading.Event()

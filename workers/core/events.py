@@ -7,8 +7,8 @@ exception: the stream goes on and the record becomes a dead letter.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from datetime import datetime as _datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -67,6 +67,10 @@ class BadEvent(msgspec.Struct, frozen=True):
     detail: str
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ZonedTime = Annotated[datetime, msgspec.Meta(tz=True)]
+"""CloudEvents times are RFC 3339: one without a zone would mean another moment on another machine."""
+
 _decoder = msgspec.json.Decoder(Event)
 _encoder = msgspec.json.Encoder()
 
@@ -75,7 +79,7 @@ def decode_event(
     value: bytes | None,
     key: bytes | None,
     behaviours: Collection[str] = DEFAULT_BEHAVIOURS,
-    headers: Collection[tuple[str, bytes]] = (),
+    headers: Collection[tuple[str, bytes | None]] = (),
 ) -> Event | BadEvent:
     """Decode one record of the events topic.
 
@@ -121,13 +125,13 @@ def event_schema() -> dict[str, Any]:
     return msgspec.json.schema(Event)
 
 
-def _is_cloudevent(headers: Collection[tuple[str, bytes]]) -> bool:
+def _is_cloudevent(headers: Collection[tuple[str, bytes | None]]) -> bool:
     return any(name == "ce_specversion" for name, _ in headers)
 
 
-def _from_cloudevent(value: bytes, headers: Collection[tuple[str, bytes]]) -> Event:
+def _from_cloudevent(value: bytes, headers: Collection[tuple[str, bytes | None]]) -> Event:
     body = msgspec.json.decode(value, type=dict)
-    attributes = {name: raw.decode() for name, raw in headers if name.startswith("ce_")}
+    attributes = {name: raw.decode() for name, raw in headers if name.startswith("ce_") and raw is not None}
     if "ce_id" in attributes:
         body.setdefault("event_id", attributes["ce_id"])
     if "ce_type" in attributes:
@@ -135,6 +139,6 @@ def _from_cloudevent(value: bytes, headers: Collection[tuple[str, bytes]]) -> Ev
     if "ce_subject" in attributes:
         body.setdefault("user_id", attributes["ce_subject"])
     if "ce_time" in attributes and "ts" not in body:
-        moment = msgspec.convert(attributes["ce_time"], type=_datetime)
-        body["ts"] = int(moment.timestamp() * 1000)
+        moment = msgspec.convert(attributes["ce_time"], type=_ZonedTime)
+        body["ts"] = (moment - _EPOCH) // timedelta(milliseconds=1)
     return msgspec.convert(body, type=Event)

@@ -70,12 +70,12 @@ def featurise(states: Sequence[UserState], item_index: Mapping[str, int], type_i
     An event type the version was not trained on has index 0 with a real item.
     """
     rows = len(states)
-    lengths = np.fromiter((len(state.items) for state in states), np.int64, rows)
+    lengths = np.fromiter((state.length for state in states), np.int64, rows)
     item_lists = chain.from_iterable(state.items for state in states)
     type_lists = chain.from_iterable(state.types for state in states)
     items = np.array(list(map(item_index.get, item_lists, repeat(UNKNOWN))), np.int32)
     types = np.array(list(map(type_index.get, type_lists, repeat(0))), np.int32)
-    times = np.frombuffer(b"".join(state.times for state in states), np.int64)
+    times = np.frombuffer(b"".join(state.time_log for state in states), np.dtype("<i8"))
     filled = np.arange(HISTORY) >= (HISTORY - lengths)[:, None]
     gaps = gap_bucket(np.diff(times, prepend=times[:1]))
     starts = (np.cumsum(lengths) - lengths)[lengths > 0]

@@ -121,14 +121,14 @@ def rank(
     rankable &= ~(candidates[:, :, None] == history[:, None, :]).any(axis=2)
     rankable[:, topk_index.shape[1] :] &= ~(common[None, :, None] == topk_index[:, None, :]).any(axis=2)
     scores = np.where(rankable, scores, -np.inf)
-    order = np.argsort(-scores, axis=1, kind="stable")
+    order = np.argsort(_order_key(scores, candidates), axis=1)
     candidates = np.take_along_axis(candidates, order, axis=1)
     scores = np.take_along_axis(scores, order, axis=1).astype(np.float64).round(5)
     pool = config.list_size * (MMR_POOL if config.diversity else 1)
     more_seen = (history == UNKNOWN).any(axis=1)
     picks, values = candidates[:, :pool].tolist(), scores[:, :pool].tolist()
     for user, state in enumerate(states):
-        if more_seen[user] or state.seen or values[user][-1] == -np.inf:
+        if more_seen[user] or len(state.seen_log) > 1 or values[user][-1] == -np.inf:
             picks[user], values[user] = _unseen(
                 space.ids, state, candidates[user].tolist(), scores[user].tolist(), pool
             )
@@ -153,6 +153,13 @@ def rank_popular(space: ItemSpace, state: UserState | None, list_size: int) -> l
             if len(items) == list_size:
                 break
     return items
+
+
+def _order_key(scores: NDArray[np.float32], candidates: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Integers that rise as the score falls, then with the item index; they sort twice as fast as floats do stably."""
+    bits = (scores.astype(np.float32, copy=False) + np.float32(0)).view(np.int32).astype(np.int64)  # -0.0 becomes 0.0
+    ascending = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (-ascending << 32) | candidates
 
 
 def _unseen(

@@ -1,0 +1,41 @@
+"""The command line `freshet`: one module per group of verbs.
+
+Parts that are slow to import (Faust, Feast, the Triton client) are imported inside the verbs.
+"""
+
+import logging
+
+import typer
+
+from workers.cli import check, demo, dlq, inspect_user, model, produce, stack, tail, worker
+from workers.cli.errors import Group
+
+# kafka-python reports each refused connection as a warning; the verbs say it once, in their own words.
+logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+app = typer.Typer(
+    cls=Group,
+    name="freshet",
+    help="A stream of user events in, a stream of fresh recommendations out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("up", rich_help_panel="Local stack")(stack.up)
+app.command("down", rich_help_panel="Local stack")(stack.down)
+app.command("demo", rich_help_panel="Local stack")(demo.demo)
+app.command("worker", rich_help_panel="Workers")(worker.worker)
+app.command("check", rich_help_panel="Workers")(check.check)
+app.command("produce", rich_help_panel="Streams")(produce.produce)
+app.command("tail", rich_help_panel="Streams")(tail.tail)
+app.command("inspect", rich_help_panel="Streams")(inspect_user.inspect_user)
+app.add_typer(dlq.app, name="dlq", rich_help_panel="Streams")
+app.command(
+    "train",
+    rich_help_panel="Models",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)(model.train)
+app.command("publish", rich_help_panel="Models")(model.publish)
+
+__all__ = ["app"]

@@ -1,0 +1,106 @@
+"""Options that several verbs share, and how they become settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from deploy.local import NotRunning, Stack, load
+from deploy.local.parts import ROOT
+from workers.settings import PREFIX, Settings, load_settings
+
+DEFAULT_DIRECTORY = Path(".freshet")
+
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE.toml", help="Settings file.", rich_help_panel="Settings")
+]
+Directory = Annotated[
+    Path,
+    typer.Option(
+        "--dir",
+        metavar="DIR",
+        help="Folder of a local stack; its addresses are the defaults where `freshet up` was run.",
+        rich_help_panel="Settings",
+    ),
+]
+Kafka = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Bootstrap servers.", rich_help_panel="Settings")]
+Triton = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="Triton's gRPC address.", rich_help_panel="Settings")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for scripts.")]
+
+
+class Effective(msgspec.Struct, frozen=True):
+    """Settings, and for each where it came from."""
+
+    settings: Settings
+    sources: dict[str, str]
+
+
+def resolve(config: Path | None, directory: Path, **flags: Any) -> Effective:
+    """Merge defaults, the local stack's addresses, the file, the environment and flags, later ones winning.
+
+    Raises `SettingsError`.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    stack = stack_defaults(directory)
+    sources = dict.fromkeys(Settings.__struct_fields__, "default")
+    sources |= dict.fromkeys(stack, str(directory / "stack.json"))
+    sources |= dict.fromkeys(_file_names(config), str(config))
+    sources |= {variable[len(PREFIX) :].lower(): variable for variable in os.environ if variable.startswith(PREFIX)}
+    sources |= dict.fromkeys(given, "flag")
+    beneath = {name: value for name, value in stack.items() if sources[name] == str(directory / "stack.json")}
+    settings = load_settings(config, {**beneath, **given}, os.environ)
+    return Effective(settings, {name: sources[name] for name in Settings.__struct_fields__})
+
+
+def stack_defaults(directory: Path) -> dict[str, Any]:
+    """Settings that reach the local stack of a folder; none where it has none."""
+    try:
+        stack = load(directory)
+    except (NotRunning, NotADirectoryError):
+        return {}
+    return addresses(stack)
+
+
+def addresses(stack: Stack) -> dict[str, Any]:
+    """Settings that reach a local stack."""
+    found: dict[str, Any] = {
+        "feature_repo": str(ROOT / "feature_repo"),
+        "data_dir": str(stack.directory / "worker"),
+        "feast_dir": str(stack.directory / "feast"),
+    }
+    if "kafka" in stack.parts:
+        found["kafka"] = stack.bootstrap
+    if "triton" in stack.parts:
+        found |= {"triton": stack.triton_grpc, "model_repository": str(stack.models)}
+    if "redis" in stack.parts:
+        found["online_store"] = f"redis://{stack.redis}"
+    return found
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The environment variables that give a process these settings."""
+    variables = {}
+    for name, value in msgspec.structs.asdict(settings).items():
+        if value is not None:
+            variables[PREFIX + name.upper()] = json.dumps(value) if isinstance(value, Mapping) else str(value)
+    return variables
+
+
+def _file_names(config: Path | None) -> list[str]:
+    """The names a settings file sets; what is wrong with it is for `load_settings` to say."""
+    if config is None:
+        return []
+    try:
+        names = set(tomllib.loads(config.read_text()))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return []
+    return [name for name in Settings.__struct_fields__ if name in names]

@@ -1,0 +1,48 @@
+"""`worker`: one stream worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workers.cli.errors import UserError
+from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Kafka, Triton, resolve
+
+
+def worker(
+    config: Config = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    kafka: Kafka = None,
+    triton: Triton = None,
+    group: Annotated[str | None, typer.Option(help="Consumer group.", rich_help_panel="Settings")] = None,
+    online_store: Annotated[
+        str | None, typer.Option(help="`sqlite` or `redis://host:port`.", rich_help_panel="Settings")
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Folder of this worker's own data.", rich_help_panel="Settings")
+    ] = None,
+    health_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port of /healthz, /readyz and /metrics.", rich_help_panel="Settings"),
+    ] = None,
+) -> None:
+    """Run one stream worker until SIGTERM; logs are JSON on stderr."""
+    settings = resolve(
+        config,
+        directory,
+        kafka=kafka,
+        triton=triton,
+        group=group,
+        online_store=online_store,
+        data_dir=str(state_dir) if state_dir is not None else None,
+        health_port=health_port,
+    ).settings
+    from workers.app import StartError, run
+
+    try:
+        status = run(settings)
+    except StartError as error:
+        raise UserError(str(error)) from None
+    raise typer.Exit(status)
