@@ -108,11 +108,14 @@ class TritonEncoder:
         return vectors
 
     async def ready(self, version: int) -> bool:
-        """Whether the pinned version of the user encoder answers."""
+        """Whether the pinned version of the user encoder is ready; if so, an open breaker closes."""
         try:
-            return bool(await self._client.is_model_ready(MODEL, str(version), client_timeout=self._deadline))
+            ready = bool(await self._client.is_model_ready(MODEL, str(version), client_timeout=self._deadline))
         except (InferenceServerException, grpc.aio.AioRpcError):
             return False
+        if ready:
+            self.breaker.succeeded()
+        return ready
 
     async def close(self) -> None:
         """Close the channel."""
