@@ -212,10 +212,9 @@ def _encode_strings(column: Sequence[str]) -> list[bytes]:
 
 @lru_cache(maxsize=65_536)
 def _encode_int64(value: int) -> bytes:
-    return _INT64 + _varint(value & 0xFFFF_FFFF_FFFF_FFFF)
+    return _INT64 + _varint(int(value) & 0xFFFF_FFFF_FFFF_FFFF)
 
 
-@lru_cache(maxsize=65_536)
 def _encode_float32(value: float) -> bytes:
     return _FLOAT + struct.pack("<f", value)
 
@@ -412,10 +411,10 @@ class _SqliteRows:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield self._connection
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
+            self._connection.execute("COMMIT")
+        finally:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
 
 
 def _upsert(table: str, view: _View) -> str:
@@ -460,7 +459,7 @@ def _config(settings: Settings, repository: Path, folder: Path) -> dict[str, Any
         seconds = f"socket_timeout={TIMEOUT_SECONDS},socket_connect_timeout={TIMEOUT_SECONDS}"
         online = {"type": "redis", "connection_string": f"{address[1]},{seconds}"}
     else:
-        raise SettingsError(f"online_store: {settings.online_store!r} is neither sqlite nor redis://host:port")
+        raise SettingsError("online_store is neither sqlite nor redis://host:port")
     return {**base, "registry": str(folder / "registry.db"), "online_store": online}
 
 

@@ -1,0 +1,102 @@
+"""The Feast objects, generated from the core's feature lists.
+
+`feast apply` imports this file as a top-level module and registers every Feast
+object it finds; the behaviour types are then those of FRESHET_BEHAVIOURS (JSON)
+or the default ones. A worker calls `define` with the types of its settings.
+"""
+
+# ruff: noqa: INP001 - `feast apply` wants a folder of top-level modules, not a package
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource
+from feast.types import Array, FeastType, Float32, Int64, String
+from feast.value_type import ValueType
+
+from workers.core.events import DEFAULT_BEHAVIOURS
+from workers.core.features import DIM, EMBEDDING_FEATURES, Feature, behaviour_features
+
+TYPES: dict[str, FeastType] = {
+    "string": String,
+    "int64": Int64,
+    "float32": Float32,
+    "list[string]": Array(String),
+    "list[int64]": Array(Int64),
+    "list[float32]": Array(Float32),
+}
+ENCODER_FEATURES = ["recent_items", "recent_types", "recent_times"]
+
+
+class Definitions(NamedTuple):
+    """All Feast objects of this repository; data sources come with their views."""
+
+    user: Entity
+    user_behaviour: FeatureView
+    user_embedding: FeatureView
+    user_encoder: FeatureService
+
+
+def define(behaviours: Collection[str]) -> Definitions:
+    """The Feast objects for these behaviour types."""
+    user = Entity(
+        name="user",
+        join_keys=["user_id"],
+        value_type=ValueType.STRING,
+        description="whoever the events belong to; the key of the events topic",
+    )
+    behaviour = _view("user_behaviour", "what the user did: the fold of their events", user, _behaviour(behaviours))
+    embedding = _view("user_embedding", "the user's vector and the model that made it", user, _embedding())
+    return Definitions(
+        user,
+        behaviour,
+        embedding,
+        FeatureService(
+            name="user_encoder",
+            features=[behaviour[ENCODER_FEATURES], embedding],
+            description="what the user encoder reads, and what it made of it",
+        ),
+    )
+
+
+def _view(name: str, description: str, user: Entity, schema: Sequence[Field]) -> FeatureView:
+    """A view that is pushed to; its file is where an offline history would lie, none is needed to serve.
+
+    Online rows do not expire: Feast applies a ttl to historical joins alone.
+    """
+    history = FileSource(name=f"{name}_history", path=f"../.feast/{name}.parquet", timestamp_field="event_timestamp")
+    return FeatureView(
+        name=name,
+        description=description,
+        entities=[user],
+        schema=list(schema),
+        source=PushSource(name=f"{name}_push", batch_source=history),
+        ttl=timedelta(0),
+        online=True,
+    )
+
+
+def _behaviour(behaviours: Collection[str]) -> list[Field]:
+    return [_field(feature) for feature in behaviour_features(behaviours)]
+
+
+def _embedding() -> list[Field]:
+    return [_field(feature) for feature in EMBEDDING_FEATURES]
+
+
+def _field(feature: Feature) -> Field:
+    return Field(
+        name=feature.name,
+        dtype=TYPES[feature.kind],
+        description=feature.description,
+        vector_length=DIM if feature.name == "embedding" else 0,
+    )
+
+
+user, user_behaviour, user_embedding, user_encoder = define(
+    json.loads(os.environ.get("FRESHET_BEHAVIOURS", "null")) or DEFAULT_BEHAVIOURS
+)

@@ -1,0 +1,508 @@
+"""The contract of `workers.ports.FeatureStore`, over every backend, and what Feast's own readers see of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sqlite3
+import struct
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+from feast import FeatureStore as Feast
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList, Value
+from redis import Redis
+
+from deploy.local import redis as redis_server
+from deploy.local.ports import choose_ports
+from deploy.local.process import Process, kill
+from workers.adapters.feast import FeastStore, apply, open_feature_store
+from workers.adapters.memory import MemoryFeatureStore
+from workers.core.events import Event
+from workers.core.features import DIM, EMBEDDING_FEATURES, behaviour_features, behaviour_row
+from workers.core.state import HISTORY, UserState, empty_state, fold
+from workers.ports import FeatureRow, FeatureStore, Unavailable
+from workers.settings import Settings, SettingsError
+
+ROOT = Path(__file__).parents[2]
+BEHAVIOURS = {"view": 1.0, "click": 2.0, "add-to-cart": 3.0, "it's": 4.0}
+T0_MS = 1_700_000_000_000
+T0_US = T0_MS * 1000
+SECOND_US = 1_000_000
+DAY_US = 86_400 * SECOND_US
+
+
+class RunningRedis(NamedTuple):
+    """A Redis that nobody else uses."""
+
+    process: Process
+    port: int
+
+    @property
+    def url(self) -> str:
+        """As the setting wants it."""
+        return f"redis://127.0.0.1:{self.port}"
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningRedis]:
+    """A real Redis; without redis-server a laptop skips and CI fails."""
+    if shutil.which("redis-server") is None:
+        why = "redis-server is not on PATH"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    ports = choose_ports(redis_server.PORTS, asked={}, preferred={})
+    process = redis_server.start(tmp_path_factory.mktemp("redis"), ports)
+    try:
+        yield RunningRedis(process, ports["redis"])
+    finally:
+        kill(process)
+
+
+def feast_settings(folder: Path, online_store: str) -> Settings:
+    return Settings(
+        feature_repo=str(ROOT / "feature_repo"),
+        feast_dir=str(folder),
+        online_store=online_store,
+        behaviours=BEHAVIOURS,
+    )
+
+
+def open_feast(request: pytest.FixtureRequest, online_store: str) -> FeastStore:
+    folder = request.getfixturevalue("tmp_path_factory").mktemp("feast")
+    return open_feature_store(feast_settings(folder, online_store))
+
+
+OPENERS: dict[str, Callable[[pytest.FixtureRequest], Any]] = {
+    "memory": lambda _: MemoryFeatureStore(list(BEHAVIOURS)),
+    "sqlite": lambda request: open_feast(request, "sqlite"),
+    "redis": lambda request: open_feast(request, request.getfixturevalue("redis").url),
+}
+"""Every backend."""
+FEAST = ["sqlite", "redis"]
+
+
+def _opened(request: pytest.FixtureRequest) -> Iterator[Any]:
+    store = OPENERS[request.param](request)
+    yield store
+    if hasattr(store, "close"):
+        store.close()
+
+
+store = pytest.fixture(scope="module", params=OPENERS)(_opened)
+feast_store = pytest.fixture(scope="module", params=FEAST)(_opened)
+
+
+@pytest.fixture
+def user(request: pytest.FixtureRequest) -> str:
+    """A user that no other test writes."""
+    return f"{request.node.name}-u"
+
+
+def outsider(store: FeastStore) -> Feast:
+    """Another program's Feast client: it knows the written `feature_store.yaml` alone."""
+    return Feast(fs_yaml_file=Path(store._feast.config.registry.path).with_name("feature_store.yaml"))
+
+
+def folded(user_id: str, events: int = 3 * HISTORY) -> UserState:
+    """A state with every kind of event, a full history, and amounts that a float32 holds exactly."""
+    state = empty_state(0)
+    kinds = list(BEHAVIOURS)
+    for number in range(events):
+        kind = kinds[number % len(kinds)]
+        amount = number * 0.25 if number % 3 == 0 else None
+        event = Event(f"e{number}", user_id, kind, T0_MS + number * 977, f"item {number % 70} é", amount)
+        fold(state, event, 0, number)
+    return state
+
+
+def expected(state: UserState) -> dict[str, Any]:
+    return {
+        "recent_items": state.items,
+        "recent_types": state.types,
+        "recent_times": list(state.times),
+        **{f"{kind}_count": state.counts.get(kind, 0) for kind in BEHAVIOURS},
+        **{f"{kind}_spend": state.spend.get(kind, 0.0) for kind in BEHAVIOURS},
+        "last_event_time": state.last_ts,
+    }
+
+
+def behaviour(user_id: str, timestamp_us: int, state: UserState | None = None) -> FeatureRow:
+    return FeatureRow(user_id, timestamp_us, behaviour_row(state or folded(user_id, 5), BEHAVIOURS))
+
+
+def embedding(user_id: str, timestamp_us: int, version: int = 1) -> FeatureRow:
+    vector = np.random.default_rng(version).standard_normal(DIM).astype(np.float32)
+    return FeatureRow(user_id, timestamp_us, (vector, version))
+
+
+def plain(features: dict[str, Any]) -> dict[str, Any]:
+    """Arrays as lists, so that features compare."""
+    return {
+        name: value if value is None or np.isscalar(value) else list(np.asarray(value).tolist())
+        for name, value in features.items()
+    }
+
+
+async def test_what_is_written_is_the_fold(store: FeatureStore, user: str) -> None:
+    """Every field of the state, and the vector to the bit, come back."""
+    state, vector = folded(user), embedding(user, T0_US, version=7)
+    await store.write_behaviour([behaviour(user, state.feature_ts, state)])
+    await store.write_embedding([vector])
+    read = plain(await store.read(user))
+    assert read == {**expected(state), "embedding": vector.values[0].tolist(), "model_version": 7}
+    assert len(read["recent_items"]) == HISTORY
+
+
+async def test_fields_are_the_cores(store: FeatureStore, user: str) -> None:
+    """A backend has the core's features and no others, whether the user is known or not; absent is None."""
+    names = {feature.name for feature in (*behaviour_features(BEHAVIOURS), *EMBEDDING_FEATURES)}
+    assert await store.read(user) == dict.fromkeys(names)
+
+
+async def test_views_are_independent(store: FeatureStore, user: str) -> None:
+    """A user may have one view and not the other: Triton away, or an embedding not made yet."""
+    await store.write_behaviour([behaviour(user, T0_US)])
+    read = await store.read(user)
+    assert read["embedding"] is None
+    assert read["model_version"] is None
+    assert read["last_event_time"] is not None
+
+
+async def test_profile_without_events(store: FeatureStore, user: str) -> None:
+    """Somebody who opted in again and did nothing yet has empty lists, which are not absent ones."""
+    await store.write_behaviour([behaviour(user, T0_US, empty_state(0))])
+    read = plain(await store.read(user))
+    assert read == {**expected(empty_state(0)), "embedding": None, "model_version": None}
+
+
+async def test_later_write_wins(store: FeatureStore, user: str) -> None:
+    """The newer state is read, also within one batch."""
+    for events in (5, 6):
+        await store.write_behaviour([behaviour(user, T0_US + events * SECOND_US, folded(user, events))])
+    assert plain(await store.read(user))["last_event_time"] == folded(user, 6).last_ts
+    await store.write_embedding([embedding(user, T0_US, 1), embedding(user, T0_US + 1, 2)])
+    assert (await store.read(user))["model_version"] == 2
+
+
+async def test_a_microsecond_later_lands(store: FeatureStore, user: str) -> None:
+    """Two states of one millisecond are a microsecond apart, and neither is dropped."""
+    for version in (1, 2, 3):
+        await store.write_embedding([embedding(user, T0_US + version, version)])
+        assert (await store.read(user))["model_version"] == version
+
+
+async def test_equal_timestamp_lands(store: FeatureStore, user: str) -> None:
+    """The same state encoded by a newer model carries the same timestamp, and replaces the vector."""
+    for version in (1, 2):
+        await store.write_embedding([embedding(user, T0_US, version)])
+    read = await store.read(user)
+    assert read["model_version"] == 2
+    assert plain(read)["embedding"] == embedding(user, T0_US, 2).values[0].tolist()
+
+
+async def test_delete_removes_both_views_of_these_users(store: FeatureStore, user: str) -> None:
+    """Whoever is erased is gone; the others stay; deleting again, or nobody, is fine."""
+    users = [f"{user}{number}" for number in range(3)]
+    await store.write_behaviour([behaviour(one, T0_US) for one in users])
+    await store.write_embedding([embedding(one, T0_US) for one in users])
+    for gone in (users[:2], users[:2], []):
+        await store.delete(gone)
+    for one in users[:2]:
+        assert set((await store.read(one)).values()) == {None}
+    kept = plain(await store.read(users[2]))
+    assert None not in kept.values()
+
+
+async def test_written_again_after_a_delete(store: FeatureStore, user: str) -> None:
+    """Opting in again works from the next event on."""
+    await store.write_embedding([embedding(user, T0_US, 1)])
+    await store.delete([user])
+    await store.write_embedding([embedding(user, T0_US + 1, 2)])
+    assert (await store.read(user))["model_version"] == 2
+
+
+async def test_batch_of_a_thousand(store: FeatureStore, user: str) -> None:
+    """A large batch is written whole, each row under its own user; an empty one is no error."""
+    state = folded(user)
+    await store.write_behaviour(
+        [FeatureRow(f"{user}{n}", T0_US + n, (*behaviour_row(state, BEHAVIOURS)[:-1], n)) for n in range(1000)]
+    )
+    await store.write_embedding([embedding(f"{user}{n}", T0_US + n, n) for n in range(1000)])
+    await store.write_behaviour([])
+    await store.write_embedding([])
+    for n in (0, 1, 63, 64, 65, 500, 999):
+        read = await store.read(f"{user}{n}")
+        assert (read["last_event_time"], read["model_version"]) == (n, n)
+
+
+@pytest.mark.parametrize("name", ["é😀", "a:b,c=d", "with space\n", "x" * 256, "1", "'; DROP TABLE x; --", "a\0b"])
+async def test_any_user_id(store: FeatureStore, user: str, name: str) -> None:
+    """A user id is any text."""
+    await store.write_embedding([embedding(user + name, T0_US, 5)])
+    assert (await store.read(user + name))["model_version"] == 5
+    assert (await store.read(user))["model_version"] is None
+    await store.delete([user + name])
+    assert (await store.read(user + name))["model_version"] is None
+
+
+async def test_outsider_reads_the_fold(feast_store: FeastStore, user: str) -> None:
+    """Another program's `get_online_features` gives the fold, by reference and by the model's feature service."""
+    states = {f"{user}{n}": folded(f"{user}{n}", n) for n in (1, HISTORY, 3 * HISTORY)}
+    await feast_store.write_behaviour([behaviour(one, state.feature_ts, state) for one, state in states.items()])
+    await feast_store.write_embedding([embedding(one, T0_US, 4) for one in states])
+    feast = outsider(feast_store)
+    names = [feature.name for feature in behaviour_features(BEHAVIOURS)]
+    answer = feast.get_online_features(
+        [f"user_behaviour:{name}" for name in names], [{"user_id": one} for one in states]
+    ).to_dict()
+    for row, state in enumerate(states.values()):
+        assert {name: answer[name][row] for name in names} == expected(state)
+    served = feast.get_online_features(
+        feast.get_feature_service("user_encoder"), [{"user_id": f"{user}{HISTORY}"}]
+    ).to_dict()
+    state = states[f"{user}{HISTORY}"]
+    assert served == {
+        "user_id": [f"{user}{HISTORY}"],
+        "recent_items": [state.items],
+        "recent_types": [state.types],
+        "recent_times": [list(state.times)],
+        "embedding": [embedding(user, T0_US, 4).values[0].tolist()],
+        "model_version": [4],
+    }
+
+
+async def test_older_write_is_dropped(feast_store: FeastStore, user: str) -> None:
+    """A worker that lost its partition cannot put old features back; SQLite tells whole seconds apart."""
+    await feast_store.write_embedding([embedding(user, T0_US + DAY_US, 2)])
+    await feast_store.write_embedding([embedding(user, T0_US + DAY_US - SECOND_US, 1)])
+    assert (await feast_store.read(user))["model_version"] == 2
+
+
+@pytest.mark.parametrize("feast_store", ["redis"], indirect=True)
+async def test_redis_drops_what_is_a_microsecond_older(feast_store: FeastStore, user: str) -> None:
+    """On Redis order holds to the microsecond, whichever of the two parts of the timestamp differs."""
+    for newest in (T0_US, T0_US + 1, T0_US + 999_999, 150_000_000 * SECOND_US, 4_102_444_800 * SECOND_US + 5):
+        await feast_store.delete([user])
+        await feast_store.write_embedding([embedding(user, newest, 2)])
+        for older in (newest - 1, newest - 300, newest - SECOND_US, newest - DAY_US):
+            await feast_store.write_embedding([embedding(user, older, 1)])
+        assert (await feast_store.read(user))["model_version"] == 2
+
+
+async def test_rows_lie_as_feast_lays_them(feast_store: FeastStore, user: str) -> None:
+    """What is stored is, byte for byte, what Feast's own `online_write_batch` stores, timestamps included."""
+    ours, theirs = f"{user}-a", f"{user}-b"
+    state, timestamp_us = folded(user), T0_US + 123_456
+    rows = {"user_behaviour": behaviour(ours, timestamp_us, state), "user_embedding": embedding(ours, timestamp_us)}
+    await feast_store.write_behaviour([rows["user_behaviour"]])
+    await feast_store.write_embedding([rows["user_embedding"]])
+
+    feast = outsider(feast_store)
+    key = EntityKey(join_keys=["user_id"], entity_values=[Value(string_val=theirs)])
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=timestamp_us)
+    for view, features in (
+        ("user_behaviour", behaviour_features(BEHAVIOURS)),
+        ("user_embedding", EMBEDDING_FEATURES),
+    ):
+        values = {
+            feature.name: feast_value(feature.kind, value)
+            for feature, value in zip(features, rows[view].values, strict=True)
+        }
+        table = feast.get_feature_view(view)
+        feast._get_provider().online_write_batch(feast.config, table, [(key, values, moment, None)], None)
+    assert stored(feast, ours) == stored(feast, theirs) != {}
+
+
+def feast_value(kind: str, value: Any) -> Value:
+    match kind:
+        case "int64":
+            return Value(int64_val=value)
+        case "float32":
+            return Value(float_val=value)
+        case "list[string]":
+            return Value(string_list_val=StringList(val=value))
+        case "list[int64]":
+            return Value(int64_list_val=Int64List(val=value))
+        case "list[float32]":
+            return Value(float_list_val=FloatList(val=value))
+    raise ValueError(kind)
+
+
+def stored(feast: Feast, user_id: str) -> dict[Any, Any]:
+    """All that a store holds of a user, as it lies there."""
+    raw = user_id.encode()
+    key = struct.pack("<III", 1, 2, 7) + b"user_id" + struct.pack("<II", 2, len(raw)) + raw
+    online = feast.config.online_store
+    if online.type == "redis":
+        host, port = online.connection_string.split(",")[0].split(":")
+        with Redis(host, int(port)) as client:
+            return client.hgetall(key + b"freshet")
+    connection = sqlite3.connect(online.path)
+    rows = {}
+    for view in ("user_behaviour", "user_embedding"):
+        query = f"SELECT feature_name, value, event_ts FROM freshet_{view} WHERE entity_key = ?"  # noqa: S608
+        rows |= {(view, name): rest for name, *rest in connection.execute(query, [key])}
+    connection.close()
+    return rows
+
+
+async def test_nothing_of_an_erased_user_is_left(feast_store: FeastStore, user: str) -> None:
+    """After a delete the store itself holds nothing under the user."""
+    await feast_store.write_behaviour([behaviour(user, T0_US)])
+    await feast_store.write_embedding([embedding(user, T0_US)])
+    await feast_store.delete([user])
+    assert stored(outsider(feast_store), user) == {}
+
+
+async def test_applied_twice_changes_nothing(tmp_path: Path) -> None:
+    """Every worker applies at its start; the definitions keep their version, and stored rows stay."""
+    settings = feast_settings(tmp_path / "new" / "folder", "sqlite")
+    first = open_feature_store(settings)
+    await first.write_embedding([embedding("u", T0_US, 3)])
+    before = {view.name: view for view in outsider(first).list_feature_views()}
+    apply(settings)
+    with ThreadPoolExecutor(4) as threads:
+        files = list(threads.map(apply, [settings] * 4))
+    assert set(files) == {tmp_path / "new" / "folder" / "feature_store.yaml"}
+    after = {view.name: view for view in outsider(first).list_feature_views()}
+    assert after == before
+    assert len(outsider(first).list_feature_view_versions("user_behaviour")) == 1
+    assert (await first.read("u"))["model_version"] == 3
+    first.close()
+
+
+async def test_workers_share_one_sqlite_file(tmp_path: Path) -> None:
+    """Two workers of a group write and read the same file at the same time."""
+    settings = feast_settings(tmp_path, "sqlite")
+    workers = [open_feature_store(settings) for _ in range(2)]
+
+    async def work(number: int) -> None:
+        for batch in range(20):
+            rows = [embedding(f"u{number}-{n}", T0_US + batch, batch) for n in range(50)]
+            await workers[number].write_embedding(rows)
+
+    await asyncio.gather(work(0), work(1))
+    for number in range(2):
+        assert (await workers[1 - number].read(f"u{number}-49"))["model_version"] == 19
+    for worker in workers:
+        worker.close()
+
+
+async def test_behaviours_make_the_fields(tmp_path: Path) -> None:
+    """The setting `behaviours` decides what the behaviour view has, also when it changes later."""
+    settings = feast_settings(tmp_path, "sqlite")
+    open_feature_store(settings).close()
+    renamed = open_feature_store(msgspec.structs.replace(settings, behaviours={"listen": 1.0}))
+    names = {feature.name for feature in (*behaviour_features(["listen"]), *EMBEDDING_FEATURES)}
+    assert set(await renamed.read("u")) == names
+    renamed.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"online_store": "postgres://x"}, "neither sqlite nor redis://host:port"),
+        ({"online_store": "redis://:secret@host:1"}, "neither sqlite nor redis://host:port"),
+        ({"online_store": "redis://host"}, "neither sqlite nor redis://host:port"),
+        ({"feature_repo": "/nowhere"}, "feature_repo: /nowhere"),
+    ],
+)
+def test_wrong_settings_are_said(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    """A wrong setting is named, and a secret in it is not repeated."""
+    with pytest.raises(SettingsError, match=message) as raised:
+        apply(msgspec.structs.replace(feast_settings(tmp_path, "sqlite"), **change))
+    assert "secret" not in str(raised.value)
+
+
+async def all_unavailable(store: FeastStore) -> None:
+    """Every verb says `Unavailable`, and within seconds."""
+    verbs: list[Callable[[], Awaitable[Any]]] = [
+        lambda: store.write_behaviour([behaviour("u", T0_US)]),
+        lambda: store.write_embedding([embedding("u", T0_US)]),
+        lambda: store.delete(["u"]),
+        lambda: store.read("u"),
+        store.ping,
+    ]
+    for verb in verbs:
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="Redis"):
+            await verb()
+        assert time.monotonic() - started < 5
+
+
+async def test_unreachable_redis_is_unavailable(tmp_path: Path) -> None:
+    """A worker may start before its Redis does; nobody listens on a reserved loopback address."""
+    store = open_feature_store(feast_settings(tmp_path, "redis://127.0.0.1:9"))
+    await all_unavailable(store)
+    store.close()
+
+
+async def test_paused_redis_is_unavailable_and_comes_back(redis: RunningRedis, tmp_path: Path) -> None:
+    """A Redis that takes connections and does not answer holds nobody up; afterwards the same store works."""
+    store = open_feature_store(feast_settings(tmp_path, redis.url))
+    await store.ping()
+    os.kill(redis.process.pid, signal.SIGSTOP)
+    try:
+        await all_unavailable(store)
+    finally:
+        os.kill(redis.process.pid, signal.SIGCONT)
+    await store.write_embedding([embedding("paused", T0_US, 9)])
+    assert (await store.read("paused"))["model_version"] == 9
+    store.close()
+
+
+async def test_emptied_redis_is_written_again(redis: RunningRedis, tmp_path: Path) -> None:
+    """A Redis that restarted empty has lost the rows and the script; the next write brings both."""
+    store = open_feature_store(feast_settings(tmp_path, redis.url))
+    await store.write_embedding([embedding("emptied", T0_US, 1)])
+    with Redis(port=redis.port) as client:
+        client.flushall()
+        client.script_flush()
+    assert (await store.read("emptied"))["model_version"] is None
+    await store.write_embedding([embedding("emptied", T0_US, 1)])
+    assert (await store.read("emptied"))["model_version"] == 1
+    store.close()
+
+
+async def test_locked_sqlite_is_unavailable_and_comes_back(tmp_path: Path) -> None:
+    """While another process holds the write lock, writes wait, then say so; reads and the event loop go on."""
+    store = open_feature_store(feast_settings(tmp_path, "sqlite"))
+    await store.write_embedding([embedding("u", T0_US, 1)])
+    other = sqlite3.connect(tmp_path / "online.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for write in (lambda: store.write_embedding([embedding("u", T0_US + 1, 2)]), lambda: store.delete(["u"])):
+        ticks, writing = 0, asyncio.ensure_future(write())
+        while not writing.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        with pytest.raises(Unavailable, match="SQLite"):
+            await writing
+        assert ticks > 20
+    assert (await store.read("u"))["model_version"] == 1
+    other.execute("ROLLBACK")
+    other.close()
+    await store.write_embedding([embedding("u", T0_US + 1, 2)])
+    assert (await store.read("u"))["model_version"] == 2
+    store.close()
+
+
+async def test_writes_outlive_a_killed_process(tmp_path: Path) -> None:
+    """What a write returned for is there for the next process, without a close."""
+    settings = feast_settings(tmp_path, "sqlite")
+    await open_feature_store(settings).write_embedding([embedding("u", T0_US, 1)])
+    as_left = shutil.copytree(tmp_path, tmp_path / "as left")
+    survivor = open_feature_store(msgspec.structs.replace(settings, feast_dir=str(as_left)))
+    assert (await survivor.read("u"))["model_version"] == 1
+    survivor.close()

@@ -1,0 +1,363 @@
+"""The command line against the real broker and the real Triton."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import KafkaAdminClient
+from kafka.partitioner.default import murmur2
+from typer.testing import CliRunner, Result
+
+from deploy.local import Stack, create_topics, load
+from deploy.release import ReleaseError, publish_bundle
+from workers.cli import app
+from workers.cli.inspect_user import changelog_topic
+from workers.core.bundle import sha256
+from workers.core.events import Event, encode_event
+from workers.core.recommendation import (
+    AsOf,
+    Item,
+    Reason,
+    Recommendation,
+    SideInputs,
+    Timings,
+    encode_recommendation,
+)
+from workers.core.rollout import MODEL, Rollout, decode_rollout
+from workers.core.state import empty_state, encode_state, fold
+
+pytestmark = pytest.mark.integration
+
+PARTITIONS = 3
+ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / "triton_models" / MODEL / "1"
+
+
+@pytest.fixture
+def topics(
+    stack: Stack, unique: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    """Topics of this test's own, which the environment names."""
+    names = {
+        name: unique(name) for name in ("events", "items", "recommendations", "dead_letters", "models", "popularity")
+    }
+    create_topics(stack.bootstrap, PARTITIONS, **names)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FRESHET_KAFKA", stack.bootstrap)
+    monkeypatch.setenv("FRESHET_FEATURE_REPO", str(ROOT / "feature_repo"))
+    monkeypatch.setenv("FRESHET_GROUP", unique("group"))
+    for name, topic in names.items():
+        monkeypatch.setenv(f"FRESHET_{'DLQ' if name == 'dead_letters' else name.upper()}_TOPIC", topic)
+    return names
+
+
+@pytest.fixture
+def producer(stack: Stack) -> Iterator[KafkaProducer]:
+    """A plain client."""
+    client = KafkaProducer(bootstrap_servers=stack.bootstrap)
+    yield client
+    client.close()
+
+
+def freshet(*arguments: str, stdin: str | bytes | None = None) -> Result:
+    """Run a verb in this process."""
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def read(stack: Stack, topic: str) -> list[Any]:
+    """All records of a topic, partition by partition."""
+    consumer = KafkaConsumer(bootstrap_servers=stack.bootstrap, enable_auto_commit=False)
+    try:
+        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
+        ends = consumer.end_offsets(partitions)
+        consumer.assign(partitions)
+        consumer.seek_to_beginning(*partitions)
+        records = []
+        while any(consumer.position(partition) < end for partition, end in ends.items()):
+            for fetched in consumer.poll(timeout_ms=500).values():
+                records += fetched
+        return sorted(records, key=lambda record: (record.partition, record.offset))
+    finally:
+        consumer.close()
+
+
+def partition_of(key: str) -> int:
+    """The partition of a key, by Kafka's own rule."""
+    return (murmur2(key.encode()) & 0x7FFFFFFF) % PARTITIONS
+
+
+def event(number: int, user: str) -> Event:
+    return Event(f"e{number}", user, "click", 881_250_949_000 + number * 1000, item_id=f"i{number}")
+
+
+def made(user: str, offset: int) -> bytes:
+    """A list for a user."""
+    reason = Reason("i0", "click", 881_250_949_000, 0.7)
+    items = [Item("i1", 2.5, "model", reasons=(reason,)), Item("i2", 1.5, "cold")]
+    as_of = AsOf(partition_of(user), offset, 881_250_949_000)
+    timings = Timings(881_250_949_000, 1_000_000_000_000, 1_000_000_000_001, 1_000_000_000_005, 1_000_000_000_007)
+    return encode_recommendation(
+        Recommendation(
+            f"r{offset}", user, items, 4, as_of, SideInputs(1, 2, 3), timings, degraded=False, personalised=True
+        )
+    )
+
+
+def test_produce_keys_by_user_and_loses_no_good_line(stack: Stack, topics: dict[str, str], tmp_path: Path) -> None:
+    """Each user's events are in their partition, in order; bad lines are named and make the status 1."""
+    lines = [encode_event(event(n, f"u{n % 7}")) for n in range(200)]
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"\n".join([*lines[:50], b"nonsense", *lines[50:]]) + b"\n")
+    result = freshet("produce", str(file), "--json")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("line 51: not_json")
+    assert json.loads(result.stdout)["sent"] == 200
+    records = read(stack, topics["events"])
+    assert sorted(record.value for record in records) == sorted(lines)
+    for user in {f"u{n}" for n in range(7)}:
+        own = [record for record in records if record.key == user.encode()]
+        assert {record.partition for record in own} == {partition_of(user)}
+        assert [record.value for record in own] == [line for n, line in enumerate(lines) if f"u{n % 7}" == user]
+
+
+def test_produce_keeps_its_rate(stack: Stack, topics: dict[str, str]) -> None:
+    """`--rate` paces the lines, and `--strict` stops at a bad one with the others sent."""
+    lines = b"\n".join(encode_event(event(n, "u")) for n in range(20))
+    began = time.monotonic()
+    assert freshet("produce", "-", "--rate", "20", stdin=lines).exit_code == 0
+    assert time.monotonic() - began >= 0.95
+    result = freshet("produce", "-", "--strict", stdin=lines + b"\n{}\n" + lines)
+    assert result.exit_code == 1
+    assert "line 21" in result.stderr
+    assert len(read(stack, topics["events"])) == 40
+
+
+def test_produce_items_and_raw(stack: Stack, topics: dict[str, str]) -> None:
+    """Catalogue lines go to the items topic by item; raw lines go out as they are."""
+    assert freshet("produce", "-", "--items", stdin='{"item_id":"i1","title":"One"}\n').exit_code == 0
+    assert [(r.key, r.value) for r in read(stack, topics["items"])] == [(b"i1", b'{"item_id":"i1","title":"One"}')]
+    assert freshet("produce", "-", "--raw", stdin="nonsense\n").exit_code == 0
+    assert [(r.key, r.value) for r in read(stack, topics["events"])] == [(None, b"nonsense")]
+
+
+def test_a_missing_topic_is_one_line(topics: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No verb waits for a topic that is not there."""
+    for name in ("EVENTS", "RECOMMENDATIONS", "DLQ"):
+        monkeypatch.setenv(f"FRESHET_{name}_TOPIC", "no-such-topic")
+    for arguments in (["produce", "-"], ["tail"], ["dlq", "list"], ["dlq", "replay"]):
+        result = freshet(*arguments, stdin="{}")
+        assert result.exit_code == 1
+        assert "topic no-such-topic does not exist" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_tail_shows_one_user_or_all(producer: KafkaProducer, topics: dict[str, str]) -> None:
+    """JSON has the whole list, the pretty form titles and reasons; a tombstone is an erased user."""
+    freshet("produce", "-", "--items", stdin='{"item_id":"i1","title":"Alien\\u001b[2J"}\n')
+    for offset, user in enumerate(["ada", "bob", "ada"]):
+        producer.send(topics["recommendations"], made(user, offset), user.encode())
+    producer.send(topics["recommendations"], None, b"bob")
+    producer.flush()
+    lines = freshet("tail", "--from-beginning", "--max", "2", "--user", "ada", "--json").stdout.splitlines()
+    assert [json.loads(line)["list"]["recommendation_id"] for line in lines] == ["r0", "r2"]
+    pretty = freshet("tail", "--from-beginning", "--max", "1", "--user", "ada").stdout
+    assert "user ada  v4" in pretty
+    assert "Alien\\x1b[2J" in pretty
+    assert "i0 (click 70%)" in pretty
+    assert "erased" in freshet("tail", "--from-beginning", "--max", "4").stdout
+    raw = freshet("tail", "--from-beginning", "--max", "1", "--user", "ada", "--raw").stdout_bytes
+    assert raw == made("ada", 0) + b"\n"
+
+
+def test_inspect_finds_the_newest_state_and_lists(
+    stack: Stack, producer: KafkaProducer, topics: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest changelog record of the user is the state, however much of others follows it."""
+    monkeypatch.setattr("workers.cli.connections.FIRST_WINDOW", 50)
+    admin = KafkaAdminClient(bootstrap_servers=stack.bootstrap)
+    changelog = changelog_topic(os.environ["FRESHET_GROUP"])
+    admin.create_topics({changelog: {"num_partitions": PARTITIONS, "replication_factor": 1}}, wait_for_metadata=True)
+    admin.close()
+    user, partition = "ada", partition_of("ada")
+    state = empty_state(partition)
+    for number in range(3):
+        fold(state, event(number, user), partition, number)
+        producer.send(changelog, encode_state(state), user.encode(), partition=partition)
+    for number in range(500):
+        producer.send(changelog, encode_state(empty_state(partition)), b"x%d" % number, partition=partition)
+    for offset in range(3):
+        producer.send(topics["recommendations"], made(user, offset), user.encode())
+    producer.flush()
+    result = freshet("inspect", user, "--json", "--lists", "2")
+    assert result.exit_code == 0, result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["state"]["items"] == ["i0", "i1", "i2"]
+    assert answer["state"]["folded"] == 3
+    assert answer["state"]["times"] == list(state.times)
+    assert answer["features_error"] is None
+    assert [one["list"]["recommendation_id"] for one in answer["lists"]] == ["r2", "r1"]
+    assert "3 click" in freshet("inspect", user).stdout
+    stranger = freshet("inspect", "nobody")
+    assert (stranger.exit_code, stranger.stderr) == (1, "freshet: nothing is held of user nobody\n")
+
+
+def test_dead_letters_go_back_byte_for_byte_once(stack: Stack, producer: KafkaProducer, topics: dict[str, str]) -> None:
+    """A replay keeps bytes and key, marks the record, takes each distinct one once, and can be narrowed."""
+    letters = [("not_json", b"\xff\x00", None), ("unknown_type", b'{"a":1}', b"u"), ("unknown_type", b'{"a":1}', b"u")]
+    for number, (reason, value, key) in enumerate(letters):
+        headers = {
+            "reason": reason,
+            "detail": "why",
+            "origin_topic": topics["events"],
+            "origin_partition": "0",
+            "origin_offset": str(number),
+            "sha256": "00",
+        }
+        encoded = [(name, text.encode()) for name, text in headers.items()]
+        producer.send(topics["dead_letters"], value, key, encoded, partition=0)
+    producer.flush()
+    listed = [json.loads(line) for line in freshet("dlq", "list", "--json").stdout.splitlines()]
+    assert {(one["reason"], one["origin_offset"]) for one in listed} == {
+        ("not_json", "0"),
+        ("unknown_type", "1"),
+        ("unknown_type", "2"),
+    }
+    assert len(freshet("dlq", "list", "--json", "--max", "1").stdout.splitlines()) == 1
+    assert "2 unknown_type" in freshet("dlq", "list").stdout
+    assert json.loads(freshet("dlq", "replay", "--dry-run", "--json").stdout)["replayed"] == 2
+    assert read(stack, topics["events"]) == []
+    counts = json.loads(freshet("dlq", "replay", "--reason", "unknown_type", "--json").stdout)
+    assert (counts["replayed"], counts["repeats_left_out"]) == (1, 1)
+    [record] = read(stack, topics["events"])
+    assert (record.key, record.value) == (b"u", b'{"a":1}')
+    assert dict(record.headers)["replayed_from"].startswith(topics["dead_letters"].encode() + b"/0/")
+    freshet("dlq", "replay", "--reason", "not_json")
+    assert b"\xff\x00" in {record.value for record in read(stack, topics["events"])}
+
+
+@pytest.fixture(scope="module")
+def release_stack(start_stack: Callable[..., Stack], tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """A Triton of this module's own, to publish into."""
+    return start_stack(tmp_path_factory.mktemp("release"), kafka=False)
+
+
+def test_publish_brings_the_next_version_into_service(
+    stack: Stack, release_stack: Stack, topics: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle is in the repository verbatim, both models are ready, the record is on the topic."""
+    monkeypatch.setenv("FRESHET_TRITON", release_stack.triton_grpc)
+    monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(release_stack.models))
+    before = versions(release_stack)
+    result = freshet("publish", str(BUNDLE), "--json")
+    assert result.exit_code == 0, result.stderr
+    number = json.loads(result.stdout)["version"]
+    assert number == max(before) + 1
+    published = release_stack.models / MODEL / str(number)
+    assert {f.name: f.read_bytes() for f in published.iterdir()} == {f.name: f.read_bytes() for f in BUNDLE.iterdir()}
+    [record] = read(stack, topics["models"])
+    rollout = decode_rollout(record.value)
+    assert isinstance(rollout, Rollout)
+    assert (record.key, rollout.version, rollout.stage) == (MODEL.encode(), number, "promoted")
+    again = freshet("publish", str(BUNDLE), "--version", str(number))
+    assert again.exit_code == 1
+    assert "is not newer than" in again.stderr
+
+
+def test_a_failed_publish_leaves_everything_as_it_was(release_stack: Stack, tmp_path: Path) -> None:
+    """A broken model, a digest that differs, a wrong golden answer, an absent server: no version, no record."""
+    before = versions(release_stack)
+    announced: list[Rollout] = []
+
+    def publish(folder: Path, address: str = release_stack.triton_grpc) -> str:
+        with pytest.raises(ReleaseError) as caught:
+            publish_bundle(folder, release_stack.models, address, announced.append)
+        return str(caught.value)
+
+    assert "differs from the sha256" in publish(altered(tmp_path / "digest", "model.onnx", b"x", restamp=False))
+    assert "cannot load user_encoder" in publish(altered(tmp_path / "model", "model.onnx", b"x", restamp=True))
+    assert "cannot load item_tower" in publish(altered(tmp_path / "tower", "item_tower.onnx", b"x", restamp=True))
+    assert "does not answer" in publish(BUNDLE, "127.0.0.1:1")
+    assert versions(release_stack) == before
+    assert announced == []
+    published = publish_bundle(BUNDLE, release_stack.models, release_stack.triton_grpc, announced.append)
+    assert announced == [published]
+
+
+def versions(stack: Stack) -> list[int]:
+    """The encoder's version folders."""
+    return sorted(int(f.name) for f in (stack.models / MODEL).iterdir() if f.name.isdigit())
+
+
+def altered(target: Path, name: str, content: bytes, *, restamp: bool) -> Path:
+    """A copy of the shipped bundle with one file replaced, its manifest made to agree or not."""
+    shutil.copytree(BUNDLE, target)
+    (target / name).write_bytes(content)
+    if restamp:
+        manifest = json.loads((target / "manifest.json").read_text())
+        manifest["files"][name] = sha256(target / name)
+        (target / "manifest.json").write_text(json.dumps(manifest))
+    return target
+
+
+# --- the demo ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo_dir(parts: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a demo, with nothing left running in it."""
+    directory = tmp_path_factory.mktemp("demo") / "stack"
+    yield directory
+    subprocess.run([sys.executable, "-m", "workers.cli", "down", "--dir", str(directory)], check=False)
+
+
+def start_demo(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "workers.cli", "demo", "--dir", str(directory), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_demo_ends_by_itself_with_every_list_out(demo_dir: Path) -> None:
+    """Exit 0 means that every touched user's list came out as of their last event."""
+    demo = start_demo(demo_dir, "--seconds", "6", "--speed", "100")
+    out, err = demo.communicate(timeout=200)
+    assert demo.returncode == 0, err
+    assert len(re.findall(r"^ +\d+s  in \d+/s  out \d+/s", out, re.MULTILINE)) >= 5
+    assert "every user's list is as of their last event" in err
+    assert not any(process.is_alive() for process in load(demo_dir).processes.values())
+
+
+def look_inside(directory: Path) -> None:
+    """While a worker runs, every part passes its check, and `inspect` agrees with the list it is asked about."""
+    at = ("--dir", str(directory))
+    checked = json.loads(freshet("check", "--json", *at).stdout)
+    assert checked["ok"], checked["checks"]
+    user = json.loads(freshet("tail", "--max", "1", "--json", *at).stdout)["user_id"]
+    seen = json.loads(freshet("inspect", user, "--json", *at).stdout)
+    assert seen["state"]["folded"] == sum(seen["state"]["counts"].values()) > 0
+    assert seen["features"]["model_version"] == 1
+    assert seen["lists"][0]["list"]["user_id"] == user
+
+
+def test_an_interrupt_stops_all_that_the_demo_started(demo_dir: Path) -> None:
+    """Ctrl-C in mid-stream ends the run in order, and a second run goes on where the first one stopped."""
+    demo = start_demo(demo_dir, "--speed", "100")
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "out" in line and "lag" in line:
+            break
+    look_inside(demo_dir)
+    processes = load(demo_dir).processes
+    assert set(processes) == {"kafka", "triton", "worker-1"}
+    demo.send_signal(signal.SIGINT)
+    _, err = demo.communicate(timeout=100)
+    assert demo.returncode == 0, err
+    assert not any(process.is_alive() for process in processes.values())

@@ -1,0 +1,316 @@
+"""The worker on real parts: a real broker, Triton with the trained model, and Feast."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient, TopicPartition
+
+from deploy import local
+from deploy.local import Stack
+from tests.integration.world import World, until
+from workers.core.events import Event
+
+pytestmark = pytest.mark.integration
+
+NewWorld = Callable[..., World]
+
+
+@pytest.fixture
+def new_world(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[NewWorld]:
+    """Makes worlds and closes them."""
+    worlds: list[World] = []
+
+    def make(**options: object) -> World:
+        name = unique("world")
+        worlds.append(World(stack, tmp_path / name, name, **options))
+        (tmp_path / name).mkdir(exist_ok=True)
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
+def stream(seed: int, count: int, users: int = 40, start: int = 0) -> list[Event]:
+    """A seeded stream with unique event ids, some of them produced twice in a row."""
+    rng = random.Random(seed)
+    events: list[Event] = []
+    for number in range(start, start + count):
+        kind = rng.choices(("view", "click", "purchase"), (6, 3, 1))[0]
+        amount = round(rng.uniform(1, 50), 2) if kind == "purchase" else None
+        event = Event(
+            f"e{seed}-{number}", f"user-{rng.randrange(users)}", kind, 890_000_000_000 + number * 7_000,
+            str(rng.randrange(1, 1600)), amount,
+        )
+        events.append(event)
+        if rng.random() < 0.03:
+            events.append(event)
+    return events
+
+
+def committed(world: World) -> dict[int, int]:
+    """The group's committed offset per partition."""
+    admin = KafkaAdminClient(bootstrap_servers=world.stack.bootstrap)
+    try:
+        offsets = admin.list_group_offsets({world.group: None})[world.group]
+    finally:
+        admin.close()
+    return {
+        partition.partition: offset.offset
+        for partition, offset in offsets.items()
+        if partition.topic == world.topics["events"]
+    }
+
+
+def test_events_become_fresh_lists(new_world: NewWorld) -> None:
+    """Every user's state is the fold of the log, and their last list is as of their last event, with its evidence."""
+    world = new_world()
+    worker = world.worker()
+    world.send(stream(1, 600))
+    world.settle()
+    world.check()
+    for user, made in world.lists().items():
+        items = [item["item_id"] for item in made["items"]]
+        assert len(items) == len(set(items)) == 10
+        seen = set(world.states()[user].items) if user == "user-0" else set()
+        assert not seen & set(items)
+        assert made["model_version"] == 1
+        assert made["personalised"]
+        assert not made["degraded"]
+        assert made["timings"]["broker"] <= made["timings"]["state"] <= made["timings"]["publish"]
+        assert any(item["reasons"] for item in made["items"])
+    assert worker.metric("freshet_events_folded_total") == sum(e.folded for e in world.expected()[0].values())
+    assert worker.terminate() == 0
+    ends = {TopicPartition(world.topics["events"], n): 0 for n in range(4)}
+    assert sum(committed(world).values()) == len(world.records("events")), ends
+
+
+@pytest.mark.parametrize("wiped", [False, True], ids=["warm", "wiped"])
+def test_killed_in_mid_stream(new_world: NewWorld, wiped: bool) -> None:
+    """After SIGKILLs in mid-stream the state equals an independent fold, from local files or the changelog alone."""
+    world = new_world()
+    for round_ in range(3):
+        worker = world.worker()
+        world.send(stream(2, 1500, users=150, start=round_ * 1500))
+        until(lambda: worker.metric("freshet_events_folded_total") > 200, "the worker is in mid-stream", worker)
+        worker.kill()
+        if wiped:
+            shutil.rmtree(worker.data)
+    world.worker()
+    world.settle()
+    world.check()
+
+
+def test_two_workers_share_and_hand_over(new_world: NewWorld) -> None:
+    """A second worker takes partitions over; when the first goes, the second has them all; nothing is lost."""
+    world = new_world()
+    first = world.worker("w1")
+    world.send(stream(3, 600))
+    second = world.worker("w2")
+    world.send(stream(3, 1200, start=600))
+    until(lambda: second.metric("freshet_events_folded_total") > 0, "the second worker takes part", first, second)
+    assert first.terminate() == 0
+    world.send(stream(3, 600, start=1800))
+    world.settle()
+    world.check()
+
+
+def test_bad_input_is_dead_lettered(new_world: NewWorld) -> None:
+    """Each poison record becomes a dead letter with its reason, origin and digest, while good events flow."""
+    world = new_world()
+    worker = world.worker()
+    good = stream(4, 200)
+    poison: list[tuple[bytes | None, bytes | None, str]] = [
+        (None, b"user-1", "empty"),
+        (b"", b"user-1", "empty"),
+        (b"{", b"user-1", "not_json"),
+        (b"\xff\xfe\x00", b"user-1", "not_json"),
+        (b"[" * 20_000, b"user-1", "invalid"),
+        (b"[]", b"user-1", "invalid"),
+        (b"NaN", b"user-1", "not_json"),
+        (b'{"event_id":"x","user_id":"user-1","type":"view","ts":890000000000}', b"user-1", "missing_item"),
+        (b'{"event_id":"x","user_id":"user-1","type":"hover","ts":890000000000,"item_id":"1"}', b"user-1", "unknown_type"),
+        (b'{"event_id":"x","user_id":"user-1","type":"view","ts":890000000,"item_id":"1"}', b"user-1", "invalid"),
+        (b'{"event_id":"x","user_id":"user-1","type":"view","ts":"now","item_id":"1"}', b"user-1", "invalid"),
+        (b'{"event_id":"","user_id":"user-1","type":"view","ts":890000000000,"item_id":"1"}', b"user-1", "invalid"),
+        (b'{"event_id":"x","user_id":"user-2","type":"view","ts":890000000000,"item_id":"1"}', b"user-1", "key_mismatch"),
+        (b'{"event_id":"x","user_id":"user-2","type":"view","ts":890000000000,"item_id":"1"}', None, "key_mismatch"),
+        (b'{"event_id":"' + b"x" * 70_000 + b'"}', b"user-1", "too_large"),
+    ]
+    for number, event in enumerate(good):
+        world.send([event])
+        if number < len(poison):
+            world.raw(*poison[number][:2])
+    world.settle()
+    world.check()
+    letters = world.records("events.dlq")
+    reasons = [dict(letter.headers)["reason"].decode() for letter in letters]
+    assert sorted(reasons) == sorted(reason for _, _, reason in poison)
+    origin = {(record.partition, record.offset): record for record in world.records("events")}
+    for letter in letters:
+        headers = {name: value.decode() for name, value in letter.headers}
+        source = origin[int(headers["origin_partition"]), int(headers["origin_offset"])]
+        assert (letter.key, letter.value) == (source.key, source.value)
+        assert headers["origin_topic"] == world.topics["events"]
+        assert len(headers["sha256"]) == 64
+    assert worker.process.poll() is None
+
+
+def test_triton_away_and_back(new_world: NewWorld, stack: Stack) -> None:
+    """Without Triton lists come out degraded and state keeps folding; with it back they are personal again."""
+    world = new_world()
+    worker = world.worker()
+    world.send(stream(5, 200))
+    world.settle()
+    local.kill_part(stack, "triton")
+    try:
+        world.send(stream(5, 200, start=200))
+        world.settle()
+        world.check()
+        assert any(made["degraded"] for made in world.lists().values())
+        until(lambda: worker.get("/readyz")[0] == 503, "the worker says that it is not ready", worker)
+    finally:
+        local.start_part(stack, "triton")
+    until(lambda: worker.get("/readyz")[0] == 200, "the worker is ready again", worker)
+    world.send(stream(5, 400, start=400))
+    world.settle()
+    world.check()
+    lists = world.lists().values()
+    assert not any(made["degraded"] for made in lists)
+
+
+def test_a_new_item_is_rankable_at_once(new_world: NewWorld) -> None:
+    """A catalogue item unknown to the model is placed by its text; one made unavailable leaves the lists."""
+    world = new_world()
+    world.worker()
+    fan = [
+        Event(f"s{n}", "fan", "purchase", 890_000_000_000 + n * 1000, item)
+        for n, item in enumerate(("50", "172", "181"))
+    ]
+    world.send(fan)
+    world.settle()
+    favourite = world.lists()["fan"]["items"][0]["item_id"]
+    world.item("new-1", title="Star Wars: The Next Saga (1998)", category="Action Adventure Romance Sci-Fi War")
+    world.item(favourite, title="gone", available=False)
+
+    def charted() -> bool:
+        return world.workers[0].metric("freshet_cold_items") >= 1
+
+    until(charted, "the new item has a place", *world.workers, patience=5)
+    world.send([Event("s9", "fan", "purchase", 890_000_100_000, "228")])
+    world.settle()
+    made = world.lists()["fan"]
+    ranked = {item["item_id"]: item for item in made["items"]}
+    assert favourite not in ranked
+    if "new-1" in ranked:
+        assert ranked["new-1"]["source"] == "cold"
+    assert made["side_inputs"]["items"] >= 1
+
+
+def test_users_control_their_profile(new_world: NewWorld) -> None:
+    """Opting out and erasing are honoured in state, features and output; opting in starts anew."""
+    world = new_world()
+    world.worker()
+    base = 890_000_000_000
+    for user in ("out", "gone", "stays"):
+        world.send(Event(f"{user}{n}", user, "purchase", base + n, str(50 + n)) for n in range(5))
+    world.settle()
+    world.send(
+        [
+            Event("c1", "out", "user.opt_out", base + 10),
+            Event("c2", "gone", "user.erase", base + 10),
+            Event("x1", "out", "view", base + 11, "1"),
+            Event("x2", "gone", "view", base + 11, "1"),
+        ]
+    )
+    until(lambda: "gone" not in world.lists() and not world.lists()["out"]["personalised"], "controls are honoured", *world.workers)
+    states = world.states()
+    assert states["out"].items == states["gone"].items == []
+    assert states["out"].folded == states["gone"].folded == 0
+    assert all(item["source"] == "popular" for item in world.lists()["out"]["items"])
+    features = json.loads(_inspect(world, "out"))["features"]
+    assert not any(features.values()), features
+    assert any(json.loads(_inspect(world, "stays"))["features"].values())
+    world.send([Event("c3", "out", "user.opt_in", base + 20), Event("x3", "out", "view", base + 21, "7")])
+    until(lambda: world.lists()["out"]["personalised"], "opted in again", *world.workers)
+    assert world.states()["out"].items == ["7"]
+
+
+def _inspect(world: World, user: str) -> str:
+    return _cli(world, "inspect", user, "--json")
+
+
+def _cli(world: World, *arguments: str) -> str:
+    environment = os.environ | world.settings | {"FRESHET_DATA_DIR": str(world.workers[0].data)}
+    command = [sys.executable, "-m", "workers.cli", *arguments]
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def test_features_are_the_fold_on_redis(new_world: NewWorld, redis: str) -> None:
+    """With Redis for a store, what an outsider reads through Feast after the stream is exactly the fold."""
+    from feast import FeatureStore
+
+    world = new_world(FRESHET_ONLINE_STORE=f"redis://{redis}")
+    worker = world.worker()
+    world.send(stream(6, 400, users=20))
+    world.settle()
+    assert worker.terminate() == 0
+    store = FeatureStore(fs_yaml_file=world.folder / "feast" / "feature_store.yaml")
+    users, _ = world.expected()
+    names = sorted(users)
+    rows = store.get_online_features(
+        _all_features(store),
+        [{"user_id": user} for user in names],
+    ).to_dict()
+    lists = world.lists()
+    for row, user in enumerate(names):
+        expected = users[user]
+        assert rows["recent_items"][row] == expected.items[-50:]
+        assert {kind: rows[f"{kind}_count"][row] for kind in ("view", "click", "purchase")} == {
+            kind: expected.counts[kind] for kind in ("view", "click", "purchase")
+        }
+        assert rows["purchase_spend"][row] == pytest.approx(expected.spend["purchase"], rel=1e-6)
+        assert rows["model_version"][row] == lists[user]["model_version"]
+        assert len(rows["embedding"][row]) == 64
+
+
+def test_hot_swaps_under_load(new_world: NewWorld, stack: Stack) -> None:
+    """Versions published under load take over with no degraded list and no list that mixes versions."""
+    world = new_world()
+    worker = world.worker()
+    versions = [1]
+    for round_ in range(3):
+        world.send(stream(7, 400, start=round_ * 400))
+        published = _cli(world, "publish", str(stack.models / "user_encoder" / "1"), "--json")
+        versions.append(json.loads(published)["version"])
+        world.send(stream(7, 200, start=2000 + round_ * 200))
+        until(lambda: worker.metric("freshet_model_version") == versions[-1], "the version is live", worker)
+    world.send(stream(7, 200, start=4000))
+    world.settle()
+    world.check()
+    per_user: dict[str, list[int]] = {}
+    for record in world.records("recommendations"):
+        made = json.loads(record.value)
+        assert not made["degraded"]
+        per_user.setdefault(record.key.decode(), []).append(made["model_version"])
+    assert all(seen == sorted(seen) for seen in per_user.values())
+    assert max(seen[-1] for seen in per_user.values()) == versions[-1]
+
+
+def _all_features(store: Any) -> list[str]:
+    return [
+        f"{view.name}:{field.name}"
+        for view in store.list_feature_views()
+        for field in view.schema
+        if field.name != "user_id"
+    ]
