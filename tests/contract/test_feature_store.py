@@ -112,7 +112,7 @@ def user(request: pytest.FixtureRequest) -> str:
 
 def outsider(store: FeastStore) -> Feast:
     """Another program's Feast client: it knows the written `feature_store.yaml` alone."""
-    return Feast(fs_yaml_file=Path(store._feast.config.registry.path).with_name("feature_store.yaml"))
+    return Feast(fs_yaml_file=store.file)
 
 
 def folded(user_id: str, events: int = 3 * HISTORY) -> UserState:

@@ -21,7 +21,7 @@ from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.adapters.feast import ENCODERS
+from workers.adapters.feast_rows import ENCODERS
 from workers.core.events import DEFAULT_BEHAVIOURS
 from workers.core.features import DIM, EMBEDDING_FEATURES, Feature, behaviour_features
 

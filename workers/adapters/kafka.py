@@ -25,7 +25,7 @@ class DeliveryError(Exception):
 
 
 def client_config(settings: Settings) -> dict[str, Any]:
-    """librdkafka's connection settings."""
+    """Librdkafka's connection settings."""
     config: dict[str, Any] = {"bootstrap.servers": settings.kafka, "security.protocol": settings.kafka_security}
     if settings.kafka_ca:
         config["ssl.ca.location"] = settings.kafka_ca

@@ -21,8 +21,8 @@ from workers.core.features import (
     TEXT_ENCODER_OUTPUTS,
     USER_ENCODER_INPUTS,
     USER_ENCODER_OUTPUTS,
-    TensorSpec,
     Tensors,
+    TensorSpec,
 )
 from workers.core.rollout import MODEL
 from workers.ports import Encoded, Unavailable
