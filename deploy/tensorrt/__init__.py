@@ -1,0 +1,1 @@
+"""TensorRT plans: built on the serving host, stamped, refused elsewhere."""

@@ -1,0 +1,75 @@
+"""The stamp beside a TensorRT plan: what it was built from and for, and whether that still holds.
+
+A plan runs on the TensorRT version and GPU architecture that it was built with.
+Everything here is a comparison of values; `build_plan.py` finds the values.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+
+class StampError(Exception):
+    """The plan must not be served here; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a plan depends on."""
+
+    tensorrt: str
+    driver: str
+    compute_capability: str
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """`plan.json`: the host that built the plan, the digest of the ONNX file and of the plan, and the precision."""
+
+    tensorrt: str
+    driver: str
+    compute_capability: str
+    onnx_sha256: str
+    plan_sha256: str
+    fp16: bool
+
+
+def encode_stamp(stamp: Stamp) -> str:
+    """The text of `plan.json`."""
+    return json.dumps(asdict(stamp), indent=2) + "\n"
+
+
+def decode_stamp(text: str) -> Stamp:
+    """Inverse of `encode_stamp`. Raises `StampError`."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise StampError(f"plan.json cannot be read: {error}") from None
+    names = {field.name for field in fields(Stamp)}
+    if not isinstance(values, dict) or set(values) != names:
+        raise StampError(f"plan.json must hold exactly {', '.join(sorted(names))}")
+    return Stamp(**values)
+
+
+def check_stamp(stamp: Stamp, host: Host, onnx_sha256: str, plan_sha256: str) -> None:
+    """Raise `StampError` unless the plan is this ONNX file's and was built on such a host.
+
+    A driver may be newer than the one that built the plan, never older.
+    """
+    if stamp.onnx_sha256 != onnx_sha256:
+        raise StampError("the plan was built from another model.onnx: build it again")
+    if stamp.plan_sha256 != plan_sha256:
+        raise StampError("model.plan is not the file that was stamped: build it again")
+    if stamp.tensorrt != host.tensorrt:
+        raise StampError(f"the plan was built with TensorRT {stamp.tensorrt}, this host has {host.tensorrt}")
+    if stamp.compute_capability != host.compute_capability:
+        raise StampError(
+            f"the plan is for compute capability {stamp.compute_capability}, this GPU is {host.compute_capability}"
+        )
+    if _numbers(host.driver) < _numbers(stamp.driver):
+        raise StampError(f"the plan was built with driver {stamp.driver}, this host's {host.driver} is older")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))

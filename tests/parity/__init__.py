@@ -1,0 +1,1 @@
+"""One model, everywhere the same: torch, ONNX Runtime, Triton; training, replay, live."""

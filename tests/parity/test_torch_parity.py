@@ -1,0 +1,284 @@
+"""Training sees what serving sees, and torch and ONNX agree. Runs in the training environment."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.examples import IGNORE, Examples, histories, shuffle_ties, states_before, windows
+from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event
+from workers.core.features import FIRST_ITEM, TEXT_DIM, UNKNOWN, USER_ENCODER_INPUTS, featurise
+from workers.core.state import HISTORY, UserState, empty_state, fold
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.training
+
+ITEMS = 150
+TYPES = ["view", "click", "purchase"]
+ITEM_INDEX = {f"i{number}": number + FIRST_ITEM for number in range(ITEMS - 5)}  # the last five are unknown
+TYPE_INDEX = {kind: number + 1 for number, kind in enumerate(TYPES)}
+INPUTS = [spec.name for spec in USER_ENCODER_INPUTS]
+
+
+def log(seed: int, events: int = 400, users: int = 3, control: bool = True) -> list[Event]:
+    """A random log: bursts, equal and backward times, repeated ids, unknown items, opt-outs and erasures."""
+    dice = random.Random(seed)
+    made: list[Event] = []
+    ts = 1_700_000_000_000
+    for number in range(events):
+        ts += dice.choice([0, 0, 5, 900, 60_000, 86_400_000, -500])
+        kind = dice.choice([OPT_OUT, OPT_IN, ERASE, OPT_IN]) if control and dice.random() < 0.01 else dice.choice(TYPES)
+        event_id = f"e{dice.randrange(number)}" if number and dice.random() < 0.02 else f"e{number}"
+        item = None if kind not in TYPES else f"i{dice.randrange(ITEMS)}"
+        made.append(Event(event_id, f"u{dice.randrange(users)}", kind, ts, item))
+    return made
+
+
+def small_model(seed: int = 0):  # noqa: ANN201 - torch may be absent here
+    from training.model import Config, UserEncoder  # noqa: PLC0415 - imports torch
+
+    torch.manual_seed(seed)
+    return UserEncoder(Config(ITEMS, len(TYPES)), torch.nn.functional.normalize(torch.randn(ITEMS, TEXT_DIM))).eval()
+
+
+def tensors(columns: dict[str, np.ndarray]) -> list:
+    return [torch.from_numpy(columns[name]) for name in INPUTS]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_row_is_the_fold_s(seed: int) -> None:
+    """Row by row and position by position: a training row is `featurise` of the state folded before its target."""
+    events = log(seed)
+    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX)
+    expected: set[tuple[bytes, ...]] = set()
+    for user in {event.user_id for event in events}:
+        expected |= targets_of(applied(events, user))
+    found: set[tuple[bytes, ...]] = set()
+    for row in range(len(examples)):
+        for position in np.flatnonzero(examples.next_item[row] != IGNORE):
+            found.add(prefix(examples, row, int(position)))
+    assert found
+    assert found <= expected
+
+
+def applied(events: list[Event], user: str) -> list[Event]:
+    """An independent reading of the log: the user's events that count, without those asked to be forgotten."""
+    run: list[Event] = []
+    ids: list[str] = []
+    silent = False
+    for event in events:
+        if event.user_id != user or event.event_id in ids:
+            continue
+        if event.type in (OPT_OUT, ERASE):
+            run = []
+            silent, ids = True, ([event.event_id] if event.type == OPT_OUT else [])
+        elif event.type == OPT_IN or not silent:
+            silent = False
+            ids = [*ids, event.event_id][-32:]
+            if event.type in TYPES:
+                run.append(event)
+    return run
+
+
+def targets_of(run: list[Event]) -> set[tuple[bytes, ...]]:
+    """Every (state tensors, next item, next type) that is true of a run, for every point a row may start from."""
+    true: set[tuple[bytes, ...]] = set()
+    for start in range(len(run)):
+        state = empty_state(0)
+        for offset, event in enumerate(run[start : start + HISTORY + 1]):
+            row = featurise([state], ITEM_INDEX, TYPE_INDEX)
+            item = ITEM_INDEX.get(event.item_id or "", UNKNOWN)
+            true.add((*(row[name].tobytes() for name in INPUTS), bytes([item % 256]), bytes([TYPE_INDEX[event.type]])))
+            fold(state, event, 0, offset)
+    return true
+
+
+def prefix(examples: Examples, row: int, position: int) -> tuple[bytes, ...]:
+    """A row up to a position, shifted to the right as `featurise` lays a history out."""
+    columns = []
+    for name in INPUTS:
+        column = np.zeros(HISTORY, np.int32)
+        column[HISTORY - 1 - position :] = getattr(examples, name)[row, : position + 1]
+        columns.append(column.tobytes())
+    item, kind = examples.next_item[row, position], examples.next_type[row, position]
+    return (*columns, bytes([int(item) % 256]), bytes([int(kind)]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_event_is_a_target_once(seed: int) -> None:
+    """Overlapping rows train no event twice and leave none out."""
+    events = log(seed, control=False)
+    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX)
+    known = [
+        ITEM_INDEX[event.item_id or ""]
+        for user in {event.user_id for event in events}
+        for event in applied(events, user)
+        if event.item_id in ITEM_INDEX
+    ]
+    assert sorted(examples.next_item[examples.next_item != IGNORE].tolist()) == sorted(known)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_training_row_means_what_the_live_row_means(seed: int) -> None:
+    """The encoder's output at a position is its output for the state that ends there, however it is padded."""
+    model = small_model(seed)
+    examples = windows(histories(log(seed)), ITEM_INDEX, TYPE_INDEX)
+    with torch.no_grad():
+        vectors = model.item_vectors()
+        columns = {name: getattr(examples, name) for name in INPUTS}
+        whole = model(*tensors(columns), vectors)  # [rows, L, D]
+        for row in range(0, len(examples), 5):
+            for position in np.flatnonzero(examples.next_item[row] != IGNORE)[::7]:
+                live = {name: np.zeros((1, HISTORY), np.int32) for name in INPUTS}
+                for name in INPUTS:
+                    live[name][0, HISTORY - 1 - position :] = columns[name][row, : position + 1]
+                alone = model(*tensors(live), vectors, last_only=True)[0, 0]
+                torch.testing.assert_close(alone, whole[row, position], atol=1e-4, rtol=0)
+
+
+def test_shuffled_ties_keep_everything_but_the_order_of_equals() -> None:
+    """Shuffling moves an event only among those of its own time, and really moves some."""
+    runs = histories(log(5, control=False))
+    shuffled = shuffle_ties(runs, np.random.default_rng(0))
+    moved = 0
+    for before, after in zip(runs, shuffled, strict=True):
+        assert sorted(event.event_id for event in before) == sorted(event.event_id for event in after)
+        newest = 0
+        for old, new in zip(before, after, strict=True):
+            newest = max(newest, old.ts)
+            moved += old is not new
+            assert old is new or max(old.ts, new.ts) <= newest
+    assert moved
+
+
+def leaks(model, columns: dict[str, np.ndarray]) -> bool:  # noqa: ANN001 - torch may be absent here
+    """Whether any position's output moves when everything after it is replaced."""
+    with torch.no_grad():
+        vectors = model.item_vectors()
+        before = model(*tensors(columns), vectors)
+        for cut in range(HISTORY - 1):
+            changed = {name: column.copy() for name, column in columns.items()}
+            changed["item_index"][:, cut + 1 :] = FIRST_ITEM
+            changed["event_type"][:, cut + 1 :] = 1
+            changed["time_gap"][:, cut + 1 :] = 30
+            after = model(*tensors(changed), vectors)
+            if not torch.allclose(before[:, : cut + 1], after[:, : cut + 1], atol=1e-5):
+                return True
+    return False
+
+
+def full_rows() -> dict[str, np.ndarray]:
+    examples = windows(histories(log(1, events=400, users=2, control=False)), ITEM_INDEX, TYPE_INDEX)
+    return {name: getattr(examples, name) for name in INPUTS}
+
+
+def test_no_position_sees_its_future() -> None:
+    """Replacing all later events changes no earlier output."""
+    assert not leaks(small_model(), full_rows())
+
+
+def test_a_planted_leak_is_found() -> None:
+    """The check above can fail: an encoder that may look one event ahead is caught."""
+    model = small_model()
+    model.causal += torch.diag(torch.full((HISTORY - 1,), -model.causal.min().item()), diagonal=1)
+    assert leaks(model, full_rows())
+
+
+def test_the_state_before_an_event_is_its_past() -> None:
+    """Evaluation ranks from exactly the user's earlier events: not the event itself, nothing later."""
+    events = log(3)
+    place = {id(event): number for number, event in enumerate(events)}
+    seen = 0
+    for event, state, _ in states_before(events, {}):
+        past = applied(events[: place[id(event)]], event.user_id)
+        assert state.items == [earlier.item_id for earlier in past][-HISTORY:]
+        seen += 1
+    assert seen > len(events) // 2
+
+
+def test_states_before_continue_a_log() -> None:
+    """A log read in two parts gives the states of the log read whole."""
+    events = log(4)
+    whole = [(event.event_id, list(state.items)) for event, state, _ in states_before(events, {})]
+    table: dict[str, UserState] = {}
+    halves = [(event.event_id, list(state.items)) for event, state, _ in states_before(events[:300], table)]
+    halves += [(event.event_id, list(state.items)) for event, state, _ in states_before(events[300:], table, 300)]
+    assert halves == whole
+
+
+def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
+    """An exported bundle gives torch's scores and vectors for inputs that the export never saw, at any batch size."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from training.export import ServedEncoder, export_bundle, golden_inputs  # noqa: PLC0415 - imports torch
+    from workers.core.bundle import load_bundle  # noqa: PLC0415
+
+    model = small_model(7)
+    item_ids = [f"i{number}" for number in range(ITEMS)]
+    export_bundle(
+        model,
+        tmp_path / "bundle",
+        item_ids,
+        TYPES,
+        model.text.numpy(),
+        name="test",
+        prior_weight=0.5,
+        half_life_s=3600.0,
+        metrics={},
+        licence="none",
+        model_card="test\n",
+    )
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.item_ids == item_ids
+    torch.testing.assert_close(torch.from_numpy(bundle.item_vectors), model.item_vectors().detach())
+    session = onnxruntime.InferenceSession(str(bundle.path / "model.onnx"), providers=["CPUExecutionProvider"])
+    served = ServedEncoder(model).eval()
+    for batch in (1, 5, 64, 256):
+        fresh = golden_inputs(ITEMS, len(TYPES), batch, seed=batch)
+        _, score, embedding = session.run(None, fresh)
+        with torch.no_grad():
+            _, expected_score, expected_embedding = served(*tensors(fresh))
+        np.testing.assert_allclose(score, expected_score.numpy(), atol=1e-4)
+        np.testing.assert_allclose(embedding, expected_embedding.numpy(), atol=1e-4)
+
+
+def test_an_unseen_item_stands_at_its_text() -> None:
+    """With a residual of nought an item's vector is the item tower's: one space for both."""
+    model = small_model()
+    with torch.no_grad():
+        model.residual.weight[3] = 0
+        torch.testing.assert_close(model.item_vectors()[3], model.tower(model.text[3:4])[0])
+
+
+def test_item_dropout_leaves_the_text() -> None:
+    """While training with full item dropout every item stands at its text alone."""
+    from training.model import Config, UserEncoder  # noqa: PLC0415 - imports torch
+
+    model = UserEncoder(Config(ITEMS, len(TYPES), item_dropout=1.0), torch.randn(ITEMS, TEXT_DIM)).train()
+    torch.testing.assert_close(model.item_vectors(), model.tower(model.text))
+
+
+def test_next_item_loss_counts_valid_positions_alone() -> None:
+    """The loss is the mean cross entropy over valid positions, whatever stands at the others."""
+    from training.losses import next_item_loss  # noqa: PLC0415 - imports torch
+
+    torch.manual_seed(0)
+    hidden, vectors = torch.randn(2, 3, 4), torch.randn(6, 4)
+    target = torch.tensor([[IGNORE, FIRST_ITEM, IGNORE], [IGNORE, IGNORE, FIRST_ITEM + 5]])
+    logits = torch.stack([hidden[0, 1] @ vectors.T, hidden[1, 2] @ vectors.T])
+    expected = -(torch.log_softmax(logits, 1)[0, 0] + torch.log_softmax(logits, 1)[1, 5]) / 2
+    torch.testing.assert_close(next_item_loss(hidden, target, vectors), expected)
+    hidden[0, 0] = 1e6
+    torch.testing.assert_close(next_item_loss(hidden, target, vectors), expected)
+
+
+def test_next_type_loss_counts_from_one() -> None:
+    """Type index 1 is the first class."""
+    from training.losses import next_type_loss  # noqa: PLC0415 - imports torch
+
+    logits = torch.zeros(1, 2, 3)
+    logits[0, 0, 0] = 50
+    certain = next_type_loss(logits, torch.tensor([[1, IGNORE]]))
+    assert certain.item() == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,155 @@
+"""Ranking metrics: what a rank is, what a baseline knows, how sure a mean is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from training.evaluate import (
+    Batch,
+    CoOccurrence,
+    Replay,
+    difference,
+    evaluate,
+    popularity,
+    rank_of_target,
+    recent_popularity,
+    result_of,
+    user_bootstrap,
+    with_prior,
+)
+from workers.core.events import Event
+
+ITEMS = ["a", "b", "c", "d"]
+DAY = 86_400
+
+
+def event(user: str, item: str, seconds: int) -> Event:
+    return Event(f"{user}-{item}-{seconds}", user, "click", 1_700_000_000_000 + seconds * 1000, item)
+
+
+def replay(events: list[Event], half_life_s: float = DAY) -> Replay:
+    index = {item: row + 2 for row, item in enumerate(ITEMS)}
+    return Replay(events, ITEMS, index, {"click": 1}, half_life_s)
+
+
+def test_rank_counts_unseen_items_ahead() -> None:
+    """The rank is the number of unseen items with a higher score."""
+    scores = np.array([[4.0, 3.0, 2.0, 1.0]], np.float32)
+    seen = np.array([[True, False, False, False]])
+    assert rank_of_target(scores, np.array([2]), seen).tolist() == [1]
+
+
+def test_ties_go_to_the_lower_row() -> None:
+    """A constant ranker gains nothing from ties: the order is total."""
+    scores = np.zeros((4, 4), np.float32)
+    seen = np.zeros((4, 4), np.bool_)
+    assert rank_of_target(scores, np.arange(4), seen).tolist() == [0, 1, 2, 3]
+
+
+def test_nan_sinks() -> None:
+    """A score that is no number comes last, and as a target it is a miss rather than a hit."""
+    scores = np.array([[np.nan, 1.0, 0.0, -1.0], [np.nan, 1.0, 0.0, -1.0]], np.float32)
+    seen = np.zeros((2, 4), np.bool_)
+    assert rank_of_target(scores, np.array([0, 3]), seen).tolist() == [3, 2]
+
+
+def test_gain_is_ndcg_with_one_relevant_item() -> None:
+    """Place 1 gains 1, place 3 gains a half, place 11 nothing."""
+    result = result_of(["u"] * 3, np.array([0, 2, 10]), np.ones(3, np.bool_))
+    assert result.gain.tolist() == [1.0, 0.5, 0.0]
+    assert result.hr == pytest.approx(2 / 3)
+
+
+def test_a_batch_is_the_state_before_its_events() -> None:
+    """Seen items, history, tensors and counts know nothing of the event that is ranked, or of later ones."""
+    events = [event("u", "a", 0), event("v", "a", 1), event("u", "b", 2), event("u", "c", 3)]
+    (batch,) = replay(events).batches(0, 4)
+    assert batch.target.tolist() == [0, 0, 1, 2]
+    assert batch.seen.tolist() == [[False] * 4, [False] * 4, [True, *[False] * 3], [True, True, False, False]]
+    assert batch.popular[:, 0].tolist() == [0, 1, 2, 2]
+    assert batch.tensors["item_index"][:, -1].tolist() == [0, 0, 2, 3]
+    assert [rows.tolist() for rows in batch.history] == [[], [], [0], [0, 1]]
+
+
+def test_popularity_counts_users_not_events() -> None:
+    """A second event of a user on an item is neither counted nor evaluated."""
+    events = [event("u", "a", 0), event("u", "a", 1), event("v", "b", 2)]
+    (batch,) = replay(events).batches(0, 3)
+    assert len(batch.users) == 2
+    assert popularity(batch)[-1].tolist() == [1, 0, 0, 0]
+
+
+def test_recent_popularity_halves_in_a_half_life() -> None:
+    """The prior decays in event time."""
+    events = [event("u", "a", 0), event("v", "b", DAY)]
+    (batch,) = replay(events).batches(1, 2)
+    assert recent_popularity(batch)[0, 0] == pytest.approx(0.5)
+
+
+def test_evaluation_from_a_position_has_the_whole_past() -> None:
+    """Starting later evaluates fewer events on the same states."""
+    events = [event("u", item, second) for second, item in enumerate(ITEMS)]
+    (whole,) = replay(events).batches(0, 4)
+    (part,) = replay(events).batches(2, 4)
+    assert (part.seen == whole.seen[2:]).all()
+    assert (part.tensors["item_index"] == whole.tensors["item_index"][2:]).all()
+
+
+def test_co_occurrence_knows_what_is_taken_together() -> None:
+    """After `a`, the item that the same users took comes first."""
+    fitted = [event(user, item, 0) for user in "xyz" for item in ("a", "c")] + [event("w", "b", 0)]
+    rank = CoOccurrence(fitted, {item: row for row, item in enumerate(ITEMS)}, last=5)
+    (batch,) = replay([event("u", "a", 10), event("u", "c", 11)]).batches(1, 2)
+    assert rank_of_target(rank(batch), batch.target, batch.seen).tolist() == [0]
+
+
+def test_prior_is_added_to_the_encoder() -> None:
+    """The served score is encoder plus weight times log1p of decayed popularity, as the worker ranks."""
+    (batch,) = replay([event("u", "a", 0), event("v", "b", 0)]).batches(1, 2)
+    scores = with_prior(lambda b: np.zeros((len(b.users), 4), np.float32), 2.0)(batch)
+    assert scores[0].tolist() == pytest.approx([2 * np.log(2), 0, 0, 0])
+
+
+def test_an_oracle_is_perfect_and_its_opposite_never_hits() -> None:
+    """A world whose right answer is known: the metric's ends are reached."""
+
+    def oracle(batch: Batch) -> np.ndarray:
+        return np.eye(len(names), dtype=np.float32)[batch.target]
+
+    names = [f"i{number}" for number in range(30)]
+    events = [event(f"u{number % 3}", names[number], number) for number in range(30)]
+    world = Replay(events, names, {name: row + 2 for row, name in enumerate(names)}, {"click": 1}, DAY)
+    results = evaluate(world.batches(0, 30), {"oracle": oracle, "opposite": lambda batch: -oracle(batch)})
+    assert results["oracle"].ndcg == 1.0
+    assert results["opposite"].hr == 0.0
+
+
+def test_tied_events_can_be_left_out() -> None:
+    """An event at the time of the user's previous one is tied; the first one and later ones are not."""
+    events = [event("u", "a", 0), event("u", "b", 0), event("v", "a", 0), event("u", "c", 1)]
+    (batch,) = replay(events).batches(0, 4)
+    assert batch.untied.tolist() == [True, False, True, True]
+    result = result_of(batch.users, np.array([0, 50, 50, 0]), batch.untied)
+    assert result.only_untied().hit.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_bootstrap_resamples_users() -> None:
+    """One user with many events is one observation: the interval is wide, and narrow when users agree."""
+    users = np.array(["a"] * 100 + ["b"])
+    low, high = user_bootstrap(users, np.array([1.0] * 100 + [0.0]))
+    assert (low, high) == (0.0, 1.0)
+    assert user_bootstrap(users, np.ones(101)) == (1.0, 1.0)
+
+
+def test_difference_is_paired() -> None:
+    """Two equal rankers differ by nought, surely."""
+    result = result_of(["a", "b", "c"], np.array([0, 5, 20]), np.ones(3, np.bool_))
+    same = difference(result, result)
+    assert user_bootstrap(same.users, same.gain) == (0.0, 0.0)
+
+
+def test_nothing_to_evaluate_is_said() -> None:
+    """An empty part is an error, not a division by zero."""
+    with pytest.raises(ValueError, match="no event to evaluate"):
+        evaluate(replay([event("u", "a", 0)]).batches(1, 1), {"popularity": popularity})

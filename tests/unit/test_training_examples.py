@@ -1,0 +1,68 @@
+"""What of a log is learned from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from training.examples import IGNORE, histories, shuffle_ties, windows
+from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event
+from workers.core.state import HISTORY
+
+INDEX = {f"i{number}": number + 2 for number in range(200)}
+
+
+def event(number: int, kind: str = "view", user: str = "u", ts: int | None = None) -> Event:
+    when = 1_700_000_000_000 + (number * 1000 if ts is None else ts)
+    return Event(f"e{number}", user, kind, when, f"i{number}" if kind == "view" else None)
+
+
+def ids(runs: list[list[Event]]) -> list[list[str]]:
+    return [[event.event_id for event in run] for run in runs]
+
+
+def test_what_was_erased_is_not_learned() -> None:
+    """An erasure or opt-out takes the user's earlier events out of training; an opt-in starts anew."""
+    log = [event(0), event(1, ERASE), event(2), event(3, OPT_IN), event(4), event(5, user="v"), event(6, OPT_OUT, "v")]
+    assert ids(histories(log)) == [["e4"]]
+
+
+def test_a_duplicate_is_learned_once() -> None:
+    """The fold skips a producer's duplicate, and so does training."""
+    assert ids(histories([event(0), event(1), event(0)])) == [["e0", "e1"]]
+
+
+def test_the_first_event_is_a_target_of_the_empty_history() -> None:
+    """A new user's list is learned too: padding alone, then the first item."""
+    examples = windows([[event(0)]], INDEX, {"view": 1})
+    assert examples.item_index.tolist() == [[0] * HISTORY]
+    assert examples.next_item[0, -1] == INDEX["i0"]
+    assert (examples.next_item[0, :-1] == IGNORE).all()
+
+
+def test_long_histories_are_cut_into_overlapping_rows() -> None:
+    """Every event is a target once, and those of later rows have half a row of context at least."""
+    run = [event(number) for number in range(120)]
+    examples = windows([run], INDEX, {"view": 1})
+    targets = examples.next_item[examples.next_item != IGNORE]
+    assert targets.tolist() == [INDEX[f"i{number}"] for number in range(120)]
+    context = (examples.item_index[1:] != 0).cumsum(axis=1)[examples.next_item[1:] != IGNORE]
+    assert context.min() >= HISTORY // 2
+
+
+def test_the_gap_before_a_row_is_unknown() -> None:
+    """A row's first event has bucket 1 as in `featurise`, whatever came before it."""
+    run = [event(number, ts=number * 3_600_000) for number in range(60)]
+    examples = windows([run], INDEX, {"view": 1})
+    first = (examples.item_index != 0).argmax(axis=1)
+    assert (examples.time_gap[np.arange(len(examples)), first] == 1).all()
+    assert (examples.time_gap > 1).any()
+
+
+def test_only_ties_are_shuffled() -> None:
+    """Events of one time change places, events of different times do not."""
+    tied = [event(number, ts=0) for number in range(20)]
+    apart = [event(number, user="v") for number in range(20, 40)]
+    first, second = shuffle_ties([tied, apart], np.random.default_rng(0))
+    assert first != tied
+    assert sorted(e.event_id for e in first) == sorted(e.event_id for e in tied)
+    assert second == apart

@@ -1,0 +1,74 @@
+"""The model card that travels in a bundle."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from training.dataset import Split
+from workers.core.events import Event
+
+
+def model_card(
+    name: str,
+    split: Split,
+    metrics: str,
+    untied: str,
+    *,
+    items: int,
+    cold: int,
+    prior_weight: float,
+    data_terms: str,
+) -> str:
+    """Markdown: what it is, its data and their terms, how it was measured, how to make it again."""
+    parts = "\n".join(
+        f"| {part} | {len(events):,} | {len({event.user_id for event in events}):,} | {_period(events)} |"
+        for part, events in (
+            ("train", split.train),
+            ("validation", split.validation),
+            ("test", split.test),
+        )
+    )
+    return f"""# {name}
+
+A causal transformer over a user's last 50 events (64 wide, 2 blocks) that ranks the next item. An item stands at its
+projected text embedding (all-MiniLM-L6-v2, int8) plus a learned residual, so an unseen item stands at its text alone.
+
+## Data
+
+Terms: {data_terms}. The bundle holds item ids and weights; no event and no text of the data.
+
+| part | events | users | period (UTC) |
+| --- | --- | --- | --- |
+{parts}
+
+The vocabulary is the {items:,} items of the training part; {cold:,} more of the catalogue are ranked by text alone.
+
+## Quality
+
+Test part, next item, full ranking over the whole catalogue, seen items filtered, each event ranked from the state
+before it. Weights see the training part only; histories and popularity counts run up to the event. 95 % intervals
+are a bootstrap over users. Every choice (epoch, prior weight, co-occurrence's window) was made on validation.
+
+{metrics}
+
+The same without events that are not later than the user's previous one, whose order in the log is no behaviour:
+
+{untied}
+
+The served score is `encoder + {prior_weight:g} · log1p(decayed popularity)`.
+
+## Reproduce
+
+`freshet train --events EVENTS --items ITEMS --out BUNDLE` with the same log and the versions in `manifest.json`.
+
+## Limits
+
+Trained on one data set; its ranking says little about another catalogue. Users who opted out are not in it.
+"""
+
+
+def _period(events: list[Event]) -> str:
+    if not events:
+        return "none"
+    first, last = (datetime.fromtimestamp(event.ts / 1000, UTC) for event in (events[0], events[-1]))
+    return f"{first:%Y-%m-%d} to {last:%Y-%m-%d}"

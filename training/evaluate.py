@@ -1,0 +1,249 @@
+"""Step 5, the metrics: next-item ranking over ALL items on a time split, with baselines.
+
+The log is replayed with the core's fold. At each event of the evaluated part,
+every ranker scores every item of the catalogue for the user's state before the
+event; the user's seen items are filtered, and the event's item is looked for.
+Nothing is sampled: sampled metrics rank models wrongly (Krichene & Rendle 2020,
+doi:10.1145/3394486.3403226). Events on items the user has already seen are left
+out, for a filtered list cannot hold them. Items of no training event stay in:
+a ranker that cannot reach them misses.
+
+Where a log has many events of a user at one time, their order in it is the
+log's habit and no behaviour, and a sequence model learns the habit. `untied`
+results leave out every event that is not later than the user's previous one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.examples import states_before
+from workers.core.events import CONTROL_TYPES, Event
+from workers.core.features import Tensors, featurise
+from workers.core.state import UserState
+
+CUTOFF = 10
+BATCH = 256
+DAY_MS = 86_400_000
+BOOTSTRAP = 1000
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B evaluated events; M items of the catalogue, the version's vocabulary first.
+
+    `tensors` are the encoder's inputs; `target` [B] the rows of the events'
+    items; `seen` [B, M]; `popular` and `recent` [B, M] count distinct users per
+    item up to the event, for all time and decayed; `history` are the rows of the
+    user's recent items, oldest first; `untied` [B] are events later than the
+    user's previous one.
+    """
+
+    tensors: Tensors
+    users: list[str]
+    target: NDArray[np.int64]
+    seen: NDArray[np.bool_]
+    popular: Floats
+    recent: Floats
+    history: list[NDArray[np.int64]]
+    untied: NDArray[np.bool_]
+
+
+Ranker = Callable[[Batch], Floats]
+"""Scores `[B, M]` of every item of the catalogue."""
+
+
+class Replay:
+    """A log ready to be evaluated, any number of times, from one position on."""
+
+    def __init__(
+        self,
+        events: Sequence[Event],
+        catalogue: Sequence[str],
+        item_index: Mapping[str, int],
+        type_index: Mapping[str, int],
+        half_life_s: float,
+    ) -> None:
+        """`catalogue` are all M item ids, the vocabulary first; events on other items are skipped."""
+        self.events = events
+        self.row = {item: row for row, item in enumerate(catalogue)}
+        self._item_index = item_index
+        self._type_index = type_index
+        self._half_life_ms = half_life_s * 1000
+
+    def batches(self, start: int, stop: int, every: int = 1) -> Iterator[Batch]:
+        """Evaluate events `start` to `stop`, or each `every`-th of them."""
+        popular = np.zeros(len(self.row), np.float32)
+        recent = np.zeros(len(self.row), np.float32)
+        clock = self.events[0].ts
+        pending: list[_Row] = []
+        for place, (event, state, first) in enumerate(states_before(self.events[:stop], {})):
+            row = self.row.get(event.item_id or "")
+            if not first or row is None:
+                continue
+            if event.ts > clock:
+                recent *= 0.5 ** ((event.ts - clock) / self._half_life_ms)
+                clock = event.ts
+            if place >= start and place % every == 0:
+                pending.append(self._row(event, state, row, popular, recent))
+                if len(pending) == BATCH:
+                    yield _stack(pending)
+                    pending = []
+            popular[row] += 1
+            recent[row] += 1
+        if pending:
+            yield _stack(pending)
+
+    def _row(self, event: Event, state: UserState, target: int, popular: Floats, recent: Floats) -> _Row:
+        seen = np.zeros(len(self.row), np.bool_)
+        rows = [self.row[item] for item in (*state.items, *state.seen) if item in self.row]
+        seen[rows] = True
+        history = np.array([self.row[item] for item in state.items if item in self.row], np.int64)
+        tensors = featurise([state], self._item_index, self._type_index)
+        untied = not state.times or event.ts > state.last_ts
+        return _Row(tensors, event.user_id, target, seen, popular.copy(), recent.copy(), history, untied)
+
+
+@dataclass(frozen=True)
+class _Row:
+    tensors: Tensors
+    user: str
+    target: int
+    seen: NDArray[np.bool_]
+    popular: Floats
+    recent: Floats
+    history: NDArray[np.int64]
+    untied: bool
+
+
+def _stack(rows: Sequence[_Row]) -> Batch:
+    return Batch(
+        {name: np.concatenate([row.tensors[name] for row in rows]) for name in rows[0].tensors},
+        [row.user for row in rows],
+        np.array([row.target for row in rows], np.int64),
+        np.stack([row.seen for row in rows]),
+        np.stack([row.popular for row in rows]),
+        np.stack([row.recent for row in rows]),
+        [row.history for row in rows],
+        np.array([row.untied for row in rows], np.bool_),
+    )
+
+
+def popularity(batch: Batch) -> Floats:
+    """All-time popularity, counted up to the event."""
+    return batch.popular
+
+
+def recent_popularity(batch: Batch) -> Floats:
+    """Popularity decayed by the half-life, counted up to the event: the worker's streaming prior."""
+    return batch.recent
+
+
+class CoOccurrence:
+    """Item-item co-occurrence: how many users touched both, cosine-normalised, summed over the last items."""
+
+    def __init__(self, events: Sequence[Event], row: Mapping[str, int], last: int) -> None:
+        users: dict[str, set[int]] = {}
+        for event in events:
+            if event.type not in CONTROL_TYPES and event.item_id in row:
+                users.setdefault(event.user_id, set()).add(row[event.item_id])
+        touched = np.zeros((len(users), len(row)), np.float32)  # [users, M]
+        for number, rows in enumerate(users.values()):
+            touched[number, list(rows)] = 1
+        both = touched.T @ touched  # [M, M]
+        norm = np.sqrt(np.maximum(np.diag(both), 1))
+        self._similarity: Floats = both / np.outer(norm, norm)
+        self._last = last
+
+    def __call__(self, batch: Batch) -> Floats:
+        """Scores `[B, M]`."""
+        scores = [self._similarity[history[-self._last :]].sum(axis=0) for history in batch.history]
+        return np.stack(scores).astype(np.float32)
+
+
+def with_prior(encoder: Ranker, weight: float) -> Ranker:
+    """The served score: `encoder + weight · log1p(decayed popularity)`."""
+
+    def score(batch: Batch) -> Floats:
+        return encoder(batch) + np.float32(weight) * np.log1p(batch.recent)
+
+    return score
+
+
+def rank_of_target(scores: Floats, target: NDArray[np.int64], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Place `[B]` of the target among unseen items, 0 is first. Total: NaN sinks, the lower row wins a tie."""
+    scores = np.where(np.isnan(scores) | seen, -np.inf, scores)
+    own = scores[np.arange(len(target)), target][:, None]
+    earlier = np.arange(scores.shape[1]) < target[:, None]
+    ahead = ((scores > own) | ((scores == own) & earlier)) & ~seen
+    count: NDArray[np.int64] = ahead.sum(axis=1)
+    return count
+
+
+@dataclass(frozen=True)
+class Result:
+    """Per evaluated event: the user, whether and where its item came in the first `CUTOFF`, and if it is untied."""
+
+    users: NDArray[np.str_]
+    hit: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    untied: NDArray[np.bool_]
+
+    @property
+    def hr(self) -> float:
+        """HR@10."""
+        return float(self.hit.mean())
+
+    @property
+    def ndcg(self) -> float:
+        """NDCG@10; with one relevant item the ideal gain is 1."""
+        return float(self.gain.mean())
+
+    def only_untied(self) -> Result:
+        """The untied events alone."""
+        kept = self.untied
+        return Result(self.users[kept], self.hit[kept], self.gain[kept], kept[kept])
+
+
+def result_of(users: Sequence[str], ranks: NDArray[np.int64], untied: NDArray[np.bool_]) -> Result:
+    """Turn ranks into hits and gains."""
+    hit = ranks < CUTOFF
+    gain = np.where(hit, 1 / np.log2(ranks + 2.0), 0.0)
+    return Result(np.array(users), hit.astype(np.float64), gain, untied)
+
+
+def difference(better: Result, worse: Result) -> Result:
+    """Event by event, so that its bootstrap interval is that of a paired comparison."""
+    return Result(better.users, better.hit - worse.hit, better.gain - worse.gain, better.untied)
+
+
+def evaluate(batches: Iterator[Batch], rankers: Mapping[str, Ranker]) -> dict[str, Result]:
+    """Run every ranker over the same events."""
+    users: list[str] = []
+    untied: list[NDArray[np.bool_]] = []
+    ranks: dict[str, list[NDArray[np.int64]]] = {name: [] for name in rankers}
+    for batch in batches:
+        users.extend(batch.users)
+        untied.append(batch.untied)
+        for name, ranker in rankers.items():
+            ranks[name].append(rank_of_target(ranker(batch), batch.target, batch.seen))
+    if not users:
+        raise ValueError("no event to evaluate: the part is empty or every item in it was already seen")
+    return {name: result_of(users, np.concatenate(parts), np.concatenate(untied)) for name, parts in ranks.items()}
+
+
+def user_bootstrap(users: NDArray[np.str_], values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of `values` when whole users are resampled; a user's events are not independent."""
+    _, codes = np.unique(users, return_inverse=True)
+    sums = np.bincount(codes, values)
+    counts = np.bincount(codes).astype(np.float64)
+    picks = np.random.default_rng(seed).integers(0, len(sums), (BOOTSTRAP, len(sums)))
+    means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,206 @@
+"""Step 6, the bundle: the trained encoder as ONNX with its item table and top-K inside.
+
+The served graph takes the tensors of `featurise`, computes the last block for
+the last position only, multiplies with the item table and keeps the best
+`TOP_K`. torch and ONNX Runtime must agree on golden inputs before the manifest,
+written last, makes the folder a bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from training.model import ItemTower, UserEncoder
+from workers.core import bundle
+from workers.core.features import (
+    DIM,
+    FIRST_ITEM,
+    GAP_BUCKETS,
+    ITEM_TOWER_INPUTS,
+    ITEM_TOWER_OUTPUTS,
+    TOP_K,
+    USER_ENCODER_INPUTS,
+    USER_ENCODER_OUTPUTS,
+    Tensors,
+    TensorSpec,
+)
+from workers.core.state import HISTORY
+
+OPSET = 18
+TOLERANCE = 1e-4
+NEVER = -6e4
+"""Score of the rows for padding and unknown item: below any real score, and finite in half precision too."""
+GOLDEN_ROWS = 64
+GOLDEN_UNKNOWN = 0.05
+
+
+class ExportError(Exception):
+    """The model cannot be exported, or ONNX Runtime disagrees with torch."""
+
+
+class ServedEncoder(nn.Module):
+    """`USER_ENCODER_INPUTS` → `USER_ENCODER_OUTPUTS`, in order."""
+
+    vectors: Tensor
+    table: Tensor
+    never: Tensor
+
+    def __init__(self, encoder: UserEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        vectors = encoder.item_vectors().detach()  # [N, D]
+        self.register_buffer("vectors", vectors)
+        self.register_buffer("table", torch.cat([torch.zeros(FIRST_ITEM, vectors.shape[1]), vectors]).T.contiguous())
+        never = torch.zeros(FIRST_ITEM + len(vectors))
+        never[:FIRST_ITEM] = NEVER
+        self.register_buffer("never", never)
+
+    def forward(self, item_index: Tensor, event_type: Tensor, time_gap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices [B, L] → (top-K rows [B, K] int32, their scores [B, K], user vector [B, D])."""
+        embedding = self.encoder(item_index, event_type, time_gap, self.vectors, last_only=True)[:, 0]  # [B, D]
+        scores = embedding @ self.table + self.never  # [B, 2 + N]
+        best = torch.topk(scores, TOP_K, dim=-1)
+        return best.indices.to(torch.int32), best.values, embedding
+
+
+def golden_inputs(items: int, types: int, rows: int = GOLDEN_ROWS, seed: int = 0) -> Tensors:
+    """Random encoder inputs `[rows, L]` with every history length, the empty one first, and unknown items and types."""
+    random = np.random.default_rng(seed)
+    shape = (rows, HISTORY)
+    filled = np.arange(HISTORY) >= HISTORY - (np.arange(rows) % (HISTORY + 1))[:, None]
+    known = random.integers(FIRST_ITEM, items + FIRST_ITEM, shape)
+    item_index = np.where(random.random(shape) < GOLDEN_UNKNOWN, FIRST_ITEM - 1, known)
+    event_type = random.integers(0, types + 1, shape)
+    time_gap = random.integers(1, GAP_BUCKETS, shape)
+    columns = (item_index, event_type, time_gap)
+    return {
+        spec.name: np.where(filled, column, 0).astype(np.int32)
+        for spec, column in zip(USER_ENCODER_INPUTS, columns, strict=True)
+    }
+
+
+def export_bundle(
+    encoder: UserEncoder,
+    out: Path,
+    item_ids: list[str],
+    types: list[str],
+    text_embeddings: NDArray[np.float32],
+    *,
+    name: str,
+    prior_weight: float,
+    half_life_s: float,
+    metrics: dict[str, dict[str, float]],
+    licence: str,
+    model_card: str,
+) -> None:
+    """Write the bundle at `out`, which must not exist or be empty. Raises `ExportError`."""
+    if len(item_ids) < TOP_K:
+        raise ExportError(f"{len(item_ids)} items are fewer than the {TOP_K} candidates that the served graph returns")
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise ExportError(f"{out} is not empty")
+    encoder = encoder.cpu().eval()
+    served = ServedEncoder(encoder).eval()
+    golden = golden_inputs(len(item_ids), len(types))
+    _export(served, golden, USER_ENCODER_OUTPUTS, out / "model.onnx")
+    tower: ItemTower = encoder.tower
+    _export(
+        tower,
+        {ITEM_TOWER_INPUTS[0].name: text_embeddings[:2]},
+        ITEM_TOWER_OUTPUTS,
+        out / "item_tower.onnx",
+    )
+
+    with torch.no_grad():
+        outputs = served(*(torch.from_numpy(golden[spec.name]) for spec in USER_ENCODER_INPUTS))
+        text = torch.from_numpy(text_embeddings[:GOLDEN_ROWS])
+        golden |= {spec.name: value.numpy() for spec, value in zip(USER_ENCODER_OUTPUTS, outputs, strict=True)}
+        golden |= {
+            ITEM_TOWER_INPUTS[0].name: text.numpy(),
+            ITEM_TOWER_OUTPUTS[0].name: tower(text).numpy(),
+        }
+    np.savez_compressed(out / "golden.npz", **golden)  # type: ignore[arg-type]
+    np.save(out / "item_vectors.npy", served.vectors.numpy().astype(np.float32), allow_pickle=False)
+    (out / "item_ids.json").write_text(json.dumps(item_ids) + "\n")
+    save_file(
+        {key: value.contiguous() for key, value in encoder.state_dict().items()},
+        out / "weights.safetensors",
+    )
+    (out / "MODEL_CARD.md").write_text(model_card)
+    check_parity(out)
+    bundle.write_manifest(
+        out,
+        bundle.Manifest(
+            name=name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            dim=DIM,
+            types=types,
+            prior_weight=prior_weight,
+            popularity_half_life_s=half_life_s,
+            metrics=metrics,
+            environment={
+                "python": platform.python_version(),
+                **{package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")},
+                "opset": str(OPSET),
+            },
+            licence=licence,
+            files={file.name: bundle.sha256(file) for file in sorted(out.iterdir())},
+        ),
+    )
+
+
+def check_parity(folder: Path) -> None:
+    """Run both ONNX files on the golden inputs. Raises `ExportError` where they leave torch's outputs."""
+    with np.load(folder / "golden.npz", allow_pickle=False) as stored:
+        golden = dict(stored)
+    for file, inputs, outputs in (
+        ("model.onnx", USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
+        ("item_tower.onnx", ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
+    ):
+        session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
+        values = session.run([spec.name for spec in outputs], {spec.name: golden[spec.name] for spec in inputs})
+        for spec, value in zip(outputs, values, strict=True):
+            if spec.dtype != "FP32":
+                continue  # two nearly equal scores may swap their places; their scores are compared
+            worst = float(np.abs(value - golden[spec.name]).max())
+            if not worst <= TOLERANCE:
+                raise ExportError(f"{file}: {spec.name} differs from torch by {worst:.2g}, more than {TOLERANCE}")
+
+
+def _export(module: nn.Module, example: Tensors, outputs: tuple[TensorSpec, ...], path: Path) -> None:
+    """Trace `module` to ONNX: batch dynamic, everything else fixed, weights inside the one file."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.onnx.export(
+        module.eval(),
+        tuple(torch.from_numpy(value) for value in example.values()),
+        dynamo=True,
+        dynamic_shapes=tuple({0: batch} for _ in example),
+        input_names=list(example),
+        opset_version=OPSET,
+        verbose=False,
+    )
+    if program is None:
+        raise ExportError(f"torch exported nothing for {path.name}")
+    # `output_names` would clash with the exporter's own name for the result of an embedding look-up.
+    for number, node in enumerate(program.model.graph):
+        for place, value in enumerate(node.outputs):
+            value.name = f"v{number}_{place}"
+        node.metadata_props.clear()  # source lines of this machine
+        node.doc_string = None
+    for value, spec in zip(program.model.graph.outputs, outputs, strict=True):
+        value.name = spec.name
+    model = program.model_proto
+    onnx.checker.check_model(model)
+    onnx.save(model, path)

@@ -1,0 +1,164 @@
+"""The user encoder: a causal transformer over a user's recent events.
+
+Item representation = projected text embedding + a learned residual per item.
+While training, residuals of random items are dropped, so that the projection
+alone is a good place for an item that was never seen.
+
+Positions are relative (a learned bias per head and distance, as in T5;
+Raffel et al. 2020, arXiv:1910.10683, without its buckets), so a row's meaning
+does not depend on where it starts: the output at position j of a training row
+is the output for the state that ends there. The next-item objective with
+item-vector scores is SASRec's (Kang & McAuley 2018, arXiv:1808.09781).
+
+Shapes: B rows, L = `HISTORY` positions, D = `DIM`, H heads, N items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from workers.core.features import DIM, FIRST_ITEM, GAP_BUCKETS, PADDING, TEXT_DIM, UNKNOWN
+from workers.core.state import HISTORY
+
+PADDED = -1e4
+FUTURE = -4e4
+"""Added to attention scores that must not count; finite, also in half precision and where both apply. A padding
+position has only padding to look at, so the future must weigh less than padding does."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that shapes the network."""
+
+    items: int
+    types: int
+    dim: int = DIM
+    length: int = HISTORY
+    blocks: int = 2
+    heads: int = 2
+    feed_forward: int = 128
+    dropout: float = 0.2
+    item_dropout: float = 0.15
+    unknown_dropout: float = 0.02
+
+
+class ItemTower(nn.Module):
+    """Text embedding `[n, TEXT_DIM]` → item vector `[n, D]`: where an item with no events stands."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.project = nn.Linear(TEXT_DIM, config.dim)
+        nn.init.normal_(self.project.weight, std=0.5 * config.dim**-0.5)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, text_embedding: Tensor) -> Tensor:
+        """[n, TEXT_DIM] → [n, D]."""
+        out: Tensor = self.project(text_embedding)
+        return out
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.width = config.dim // config.heads
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.query = nn.Linear(config.dim, config.dim)
+        self.key_value = nn.Linear(config.dim, 2 * config.dim)
+        self.out = nn.Linear(config.dim, config.dim)
+        self.distance_bias = nn.Parameter(torch.zeros(config.heads, config.length))
+        self.feed_norm = nn.LayerNorm(config.dim)
+        self.feed_in = nn.Linear(config.dim, config.feed_forward)
+        self.feed_out = nn.Linear(config.feed_forward, config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, padding: Tensor, causal: Tensor, distance: Tensor) -> Tensor:
+        """`x` [B, L, D], `padding` [B, 1, 1, L], `causal` and `distance` [Q, L] → [B, Q, D], the last Q positions."""
+        queries = causal.shape[0]
+        normed = self.attention_norm(x)
+        rows = x[:, -queries:]  # [B, Q, D]
+        query = self._split(self.query(normed[:, -queries:])) * self.width**-0.5  # [B, H, Q, D/H]
+        key, value = (self._split(part) for part in self.key_value(normed).chunk(2, dim=-1))  # [B, H, L, D/H]
+        bias = self.distance_bias[:, distance] + causal  # [H, Q, L]
+        weights = functional.softmax(query @ key.transpose(-1, -2) + bias + padding, dim=-1)  # [B, H, Q, L]
+        mixed = (self.dropout(weights) @ value).transpose(1, 2).flatten(2)  # [B, Q, D]
+        rows = rows + self.dropout(self.out(mixed))
+        hidden = functional.relu(self.feed_in(self.feed_norm(rows)))
+        return rows + self.dropout(self.feed_out(hidden))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B, n, D] → [B, H, n, D/H]."""
+        return x.unflatten(-1, (self.heads, self.width)).transpose(1, 2)
+
+
+class UserEncoder(nn.Module):
+    """Recent events → the user's vector; an item's score is its dot product with it."""
+
+    distance: Tensor
+    causal: Tensor
+    text: Tensor
+
+    def __init__(self, config: Config, text_embeddings: Tensor) -> None:
+        """`text_embeddings` [N, TEXT_DIM] in index order; kept as data, not as weights."""
+        super().__init__()
+        if text_embeddings.shape != (config.items, TEXT_DIM):
+            raise ValueError(f"text embeddings are {tuple(text_embeddings.shape)}, not ({config.items}, {TEXT_DIM})")
+        self.config = config
+        self.tower = ItemTower(config)
+        self.residual = nn.Embedding(config.items, config.dim)
+        self.special = nn.Embedding(FIRST_ITEM, config.dim)  # padding (an empty history) and unknown item
+        self.type_embedding = nn.Embedding(config.types + 1, config.dim)
+        self.gap_embedding = nn.Embedding(GAP_BUCKETS, config.dim)
+        self.input_norm = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.output_norm = nn.LayerNorm(config.dim)
+        self.type_head = nn.Linear(config.dim, config.types)
+        for embedding in (self.residual, self.special, self.type_embedding, self.gap_embedding):
+            nn.init.normal_(embedding.weight, std=0.5 * config.dim**-0.5)
+        place = torch.arange(config.length)
+        self.register_buffer("text", text_embeddings, persistent=False)
+        self.register_buffer("distance", (place[:, None] - place).clamp(min=0), persistent=False)  # [L, L]
+        causal = torch.where(place[:, None] >= place, 0.0, FUTURE)
+        self.register_buffer("causal", causal, persistent=False)  # [L, L]
+
+    def item_vectors(self) -> Tensor:
+        """The item table `[N, D]`; while training, `item_dropout` of the items stand by their text alone."""
+        residual = self.residual.weight
+        if self.training and self.config.item_dropout:
+            kept = torch.rand(len(residual), 1, device=residual.device) >= self.config.item_dropout
+            residual = residual * kept
+        table: Tensor = self.tower(self.text) + residual
+        return table
+
+    def forward(
+        self,
+        item_index: Tensor,
+        event_type: Tensor,
+        time_gap: Tensor,
+        vectors: Tensor,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Indices `[B, L]` and the item table `[N, D]` → hidden states `[B, L, D]`, or `[B, 1, D]` for `last_only`."""
+        if self.training and self.config.unknown_dropout:
+            lost = torch.rand(item_index.shape, device=item_index.device) < self.config.unknown_dropout
+            item_index = torch.where(lost & (item_index != PADDING), UNKNOWN, item_index)
+        table = torch.cat([self.special.weight, vectors])  # [2 + N, D]
+        x = functional.embedding(item_index, table) + self.type_embedding(event_type) + self.gap_embedding(time_gap)
+        x = self.dropout(self.input_norm(x))  # [B, L, D]
+        # A padding position sees padding alone, all of it alike, so an empty history has a defined vector.
+        padding = (item_index == PADDING).to(x.dtype)[:, None, None, :] * PADDED  # [B, 1, 1, L]
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            if last_only and number == last:
+                x = block(x, padding, self.causal[-1:], self.distance[-1:])
+            else:
+                x = block(x, padding, self.causal, self.distance)
+        hidden: Tensor = self.output_norm(x)
+        return hidden

@@ -1,0 +1,1 @@
+../../user_encoder/runtime/model.py
