@@ -69,14 +69,16 @@ def bring_up(
         settings = resolve(config, directory, **_own(stack)).settings
         with step("topics"):
             make_topics(settings, partitions)
-        with step("feature repository"):
-            apply_features(settings)
         running = []
         if workers:
-            with step("worker" if workers == 1 else f"{workers} workers"):
+            # a worker applies the feature repository itself before it is ready
+            with step("feature repository, worker" if workers == 1 else f"feature repository, {workers} workers"):
                 running = [start_worker(stack, settings, number, workers) for number in range(1, workers + 1)]
                 for one in running:
                     wait_for(one)
+        else:
+            with step("feature repository"):
+                apply_features(settings)
     except BaseException:
         with undisturbed():
             stop(stack)

@@ -30,11 +30,14 @@ def demo(
     directory: Annotated[
         Path, typer.Option("--dir", metavar="DIR", help="Folder of the demo's stack.")
     ] = DEMO_DIRECTORY,
-    speed: Annotated[float, typer.Option(min=0.1, help="Events a second.")] = 300.0,
+    speed: Annotated[float, typer.Option(min=0.1, help="Events a second.")] = 200.0,
     seconds: Annotated[
         float | None, typer.Option(min=1, envvar="DEMO_SECONDS", help="Stop by itself after so long.")
     ] = None,
     redis: Annotated[bool, typer.Option("--redis", help="Features in Redis instead of SQLite.")] = False,
+    in_order: Annotated[
+        bool, typer.Option("--in-order", help="Strictly by event time: nearly one user after the other.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.")] = False,
 ) -> None:
     """Stream MovieLens-100K through a stack of its own, and watch a user's list change.
@@ -45,11 +48,15 @@ def demo(
         if fresh:
             _wipe(directory)
         try:
-            outcome = _play(directory, redis=redis, speed=speed, seconds=seconds, stopping=interrupted)
+            outcome = _play(
+                directory, redis=redis, speed=speed, seconds=seconds, in_order=in_order, stopping=interrupted
+            )
         except PlayedOut:
             say("the data was played to its end: starting over")
             _wipe(directory)
-            outcome = _play(directory, redis=redis, speed=speed, seconds=seconds, stopping=interrupted)
+            outcome = _play(
+                directory, redis=redis, speed=speed, seconds=seconds, in_order=in_order, stopping=interrupted
+            )
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
     say(outcome.summary())
@@ -57,20 +64,34 @@ def demo(
         raise UserError(outcome.shortfall)
 
 
-def _play(directory: Path, *, redis: bool, speed: float, seconds: float | None, stopping: threading.Event) -> Outcome:
+def _play(
+    directory: Path,
+    *,
+    redis: bool,
+    speed: float,
+    seconds: float | None,
+    in_order: bool,
+    stopping: threading.Event,
+) -> Outcome:
     """Bring the stack up, play, and stop all that was started."""
     try:
         stack, settings, workers = bring_up(directory, steps, redis=redis, workers=1)
     except AlreadyRunning:
-        raise UserError(f"a demo is running in {directory}; `freshet down --dir {directory}` stops it") from None
+        raise UserError(f"a stack is running in {directory}; `freshet down --dir {directory}` stops it") from None
     try:
-        return _stream(settings, workers, speed=speed, seconds=seconds, stopping=stopping)
+        return _stream(settings, workers, speed=speed, seconds=seconds, in_order=in_order, stopping=stopping)
     finally:
         _stop(stack)
 
 
 def _stream(
-    settings: Settings, workers: list[LocalWorker], *, speed: float, seconds: float | None, stopping: threading.Event
+    settings: Settings,
+    workers: list[LocalWorker],
+    *,
+    speed: float,
+    seconds: float | None,
+    in_order: bool,
+    stopping: threading.Event,
 ) -> Outcome:
     def fault() -> str | None:
         dead = next((worker for worker in workers if not worker.process.is_alive()), None)
@@ -78,7 +99,9 @@ def _stream(
 
     try:
         with _gently(stopping):
-            return play(settings, rate=speed, seconds=seconds, stop=stopping, fault=fault, console=out)
+            return play(
+                settings, rate=speed, seconds=seconds, stop=stopping, fault=fault, console=out, in_order=in_order
+            )
     except (DemoError, movielens.MovieLensError) as error:
         raise UserError(str(error)) from None
 
@@ -97,7 +120,7 @@ def _wipe(directory: Path) -> None:
             raise UserError(f"{directory} holds something that is no stack: not removing it") from None
         return
     if any(process.is_alive() for process in stack.processes.values()):
-        raise UserError(f"a demo is running in {directory}; `freshet down --dir {directory}` stops it")
+        raise UserError(f"a stack is running in {directory}; `freshet down --dir {directory}` stops it")
     shutil.rmtree(directory)
 
 

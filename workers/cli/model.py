@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from deploy.demo import movielens
-from deploy.local.parts import PARTS, ROOT
+from deploy.local.parts import PARTS, ROOT, TEXT_ENCODER
 from workers.cli.connections import open_producer, require_topics
 from workers.cli.errors import UserError
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, Triton, resolve
@@ -45,7 +45,8 @@ def _movielens_arguments(directory: Path) -> list[str]:
     if bundle.exists() and any(bundle.iterdir()):
         raise UserError(f"{bundle} holds a bundle already: move it away, or name another folder with --out")
     files = ["--events", str(log / "events.jsonl"), "--items", str(log / "items.jsonl")]
-    return [*files, "--out", str(bundle), "--name", "ml-100k", "--data-terms", movielens.TERMS]
+    files += ["--text-encoder", str(TEXT_ENCODER), "--out", str(bundle)]
+    return [*files, "--name", "movielens-100k", "--data-terms", movielens.TERMS]
 
 
 def publish(

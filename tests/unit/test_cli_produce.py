@@ -1,0 +1,87 @@
+"""What `produce` takes for a good line."""
+
+import io
+
+import pytest
+
+from workers.cli import produce
+from workers.cli.errors import UserError
+from workers.cli.show import plain
+from workers.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
+
+GOOD = encode_event(Event("e1", "u1", "click", 881_250_949_000, item_id="i1"))
+
+
+class FakeSender(produce._Sender):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(None, "events")
+        self.lines: list[tuple[bytes | None, bytes]] = []
+
+    def send(self, key: bytes | None, value: bytes) -> None:
+        """Keep the line."""
+        self.lines.append((key, value))
+
+
+def send(text: bytes, *, strict: bool = False, judge: produce.Judge | None = None) -> tuple[FakeSender, int]:
+    sender = FakeSender()
+    judge = judge or produce.event_judge(DEFAULT_BEHAVIOURS)
+    return sender, produce._send_lines(io.BytesIO(text), len(text), sender, judge, rate=None, strict=strict)
+
+
+def test_good_lines_are_keyed_by_user() -> None:
+    """Blank lines are skipped; the bytes go out as they came."""
+    sender, bad = send(GOOD + b"\r\n\n  " + GOOD + b"\n")
+    assert bad == 0
+    assert sender.lines == [(b"u1", GOOD), (b"u1", GOOD)]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"nonsense", "not_json"),
+        (b"\xff\xfe", "not_json"),
+        (b"[1]", "invalid"),
+        (b'{"user_id": 5}', "invalid"),
+        (b'{"event_id":"a","user_id":"u","type":"like","ts":881250949000,"item_id":"1"}', "unknown_type"),
+        (b'{"event_id":"a","user_id":"u","type":"view","ts":881250949000}', "missing_item"),
+        (b'{"event_id":"a","user_id":"u","type":"view","ts":881250949,"item_id":"1"}', "invalid"),
+    ],
+)
+def test_bad_lines_are_reported_by_number_and_lose_no_good_one(
+    line: bytes, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The good lines around a bad one are sent."""
+    sender, bad = send(GOOD + b"\n" + line + b"\n" + GOOD + b"\n")
+    assert bad == 1
+    assert len(sender.lines) == 2
+    assert capsys.readouterr().err.startswith(f"line 2: {reason}: ")
+
+
+def test_strict_stops_at_the_first_bad_line() -> None:
+    """What stood before it has been sent, what follows has not."""
+    sender = FakeSender()
+    source = io.BytesIO(GOOD + b"\nnonsense\n" + GOOD)
+    with pytest.raises(UserError, match="line 2: not_json"):
+        produce._send_lines(source, None, sender, produce.event_judge({"click"}), rate=None, strict=True)
+    assert len(sender.lines) == 1
+
+
+def test_raw_lines_are_not_judged() -> None:
+    """Nonsense goes out without a key, for the worker to dead-letter."""
+    sender, bad = send(b'nonsense\n{"user_id":"u9"}\n', judge=produce.judge_nothing)
+    assert bad == 0
+    assert sender.lines == [(None, b"nonsense"), (b"u9", b'{"user_id":"u9"}')]
+
+
+def test_items_are_keyed_by_item() -> None:
+    """A catalogue line needs an item id."""
+    assert produce.judge_item(b'{"item_id":"i","title":"T"}') == produce.Line(b"i", None)
+    assert "item_id" in (produce.judge_item(b'{"title":"T"}').fault or "")
+
+
+def test_control_characters_never_reach_the_terminal() -> None:
+    """Escape sequences in data are shown, not obeyed."""
+    assert plain("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc"
+    assert plain("Amélie ★") == "Amélie ★"

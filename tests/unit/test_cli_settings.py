@@ -1,0 +1,94 @@
+"""Where the verbs get their settings from, and which source wins."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from workers.cli import app
+from workers.cli.options import as_environment, resolve
+from workers.settings import Settings, SettingsError, load_settings
+
+ADDRESSES = {
+    "kafka": "127.0.0.1:1111",
+    "triton_http": "127.0.0.1:2221",
+    "triton_grpc": "127.0.0.1:2222",
+    "redis": "127.0.0.1:3333",
+}
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    """A folder in which `freshet up --redis` was run once."""
+    content = {
+        "directory": str(tmp_path),
+        "addresses": ADDRESSES,
+        "models": str(tmp_path / "models"),
+        "shipped_models": "triton_models",
+        "workers": [],
+        "processes": {},
+    }
+    (tmp_path / "stack.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_without_a_stack_the_defaults_stand(tmp_path: Path) -> None:
+    """A folder without a stack adds nothing."""
+    effective = resolve(None, tmp_path)
+    assert effective.settings == Settings()
+    assert set(effective.sources.values()) == {"default"}
+
+
+def test_a_stacks_addresses_are_the_defaults(stack: Path) -> None:
+    """The addresses of the folder's stack are used, Redis for the features where it has one."""
+    settings = resolve(None, stack).settings
+    assert (settings.kafka, settings.triton) == ("127.0.0.1:1111", "127.0.0.1:2222")
+    assert settings.online_store == "redis://127.0.0.1:3333"
+    assert settings.model_repository == str(stack / "models")
+
+
+def test_file_then_environment_then_flag_win(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stack < file < environment < flag, and each setting says where it came from."""
+    file = stack / "settings.toml"
+    file.write_text('kafka = "file:1"\ntriton = "file:2"\ngroup = "file"\n')
+    monkeypatch.setenv("FRESHET_TRITON", "environment:2")
+    monkeypatch.setenv("FRESHET_GROUP", "environment")
+    effective = resolve(file, stack, group="flag", data_dir=None)
+    settings, sources = effective.settings, effective.sources
+    assert (settings.kafka, settings.triton, settings.group) == ("file:1", "environment:2", "flag")
+    assert (sources["kafka"], sources["triton"], sources["group"]) == (str(file), "FRESHET_TRITON", "flag")
+    assert sources["online_store"] == str(stack / "stack.json")
+    assert sources["list_size"] == "default"
+
+
+def test_settings_survive_the_environment() -> None:
+    """A worker started with `as_environment` has the very same settings."""
+    settings = Settings(kafka="a:1", behaviours={"like": 2.5}, list_size=7, prior_weight=None, kafka_password="x=y")  # noqa: S106
+    assert load_settings(environ=as_environment(settings)) == settings
+
+
+def test_bad_settings_are_refused(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown variable is an error that names it."""
+    monkeypatch.setenv("FRESHET_KAFFKA", "x")
+    with pytest.raises(SettingsError, match="FRESHET_KAFFKA"):
+        resolve(None, stack)
+
+
+def test_check_masks_secrets_and_names_each_failing_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check --json` never shows the password, and fails with a verdict per part."""
+    monkeypatch.setattr("workers.cli.connections.BOOTSTRAP_SECONDS", 0.3)
+    monkeypatch.setenv("FRESHET_KAFKA_PASSWORD", "hunter2")
+    monkeypatch.setenv("FRESHET_KAFKA", "127.0.0.1:1")
+    monkeypatch.setenv("FRESHET_TRITON", "127.0.0.1:1")
+    monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(tmp_path))
+    monkeypatch.setenv("FRESHET_FEATURE_REPO", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("FRESHET_FEAST_DIR", str(tmp_path / "feast"))
+    result = CliRunner().invoke(app, ["check", "--json", "--dir", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "hunter2" not in result.output
+    answer = json.loads(result.stdout)
+    assert {check["part"]: check["ok"] for check in answer["checks"]} == dict.fromkeys(
+        ("kafka", "triton", "features", "bundle"), False
+    )
+    assert answer["settings"]["kafka_password"]["source"] == "FRESHET_KAFKA_PASSWORD"
