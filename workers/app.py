@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging.config
 import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from workers import metrics
-from workers.adapters.faust import PartitionState, RunSchema, RunTransport, StateTable
+from workers.adapters.faust import Inbox, PartitionState, RunSchema, RunTransport, StateTable
 from workers.adapters.feast import open_feature_store
 from workers.adapters.kafka import KafkaPublisher, SideInputReader, client_config
 from workers.adapters.triton import TritonEncoder
@@ -100,6 +102,7 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.health = Health()
+        self.recovering: Callable[[], bool] = lambda: True
 
     async def start(self) -> None:
         """Open every edge and make a model live."""
@@ -108,7 +111,7 @@ class Runtime:
         log.info("health", extra={"port": self.server.port})
         _write_port(settings, self.server.port)
         self.publisher = KafkaPublisher(settings)
-        self.encoder = TritonEncoder(settings.triton, settings.triton_deadline)
+        self.encoder = TritonEncoder(settings.triton, settings.triton_deadline, settings.encode_batch)
         self.features = await asyncio.to_thread(open_feature_store, settings)
         repository = Path(settings.model_repository)
         self.model = LiveModel(self.encoder, repository)
@@ -121,7 +124,7 @@ class Runtime:
         await self.model.start(_newest_version(repository))
         self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher)
         self.tasks = [asyncio.create_task(self.model.run()), asyncio.create_task(self._watch())]
-        self.recovered = False
+        gc.freeze()  # what has been imported stays: later collections need not look at it
 
     async def stop(self) -> None:
         """Close every edge."""
@@ -141,7 +144,7 @@ class Runtime:
     async def _watch(self) -> None:
         """Renew the health verdicts, and end the worker when a side task died."""
         while True:
-            checks = {"tables": "ok" if self.recovered else "recovering"}
+            checks = {"tables": "recovering" if self.recovering() else "ok"}
             live = self.model.live
             assert live is not None
             ready = await self.encoder.ready(live.version)
@@ -181,7 +184,7 @@ class WorkerApp(faust.App):
             table_standby_replicas=0,
             web_enabled=False,
             autodiscover=False,
-            broker_commit_interval=COMMIT_SECONDS,
+            broker_commit_interval=4 * COMMIT_SECONDS,
             broker_session_timeout=SESSION_SECONDS,
             broker_heartbeat_interval=1.0,
             broker_max_poll_records=settings.max_batch_events,
@@ -189,7 +192,7 @@ class WorkerApp(faust.App):
             producer_request_timeout=30.0,
             consumer_auto_offset_reset="earliest",
             consumer_group_instance_id=_instance_id(settings),
-            stream_buffer_maxsize=4,
+            stream_buffer_maxsize=16,
             stream_wait_empty=True,
             stream_recovery_delay=0.0,
         )
@@ -216,9 +219,9 @@ class WorkerApp(faust.App):
         self.table.publisher = self.runtime.publisher
 
     async def on_started(self) -> None:
-        """Tables are recovered once Faust is fully started."""
+        """Tables are recovered once Faust is fully started, and again after each rebalance."""
         await super().on_started()
-        self.runtime.recovered = True
+        self.runtime.recovering = lambda: self.in_recovery or self.rebalancing
 
     async def on_stop(self) -> None:
         """Drain first, then close the edges."""
@@ -226,18 +229,32 @@ class WorkerApp(faust.App):
         await self.runtime.stop()
 
     async def _process(self, stream: Any) -> None:
-        async for event in stream.noack().events():
-            message = event.message
-            partition = message.partition
+        """The agent, one task per partition: gather fetched runs here while earlier ones are processed."""
+        inbox = Inbox(self.settings.max_batch_events)
+        working = asyncio.create_task(self._work(inbox))
+        try:
+            async for event in stream.noack().events():
+                await inbox.put(event)
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    async def _work(self, inbox: Inbox) -> None:
+        while True:
+            events = await inbox.take()
+            last = events[-1].message
+            records = [
+                Record(r.offset, r.timestamp, r.key, r.value, r.headers) for event in events for r in event.value.records
+            ]
             try:
-                records = [Record(r.offset, r.timestamp, r.key, r.value, r.headers) for r in event.value.records]
-                await self.runtime.pipeline.process(PartitionState(self.table, partition), partition, records)
+                await self.runtime.pipeline.process(PartitionState(self.table, last.partition), last.partition, records)
             except Exception as error:
                 die(error)
-            event.ack()
-            highwater = self.consumer.highwater(message.tp)
+            for event in events:
+                event.ack()
+            highwater = self.consumer.highwater(last.tp)
             if highwater is not None:
-                metrics.LAG.labels(partition).set(max(0, highwater - message.offset - 1))
+                metrics.LAG.labels(last.partition).set(max(0, highwater - last.offset - 1))
             await self._commit_soon()
 
     async def _commit_soon(self) -> None:

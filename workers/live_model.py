@@ -128,14 +128,20 @@ class LiveModel:
         while True:
             await self._work.wait()
             self._work.clear()
-            try:
-                if self.live is not None and self._wanted != self.live.version:
-                    await self._prepare(self._wanted)
-                await self._chart_cold()
-            except (Unavailable, BundleError) as error:
-                log.warning("side inputs wait", extra={"why": str(error)})
+            waiting = False
+            for step in (self._follow_rollout, self._chart_cold):
+                try:
+                    await step()
+                except (Unavailable, BundleError) as error:
+                    log.warning("side inputs wait", extra={"why": str(error)})
+                    waiting = True
+            if waiting:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._work.set()
+
+    async def _follow_rollout(self) -> None:
+        if self.live is not None and self._wanted != self.live.version:
+            await self._prepare(self._wanted)
 
     async def _prepare(self, version: int) -> None:
         bundle = await asyncio.to_thread(self._load, version)
@@ -162,17 +168,25 @@ class LiveModel:
         log.info("model live", extra={"version": version, "items": space.size})
 
     async def _chart_cold(self) -> None:
-        """Give the uncharted items a place in the live version's space."""
-        while self._uncharted and self.live is not None and self._wanted == self.live.version:
+        """Give the uncharted items a place in the live version's space; a new rollout record goes first."""
+        wanted = self._wanted
+        while self._uncharted and self.live is not None and self._wanted == wanted:
             live = self.live
             names = list(self._uncharted)[:COLD_BATCH]
-            batch = [self._items[name] for name in names]
-            vectors = await self._encoder.item_vectors([item.text for item in batch], live.version)
             for name in names:
-                self._uncharted.pop(name, None)
+                del self._uncharted[name]
+            cold = [self._items[name] for name in names if self._is_cold(self._items[name])]
+            if not cold:
+                continue
+            try:
+                vectors = await self._encoder.item_vectors([item.text for item in cold], live.version)
+            except Unavailable:
+                self._uncharted.update(dict.fromkeys(names))
+                raise
             if self.live is not live:
                 self._uncharted.update(dict.fromkeys(names))
                 continue
+            names = [item.item_id for item in cold]
             live.space.add_cold(names, vectors)
             for name in names:
                 live.space.set_available(name, self._items[name].available)

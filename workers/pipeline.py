@@ -68,11 +68,24 @@ class Touched:
         """Remember a record of the user's and what folding it did."""
         self.broker_ts = record.timestamp
         self.weight = max(self.weight, weight)
-        if outcome is not Outcome.REDELIVERED:
-            self.event_ts = event.ts
-            self.changed = True
-        elif not self.event_ts:
-            self.event_ts = self.state.newest_ts or event.ts
+        if outcome is Outcome.REDELIVERED and record.offset < self.state.offset:
+            self.event_ts = self.event_ts or self.state.newest_ts or event.ts
+            return
+        self.event_ts = event.ts
+        self.changed = self.changed or outcome is not Outcome.REDELIVERED
+
+
+@dataclass(slots=True)
+class _Run:
+    """What the lists of a run have in common.
+
+    No list is published before `written` is done: after a crash the run is cut
+    elsewhere, and a list of an older state would follow the newer one.
+    """
+
+    partition: int
+    state_ms: int
+    written: asyncio.Future[None]
 
 
 @dataclass(slots=True)
@@ -116,14 +129,10 @@ class Pipeline:
         metrics.BATCH_EVENTS.observe(len(records))
         with metrics.STEP.labels("fold").time():
             touched, dead = self.fold(store, partition, records)
-        state_ms = self._now_ms()
-        tasks = [
-            self.write_state(store, touched),
-            self._publish_dead(dead),
-            self._publish_popularity(partition),
-        ]
+        run = _Run(partition, self._now_ms(), asyncio.ensure_future(self.write_state(store, touched)))
+        tasks: list[Awaitable[None]] = [run.written, self._publish_dead(dead), self._publish_popularity(partition)]
         if touched:
-            tasks += [self._write_behaviour(touched), self._refresh(partition, touched, state_ms)]
+            tasks += [self._write_behaviour(touched), self._refresh(run, touched)]
         await _all(tasks)
 
     def fold(
@@ -161,7 +170,8 @@ class Pipeline:
 
     async def write_state(self, store: StateStore, touched: list[Touched]) -> None:
         """Write the states that changed."""
-        await store.write({user.user_id: encode_state(user.state) for user in touched if user.changed})
+        with metrics.STEP.labels("state").time():
+            await store.write({user.user_id: encode_state(user.state) for user in touched if user.changed})
 
     def _dead_letter(self, record: Record, partition: int, bad: BadEvent) -> Message:
         metrics.DEAD_LETTERS.labels(bad.reason).inc()
@@ -212,19 +222,17 @@ class Pipeline:
             if gone:
                 await _retried(lambda: self._features.delete(gone))
 
-    async def _refresh(self, partition: int, touched: list[Touched], state_ms: int) -> None:
+    async def _refresh(self, run: _Run, touched: list[Touched]) -> None:
         """Encode, rank and publish for every touched user, purchases before clicks before views.
 
         The encoder works on the next chunk while this one is ranked.
         """
         plain = [user for user in touched if user.state.consent or not user.state.length]
-        if plain:
-            await self._publish_plain(partition, plain, state_ms)
+        pending = [asyncio.create_task(self._publish_plain(run, plain))] if plain else []
         encoded = sorted((user for user in touched if not user.state.consent and user.state.length), key=_by_weight)
         size = self._settings.encode_batch
         chunks = [encoded[start : start + size] for start in range(0, len(encoded), size)]
         ahead: asyncio.Task[_Inference] | None = None
-        pending: list[asyncio.Task[None]] = []
         try:
             for number, chunk in enumerate(chunks):
                 inference = await (ahead or asyncio.create_task(self._infer(chunk)))
@@ -232,7 +240,7 @@ class Pipeline:
                 if number + 1 < len(chunks):
                     ahead = asyncio.create_task(self._infer(chunks[number + 1]))
                     await asyncio.sleep(0)
-                pending.append(asyncio.create_task(self._deliver(partition, chunk, inference, state_ms)))
+                pending.append(asyncio.create_task(self._deliver(run, chunk, inference)))
                 await asyncio.sleep(0)
         finally:
             if ahead is not None:
@@ -252,12 +260,12 @@ class Pipeline:
                 log.warning("degraded", extra={"why": str(error), "users": len(chunk)})
         return _Inference(live, tensors["item_index"], encoded, self._now_ms())
 
-    async def _deliver(self, partition: int, chunk: list[Touched], inference: _Inference, state_ms: int) -> None:
+    async def _deliver(self, run: _Run, chunk: list[Touched], inference: _Inference) -> None:
         settings, live, encoded = self._settings, inference.live, inference.encoded
         states = [user.state for user in chunk]
         if encoded is None:
             lists = [rank_popular(live.space, state, settings.list_size) for state in states]
-            await self._publish_lists(partition, chunk, lists, inference, state_ms, degraded=True)
+            await self._publish_lists(run, chunk, lists, inference, degraded=True)
             return
         weight = settings.prior_weight
         config = RankConfig(
@@ -273,7 +281,7 @@ class Pipeline:
         await _all(
             [
                 self._write_embedding(rows),
-                self._publish_lists(partition, chunk, lists, inference, state_ms, degraded=False),
+                self._publish_lists(run, chunk, lists, inference, degraded=False),
             ]
         )
 
@@ -281,7 +289,7 @@ class Pipeline:
         with metrics.STEP.labels("embedding_features").time():
             await _retried(lambda: self._features.write_embedding(rows))
 
-    async def _publish_plain(self, partition: int, users: list[Touched], state_ms: int) -> None:
+    async def _publish_plain(self, run: _Run, users: list[Touched]) -> None:
         """Users without a profile get the popular list; an erased one gets a tombstone."""
         live = self._model.live
         if live is None:
@@ -289,23 +297,24 @@ class Pipeline:
         gone = [user for user in users if user.state.consent is Consent.ERASED]
         topic = self._settings.recommendations_topic
         if gone:
+            await run.written
             await self._publisher.publish([Message(topic, user.user_id.encode(), None) for user in gone])
         rest = [user for user in users if user.state.consent is not Consent.ERASED]
         if rest:
             lists = [rank_popular(live.space, None, self._settings.list_size) for _ in rest]
             inference = _Inference(live, None, None, self._now_ms())
-            await self._publish_lists(partition, rest, lists, inference, state_ms, degraded=False)
+            await self._publish_lists(run, rest, lists, inference, degraded=False)
 
     async def _publish_lists(
         self,
-        partition: int,
+        run: _Run,
         users: list[Touched],
         lists: list[list[Item]],
         inference: _Inference,
-        state_ms: int,
         *,
         degraded: bool,
     ) -> None:
+        await run.written
         personalised = inference.encoded is not None
         version = inference.live.version
         side_inputs = self._model.side_inputs
@@ -313,7 +322,7 @@ class Pipeline:
         now = self._now_ms()
         messages = []
         for user, items in zip(users, lists, strict=True):
-            as_of = AsOf(partition, user.state.offset, user.event_ts)
+            as_of = AsOf(run.partition, user.state.offset, user.event_ts)
             recommendation = Recommendation(
                 recommendation_id(user.user_id, as_of, version, degraded),
                 user.user_id,
@@ -321,7 +330,7 @@ class Pipeline:
                 version,
                 as_of,
                 side_inputs,
-                Timings(user.event_ts, user.broker_ts, state_ms, inference.done_ms, now),
+                Timings(user.event_ts, user.broker_ts, run.state_ms, inference.done_ms, now),
                 degraded,
                 personalised,
             )

@@ -30,7 +30,7 @@ def create_topics(
         recommendations: The lists.
         dead_letters: Bad input, with its reason.
         models: Rollout records.
-        popularity: Numbered popularity snapshots, kept for ever so that any list can be made again.
+        popularity: Each partition's popularity counts; every version of the last day is kept.
         replication: Copies of each partition.
 
     Returns:
@@ -49,7 +49,7 @@ def create_topics(
         recommendations: (partitions, {"cleanup.policy": "compact,delete"}),
         dead_letters: (partitions, {"cleanup.policy": "delete"}),
         models: (1, compacted),
-        popularity: (1, {"cleanup.policy": "delete", "retention.ms": "-1"}),
+        popularity: (1, {"cleanup.policy": "compact", "min.compaction.lag.ms": "86400000"}),
     }
     admin = KafkaAdminClient(bootstrap_servers=bootstrap)
     try:

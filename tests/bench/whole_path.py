@@ -11,14 +11,23 @@ import time
 from pathlib import Path
 from threading import Thread
 
+import msgspec
 import numpy as np
 
 from deploy.local import Stack
 from tests.bench import harness, stream
 from tests.bench.worker import BenchWorker, Names, reader
-from workers.core.recommendation import decode_recommendation
+from workers.core.recommendation import AsOf
 
 PATIENCE_SECONDS = 600.0
+PARTITIONS = 2
+
+
+class _Dated(msgspec.Struct):
+    as_of: AsOf
+
+
+decode_as_of = msgspec.json.Decoder(_Dated).decode
 
 
 def throughput(stack: Stack, prefix: str, *, users: int, events: int, online_store: str, distribution: str) -> harness.Figures:
@@ -34,10 +43,11 @@ def throughput(stack: Stack, prefix: str, *, users: int, events: int, online_sto
         topic=names.topic("events"),
         users=users,
         events=events,
+        partitions=PARTITIONS,
         distribution=distribution,
         item_ids=str(stack.models / "user_encoder" / "1" / "item_ids.json"),
     )
-    names.create(stack.bootstrap, 4)
+    names.create(stack.bootstrap, PARTITIONS)
     with (
         tempfile.TemporaryDirectory(prefix="freshet-bench-") as folder,
         BenchWorker(names, stack, Path(folder), FRESHET_ONLINE_STORE=online_store) as worker,
@@ -71,7 +81,7 @@ def throughput(stack: Stack, prefix: str, *, users: int, events: int, online_sto
 def latency(stack: Stack, prefix: str, *, rate: float, seconds: float, users: int = 2000) -> harness.Figures:
     """Milliseconds from producing an event to consuming the list made for it, at `rate` events a second."""
     names = Names(prefix)
-    names.create(stack.bootstrap, 4)
+    names.create(stack.bootstrap, PARTITIONS)
     events = int(rate * seconds)
     sent: dict[tuple[int, int], float] = {}
     with (
@@ -86,9 +96,10 @@ def latency(stack: Stack, prefix: str, *, rate: float, seconds: float, users: in
         delays: list[tuple[float, float]] = []
         begin = time.perf_counter()
         while time.perf_counter() - begin < seconds + 15 and (producing.is_alive() or len(delays) < len(sent)):
-            for message in consumer.consume(500, 0.005):
-                as_of = decode_recommendation(message.value()).as_of
+            message = consumer.poll(0.1)
+            if message is not None:
                 now = time.perf_counter()
+                as_of = decode_as_of(message.value()).as_of
                 produced = sent.get((as_of.partition, as_of.offset))
                 if produced is not None:
                     delays.append((now - begin, (now - produced) * 1000))
@@ -108,8 +119,8 @@ def latency(stack: Stack, prefix: str, *, rate: float, seconds: float, users: in
 def restarts(stack: Stack, prefix: str, *, users: int) -> harness.Figures:
     """Memory and disk with `users` users, and seconds to the first list after a SIGKILL, warm and wiped."""
     names = Names(prefix)
-    stream.produce(kafka=stack.bootstrap, topic=names.topic("events"), users=users, events=users, distribution="cycle")
-    names.create(stack.bootstrap, 4)
+    stream.produce(kafka=stack.bootstrap, topic=names.topic("events"), users=users, events=users, partitions=PARTITIONS, distribution="cycle")
+    names.create(stack.bootstrap, PARTITIONS)
     with (
         tempfile.TemporaryDirectory(prefix="freshet-bench-") as folder,
         BenchWorker(names, stack, Path(folder)) as worker,
@@ -170,8 +181,9 @@ def _paced(
 
     producer = Producer({"bootstrap.servers": stack.bootstrap, "partitioner": "murmur2_random", "linger.ms": 0})
     items = stream.read_item_ids(str(stack.models / "user_encoder" / "1" / "item_ids.json"))
+    ready = [(encode_event(e), e.user_id) for e in stream.generate(users=users, events=events, items=items)]
     begin = time.perf_counter()
-    for number, event in enumerate(stream.generate(users=users, events=events, items=items)):
+    for number, (value, key) in enumerate(ready):
         while (left := begin + number / rate - time.perf_counter()) > 0:
             producer.poll(min(left, 0.01))
         moment = time.perf_counter()
@@ -179,7 +191,7 @@ def _paced(
         def note(_error: object, message: object, moment: float = moment) -> None:
             sent[message.partition(), message.offset()] = moment  # type: ignore[attr-defined]
 
-        producer.produce(names.topic("events"), encode_event(event), event.user_id, on_delivery=note)
+        producer.produce(names.topic("events"), value, key, on_delivery=note)
     producer.flush(30)
 
 

@@ -5,8 +5,10 @@ Imported by `workers.app` alone: importing faust reads `sys.argv`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,15 +48,16 @@ class Run:
 class RunConsumer(aiokafka.Consumer):
     """Faust's consumer, with the records of the events topic coalesced into runs.
 
-    A run carries the offset of its last record: acknowledging it lets Faust's
-    gap bookkeeping commit past all of it. Changelog records are left alone, for
+    A run carries the offset of its last record. Runs of a partition are
+    acknowledged in offset order, by one task, so the newest acknowledged offset
+    is the one to commit; Faust's bookkeeping of gaps, which would hold every
+    offset within a run, is not needed. Changelog records are left alone, for
     recovery reads them one by one.
     """
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
         records = await super()._getmany(active_partitions, timeout)
-        events_topic = self.app.conf.events_topic
-        return {tp: [Run(run)] if tp.topic == events_topic and run else run for tp, run in records.items()}
+        return {tp: [Run(run)] if self._has_runs(tp) and run else run for tp, run in records.items()}
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
         if not isinstance(record, Run):
@@ -62,6 +65,24 @@ class RunConsumer(aiokafka.Consumer):
         message = super()._to_message(tp, record.records[-1])
         message.key, message.value, message.headers = None, record, []
         return message
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        if not self._has_runs(tp):
+            await super()._add_gap(tp, offset_from, offset_to)
+
+    def _new_offset(self, tp: TP) -> int | None:
+        if not self._has_runs(tp):
+            return super()._new_offset(tp)
+        acked = self._acked[tp]
+        if not acked:
+            return None
+        newest = max(acked)
+        acked.clear()
+        self._acked_index[tp].clear()
+        return newest + 1
+
+    def _has_runs(self, tp: TP) -> bool:
+        return tp.topic == self.app.conf.events_topic
 
 
 class RunTransport(aiokafka.Transport):
@@ -79,6 +100,43 @@ class RunSchema(faust.Schema):
     def loads_value(self, app: Any, message: Any, **_: Any) -> Run:
         """The run as fetched."""
         return message.value
+
+
+class Inbox:
+    """Faust events of one partition, waiting to be processed as one micro-batch.
+
+    What arrives while a batch is under way is taken together by the next one,
+    so batches grow with the load and a slow step costs no more the second time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._events: deque[Any] = deque()
+        self._size = 0
+        self._changed = asyncio.Condition()
+
+    async def put(self, event: Any) -> None:
+        """Add a run; waits while `limit` records are waiting."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._size < self._limit)
+            self._events.append(event)
+            self._size += len(event.value.records)
+            self._changed.notify_all()
+
+    async def take(self) -> list[Any]:
+        """Wait for runs and take them, in order: at most `limit` records unless a single run has more."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._size > 0)
+            taken: list[Any] = []
+            size = 0
+            while self._events:
+                size += len(self._events[0].value.records)
+                if taken and size > self._limit:
+                    break
+                taken.append(self._events.popleft())
+            self._size = sum(len(event.value.records) for event in self._events)
+            self._changed.notify_all()
+            return taken
 
 
 class StateStore(Store):

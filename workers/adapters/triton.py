@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import grpc
 import numpy as np
@@ -14,6 +14,7 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from workers import metrics
+from workers.adapters.coalesce import Coalescer
 from workers.core.features import (
     ITEM_TOWER_INPUTS,
     ITEM_TOWER_OUTPUTS,
@@ -34,6 +35,8 @@ BREAKER_FAILURES = 3
 """Consecutive failures that open the breaker."""
 BREAKER_SECONDS = 1.0
 """How long an open breaker keeps calls away before one may try again."""
+IN_FLIGHT = 2
+"""User-encoder calls under way at a time: one runs while the next one travels."""
 TEXT_VERSION = ""
 """The text encoder has one version."""
 _CHANNEL_ARGS = [
@@ -78,19 +81,27 @@ class Breaker:
 class TritonEncoder:
     """An `Encoder` over one gRPC channel; call it from one event loop. `deadline` in seconds per call."""
 
-    def __init__(self, address: str, deadline: float) -> None:
+    def __init__(self, address: str, deadline: float, batch: int = 64) -> None:
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGS)
         self._deadline = deadline
         self._retries = RETRY_BURST
         self.breaker = Breaker()
+        self._calls: Coalescer[Tensors, Encoded] = Coalescer(self._encode_together, limit=batch, in_flight=IN_FLIGHT)
 
     async def encode(self, tensors: Tensors, version: int) -> Encoded:
         """Encode a batch of users with the pinned version. Raises `Unavailable`."""
-        outputs = await self._infer(MODEL, str(version), tensors, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS)
+        return await self._calls.call(version, tensors, _users(tensors))
+
+    async def _encode_together(self, version: Hashable, batches: Sequence[Tensors]) -> list[Encoded]:
+        names = [spec.name for spec in USER_ENCODER_INPUTS]
+        together = {name: np.concatenate([tensors[name] for tensors in batches]) for name in names}
+        outputs = await self._infer(MODEL, str(version), together, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS)
         encoded = Encoded(*outputs)
         if not (np.isfinite(encoded.embedding).all() and np.isfinite(encoded.topk_score).all()):
             raise Unavailable(f"{MODEL} version {version} returned NaN or infinity")
-        return encoded
+        ends = np.cumsum([_users(tensors) for tensors in batches])
+        starts = [0, *ends[:-1]]
+        return [Encoded(*(o[start:end] for o in outputs)) for start, end in zip(starts, ends, strict=True)]
 
     async def item_vectors(self, texts: Sequence[str], version: int) -> NDArray[np.float32]:
         """Vectors `[len(texts), DIM]` for item texts in the pinned version's space. Raises `Unavailable`."""
@@ -146,6 +157,10 @@ class TritonEncoder:
             else:
                 self.breaker.succeeded()
                 return [result.as_numpy(spec.name) for spec in outputs]
+
+
+def _users(tensors: Tensors) -> int:
+    return len(tensors[USER_ENCODER_INPUTS[0].name])
 
 
 def _why(error: Exception) -> str:

@@ -7,7 +7,7 @@ import logging
 
 import typer
 
-from workers.cli import check, demo, dlq, inspect_user, model, produce, stack, tail, worker
+from workers.cli import bench, check, demo, dlq, inspect_user, model, produce, stack, tail, worker
 from workers.cli.errors import Group
 
 # kafka-python reports each refused connection as a warning; the verbs say it once, in their own words.
@@ -36,6 +36,11 @@ app.command(
     rich_help_panel="Models",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )(model.train)
+app.command(
+    "bench",
+    rich_help_panel="Local stack",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)(bench.bench)
 app.command("publish", rich_help_panel="Models")(model.publish)
 
 __all__ = ["app"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,7 @@ class ItemSpace:
         self.available[:FIRST_ITEM] = False
         self.popular = np.arange(FIRST_ITEM, min(self.size, FIRST_ITEM + POPULAR_CANDIDATES))
         self._popularity: Mapping[str, float] = {}
+        self._common: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
 
     def add_cold(self, items: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Place items `[n]` by their vectors `[n, DIM]`; one already cold moves to its new place."""
@@ -92,11 +94,15 @@ class ItemSpace:
             self.prior[index] = np.log1p(values)
         order = np.argsort(-self.prior[FIRST_ITEM : self.size], kind="stable")[:POPULAR_CANDIDATES]
         self.popular = order + FIRST_ITEM
+        self._common = None
 
-    def common_candidates(self) -> NDArray[np.int32]:
-        """Rows that are candidates for every user: the popular and the newest cold ones, ascending."""
-        cold = np.arange(max(self.trained, self.size - COLD_CANDIDATES), self.size)
-        return np.union1d(self.popular, cold).astype(np.int32)
+    def common_candidates(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Rows that are candidates for every user, ascending, with their vectors: the popular and the newest cold ones."""
+        if self._common is None:
+            cold = np.arange(max(self.trained, self.size - COLD_CANDIDATES), self.size)
+            rows = np.union1d(self.popular, cold).astype(np.int32)
+            self._common = rows, self.vectors[rows]
+        return self._common
 
 
 def rank(
@@ -113,24 +119,25 @@ def rank(
     `history` `[B, HISTORY]` is the encoder's `item_index` input; the rest are
     its outputs: `[B, TOP_K]`, `[B, TOP_K]`, `[B, DIM]`.
     """
-    common = space.common_candidates()
-    extra = embedding @ space.vectors[common].T
+    common, vectors = space.common_candidates()
+    extra = embedding @ vectors.T
     candidates = np.concatenate([topk_index, np.broadcast_to(common, extra.shape)], axis=1)
     scores = np.concatenate([topk_score, extra], axis=1) + config.prior_weight * space.prior[candidates]
     rankable = np.isfinite(scores) & space.available[candidates]
     rankable &= ~(candidates[:, :, None] == history[:, None, :]).any(axis=2)
     rankable[:, topk_index.shape[1] :] &= ~(common[None, :, None] == topk_index[:, None, :]).any(axis=2)
-    scores = np.where(rankable, scores, -np.inf)
+    scores[~rankable] = -np.inf
     order = np.argsort(_order_key(scores, candidates), axis=1)
-    candidates = np.take_along_axis(candidates, order, axis=1)
-    scores = np.take_along_axis(scores, order, axis=1).astype(np.float64).round(5)
     pool = config.list_size * (MMR_POOL if config.diversity else 1)
+    user_column = np.arange(len(states))[:, None]
+    best = order[:, :pool]
+    picks, values = candidates[user_column, best].tolist(), _rounded(scores[user_column, best])
     more_seen = (history == UNKNOWN).any(axis=1)
-    picks, values = candidates[:, :pool].tolist(), scores[:, :pool].tolist()
     for user, state in enumerate(states):
         if more_seen[user] or len(state.seen_log) > 1 or values[user][-1] == -np.inf:
+            ranked = order[user]
             picks[user], values[user] = _unseen(
-                space.ids, state, candidates[user].tolist(), scores[user].tolist(), pool
+                space.ids, state, candidates[user][ranked].tolist(), _rounded(scores[user][ranked]), pool
             )
         if config.diversity:
             picks[user], values[user] = _diversify(space.vectors, picks[user], values[user], config)
@@ -153,6 +160,10 @@ def rank_popular(space: ItemSpace, state: UserState | None, list_size: int) -> l
             if len(items) == list_size:
                 break
     return items
+
+
+def _rounded(scores: NDArray[np.float32]) -> list[Any]:
+    return scores.astype(np.float64).round(5).tolist()
 
 
 def _order_key(scores: NDArray[np.float32], candidates: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -219,11 +230,12 @@ def _strongest_events(
     whole = np.maximum(pull.sum(axis=2), 1e-9)
     positions = np.empty((batch, size, 2), np.int64)
     shares = np.empty((batch, size, 2))
+    user_column, slot_row = np.arange(batch)[:, None], np.arange(size)[None, :]
     for place in range(2):
         best = pull.argmax(axis=2)
         positions[:, :, place] = best
-        shares[:, :, place] = np.take_along_axis(pull, best[:, :, None], axis=2)[:, :, 0] / whole
-        np.put_along_axis(pull, best[:, :, None], -1.0, axis=2)
+        shares[:, :, place] = pull[user_column, slot_row, best] / whole
+        pull[user_column, slot_row, best] = -1.0
     return positions, shares.round(3)
 
 

@@ -1,0 +1,92 @@
+"""A worker on real Faust whose pipeline only counts, and writes down what it is given.
+
+    python -m tests.contract.stub_worker FOLDER
+
+FOLDER holds `settings.json`, gets `calls.jsonl`, and steers the pipeline by
+files: a run waits while `hold-PARTITION` is there, and raises where it has the
+offset in `fail`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from workers.adapters.faust import PartitionState
+from workers.adapters.kafka import KafkaPublisher
+from workers.app import WorkerApp, run_app
+from workers.core.state import decode_state, empty_state, encode_state
+from workers.ports import Record
+from workers.settings import Settings
+
+
+class CountingPipeline:
+    """Counts the records of each user in the state."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._calls = (folder / "calls.jsonl").open("a")
+
+    async def process(self, store: PartitionState, partition: int, records: Sequence[Record]) -> None:
+        """Note the run, wait if told to, fail if told to, count, write."""
+        users = Counter((record.key or b"").decode() for record in records)
+        states = [decode_state(raw) if raw is not None else empty_state(partition) for raw in store.read(list(users))]
+        offsets = [record.offset for record in records]
+        before = {user: [state.folded, state.offset] for user, state in zip(users, states, strict=True)}
+        self._note(what="start", partition=partition, offsets=offsets, before=before)
+        while (self._folder / f"hold-{partition}").exists():  # noqa: ASYNC110 - the test is another process
+            await asyncio.sleep(0.01)
+        fail = self._folder / "fail"
+        if fail.exists() and int(fail.read_text()) in offsets:
+            raise RuntimeError("as told")
+        written = {}
+        for (user, count), state in zip(users.items(), states, strict=True):
+            state.folded += count
+            state.offset = offsets[-1]
+            written[user] = encode_state(state)
+        await store.write(written)
+        self._note(what="end", partition=partition, offsets=offsets)
+
+    def forget_partition(self, partition: int) -> None:
+        """Note that the partition went away."""
+        self._note(what="forget", partition=partition)
+
+    def _note(self, **entry: Any) -> None:
+        self._calls.write(json.dumps(entry) + "\n")
+        self._calls.flush()
+
+
+class Runtime:
+    """The least that a worker needs beside Faust."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        self._folder = folder
+
+    async def start(self) -> None:
+        """Open the publisher."""
+        self.publisher = KafkaPublisher(self._settings)
+        self.pipeline = CountingPipeline(self._folder)
+
+    async def stop(self) -> None:
+        """Close it."""
+        await asyncio.to_thread(self.publisher.close)
+
+
+def main(folder: Path) -> int:
+    """Run until told to stop."""
+    raw = json.loads((folder / "settings.json").read_text())
+    partitions = raw.pop("partitions")
+    settings = msgspec.convert(raw, Settings)
+    return run_app(WorkerApp(settings, partitions, Runtime(settings, folder)))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv.pop())))

@@ -1,0 +1,130 @@
+"""The contract of a `StateStore`, over every backend."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from workers.adapters.memory import MemoryStateStore
+from workers.core.state import empty_state, encode_state
+from workers.ports import StateStore
+from workers.settings import Settings
+
+PARTITION = 1
+
+
+@pytest.fixture
+def table(broker: str, unique: Callable[[str], str], data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The worker's table on RocksDB, with its changelog on a real broker."""
+    monkeypatch.setattr(sys, "argv", ["freshet"])  # importing faust reads the command line
+    from workers.adapters.kafka import KafkaPublisher  # noqa: PLC0415
+    from workers.app import WorkerApp, changelog_topic  # noqa: PLC0415
+
+    settings = Settings(kafka=broker, group=unique("store"), data_dir=str(data_dir))
+    changelog = NewTopic(changelog_topic(settings.group), 3)
+    admin = AdminClient({"bootstrap.servers": broker})
+    [created] = admin.create_topics([changelog]).values()
+    created.result(30)
+    publisher = KafkaPublisher(settings)
+    app = WorkerApp(settings, 3, None)  # type: ignore[arg-type]
+    app.table.publisher = publisher
+    yield app.table
+    publisher.close()
+
+
+@pytest.fixture(params=["memory", pytest.param("faust", marks=pytest.mark.integration)])
+def store(request: pytest.FixtureRequest) -> StateStore:
+    """A store of each kind, empty."""
+    if request.param == "memory":
+        return MemoryStateStore()
+    table = request.getfixturevalue("table")
+    from workers.adapters.faust import PartitionState  # noqa: PLC0415
+
+    return PartitionState(table, PARTITION)
+
+
+def state(offset: int) -> bytes:
+    """A state that can be told from others."""
+    made = empty_state(PARTITION)
+    made.offset = offset
+    return encode_state(made)
+
+
+def test_an_unknown_user_is_none(store: StateStore) -> None:
+    """Nothing stored, None read; nobody asked for, nothing read."""
+    assert store.read(["ann", "bob"]) == [None, None]
+    assert store.read([]) == []
+
+
+async def test_what_was_written_is_read(store: StateStore) -> None:
+    """In the order asked for, unknown ones between known ones."""
+    await store.write({"ann": state(1), "bob": state(2)})
+    assert store.read(["bob", "nobody", "ann"]) == [state(2), None, state(1)]
+
+
+async def test_a_later_write_replaces(store: StateStore) -> None:
+    """A user has one state; others keep theirs."""
+    await store.write({"ann": state(1), "bob": state(2)})
+    await store.write({"ann": state(3)})
+    assert store.read(["ann", "bob"]) == [state(3), state(2)]
+
+
+async def test_writing_nothing_changes_nothing(store: StateStore) -> None:
+    """An empty write is allowed."""
+    await store.write({"ann": state(1)})
+    await store.write({})
+    assert store.read(["ann"]) == [state(1)]
+
+
+@pytest.mark.parametrize("user", ["ä€😀", " ", "a\x00b", "__faust\\0offset__", "x" * 256])
+async def test_any_user_id_is_a_key(store: StateStore, user: str) -> None:
+    """Ids are compared whole, whatever is in them."""
+    await store.write({user: state(1)})
+    assert store.read([user, user[:-1] + "?", user.upper() + "!"]) == [state(1), None, None]
+
+
+async def test_many_users_at_once(store: StateStore) -> None:
+    """A run of the largest size is one write."""
+    users = {f"user-{number}": state(number) for number in range(2048)}
+    await store.write(users)
+    assert store.read(list(users)) == list(users.values())
+
+
+@pytest.mark.integration
+async def test_partitions_are_apart(table: Any) -> None:
+    """A user written in one partition is unknown in another."""
+    from workers.adapters.faust import PartitionState  # noqa: PLC0415
+
+    await PartitionState(table, 0).write({"ann": state(1)})
+    assert PartitionState(table, 1).read(["ann"]) == [None]
+    assert PartitionState(table, 0).read(["ann"]) == [state(1)]
+
+
+@pytest.mark.integration
+async def test_the_local_files_name_the_changelog_offset(table: Any) -> None:
+    """After each write the persisted offset is that of the last changelog record."""
+    from faust.types import TP  # noqa: PLC0415
+
+    from workers.adapters.faust import PartitionState  # noqa: PLC0415
+
+    store, tp = PartitionState(table, PARTITION), TP(table.changelog_topic_name, PARTITION)
+    assert table.data.persisted_offset(tp) is None
+    await store.write({"ann": state(1), "bob": state(1)})
+    assert table.data.persisted_offset(tp) == 1
+    await store.write({"ann": state(2)})
+    assert table.data.persisted_offset(tp) == 2
+
+
+@pytest.mark.integration
+async def test_a_write_that_the_changelog_refuses_raises_and_stays_out(table: Any) -> None:
+    """Nothing is stored locally that is not in the changelog."""
+    from workers.adapters.faust import PartitionState  # noqa: PLC0415
+    from workers.adapters.kafka import DeliveryError  # noqa: PLC0415
+
+    store = PartitionState(table, 7)  # the changelog has three partitions
+    with pytest.raises(DeliveryError):
+        await store.write({"ann": state(1)})
+    assert store.read(["ann"]) == [None]

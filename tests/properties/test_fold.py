@@ -1,0 +1,134 @@
+"""The fold is a function of the log, however often and in whatever pieces it is read."""
+
+from collections.abc import Sequence
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.properties.strategies import PARTITION, Entry, logs, split, states
+from workers.core.events import CONTROL_TYPES, Event
+from workers.core.state import (
+    EVENT_IDS,
+    HISTORY,
+    SEEN,
+    Consent,
+    Outcome,
+    UserState,
+    decode_state,
+    empty_state,
+    encode_state,
+    fold,
+)
+
+Table = dict[str, bytes]
+
+
+def apply(table: Table, entries: Sequence[Entry]) -> list[Outcome]:
+    """Fold entries into a table of encoded states, as a worker does with a run."""
+    outcomes = []
+    for entry in entries:
+        user = entry.event.user_id
+        state = decode_state(table[user]) if user in table else empty_state(PARTITION)
+        outcomes.append(fold(state, entry.event, PARTITION, entry.offset))
+        table[user] = encode_state(state)
+    return outcomes
+
+
+def whole(log: Sequence[Entry]) -> Table:
+    """The table after the log was read once."""
+    table: Table = {}
+    apply(table, log)
+    return table
+
+
+@given(logs, st.randoms(use_true_random=False))
+def test_redelivery_at_any_cut_changes_nothing(log: list[Entry], random: Random) -> None:
+    """Reading on from any earlier position, any number of times, ends in the same states."""
+    table: Table = {}
+    committed = reached = 0
+    while reached < len(log):
+        end = min(len(log), committed + random.randint(1, 60))
+        apply(table, log[committed:end])
+        reached = max(reached, end)
+        if random.random() < 0.7:  # else the worker crashed before it could commit
+            committed = random.randint(committed, end)
+    apply(table, log[committed:])
+    assert table == whole(log)
+
+
+@given(logs, st.integers(0, 299))
+def test_a_second_reading_is_told_apart(log: list[Entry], start: int) -> None:
+    """Every event read again is reported as redelivered, so that nothing counts it twice."""
+    table = whole(log)
+    assert set(apply(table, log[min(start, len(log) - 1) :])) == {Outcome.REDELIVERED}
+
+
+@given(logs, st.randoms(use_true_random=False))
+def test_an_event_produced_twice_counts_once(log: list[Entry], random: Random) -> None:
+    """A producer's retries, while the user's ring of event ids holds them, move the position alone."""
+    once, twice = empty_state(PARTITION), empty_state(PARTITION)
+    folded: list[Event] = []
+    offset = 0
+    for entry in log:
+        if entry.event.type in CONTROL_TYPES or entry.event.event_id in {event.event_id for event in folded}:
+            continue
+        for event in (entry.event, *random.choices([*folded[-EVENT_IDS + 1 :], entry.event], k=random.randint(0, 2))):
+            outcome = fold(twice, event, PARTITION, offset)
+            assert (outcome is Outcome.DUPLICATE) == (event in folded)
+            if event not in folded:
+                folded.append(event)
+                fold(once, event, PARTITION, offset)
+            offset += 1
+    once.offset = twice.offset
+    assert encode_state(twice) == encode_state(once)
+
+
+@given(logs)
+def test_a_state_keeps_its_bounds(log: list[Entry]) -> None:
+    """No history, however long, makes a state outgrow its limits or its lists differ in length."""
+    for raw in whole(log).values():
+        state = decode_state(raw)
+        assert len(state.items) == len(state.types) == len(state.times) <= HISTORY
+        assert len(split(state.event_id_log)) <= EVENT_IDS
+        assert len(state.seen) <= SEEN
+        assert len(set(state.seen)) == len(state.seen)
+
+
+@given(logs)
+def test_feature_time_rises_with_every_change(log: list[Entry]) -> None:
+    """Whatever the events' own times, a changed state has a greater feature timestamp."""
+    states: dict[str, UserState] = {}
+    for entry in log:
+        state = states.setdefault(entry.event.user_id, empty_state(PARTITION))
+        before = state.feature_ts
+        outcome = fold(state, entry.event, PARTITION, entry.offset)
+        if outcome in (Outcome.APPLIED, Outcome.FIRST_TOUCH):
+            assert state.feature_ts > before
+            assert state.feature_ts >= entry.event.ts * 1000
+        else:
+            assert state.feature_ts == before
+
+
+@given(logs)
+def test_a_user_without_consent_has_no_profile(log: list[Entry]) -> None:
+    """After an opt-out or erasure nothing of the user's behaviour is held, until an opt-in."""
+    for raw in whole(log).values():
+        state = decode_state(raw)
+        if state.consent is not Consent.GIVEN:
+            held = (state.items, state.types, state.times, state.seen, state.counts, state.spend)
+            assert not any(held)
+            assert state.folded == state.last_ts == 0
+            assert len(split(state.event_id_log)) <= 1  # an opt-out's own
+
+
+@given(states())
+def test_states_survive_the_codec(state: UserState) -> None:
+    """Decoding what was encoded gives the same state, field by field."""
+    assert decode_state(encode_state(state)) == state
+
+
+@given(states())
+def test_equal_states_have_equal_bytes(state: UserState) -> None:
+    """A state has one encoding, so that stored bytes can be compared."""
+    assert encode_state(decode_state(encode_state(state))) == encode_state(state)

@@ -1,0 +1,169 @@
+"""Lists are totally ordered, hold what they may, and do not depend on the batch."""
+
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.properties.strategies import make_state
+from workers.core.features import DIM, FIRST_ITEM, TOP_K, featurise
+from workers.core.ranking import ItemSpace, RankConfig, rank, rank_popular
+from workers.core.recommendation import Item
+from workers.core.state import UserState
+from workers.ports import Encoded
+
+TRAINED = 160
+COLD = 40
+ITEMS = [f"item-{number}" for number in range(TRAINED + COLD)]
+ODD_SCORES = (np.nan, np.inf, -np.inf)
+
+
+@dataclass
+class World:
+    """A space of items and a batch of users with the encoder's outputs for them.
+
+    Vectors and weights are small whole numbers, so that scores are exact whatever
+    the order of summation, and often equal.
+    """
+
+    space: ItemSpace
+    states: list[UserState]
+    history: np.ndarray
+    encoded: Encoded
+
+    def rank(self, config: RankConfig, rows: slice = slice(None)) -> list[list[Item]]:
+        """Lists of some of the users."""
+        outputs = [output[rows] for output in self.encoded]
+        return rank(self.space, config, self.states[rows], self.history[rows], *outputs)
+
+    def scores(self, user: int, weight: float) -> dict[int, float]:
+        """Score of every rankable candidate row of a user, by definition."""
+        space, state = self.space, self.states[user]
+        seen = {*state.items, *state.seen}
+        scores: dict[int, float] = {}
+        embedding = self.encoded.embedding[user]
+        graph = dict(zip(self.encoded.topk_index[user].tolist(), self.encoded.topk_score[user], strict=True))
+        for row in {*graph, *space.common_candidates()[0].tolist()}:
+            score = graph.get(row, embedding @ space.vectors[row]) + np.float32(weight) * space.prior[row]
+            if np.isfinite(score) and space.available[row] and space.ids[row] not in seen:
+                scores[row] = float(score)
+        return scores
+
+
+def make_world(seed: int, users: int, odd: float) -> World:
+    """A world; `odd` is the share of the graph's scores that are no numbers."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.integers(-1, 2, (TRAINED + COLD, DIM)).astype(np.float32)
+    space = ItemSpace(ITEMS[:TRAINED], vectors[:TRAINED])
+    space.add_cold(ITEMS[TRAINED:], vectors[TRAINED:])
+    popular = rng.choice(len(ITEMS), 60, replace=False)
+    space.set_popularity({ITEMS[item]: float(np.expm1(rng.integers(1, 4))) for item in popular})
+    space.prior = np.round(space.prior)
+    for item in rng.choice(len(ITEMS), rng.integers(0, 80), replace=False):
+        space.set_available(ITEMS[item], available=False)
+    states = []
+    for _ in range(users):
+        names = [*ITEMS, *(f"gone-{number}" for number in range(5))]
+        items = [names[at] for at in rng.integers(0, len(names), rng.integers(0, 51))]
+        seen = [ITEMS[at] for at in rng.choice(len(ITEMS), rng.choice([0, 0, 60, 180]), replace=False)]
+        states.append(make_state(items, range(len(items)), seen))
+    index = {item: row + FIRST_ITEM for row, item in enumerate(ITEMS[:TRAINED])}
+    history = featurise(states, index, {"view": 1})["item_index"]
+    embedding = rng.integers(-2, 3, (users, DIM)).astype(np.float32)
+    scores = embedding @ space.vectors[FIRST_ITEM : space.trained].T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :TOP_K]
+    topk_score = np.take_along_axis(scores, order, axis=1)
+    topk_score[rng.random(topk_score.shape) < odd] = rng.choice(ODD_SCORES)
+    return World(space, states, history, Encoded((order + FIRST_ITEM).astype(np.int32), topk_score, embedding))
+
+
+worlds = st.builds(make_world, st.integers(0, 2**32), st.integers(1, 9), st.sampled_from((0.0, 0.0, 0.3, 1.0)))
+configs = st.builds(RankConfig, st.integers(1, 50), st.sampled_from((0.0, 0.3, 1.0)), st.sampled_from((0.0, 1.0, 2.0)))
+by_score = st.builds(RankConfig, st.integers(1, 50), st.just(0.0), st.sampled_from((0.0, 1.0, 2.0)))
+
+
+@given(worlds, by_score)
+def test_the_order_is_score_then_index(world: World, config: RankConfig) -> None:
+    """Without diversity a list is the best scores, ties by item index; what is no number never shows."""
+    for user, items in enumerate(world.rank(config)):
+        scores = world.scores(user, config.prior_weight)
+        best = sorted(scores, key=lambda row: (-scores[row], row))[: config.list_size]
+        assert [(item.item_id, item.score) for item in items] == [
+            (world.space.ids[row], round(scores[row], 5)) for row in best
+        ]
+
+
+@given(worlds, configs)
+def test_a_list_holds_only_what_it_may(world: World, config: RankConfig) -> None:
+    """No item twice, none unavailable, none that the user has seen; as many as there are, up to the size."""
+    for user, items in enumerate(world.rank(config)):
+        names = [item.item_id for item in items]
+        state = world.states[user]
+        assert len(set(names)) == len(names) == min(config.list_size, len(world.scores(user, config.prior_weight)))
+        assert not {*names} & {*state.items, *state.seen}
+        for item in items:
+            row = world.space.index[item.item_id]
+            assert world.space.available[row]
+            assert np.isfinite(item.score)
+            assert item.source == ("cold" if row >= world.space.trained else "model")
+
+
+@given(worlds, configs, st.randoms(use_true_random=False))
+def test_a_list_does_not_depend_on_the_batch(world: World, config: RankConfig, random: Random) -> None:
+    """A user's list, its reasons included, is the same alone and in any company."""
+    together = world.rank(config)
+    cut = random.randint(0, len(together))
+    assert world.rank(config, slice(cut)) + world.rank(config, slice(cut, None)) == together
+    for user, items in enumerate(together):
+        assert world.rank(config, slice(user, user + 1)) == [items]
+
+
+@given(worlds, configs, st.integers(0, 2**32))
+def test_real_scores_agree_between_batches_to_rounding(world: World, config: RankConfig, seed: int) -> None:
+    """With real-valued vectors a slot's score alone and in a batch differs by rounding at most."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=world.encoded.embedding.shape).astype(np.float32)
+    world.encoded = world.encoded._replace(embedding=world.encoded.embedding + noise)
+    config = RankConfig(config.list_size, 0.0, config.prior_weight)
+    for user, items in enumerate(world.rank(config)):
+        [alone] = world.rank(config, slice(user, user + 1))
+        scores = [item.score for item in items]
+        np.testing.assert_allclose([item.score for item in alone], scores, atol=2.1e-5)
+
+
+@given(worlds, configs)
+def test_reasons_are_the_users_own_events(world: World, config: RankConfig) -> None:
+    """A reason names an event of the user's history; weights are shares, the larger one first."""
+    for state, items in zip(world.states, world.rank(config), strict=True):
+        events = set(zip(state.items, state.types, state.times, strict=True))
+        for item in items:
+            weights = [reason.weight for reason in item.reasons]
+            assert weights == sorted(weights, reverse=True)
+            assert 0 <= sum(weights) <= 1.001
+            assert len(weights) <= 2
+            for reason in item.reasons:
+                assert (reason.item_id, reason.type, reason.ts) in events
+
+
+@given(worlds, st.integers(1, 50))
+def test_a_little_diversity_keeps_the_best_item_first(world: World, size: int) -> None:
+    """MMR starts from the best score, and picks only among the best of the scores."""
+    plain = world.rank(RankConfig(size * 5, 0.0, 1.0))
+    for best, diverse in zip(plain, world.rank(RankConfig(size, 0.5, 1.0)), strict=True):
+        assert [item.item_id for item in diverse][:1] == [item.item_id for item in best][:1]
+        assert {item.item_id for item in diverse} <= {item.item_id for item in best}
+
+
+@given(worlds, st.integers(1, 50))
+def test_the_fallback_is_the_popular_order(world: World, size: int) -> None:
+    """The popular list is available, unseen, and ordered by popularity, ties by item index."""
+    space = world.space
+    for state in (*world.states, None):
+        items = rank_popular(space, state, size)
+        seen = {*state.items, *state.seen} if state else set()
+        places = [(-item.score, space.index[item.item_id]) for item in items]
+        assert places == sorted(places)
+        assert all(space.available[row] and space.ids[row] not in seen for _, row in places)
+        assert all(item.source == "popular" for item in items)

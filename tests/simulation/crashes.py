@@ -1,0 +1,375 @@
+"""A worker in memory that can be killed at any point of any micro-batch, and the judge of what is left.
+
+A kill is an exception out of one point; from then on every other point of that
+life raises too, so that nothing has an effect after the kill, whatever tasks
+were under way. A life starts with empty hands from the committed offset, and
+cuts its runs in its own way. What survives is in `Durable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tests.simulation.fakes import NOW, PARTITION, FakeEncoder, event, make_bundle, record
+from workers.adapters.memory import MemoryFeatureStore, MemoryPublisher, MemoryStateStore
+from workers.core.recommendation import decode_recommendation
+from workers.core.state import decode_state
+from workers.live_model import LiveModel
+from workers.pipeline import Pipeline
+from workers.ports import FeatureRow, Message, Record
+from workers.settings import Settings
+
+LONGEST_RUN = 5
+SLOW_STATE = -1
+CONSENTS = {"given": "GIVEN", "opt_out": "OPTED_OUT", "erase": "ERASED"}
+SETTINGS = Settings(prior_weight=0.0, list_size=3, encode_batch=2)
+BUNDLE = make_bundle()
+
+
+class Crash(Exception):
+    """The process is gone."""
+
+
+class Killer:
+    """Ends a life at its `at`-th point; None lets it live.
+
+    Between points other tasks may come first: `interleaving` is a seed for how
+    long each takes, 0 for all alike, or `SLOW_STATE`.
+    """
+
+    def __init__(self, at: int | None, interleaving: int) -> None:
+        self.at = at
+        self.points = 0
+        self.dead = False
+        self.state_turns = 40 if interleaving == SLOW_STATE else 0
+        self._random = Random(interleaving) if interleaving > 0 else None
+
+    async def point(self) -> None:
+        """A place where the process may end."""
+        for _ in range(self._random.randrange(4) if self._random else 1):
+            await asyncio.sleep(0)
+        self.points += 1
+        if self.dead or self.points == self.at:
+            self.dead = True
+            raise Crash
+
+
+@dataclass
+class Durable:
+    """What outlives the process."""
+
+    store: MemoryStateStore = field(default_factory=MemoryStateStore)
+    features: MemoryFeatureStore = field(default_factory=lambda: MemoryFeatureStore(list(SETTINGS.behaviours)))
+    publisher: MemoryPublisher = field(default_factory=MemoryPublisher)
+    committed: int = 0
+    crashes: int = 0
+    points: int = 0
+    complaints: set[str] = field(default_factory=set)
+
+
+class MortalStore:
+    """The state store through a killer; a kill may leave a write half done."""
+
+    def __init__(self, killer: Killer, durable: Durable) -> None:
+        self._killer = killer
+        self._store = durable.store
+        self.read = durable.store.read
+
+    async def write(self, states: Mapping[str, bytes]) -> None:
+        """Store states one by one."""
+        for _ in range(self._killer.state_turns):
+            await asyncio.sleep(0)
+        await self._killer.point()
+        for user, state in states.items():
+            await self._store.write({user: state})
+            await self._killer.point()
+
+
+class MortalFeatures:
+    """The feature store through a killer."""
+
+    def __init__(self, killer: Killer, durable: Durable) -> None:
+        self._killer = killer
+        self._features = durable.features
+        self.read = durable.features.read
+
+    async def write_behaviour(self, rows: Sequence[FeatureRow]) -> None:
+        """Write rows one by one."""
+        await self._each(rows, self._features.write_behaviour)
+
+    async def write_embedding(self, rows: Sequence[FeatureRow]) -> None:
+        """Write rows one by one."""
+        await self._each(rows, self._features.write_embedding)
+
+    async def delete(self, user_ids: Sequence[str]) -> None:
+        """Delete users one by one."""
+        await self._each(user_ids, self._features.delete)
+
+    async def _each(self, parts: Sequence[Any], effect: Callable[[list[Any]], Awaitable[None]]) -> None:
+        await self._killer.point()
+        for part in parts:
+            await effect([part])
+            await self._killer.point()
+
+
+class MortalPublisher:
+    """The output topics through a killer."""
+
+    def __init__(self, killer: Killer, durable: Durable) -> None:
+        self._killer = killer
+        self._publisher = durable.publisher
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Publish one by one."""
+        await self._killer.point()
+        for message in messages:
+            await self._publisher.publish([message])
+            await self._killer.point()
+
+
+class MortalEncoder(FakeEncoder):
+    """The encoder through a killer."""
+
+    def __init__(self, killer: Killer) -> None:
+        super().__init__(BUNDLE)
+        self._killer = killer
+
+    async def encode(self, tensors: Any, version: int) -> Any:
+        """Encode."""
+        await self._killer.point()
+        return await super().encode(tensors, version)
+
+
+Life = Callable[[Pipeline, MortalStore, Killer, Durable, Sequence[Record]], Awaitable[None]]
+
+
+async def commit_last(
+    pipeline: Pipeline, store: MortalStore, killer: Killer, durable: Durable, run: Sequence[Record]
+) -> None:
+    """One run as the worker does it: every effect, then the commit."""
+    await pipeline.process(store, PARTITION, run)
+    await killer.point()
+    durable.committed = run[-1].offset + 1
+    await killer.point()
+
+
+async def commit_first(
+    pipeline: Pipeline, store: MortalStore, killer: Killer, durable: Durable, run: Sequence[Record]
+) -> None:
+    """One run as it must not be done: the commit does not wait for the effects."""
+    effects = asyncio.create_task(pipeline.process(store, PARTITION, run))
+    await asyncio.sleep(0)
+    durable.committed = run[-1].offset + 1
+    await effects
+    await killer.point()
+
+
+async def simulate(
+    log: Sequence[Record],
+    kills: Iterable[int],
+    interleaving: int = 0,
+    life: Life = commit_last,
+    pipeline: type[Pipeline] = Pipeline,
+) -> Durable:
+    """Lives of a worker over a log, each but the last ended at the given point, until all is committed."""
+    durable = Durable()
+    for number, at in enumerate([*kills, None]):
+        killer = Killer(at, interleaving + number if interleaving > 0 else interleaving)
+        try:
+            await _live(log, killer, durable, life, pipeline, Random(number) if number else None)
+        except Crash:
+            durable.crashes += 1
+        else:
+            durable.points = killer.points
+            break
+    return durable
+
+
+async def _live(
+    log: Sequence[Record],
+    killer: Killer,
+    durable: Durable,
+    life: Life,
+    make: type[Pipeline],
+    random: Random | None,
+) -> None:
+    encoder = MortalEncoder(killer)
+    model = LiveModel(encoder, BUNDLE.path)
+    counts = [message for message in durable.publisher.messages if message.topic == SETTINGS.popularity_topic]
+    model.apply_popularity([Record(offset, NOW, one.key, one.value) for offset, one in enumerate(counts)])
+    await model._go_live(BUNDLE)
+    worker = make(
+        SETTINGS,
+        model,
+        encoder,
+        MortalFeatures(killer, durable),
+        MortalPublisher(killer, durable),
+        clock=lambda: NOW / 1000,
+    )
+    left = [one for one in log if one.offset >= durable.committed]
+    while left:
+        size = random.randint(1, LONGEST_RUN) if random else LONGEST_RUN - 1
+        run, left = left[:size], left[size:]
+        await life(worker, MortalStore(killer, durable), killer, durable, run)
+        durable.complaints |= {f"committed too early: {one}" for one in judge(log, durable, durable.committed)}
+
+
+def small_log() -> list[Record]:
+    """Three users, every kind of event, bad records, an id sent twice, late times, gaps in the offsets."""
+    events = [
+        event(0, "ann"),
+        event(1, "bob", "click"),
+        event(2, "ann", "purchase", amount=3.5),
+        None,
+        event(4, "cyd"),
+        event(1, "bob", "click"),
+        event(6, "ann", ts=NOW - 7000),
+        event(7, "cyd", "user.opt_out"),
+        event(8, "cyd"),
+        event(9, "bob", "user.erase"),
+        event(10, "ann", "click", amount=0.25),
+        None,
+        event(12, "cyd", "user.opt_in"),
+        event(13, "cyd", "purchase", amount=9.0),
+        event(0, "ann"),
+    ]
+    offsets = [10 * (number // 6) + number for number in range(len(events))]
+    return [
+        record(offset, one) if one else Record(offset, NOW, b"ann", b'{"half": "an eve')
+        for offset, one in zip(offsets, events, strict=True)
+    ]
+
+
+@dataclass
+class Expected:
+    """A user by the judge's own fold."""
+
+    offset: int = -1
+    ids: list[str] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    consent: str = "given"
+
+
+def fold_again(log: Iterable[Record]) -> tuple[dict[str, Expected], set[int]]:
+    """The log folded once from its start, by the description alone; and the offsets of the bad records."""
+    users: dict[str, Expected] = {}
+    bad: set[int] = set()
+    for one in log:
+        try:
+            body = json.loads(one.value or b"")
+        except ValueError:
+            bad.add(one.offset)
+            continue
+        user = users.setdefault(body["user_id"], Expected())
+        user.offset = one.offset
+        if body["event_id"] in user.ids:
+            continue
+        kind = body["type"].removeprefix("user.")
+        if kind in ("opt_out", "erase"):
+            user.consent, user.events, user.ids = kind, [], [body["event_id"]]
+        elif kind == "opt_in":
+            user.consent = "given"
+            user.ids.append(body["event_id"])
+        elif user.consent == "given":
+            user.events.append(body)
+            user.ids.append(body["event_id"])
+    return users, bad
+
+
+def judge(log: Sequence[Record], durable: Durable, until: int) -> set[str]:
+    """What is wrong with what is durable, given that all before offset `until` should be."""
+    users, bad = fold_again(one for one in log if one.offset < until)
+    wrong = set()
+    for name, user in users.items():
+        raw = durable.store.states.get(name)
+        if raw is None:
+            wrong.add(f"{name} has no state")
+            continue
+        state = decode_state(raw)
+        if state.offset < user.offset:
+            wrong.add(f"{name}: the state is behind")
+        last = _last_list(durable, name)
+        if last is None or last < user.offset:
+            wrong.add(f"{name}: the list is behind")
+    dead = {
+        int(dict(message.headers)["origin_offset"])
+        for message in durable.publisher.messages
+        if message.topic == SETTINGS.dlq_topic
+    }
+    wrong |= {f"the bad record at {offset} is nowhere" for offset in bad - dead}
+    return wrong
+
+
+def _last_list(durable: Durable, user: str) -> int | None:
+    """The offset that the last list of a user is as of; beyond all for a tombstone."""
+    mine = _of_user(user, durable)
+    if not mine:
+        return None
+    value = mine[-1].value
+    return decode_recommendation(value).as_of.offset if value else 1 << 60
+
+
+async def judge_finished(log: Sequence[Record], durable: Durable, clean: Durable) -> set[str]:
+    """What is wrong at the end, when the log has been read to its end."""
+    wrong = judge(log, durable, log[-1].offset + 1) | durable.complaints
+    if durable.committed != log[-1].offset + 1:
+        wrong.add("not all is committed")
+    users, bad = fold_again(log)
+    valid = 0
+    for name, user in users.items():
+        state = decode_state(durable.store.states[name]) if name in durable.store.states else None
+        facts = {
+            "offset": (state and state.offset, user.offset),
+            "items": (state and state.items, [one["item_id"] for one in user.events]),
+            "types": (state and state.types, [one["type"] for one in user.events]),
+            "times": (state and list(state.times), [one["ts"] for one in user.events]),
+            "folded": (state and state.folded, len(user.events)),
+            "spend": (state and sum(state.spend.values()), sum(one.get("amount", 0) for one in user.events)),
+            "counts": (state and sum(state.counts.values()), len(user.events)),
+            "consent": (state and state.consent.name, CONSENTS[user.consent]),
+        }
+        wrong |= {f"{name}: {fact} is {has}, not {should}" for fact, (has, should) in facts.items() if has != should}
+        features = await durable.features.read(name)
+        should_have = [one["item_id"] for one in user.events] if user.consent == "given" else None
+        has_items = features["recent_items"] and list(features["recent_items"])
+        if has_items != should_have:
+            wrong.add(f"{name}: features are {has_items}, not {should_have}")
+        if (features["embedding"] is not None) != bool(user.events):
+            wrong.add(f"{name}: the embedding does not fit the profile")
+        wrong |= {f"{name}: {complaint}" for complaint in _lists_of(name, durable, clean)}
+    valid = sum(1 for one in log if one.offset not in bad)
+    lists = [message for message in durable.publisher.messages if message.topic == SETTINGS.recommendations_topic]
+    if len(lists) > valid + durable.crashes * LONGEST_RUN:
+        wrong.add(f"{len(lists)} lists of {valid} events after {durable.crashes} crashes")
+    return wrong
+
+
+def _of_user(user: str, durable: Durable) -> list[Message]:
+    topic, key = SETTINGS.recommendations_topic, user.encode()
+    return [message for message in durable.publisher.messages if (message.topic, message.key) == (topic, key)]
+
+
+def _lists_of(user: str, durable: Durable, clean: Durable) -> Iterable[str]:
+    """A user's lists never go back, one id always is one list, and the last is that of a quiet run."""
+    mine, quiet = _of_user(user, durable), _of_user(user, clean)
+    made = [decode_recommendation(one.value) for one in mine if one.value]
+    offsets = [one.as_of.offset for one in made]
+    if offsets != sorted(offsets):
+        yield "lists go back"
+    ids: dict[str, Any] = {}
+    for one in made:
+        if one.personalised and ids.setdefault(one.recommendation_id, one.items) != one.items:
+            yield "two lists have one id"
+    if not mine or (mine[-1].value is None) != (quiet[-1].value is None):
+        yield "the last list is missing"
+    elif mine[-1].value and quiet[-1].value:
+        last, should = decode_recommendation(mine[-1].value), decode_recommendation(quiet[-1].value)
+        if (last.recommendation_id, last.as_of) != (should.recommendation_id, should.as_of):
+            yield "the last list is of another event"
+        if should.personalised and last.items != should.items:
+            yield "the last list has other items"

@@ -1,0 +1,161 @@
+"""A small world in memory: bundles, an encoder that really scores, records of a log, a pipeline over them."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.adapters.memory import MemoryFeatureStore, MemoryPublisher, MemoryStateStore
+from workers.core.bundle import Bundle, Manifest, sha256, write_manifest
+from workers.core.events import Event, encode_event
+from workers.core.features import DIM, FIRST_ITEM, TOP_K, Tensors
+from workers.core.recommendation import Recommendation, decode_recommendation
+from workers.core.state import UserState, decode_state
+from workers.live_model import LiveModel
+from workers.pipeline import Pipeline
+from workers.ports import Encoded, Message, Record, Unavailable
+from workers.settings import Settings
+
+NOW = 1_700_000_000_000
+PARTITION = 4
+ITEMS = tuple(f"film-{number}" for number in range(TOP_K + 20))
+BUNDLE_FILES = ("model.onnx", "item_tower.onnx", "item_ids.json", "item_vectors.npy", "golden.npz")
+
+
+def vector(text: str, version: int) -> NDArray[np.float32]:
+    """A vector of whole numbers that stands for a text in a version's space."""
+    return np.random.default_rng([zlib.crc32(text.encode()), version]).integers(-2, 3, DIM).astype(np.float32)
+
+
+def make_bundle(version: int = 1, items: Sequence[str] = ITEMS, prior_weight: float = 1.0) -> Bundle:
+    """A bundle that is not on disk; its version is in its path, as on disk."""
+    manifest = Manifest(
+        name="fake",
+        created="2024-01-01",
+        dim=DIM,
+        types=["view", "click", "purchase"],
+        prior_weight=prior_weight,
+        popularity_half_life_s=86_400.0,
+        metrics={},
+        environment={},
+        licence="none",
+        files={},
+    )
+    return Bundle(Path(str(version)), manifest, list(items), np.stack([vector(item, version) for item in items]))
+
+
+def write_bundle(repository: Path, version: int, items: Sequence[str] = ITEMS) -> Path:
+    """The same on disk, as a version of `user_encoder`; its graphs are placeholders."""
+    bundle = make_bundle(version, items)
+    folder = repository / "user_encoder" / str(version)
+    folder.mkdir(parents=True)
+    for name in BUNDLE_FILES:
+        (folder / name).write_bytes(b"placeholder")
+    (folder / "item_ids.json").write_bytes(msgspec.json.encode(bundle.item_ids))
+    np.save(folder / "item_vectors.npy", bundle.item_vectors)
+    digests = {name: sha256(folder / name) for name in BUNDLE_FILES}
+    write_manifest(folder, msgspec.structs.replace(bundle.manifest, files=digests))
+    return folder
+
+
+class FakeEncoder:
+    """An `Encoder`: a user's vector is the sum of the item vectors of the history.
+
+    `away` makes it unavailable; `calls` are the batch sizes and versions asked for.
+    """
+
+    def __init__(self, *bundles: Bundle) -> None:
+        self.bundles = {int(bundle.path.name): bundle for bundle in bundles}
+        self.away = False
+        self.calls: list[tuple[int, int]] = []
+        self.texts: list[tuple[str, int]] = []
+
+    async def encode(self, tensors: Tensors, version: int) -> Encoded:
+        """Score every item of the version."""
+        if self.away:
+            raise Unavailable("gone fishing")
+        history = tensors["item_index"]
+        self.calls.append((len(history), version))
+        vectors = self.bundles[version].item_vectors
+        table = np.concatenate([np.zeros((FIRST_ITEM, DIM), np.float32), vectors])
+        embedding = table[history].sum(axis=1)
+        scores = embedding @ vectors.T
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :TOP_K]
+        top = np.take_along_axis(scores, order, axis=1)
+        return Encoded((order + FIRST_ITEM).astype(np.int32), top, embedding)
+
+    async def item_vectors(self, texts: Sequence[str], version: int) -> NDArray[np.float32]:
+        """A vector per text and version."""
+        if self.away:
+            raise Unavailable("gone fishing")
+        self.texts += [(text, version) for text in texts]
+        return np.stack([vector(text, version) for text in texts])
+
+
+def event(number: int, user: str = "ann", kind: str = "view", item: str | None = None, **fields: Any) -> Event:
+    """Event `number` of the world: of its own id, and on item `number` unless told otherwise."""
+    item_id = None if kind.startswith("user.") else item or ITEMS[number % len(ITEMS)]
+    given: dict[str, Any] = {"event_id": f"e{number}", "ts": NOW + number * 1000, **fields}
+    return Event(user_id=user, type=kind, item_id=item_id, **given)
+
+
+def record(offset: int, of: Event) -> Record:
+    """An event as it stands at `offset` of the events topic."""
+    return Record(offset, of.ts + 5, of.user_id.encode(), encode_event(of), ())
+
+
+def lists(messages: Sequence[Message], topic: str = "recommendations") -> list[Recommendation]:
+    """The recommendation lists among what was published, in order."""
+    return [decode_recommendation(message.value) for message in messages if message.topic == topic and message.value]
+
+
+def digest(value: bytes | None) -> bytes:
+    """The hex digest that a dead letter carries."""
+    return hashlib.sha256(value or b"").hexdigest().encode()
+
+
+class World:
+    """A pipeline and all it stands on; any part may be replaced before `start`."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = Settings(**settings)
+        self.bundle = make_bundle()
+        self.encoder = FakeEncoder(self.bundle)
+        self.store = MemoryStateStore()
+        self.features = MemoryFeatureStore(list(self.settings.behaviours))
+        self.publisher = MemoryPublisher()
+        self.model = LiveModel(self.encoder, self.bundle.path)
+        self.offset = 0
+
+    async def start(self) -> World:
+        """Make the model live and the pipeline ready."""
+        await self.model._go_live(self.bundle)
+        self.pipeline = Pipeline(
+            self.settings, self.model, self.encoder, self.features, self.publisher, clock=lambda: NOW / 1000 + 60
+        )
+        return self
+
+    async def run(self, *events: Event) -> None:
+        """Process events as one run, at the next offsets."""
+        records = [record(self.offset + place, one) for place, one in enumerate(events)]
+        self.offset += len(events)
+        await self.process(records)
+
+    async def process(self, records: Sequence[Record]) -> None:
+        """Process records as one run."""
+        await self.pipeline.process(self.store, PARTITION, records)
+
+    def state(self, user: str = "ann") -> UserState:
+        """A user's stored state."""
+        return decode_state(self.store.states[user])
+
+    def messages(self, topic: str) -> list[Message]:
+        """What was published to a topic."""
+        return [message for message in self.publisher.messages if message.topic == topic]

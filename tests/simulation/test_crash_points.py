@@ -1,0 +1,147 @@
+"""A kill at every point of every micro-batch, and a second one after it, leaves nothing lost or counted twice."""
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.simulation.crashes import (
+    SLOW_STATE,
+    Durable,
+    Life,
+    commit_first,
+    commit_last,
+    judge_finished,
+    simulate,
+    small_log,
+)
+from workers import pipeline as pipeline_module
+from workers.core.events import Event
+from workers.core.state import Outcome, UserState, empty_state, fold
+from workers.pipeline import Pipeline, Touched
+from workers.ports import Message, Record, StateStore
+
+LOG = small_log()
+
+
+@pytest.fixture
+async def clean() -> Durable:
+    """What a life without kills leaves."""
+    return await simulate(LOG, [])
+
+
+async def outcomes(
+    clean: Durable,
+    kills: Sequence[Sequence[int]],
+    interleaving: int = 0,
+    life: Life = commit_last,
+    pipeline: type[Pipeline] = Pipeline,
+    log: Sequence[Record] = LOG,
+) -> dict[tuple[int, ...], set[str]]:
+    """What is wrong after each of the given series of kills, where anything is."""
+    found = {}
+    for series in kills:
+        durable = await simulate(log, series, interleaving, life, pipeline)
+        assert durable.crashes == len(series), f"a kill of {series} never happened"
+        if wrong := await judge_finished(log, durable, clean):
+            found[tuple(series)] = wrong
+    return found
+
+
+def every_point(clean: Durable) -> list[list[int]]:
+    """One kill at each point of a life over the whole log."""
+    return [[at] for at in range(1, clean.points + 1)]
+
+
+async def test_without_kills_all_is_well(clean: Durable) -> None:
+    """The judge has nothing against a quiet life, which has points enough to be killed at."""
+    assert await judge_finished(LOG, clean, clean) == set()
+    assert clean.crashes == 0
+    assert clean.points > 4 * 15
+
+
+@pytest.mark.parametrize("interleaving", [0, 1, 2, 3, SLOW_STATE])
+async def test_one_kill_at_every_point(clean: Durable, interleaving: int) -> None:
+    """Wherever the kill falls, and in whatever order the effects of a run overlap, the end is the same."""
+    points = (await simulate(LOG, [], interleaving)).points
+    assert await outcomes(clean, [[at] for at in range(1, points + 1)], interleaving) == {}
+
+
+@pytest.mark.parametrize("log", [LOG[:6], LOG[7:13]], ids=["behaviour", "consent"])
+async def test_two_kills_at_every_pair_of_points(log: list[Record]) -> None:
+    """The second life, cut into other runs, is killed at each of its points in turn."""
+    clean = await simulate(log, [])
+    assert await judge_finished(log, clean, clean) == set()
+    for first in range(1, clean.points + 1):
+        second = await simulate(log, [first])
+        pairs = [[first, at] for at in range(1, second.points + 1)]
+        assert await outcomes(clean, pairs, log=log) == {}
+
+
+async def test_a_commit_that_does_not_wait_is_found_out(clean: Durable) -> None:
+    """Failing control: with the commit before the effects, kills lose state, lists and dead letters."""
+    found = await outcomes(clean, every_point(clean)[:-8], life=commit_first)
+    lost = set().union(*found.values())
+    for loss in ("the state is behind", "the list is behind", "is nowhere"):
+        assert any(loss in wrong for wrong in lost), loss
+    assert any("items is" in wrong for wrong in lost)
+
+
+async def test_folding_without_deduplication_is_found_out(clean: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing control: a fold that does not know what it has seen counts redelivered events twice."""
+
+    def forgetful(state: UserState, event: Event, partition: int, offset: int) -> Outcome:
+        state.offset, state.event_id_log = -1, empty_state(partition).event_id_log
+        return fold(state, event, partition, offset)
+
+    monkeypatch.setattr(pipeline_module, "fold", forgetful)
+    found = await outcomes(clean, every_point(clean))
+    assert any("folded is" in wrong for wrong in set().union(*found.values()))
+
+
+async def test_folding_without_offsets_alone_is_found_out(clean: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failing control: without the offset, the ring of event ids does not save a profile opted out and in again."""
+
+    def without_offsets(state: UserState, event: Event, partition: int, offset: int) -> Outcome:
+        state.offset = -1
+        return fold(state, event, partition, offset)
+
+    monkeypatch.setattr(pipeline_module, "fold", without_offsets)
+    assert await outcomes(clean, every_point(clean))
+
+
+class Hasty(Pipeline):
+    """A pipeline that publishes lists without waiting for the state."""
+
+    async def _publish_lists(self, run: Any, *arguments: Any, **options: Any) -> None:
+        """Publish as if the state were written."""
+        loop = asyncio.get_running_loop()
+        written = loop.create_future()
+        written.set_result(None)
+        await super()._publish_lists(dataclasses.replace(run, written=written), *arguments, **options)
+
+
+async def test_publishing_before_the_state_is_found_out(clean: Durable) -> None:
+    """Failing control: a list published and its state lost, the next life publishes an older list after it."""
+    points = (await simulate(LOG, [], SLOW_STATE, pipeline=Hasty)).points
+    found = await outcomes(clean, [[at] for at in range(1, points + 1)], SLOW_STATE, pipeline=Hasty)
+    assert any("lists go back" in one for one in set().union(*found.values()))
+
+
+class Skipping(Pipeline):
+    """A pipeline to which redelivered events are no reason for effects."""
+
+    def fold(self, store: StateStore, partition: int, records: Sequence[Record]) -> tuple[list[Touched], list[Message]]:
+        """Leave out whoever has not changed."""
+        touched, dead = super().fold(store, partition, records)
+        return [user for user in touched if user.changed], dead
+
+
+async def test_skipping_the_effects_of_duplicates_is_found_out(clean: Durable) -> None:
+    """Failing control: killed between the state and the list, the list never comes."""
+    found = await outcomes(clean, every_point(clean), pipeline=Skipping)
+    wrong = set().union(*found.values())
+    assert any("the list is behind" in one for one in wrong)
+    assert any("features are" in one for one in wrong)

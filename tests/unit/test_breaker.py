@@ -1,0 +1,186 @@
+"""The circuit breaker, and how the encoder uses it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+from tritonclient.utils import InferenceServerException
+
+from workers.adapters import triton
+from workers.adapters.triton import BREAKER_FAILURES, BREAKER_SECONDS, RETRY_BURST, Breaker, TritonEncoder
+from workers.core.features import USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS, Tensors
+from workers.ports import Unavailable
+
+TENSORS: Tensors = {spec.name: np.zeros((1, *spec.shape), np.int32) for spec in USER_ENCODER_INPUTS}
+
+
+class Clock:
+    """A clock that stands until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock of the test's own."""
+    return Clock()
+
+
+def opened(clock: Clock) -> Breaker:
+    """A breaker just opened."""
+    breaker = Breaker(clock)
+    for _ in range(BREAKER_FAILURES):
+        breaker.check()
+        breaker.failed()
+    return breaker
+
+
+def test_it_opens_after_consecutive_failures(clock: Clock) -> None:
+    """One failure less leaves it closed, and a success in between starts the count again."""
+    breaker = Breaker(clock)
+    for _ in range(3):
+        for _ in range(BREAKER_FAILURES - 1):
+            breaker.failed()
+        breaker.check()
+        breaker.succeeded()
+    with pytest.raises(Unavailable):
+        opened(clock).check()
+
+
+def test_it_lets_one_call_try_after_a_pause(clock: Clock) -> None:
+    """One trial is let through, the others wait for what comes of it."""
+    breaker = opened(clock)
+    clock.now += BREAKER_SECONDS - 0.01
+    with pytest.raises(Unavailable):
+        breaker.check()
+    clock.now += 0.01
+    breaker.check()
+    with pytest.raises(Unavailable):
+        breaker.check()
+
+
+def test_a_good_trial_closes_it(clock: Clock) -> None:
+    """After it every call goes through."""
+    breaker = opened(clock)
+    clock.now += BREAKER_SECONDS
+    breaker.check()
+    breaker.succeeded()
+    breaker.check()
+    breaker.check()
+
+
+def test_a_bad_trial_keeps_it_open(clock: Clock) -> None:
+    """The pause starts again at the failure."""
+    breaker = opened(clock)
+    clock.now += BREAKER_SECONDS
+    breaker.check()
+    clock.now += 0.5
+    breaker.failed()
+    clock.now += BREAKER_SECONDS - 0.01
+    with pytest.raises(Unavailable):
+        breaker.check()
+    clock.now += 0.01
+    breaker.check()
+
+
+def test_the_gauge_says_whether_it_is_open(clock: Clock) -> None:
+    """An operator sees 1 while calls are kept away."""
+    breaker = opened(clock)
+    assert REGISTRY.get_sample_value("freshet_encoder_breaker_open") == 1
+    breaker.succeeded()
+    assert REGISTRY.get_sample_value("freshet_encoder_breaker_open") == 0
+
+
+class Result:
+    """What Triton answers with."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def as_numpy(self, name: str) -> np.ndarray:
+        """An output of its declared shape, filled with one value."""
+        [spec] = [spec for spec in USER_ENCODER_OUTPUTS if spec.name == name]
+        return np.full((1, *spec.shape), self.value, np.int32 if spec.dtype == "INT32" else np.float32)
+
+
+class FakeTriton:
+    """Triton's client: fails as long as it is told to, and counts."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.value = 1.0
+        self.calls: list[dict[str, Any]] = []
+
+    async def infer(self, model: str, _requests: object, **options: Any) -> Result:
+        """Answer, or fail."""
+        self.calls.append({"model": model, **options})
+        if self.failures:
+            self.failures -= 1
+            raise InferenceServerException("StatusCode.UNAVAILABLE")
+        return Result(self.value)
+
+
+@pytest.fixture
+async def encoder(monkeypatch: pytest.MonkeyPatch) -> TritonEncoder:
+    """An encoder over a fake client, whose retries do not wait."""
+    made = TritonEncoder("127.0.0.1:1", deadline=0.7)
+    await made._client.close()
+    made._client = FakeTriton()
+
+    async def no_wait(_seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr(triton.asyncio, "sleep", no_wait)
+    return made
+
+
+async def test_a_call_has_a_deadline_and_a_pinned_version(encoder: TritonEncoder) -> None:
+    """Both go with every call."""
+    await encoder.encode(TENSORS, 7)
+    [call] = encoder._client.calls
+    assert (call["model"], call["model_version"], call["client_timeout"]) == ("user_encoder", "7", 0.7)
+
+
+async def test_a_failed_call_is_tried_again(encoder: TritonEncoder) -> None:
+    """One failure is not seen by the caller."""
+    encoder._client.failures = 1
+    encoded = await encoder.encode(TENSORS, 1)
+    assert encoded.embedding.shape == (1, 64)
+    assert len(encoder._client.calls) == 2
+
+
+async def test_a_dead_server_is_asked_no_more(encoder: TritonEncoder) -> None:
+    """After the failures that open the breaker, calls fail at once and reach no server."""
+    encoder._client.failures = 10**9
+    for _ in range(20):
+        with pytest.raises(Unavailable):
+            await encoder.encode(TENSORS, 1)
+    assert len(encoder._client.calls) == BREAKER_FAILURES
+
+
+async def test_retries_have_a_budget(encoder: TritonEncoder) -> None:
+    """Under steady failures the calls sent are the calls made and the burst, and a tenth more."""
+    calls = 200
+    for _ in range(calls):
+        encoder._client.failures = 2
+        try:
+            await encoder.encode(TENSORS, 1)
+        except Unavailable:
+            encoder.breaker.succeeded()
+    assert len(encoder._client.calls) <= calls * 1.1 + RETRY_BURST + 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+async def test_what_is_no_number_is_unavailable(
+    encoder: TritonEncoder, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that returns NaN or infinity is treated as one that is away."""
+    monkeypatch.setattr(Result, "as_numpy", lambda *_: np.full((1, 64), value, np.float32))
+    with pytest.raises(Unavailable, match="NaN"):
+        await encoder.encode(TENSORS, 1)

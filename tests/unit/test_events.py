@@ -1,0 +1,115 @@
+"""Events, case by case."""
+
+import msgspec
+import pytest
+
+from workers.core.events import (
+    MAX_EVENT_BYTES,
+    BadEvent,
+    BadReason,
+    Event,
+    decode_event,
+    encode_event,
+    event_schema,
+)
+
+GOOD = {"event_id": "e1", "user_id": "u", "item_id": "i", "type": "click", "ts": 1_700_000_000_000}
+SPEC = ("ce_specversion", b"1.0")
+
+
+def body(**changes: object) -> bytes:
+    """A good event's JSON with changes; None drops a field."""
+    return msgspec.json.encode({name: value for name, value in {**GOOD, **changes}.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "reason"),
+    [
+        (None, b"u", BadReason.EMPTY),
+        (b"", b"u", BadReason.EMPTY),
+        (body(context={"x": "y" * MAX_EVENT_BYTES}), b"u", BadReason.TOO_LARGE),
+        (b"{", b"u", BadReason.NOT_JSON),
+        (b"\xff\xfe", b"u", BadReason.NOT_JSON),
+        (b'{"event_id": NaN}', b"u", BadReason.NOT_JSON),
+        (body(event_id=None), b"u", BadReason.INVALID),
+        (body(event_id=""), b"u", BadReason.INVALID),
+        (body(event_id="a\x1fb"), b"u", BadReason.INVALID),
+        (body(item_id="a\x1fb"), b"u", BadReason.INVALID),
+        (body(user_id="u" * 257), b"u" * 257, BadReason.INVALID),
+        (body(ts=1_700_000_000), b"u", BadReason.INVALID),
+        (body(ts="2024-01-01"), b"u", BadReason.INVALID),
+        (body(amount=-1), b"u", BadReason.INVALID),
+        (b"[1, 2]", b"u", BadReason.INVALID),
+        (body(type="like"), b"u", BadReason.UNKNOWN_TYPE),
+        (body(type="user.unknown"), b"u", BadReason.UNKNOWN_TYPE),
+        (body(item_id=None), b"u", BadReason.MISSING_ITEM),
+        (body(), None, BadReason.KEY_MISMATCH),
+        (body(), b"v", BadReason.KEY_MISMATCH),
+    ],
+)
+def test_bad_input_has_its_reason(value: bytes | None, key: bytes | None, reason: BadReason) -> None:
+    """Each kind of bad record is told by its own reason."""
+    decoded = decode_event(value, key)
+    assert isinstance(decoded, BadEvent)
+    assert decoded.reason is reason
+
+
+def test_unknown_fields_are_dropped() -> None:
+    """A field that an event does not have is neither kept nor an error."""
+    assert decode_event(body(colour="red"), b"u") == decode_event(body(), b"u")
+
+
+def test_control_events_need_no_item() -> None:
+    """Opting out names a user and nothing else."""
+    decoded = decode_event(body(type="user.opt_out", item_id=None), b"u")
+    assert isinstance(decoded, Event)
+
+
+def test_behaviours_are_open() -> None:
+    """A type is good when the settings weigh it, and only then."""
+    assert isinstance(decode_event(body(type="listen"), b"u", {"listen": 1.0}), Event)
+    assert isinstance(decode_event(body(), b"u", {"listen": 1.0}), BadEvent)
+
+
+def test_cloudevent_headers_fill_what_the_body_leaves_out() -> None:
+    """Id, type, subject and time of a binary-mode CloudEvent become the event's."""
+    time = b"2024-01-01T00:00:00.001Z"
+    headers = [SPEC, ("ce_id", b"c1"), ("ce_type", b"view"), ("ce_subject", b"u"), ("ce_time", time)]
+    decoded = decode_event(b'{"item_id":"i"}', b"u", headers=headers)
+    assert decoded == Event(event_id="c1", user_id="u", type="view", ts=1_704_067_200_001, item_id="i")
+
+
+def test_the_body_wins_over_cloudevent_headers() -> None:
+    """A field in the JSON body is not replaced by a header."""
+    headers = [SPEC, ("ce_id", b"other"), ("ce_type", b"view"), ("ce_time", b"1999-01-01T00:00:00Z")]
+    assert decode_event(body(), b"u", headers=headers) == decode_event(body(), b"u")
+
+
+def test_headers_mean_nothing_without_the_specversion() -> None:
+    """Headers that happen to be named like CloudEvents' are ignored in other records."""
+    decoded = decode_event(body(event_id=None), b"u", headers=[("ce_id", b"c1")])
+    assert isinstance(decoded, BadEvent)
+
+
+def test_a_cloudevent_time_needs_a_zone() -> None:
+    """A local time would mean another moment on another machine."""
+    decoded = decode_event(body(ts=None), b"u", headers=[SPEC, ("ce_time", b"2024-01-01T00:00:00")])
+    assert isinstance(decoded, BadEvent)
+    assert decoded.reason is BadReason.INVALID
+
+
+def test_a_header_without_value_is_no_attribute() -> None:
+    """Kafka allows a header whose value is null."""
+    assert decode_event(body(), b"u", headers=[SPEC, ("ce_time", None)]) == decode_event(body(), b"u")
+
+
+def test_absent_fields_are_not_written() -> None:
+    """The JSON holds the fields an event has."""
+    assert msgspec.json.decode(encode_event(msgspec.convert(GOOD, Event))) == GOOD
+
+
+def test_the_schema_names_what_is_required() -> None:
+    """The published JSON Schema has every field, and the four that each event needs."""
+    [schema] = event_schema()["$defs"].values()
+    assert set(schema["properties"]) == set(Event.__struct_fields__)
+    assert schema["required"] == ["event_id", "user_id", "type", "ts"]

@@ -1,0 +1,364 @@
+"""The side inputs: versions swap whole, the catalogue counts at once, bad records change nothing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY
+
+from tests.simulation.fakes import ITEMS, NOW, FakeEncoder, make_bundle, vector, write_bundle
+from workers import live_model as live_model_module
+from workers.core.bundle import BundleError
+from workers.core.catalogue import CatalogueItem, encode_item
+from workers.core.popularity import Partial, encode_partial
+from workers.core.ranking import rank_popular
+from workers.core.rollout import MODEL, Rollout, encode_rollout
+from workers.live_model import LiveModel
+from workers.ports import Record
+
+NEWER_ITEMS = (*ITEMS, "newcomer")
+
+
+def item(offset: int, name: str, title: str = "A title", *, available: bool = True) -> Record:
+    """An upsert of a catalogue item."""
+    return Record(offset, NOW, name.encode(), encode_item(CatalogueItem(name, title, available=available)))
+
+
+def promoted(offset: int, version: int, model: str = MODEL) -> Record:
+    """A rollout record."""
+    return Record(offset, NOW, model.encode(), encode_rollout(Rollout(model, version, "promoted", NOW)))
+
+
+def popularity(offset: int, counts: dict[str, float], partition: int = 0) -> Record:
+    """A partition's counts."""
+    partial = Partial(partition=partition, offset=9, ts=NOW, half_life=1e9, counts=counts)
+    return Record(offset, NOW, str(partition).encode(), encode_partial(partial))
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    """An encoder of two versions; the second knows one item more."""
+    return FakeEncoder(make_bundle(1), make_bundle(2, NEWER_ITEMS))
+
+
+@pytest.fixture
+async def model(encoder: FakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveModel:
+    """A model with version 1 live and version 2 in the repository; it retries quickly."""
+    monkeypatch.setattr(live_model_module, "RETRY_SECONDS", 0.01)
+    write_bundle(tmp_path, 1)
+    write_bundle(tmp_path, 2, NEWER_ITEMS)
+    model = LiveModel(encoder, tmp_path)
+    await model.start(1)
+    return model
+
+
+@asynccontextmanager
+async def running(model: LiveModel) -> AsyncIterator[None]:
+    """The model's own task, as a worker runs it; its failure is the test's."""
+    task = asyncio.create_task(model.run())
+    try:
+        yield
+        assert not task.done(), task.exception()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - a model tells nobody when it changes
+            await asyncio.sleep(0.002)
+
+
+def bad_side_inputs(topic: str) -> float:
+    """The counter."""
+    return REGISTRY.get_sample_value("freshet_bad_side_inputs_total", {"topic": topic}) or 0.0
+
+
+async def test_the_default_version_is_live_where_none_was_promoted(model: LiveModel) -> None:
+    """A fresh start has the version it was given."""
+    assert model.live is not None
+    assert model.live.version == 1
+    assert REGISTRY.get_sample_value("freshet_model_version") == 1
+
+
+async def test_the_promoted_version_is_live_from_the_start(encoder: FakeEncoder, tmp_path: Path) -> None:
+    """The last rollout record read before the start wins over the default."""
+    write_bundle(tmp_path, 2, NEWER_ITEMS)
+    model = LiveModel(encoder, tmp_path)
+    model.apply_models([promoted(0, 1), promoted(1, 2)])
+    await model.start(7)
+    assert model.live is not None
+    assert model.live.version == 2
+
+
+async def test_no_version_is_no_start(encoder: FakeEncoder, tmp_path: Path) -> None:
+    """A worker without a usable bundle does not come up."""
+    with pytest.raises(BundleError):
+        await LiveModel(encoder, tmp_path).start(1)
+
+
+async def test_a_promoted_version_replaces_the_live_one_whole(model: LiveModel) -> None:
+    """Version, bundle, item table and vocabulary change in one step; the old ones stay as they were."""
+    before = model.live
+    async with running(model):
+        model.apply_models([promoted(0, 2)])
+        await until(lambda: model.live is not before)
+    after = model.live
+    assert before is not None
+    assert after is not None
+    assert (before.version, before.item_index.get("newcomer")) == (1, None)
+    assert (after.version, after.item_index["newcomer"]) == (2, len(ITEMS) + 2)
+    np.testing.assert_array_equal(before.space.vectors[2], vector(ITEMS[0], 1))
+    np.testing.assert_array_equal(after.space.vectors[2], vector(ITEMS[0], 2))
+
+
+async def test_another_models_rollout_is_not_ours(model: LiveModel) -> None:
+    """A record of another model changes nothing."""
+    async with running(model):
+        model.apply_models([promoted(0, 2, "fraud_detector")])
+        await asyncio.sleep(0.05)
+    assert model.live is not None
+    assert model.live.version == 1
+    assert model.side_inputs.models == 0
+
+
+async def test_a_rollback_is_a_promotion_of_the_older_version(model: LiveModel) -> None:
+    """The newest record wins, whatever its version."""
+    async with running(model):
+        model.apply_models([promoted(0, 2)])
+        await until(lambda: model.live.version == 2)
+        model.apply_models([promoted(1, 1)])
+        await until(lambda: model.live.version == 1)
+
+
+async def test_a_version_that_cannot_be_loaded_keeps_the_old_one(
+    model: LiveModel, encoder: FakeEncoder, tmp_path: Path
+) -> None:
+    """It goes live as soon as it can; until then the old one does, new items included."""
+    (tmp_path / MODEL / "2" / "item_vectors.npy").write_bytes(b"torn")
+    async with running(model):
+        model.apply_models([promoted(0, 2)])
+        await asyncio.sleep(0.03)
+        assert model.live.version == 1
+        model.apply_items([item(0, "fresh")])
+        await until(lambda: "fresh" in model.live.space.index)
+        assert model.live.version == 1
+        encoder.bundles[3] = make_bundle(3)
+        write_bundle(tmp_path, 3)
+        model.apply_models([promoted(1, 3)])
+        await until(lambda: model.live.version == 3)
+
+
+async def test_a_new_item_gets_a_place_in_the_live_versions_space(model: LiveModel, encoder: FakeEncoder) -> None:
+    """Its vector is the live version's item tower's of its text."""
+    async with running(model):
+        model.apply_items([item(5, "fresh", "Fresh Film")])
+        await until(lambda: "fresh" in model.live.space.index)
+    space = model.live.space
+    assert encoder.texts == [("Fresh Film", 1)]
+    np.testing.assert_array_equal(space.vectors[space.index["fresh"]], vector("Fresh Film", 1))
+    assert space.index["fresh"] >= space.trained
+    assert model.side_inputs.items == 5
+    assert model.title("fresh") == "Fresh Film"
+    assert model.title("unheard of") == "unheard of"
+
+
+async def test_cold_items_move_into_the_new_versions_space(model: LiveModel) -> None:
+    """After a swap no vector of the old version's item tower is left."""
+    async with running(model):
+        model.apply_items([item(0, "fresh", "Fresh Film")])
+        await until(lambda: "fresh" in model.live.space.index)
+        model.apply_models([promoted(0, 2)])
+        await until(lambda: model.live.version == 2)
+    space = model.live.space
+    np.testing.assert_array_equal(space.vectors[space.index["fresh"]], vector("Fresh Film", 2))
+
+
+async def test_a_swap_while_items_are_encoded_mixes_nothing(model: LiveModel, encoder: FakeEncoder) -> None:
+    """Vectors asked of the old version, and answered after the swap, never enter the new space."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+    item_vectors = encoder.item_vectors
+
+    async def slow(texts: list[str], version: int) -> np.ndarray:
+        if version == 1:
+            asked.set()
+            await answer.wait()
+        return await item_vectors(texts, version)
+
+    encoder.item_vectors = slow  # type: ignore[method-assign]
+    async with running(model):
+        model.apply_items([item(0, "fresh", "Fresh Film")])
+        await asked.wait()
+        await model._go_live(model._load(2))
+        model._wanted = 2
+        answer.set()
+        await until(lambda: "fresh" in model.live.space.index)
+    space = model.live.space
+    np.testing.assert_array_equal(space.vectors[space.index["fresh"]], vector("Fresh Film", 2))
+
+
+async def test_items_that_come_while_a_version_is_prepared_are_not_lost(model: LiveModel, encoder: FakeEncoder) -> None:
+    """The old version serves meanwhile; what arrived in between has a place after the swap."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+    item_vectors = encoder.item_vectors
+
+    async def slow(texts: list[str], version: int) -> np.ndarray:
+        if version == 2:
+            asked.set()
+            await answer.wait()
+        return await item_vectors(texts, version)
+
+    async with running(model):
+        model.apply_items([item(0, "fresh")])
+        await until(lambda: "fresh" in model.live.space.index)
+        encoder.item_vectors = slow  # type: ignore[method-assign]
+        model.apply_models([promoted(0, 2)])
+        await asked.wait()
+        assert model.live.version == 1
+        model.apply_items([item(1, "fresher"), item(2, ITEMS[0], available=False), item(3, "fresh", "New Title")])
+        assert not model.live.space.available[2]
+        answer.set()
+        await until(lambda: model.live.version == 2)
+        assert not model.live.space.available[2]
+        space = model.live.space
+        await until(lambda: "fresher" in space.index)
+        await until(lambda: np.array_equal(space.vectors[space.index["fresh"]], vector("New Title", 2)))
+
+
+async def test_an_item_described_anew_while_it_is_encoded_gets_the_newer_place(
+    model: LiveModel, encoder: FakeEncoder
+) -> None:
+    """The answer for the older text is not the last word."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+    item_vectors = encoder.item_vectors
+
+    async def slow(texts: list[str], version: int) -> np.ndarray:
+        asked.set()
+        await answer.wait()
+        return await item_vectors(texts, version)
+
+    encoder.item_vectors = slow  # type: ignore[method-assign]
+    async with running(model):
+        model.apply_items([item(0, "fresh", "Old Title")])
+        await asked.wait()
+        model.apply_items([item(1, "fresh", "New Title")])
+        answer.set()
+        space = model.live.space
+        await until(lambda: "fresh" in space.index)
+        await until(lambda: np.array_equal(space.vectors[space.index["fresh"]], vector("New Title", 1)))
+
+
+async def test_a_trained_item_keeps_its_trained_vector(model: LiveModel, encoder: FakeEncoder) -> None:
+    """An item that waited for a place when a version that was trained on it went live is not placed by its text."""
+    encoder.away = True
+    async with running(model):
+        model.apply_items([item(0, "newcomer", "Some Text")])
+        await asyncio.sleep(0.02)
+        model.apply_models([promoted(0, 2)])
+        await until(lambda: model.live.version == 2)
+        encoder.away = False
+        model.apply_items([item(1, "fresh")])
+        await until(lambda: "fresh" in model.live.space.index)
+    space = model.live.space
+    np.testing.assert_array_equal(space.vectors[space.index["newcomer"]], vector("newcomer", 2))
+
+
+async def test_items_wait_for_the_encoder(model: LiveModel, encoder: FakeEncoder) -> None:
+    """While it is away nothing is lost; the places are given when it is back."""
+    encoder.away = True
+    async with running(model):
+        model.apply_items([item(number, f"fresh-{number}") for number in range(200)])
+        await asyncio.sleep(0.03)
+        assert "fresh-0" not in model.live.space.index
+        encoder.away = False
+        await until(lambda: all(f"fresh-{number}" in model.live.space.index for number in range(200)))
+    assert REGISTRY.get_sample_value("freshet_cold_items") == 200
+
+
+async def test_an_item_without_text_has_no_place(model: LiveModel) -> None:
+    """Nothing to place it by, nothing placed."""
+    async with running(model):
+        model.apply_items([item(0, "mute", ""), item(1, "fresh")])
+        await until(lambda: "fresh" in model.live.space.index)
+    assert "mute" not in model.live.space.index
+
+
+async def test_an_unavailable_item_leaves_at_once(model: LiveModel) -> None:
+    """Before `apply_items` returns it is out; available again, it is back."""
+    space = model.live.space
+    model.apply_items([item(0, ITEMS[3], available=False)])
+    assert ITEMS[3] not in {one.item_id for one in rank_popular(space, None, 50)}
+    model.apply_items([item(1, ITEMS[3])])
+    assert ITEMS[3] in {one.item_id for one in rank_popular(space, None, 50)}
+
+
+async def test_a_cold_item_made_unavailable_while_it_waits_stays_out(model: LiveModel) -> None:
+    """Getting a place later does not let it into lists."""
+    model.apply_items([item(0, "fresh"), item(1, "fresh", available=False)])
+    async with running(model):
+        await until(lambda: "fresh" in model.live.space.index)
+    space = model.live.space
+    assert not space.available[space.index["fresh"]]
+
+
+async def test_a_tombstone_takes_an_item_out(model: LiveModel) -> None:
+    """Trained or cold, until it is upserted again."""
+    space = model.live.space
+    async with running(model):
+        model.apply_items([item(0, "fresh")])
+        await until(lambda: "fresh" in space.index)
+        for name in ("fresh", ITEMS[1]):
+            model.apply_items([Record(1, NOW, name.encode(), None)])
+            assert not space.available[space.index[name]]
+            model.apply_items([item(2, name)])
+            assert space.available[space.index[name]]
+
+
+async def test_availability_outlives_a_swap(model: LiveModel) -> None:
+    """What is unavailable now is unavailable in the next version."""
+    model.apply_items([item(0, ITEMS[2], available=False)])
+    async with running(model):
+        model.apply_models([promoted(0, 2)])
+        await until(lambda: model.live.version == 2)
+    assert not model.live.space.available[4]
+
+
+async def test_popularity_is_the_sum_of_the_newest_counts(model: LiveModel) -> None:
+    """Per partition the last record counts; it outlives a swap, and can be restored from."""
+    counts = ((9.0, 0), (1.0, 0), (2.0, 1))
+    model.apply_popularity([popularity(at, {ITEMS[5]: count}, part) for at, (count, part) in enumerate(counts)])
+    assert model.live.space.prior[7] == pytest.approx(np.log1p(3.0))
+    assert rank_popular(model.live.space, None, 1)[0].item_id == ITEMS[5]
+    assert model.partial(1).counts == {ITEMS[5]: 2.0}
+    assert model.partial(2) is None
+    assert model.side_inputs.popularity == 2
+    async with running(model):
+        model.apply_models([promoted(0, 2)])
+        await until(lambda: model.live.version == 2)
+    assert model.live.space.prior[7] == pytest.approx(np.log1p(3.0))
+
+
+BAD = (b"", b"junk", b"{}", b"[]", b'{"item_id":""}', b'{"model":"user_encoder","version":0}')
+
+
+@pytest.mark.parametrize(
+    ("topic", "value"),
+    [*((topic, value) for topic in ("items", "popularity", "models") for value in BAD), ("models", None)],
+)
+async def test_bad_side_inputs_are_counted_and_change_nothing(
+    model: LiveModel, topic: str, value: bytes | None
+) -> None:
+    """A record that is none is counted, its offset is passed, and the good one after it is applied."""
+    before, apply = bad_side_inputs(topic), getattr(model, f"apply_{topic}")
+    good = {"items": item(8, ITEMS[0]), "popularity": popularity(8, {ITEMS[0]: 1.0}), "models": promoted(8, 1)}
+    apply([Record(7, NOW, b"key", value), good[topic]])
+    assert bad_side_inputs(topic) == before + 1
+    assert getattr(model.side_inputs, topic) == 8
+    async with running(model):
+        await asyncio.sleep(0.02)
+    assert model.live.version == 1

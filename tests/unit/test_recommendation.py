@@ -1,0 +1,43 @@
+"""The published list."""
+
+import msgspec
+import pytest
+
+from workers.core.recommendation import (
+    AsOf,
+    Item,
+    Reason,
+    Recommendation,
+    SideInputs,
+    Timings,
+    decode_recommendation,
+    encode_recommendation,
+    recommendation_id,
+)
+
+AS_OF = AsOf(3, 41, 1_700_000_000_000)
+
+
+def test_lists_survive_the_codec() -> None:
+    """Decoding what was encoded gives the same list with all of its evidence."""
+    items = [Item("a", 1.5, "model", 1.0, (Reason("b", "view", 7, 0.25),)), Item("c", 0.5, "cold")]
+    recommendation = Recommendation(
+        "id", "u", items, 2, AS_OF, SideInputs(1, 2, 3), Timings(1, 2, 3, 4, 5), degraded=False, personalised=True
+    )
+    assert decode_recommendation(encode_recommendation(recommendation)) == recommendation
+    with pytest.raises(msgspec.DecodeError):
+        decode_recommendation(b"{}")
+
+
+def test_the_id_is_made_of_the_facts() -> None:
+    """The same facts give the same id, on every machine; any other fact gives another."""
+    one = recommendation_id("u", AS_OF, 2, degraded=False)
+    assert one == "a6227edf6d2c43f96b7d08fe"
+    others = {
+        recommendation_id("v", AS_OF, 2, degraded=False),
+        recommendation_id("u", AsOf(4, 41, AS_OF.ts), 2, degraded=False),
+        recommendation_id("u", AsOf(3, 42, AS_OF.ts), 2, degraded=False),
+        recommendation_id("u", AS_OF, 3, degraded=False),
+        recommendation_id("u", AS_OF, 2, degraded=True),
+    }
+    assert len(others - {one}) == 5

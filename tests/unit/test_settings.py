@@ -1,0 +1,281 @@
+"""Settings: sources in order, bad ones named, secrets masked, and each one changes something."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from tests.simulation.fakes import World, event, lists
+from workers.adapters.kafka import client_config
+from workers.core.popularity import decode_partial
+from workers.ports import Record
+from workers.settings import SECRETS, Settings, SettingsError, load_settings
+
+NAMES = Settings.__struct_fields__
+
+
+def toml(tmp_path: Path, text: str) -> Path:
+    """A settings file."""
+    file = tmp_path / "freshet.toml"
+    file.write_text(text)
+    return file
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    """Flags over environment over file over defaults, each setting by itself."""
+    file = toml(tmp_path, 'group = "file"\nkafka = "file:1"\ntriton = "file:2"\n')
+    environ = {"FRESHET_KAFKA": "environ:1", "FRESHET_TRITON": "environ:2", "HOME": "/"}
+    settings = load_settings(file, {"triton": "flag:2", "kafka": None}, environ)
+    assert (settings.group, settings.kafka, settings.triton) == ("file", "environ:1", "flag:2")
+    assert settings.items_topic == Settings().items_topic
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    """Without sources every setting has its default."""
+    assert load_settings(environ={}) == Settings()
+
+
+def test_environment_variables_are_typed() -> None:
+    """Numbers and mappings are written as text there."""
+    environ = {
+        "FRESHET_LIST_SIZE": "7",
+        "FRESHET_DIVERSITY": "0.5",
+        "FRESHET_PRIOR_WEIGHT": "2",
+        "FRESHET_BEHAVIOURS": '{"listen": 1.5}',
+    }
+    settings = load_settings(environ=environ)
+    assert (settings.list_size, settings.diversity, settings.prior_weight) == (7, 0.5, 2.0)
+    assert settings.behaviours == {"listen": 1.5}
+
+
+def test_a_file_may_hold_a_table(tmp_path: Path) -> None:
+    """Behaviours are a table in TOML."""
+    settings = load_settings(toml(tmp_path, "[behaviours]\nlisten = 1\n"), environ={})
+    assert settings.behaviours == {"listen": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "flags", "named"),
+    [
+        ("colour = 1", {}, {}, "colour"),
+        ("", {"FRESHET_COLOUR": "1"}, {}, "FRESHET_COLOUR"),
+        ("", {}, {"colour": 1}, "colour"),
+        ("not toml", {}, {}, "freshet.toml"),
+        ("list_size = 0", {}, {}, "list_size"),
+        ("", {"FRESHET_LIST_SIZE": "many"}, {}, "list_size"),
+        ("", {"FRESHET_LIST_SIZE": "51"}, {}, "list_size"),
+        ("", {"FRESHET_DIVERSITY": "1.5"}, {}, "diversity"),
+        ("", {"FRESHET_HEALTH_PORT": "65536"}, {}, "health_port"),
+        ("", {"FRESHET_TRITON_DEADLINE": "0"}, {}, "triton_deadline"),
+        ("", {"FRESHET_BEHAVIOURS": "view"}, {}, "FRESHET_BEHAVIOURS"),
+        ("", {"FRESHET_BEHAVIOURS": '{"view": "x"}'}, {}, "behaviours"),
+        ("", {}, {"encode_batch": 0}, "encode_batch"),
+    ],
+)
+def test_a_bad_setting_is_named(
+    tmp_path: Path, text: str, environ: dict[str, str], flags: dict[str, Any], named: str
+) -> None:
+    """An unknown name or a bad value is refused, and the message says which."""
+    with pytest.raises(SettingsError, match=named):
+        load_settings(toml(tmp_path, text), flags, environ)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A file that was asked for must be there."""
+    with pytest.raises(SettingsError, match=r"nowhere\.toml"):
+        load_settings(tmp_path / "nowhere.toml", environ={})
+
+
+def test_secrets_are_masked() -> None:
+    """What is shown has every setting, and no secret."""
+    shown = Settings(kafka_password="hunter2").masked()  # noqa: S106 - a canary
+    assert set(shown) == set(NAMES)
+    assert "hunter2" not in str(shown)
+    assert shown["kafka_password"]
+    assert Settings().masked()["kafka_password"] is None
+
+
+def test_every_password_is_a_secret() -> None:
+    """A setting named for a secret is masked."""
+    secret = {name for name in NAMES if any(word in name for word in ("password", "secret", "token"))}
+    assert secret <= SECRETS
+
+
+# Every setting changes something: what is observed with the default differs from what is observed without.
+
+
+def client(settings: Settings) -> object:
+    """How librdkafka connects."""
+    return client_config(msgspec.structs.replace(settings, kafka_security="SASL_SSL"))
+
+
+def security(settings: Settings) -> object:
+    """How librdkafka connects, as set."""
+    return client_config(settings)
+
+
+def published(settings: Settings) -> object:
+    """What two users' clicks lead to on every topic, and how the encoder is asked."""
+
+    async def run() -> object:
+        world = World()
+        world.settings = settings
+        await world.start()
+        world.model.live.space.set_popularity({f"film-{number}": 50.0 - number for number in range(50)})
+        for item in range(20, 30):
+            world.model.live.space.vectors[item] = world.model.live.space.vectors[20]
+        await world.process([Record(0, 0, b"k", b"junk")])
+        await world.run(event(1), event(2, "bob"), event(90, "bob"), event(3, "cyd", "listen"), event(4, ts=10**12))
+        messages = [(message.topic, dict(message.headers).get("origin_topic")) for message in world.publisher.messages]
+        items = [made.items for made in lists(world.publisher.messages, settings.recommendations_topic)]
+        counts = [
+            decode_partial(message.value).half_life
+            for message in world.publisher.messages
+            if message.topic == settings.popularity_topic
+        ]
+        return messages, items, counts, world.encoder.calls
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The app module; importing faust reads the command line."""
+    monkeypatch.setattr(sys, "argv", ["freshet"])
+    from workers import app  # noqa: PLC0415
+
+    return app
+
+
+@pytest.fixture
+def consumer(app: Any) -> Callable[[Settings], object]:
+    """How the worker consumes."""
+
+    def observe(settings: Settings) -> object:
+        conf = app.WorkerApp(settings, 1, None).conf
+        return conf.id, conf.broker, str(conf.datadir), conf.broker_max_poll_records, conf.events_topic
+
+    return observe
+
+
+@pytest.fixture
+def wiring(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Settings], object]:
+    """What the worker's parts are opened with."""
+    opened: list[tuple[Any, ...]] = []
+
+    class Part:
+        """Any part: remembers what it was made with, and starts."""
+
+        port = 1
+
+        def __init__(self, *arguments: object, **_: object) -> None:
+            opened.append(tuple(str(one) for one in arguments if isinstance(one, str | int | float | Path)))
+
+        async def start(self, *_: object) -> None:
+            """Start."""
+
+        async def run(self) -> None:
+            """Run."""
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: None
+
+    for name in ("HealthServer", "KafkaPublisher", "TritonEncoder", "LiveModel", "SideInputReader", "Pipeline"):
+        monkeypatch.setattr(app, name, Part)
+    monkeypatch.setattr(app, "open_feature_store", Part)
+    monkeypatch.setattr(app, "_newest_version", lambda repository: opened.append((str(repository),)) or 1)
+
+    def observe(settings: Settings) -> object:
+        opened.clear()
+
+        async def run() -> None:
+            runtime = app.Runtime(msgspec.structs.replace(settings, data_dir=str(tmp_path)))
+            await runtime.start()
+            for task in runtime.tasks:
+                task.cancel()
+            await asyncio.gather(*runtime.tasks, return_exceptions=True)
+
+        asyncio.run(run())
+        return list(opened)
+
+    return observe
+
+
+@pytest.fixture
+def feast(tmp_path: Path) -> Callable[[Settings], object]:
+    """Which Feast store comes of it, and where."""
+    from workers.adapters.feast import apply  # noqa: PLC0415
+
+    def observe(settings: Settings) -> object:
+        settings = msgspec.structs.replace(settings, feature_repo=str(Path(settings.feature_repo).absolute()))
+        with chdir(tmp_path):
+            try:
+                file = apply(settings)
+            except SettingsError as error:
+                return str(error)
+        return str(file), yaml.safe_load(file.read_text())["online_store"]
+
+    return observe
+
+
+CHANGES: dict[str, tuple[str, Any]] = {
+    "kafka": ("client", "10.0.0.1:9092"),
+    "kafka_security": ("security", "SSL"),
+    "kafka_ca": ("security", "ca.pem"),
+    "kafka_username": ("client", "ann"),
+    "kafka_password": ("client", "hunter2"),
+    "group": ("consumer", "other"),
+    "events_topic": ("published", "other"),
+    "items_topic": ("wiring", "other"),
+    "recommendations_topic": ("published", "other"),
+    "dlq_topic": ("published", "other"),
+    "models_topic": ("wiring", "other"),
+    "popularity_topic": ("published", "other"),
+    "triton": ("wiring", "10.0.0.1:8001"),
+    "triton_deadline": ("wiring", 9.0),
+    "model_repository": ("wiring", "elsewhere"),
+    "feature_repo": ("feast", "elsewhere"),
+    "online_store": ("feast", "redis://127.0.0.1:6379"),
+    "feast_dir": ("feast", "elsewhere"),
+    "data_dir": ("consumer", "elsewhere"),
+    "health_host": ("wiring", "0.0.0.0"),  # noqa: S104 - only observed
+    "health_port": ("wiring", 8080),
+    "behaviours": ("published", {"view": 1.0, "listen": 1.0}),
+    "list_size": ("published", 3),
+    "max_batch_events": ("consumer", 7),
+    "encode_batch": ("published", 1),
+    "diversity": ("published", 1.0),
+    "prior_weight": ("published", 40.0),
+    "popularity_half_life": ("published", 60.0),
+}
+"""For each setting: where it is observed, and another value than the default."""
+
+AT_HAND: dict[str, Callable[[Settings], object]] = {"client": client, "security": security, "published": published}
+
+
+def test_the_table_of_changes_is_complete() -> None:
+    """A new setting needs a line that shows what it changes."""
+    assert set(CHANGES) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_changes_something(name: str, request: pytest.FixtureRequest) -> None:
+    """With another value the worker is, does or connects to something else, and not with the same value."""
+    where, value = CHANGES[name]
+    observe = AT_HAND.get(where) or request.getfixturevalue(where)
+    default = Settings()
+    assert observe(default) == observe(Settings())
+    assert observe(msgspec.structs.replace(default, **{name: value})) != observe(default)
+
+
+@pytest.mark.parametrize("name", ["kafka", "events_topic"])
+def test_what_two_parts_read_reaches_both(name: str, consumer: Callable[[Settings], object]) -> None:
+    """Broker and source topic are also Faust's."""
+    _, value = CHANGES[name]
+    assert consumer(msgspec.structs.replace(Settings(), **{name: value})) != consumer(Settings())

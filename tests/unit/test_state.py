@@ -1,0 +1,167 @@
+"""The fold, case by case."""
+
+import msgspec
+import pytest
+
+from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event
+from workers.core.state import (
+    EVENT_IDS,
+    HISTORY,
+    SEEN,
+    Consent,
+    Outcome,
+    UserState,
+    decode_state,
+    empty_state,
+    encode_state,
+    fold,
+)
+
+NOW = 1_700_000_000_000
+
+
+def event(number: int, kind: str = "view", item: str | None = None, **fields: object) -> Event:
+    """The event number `number` of a user."""
+    item_id = None if kind.startswith("user.") else item or f"i{number}"
+    given = {"event_id": f"e{number}", "ts": NOW + number, **fields}
+    return Event(user_id="u", type=kind, item_id=item_id, **given)
+
+
+def folded(*events: Event) -> UserState:
+    """The state after these events at the offsets from 0 on."""
+    state = empty_state(0)
+    for offset, one in enumerate(events):
+        fold(state, one, 0, offset)
+    return state
+
+
+def test_an_event_is_remembered_whole() -> None:
+    """Item, type, time, count, spend and position are all taken."""
+    state = folded(event(1), event(2, "purchase", amount=9.5))
+    assert state.items == ["i1", "i2"]
+    assert state.types == ["view", "purchase"]
+    assert list(state.times) == [NOW + 1, NOW + 2]
+    assert state.counts == {"view": 1, "purchase": 1}
+    assert state.spend == {"purchase": 9.5}
+    assert (state.offset, state.folded, state.last_ts) == (1, 2, NOW + 2)
+
+
+def test_outcomes_are_told() -> None:
+    """First touch, repeated touch, redelivery and a producer's duplicate are told apart."""
+    state = empty_state(0)
+    assert fold(state, event(1, item="a"), 0, 5) is Outcome.FIRST_TOUCH
+    assert fold(state, event(2, item="a"), 0, 6) is Outcome.APPLIED
+    assert fold(state, event(2, item="a"), 0, 6) is Outcome.REDELIVERED
+    assert fold(state, event(3), 0, 2) is Outcome.REDELIVERED
+    assert fold(state, event(1, item="a"), 0, 7) is Outcome.DUPLICATE
+    assert (state.offset, state.folded) == (7, 2)
+
+
+def test_an_event_id_is_compared_whole() -> None:
+    """An id that is a part of a known one is another id."""
+    state = folded(event(1, event_id="abc"))
+    for number, event_id in enumerate(("ab", "bc", "b", "abcd"), 1):
+        assert fold(state, event(number + 1, event_id=event_id), 0, number) is Outcome.FIRST_TOUCH
+
+
+def test_an_item_is_compared_whole() -> None:
+    """An item whose id is a part of a seen one is new."""
+    state = folded(event(1, item="item-11"))
+    assert fold(state, event(2, item="item-1"), 0, 1) is Outcome.FIRST_TOUCH
+
+
+def test_the_ring_of_event_ids_is_bounded() -> None:
+    """An id is recognised while it is one of the last ids, and forgotten after."""
+    state = folded(*(event(number) for number in range(EVENT_IDS)))
+    assert fold(state, event(0), 0, 100) is Outcome.DUPLICATE
+    fold(state, event(EVENT_IDS), 0, 101)
+    assert fold(state, event(0), 0, 102) is not Outcome.DUPLICATE
+
+
+def test_items_leave_the_history_into_seen() -> None:
+    """Beyond the history an item is still known as seen, oldest first out, each once."""
+    total = HISTORY + SEEN + 7
+    state = folded(*(event(number) for number in range(total)))
+    assert state.items == [f"i{number}" for number in range(total - HISTORY, total)]
+    assert state.seen == [f"i{number}" for number in range(7, total - HISTORY)]
+
+
+def test_an_item_in_the_history_does_not_leave_for_seen() -> None:
+    """While a later event on the item is in the history, an older one goes without trace."""
+    state = folded(*(event(number, item="same") for number in range(HISTORY + 3)))
+    assert state.items == ["same"] * HISTORY
+    assert state.seen == []
+
+
+def test_an_item_seen_again_becomes_the_newest_seen() -> None:
+    """An item that comes back and leaves again is the last of the seen ones to be forgotten."""
+    numbers = [0, *range(1, HISTORY + 1), 0, *range(HISTORY + 1, 2 * HISTORY + 1)]
+    state = folded(*(event(at, item=f"i{number}") for at, number in enumerate(numbers)))
+    assert state.seen[-1] == "i0"
+    assert state.seen.count("i0") == 1
+
+
+def test_late_events_keep_the_newest_time() -> None:
+    """An event older than the last takes its place in log order, and the last event time stays."""
+    state = folded(event(1), event(2, ts=NOW - 5000))
+    assert list(state.times) == [NOW + 1, NOW - 5000]
+    assert state.last_ts == NOW + 1
+    assert state.feature_ts == (NOW + 1) * 1000 + 1
+
+
+@pytest.mark.parametrize("kind", [OPT_OUT, ERASE])
+def test_a_profile_is_forgotten(kind: str) -> None:
+    """Opting out and erasing leave position and feature time, and nothing of the behaviour."""
+    state = folded(event(1, "purchase", amount=3.0), event(2, kind), event(3))
+    assert state.consent is (Consent.OPTED_OUT if kind == OPT_OUT else Consent.ERASED)
+    assert not any((state.items, state.types, state.times, state.seen, state.counts, state.spend))
+    assert (state.folded, state.last_ts, state.offset) == (0, 0, 2)
+    assert state.feature_ts == (NOW + 2) * 1000
+    raw = encode_state(state)
+    assert b"i1" not in raw
+    assert b"e1" not in raw
+
+
+@pytest.mark.parametrize("kind", [OPT_OUT, ERASE])
+def test_events_without_consent_are_ignored_until_opt_in(kind: str) -> None:
+    """Only an opt-in lets events count again."""
+    state = folded(event(1, kind))
+    assert fold(state, event(2), 0, 1) is Outcome.IGNORED
+    assert fold(state, event(3, OPT_IN), 0, 2) is Outcome.APPLIED
+    assert fold(state, event(4), 0, 3) is Outcome.FIRST_TOUCH
+    assert state.items == ["i4"]
+
+
+def test_opting_out_does_not_lift_an_erasure() -> None:
+    """Erased stays erased, whatever else is asked but an opt-in."""
+    assert folded(event(1, ERASE), event(2, OPT_OUT)).consent is Consent.ERASED
+
+
+def test_an_opt_out_sent_twice_does_not_undo_an_opt_in() -> None:
+    """A producer's duplicate of the opt-out is recognised after the opt-in."""
+    state = folded(event(1, OPT_OUT), event(2, OPT_IN), event(3))
+    assert fold(state, event(1, OPT_OUT), 0, 3) is Outcome.DUPLICATE
+    assert state.items == ["i3"]
+
+
+def test_a_repartitioned_topic_starts_from_any_offset() -> None:
+    """Another partition's offsets are not compared; the event ids still protect."""
+    state = empty_state(0)
+    fold(state, event(1), 0, 900)
+    assert fold(state, event(2), 7, 3) is Outcome.FIRST_TOUCH
+    assert fold(state, event(1), 7, 4) is Outcome.DUPLICATE
+    assert (state.partition, state.offset) == (7, 4)
+
+
+def test_states_do_not_share_what_they_hold() -> None:
+    """Folding into one empty state leaves another empty."""
+    folded(event(1, amount=2.0))
+    assert encode_state(empty_state(0)) == encode_state(UserState(0))
+    assert empty_state(0).counts == {}
+
+
+def test_foreign_bytes_are_refused() -> None:
+    """What is no state raises, and is never taken for an empty one."""
+    for raw in (b"", b"junk", b"\x93\x01\x02\x03", b'{"partition":1}'):
+        with pytest.raises(msgspec.DecodeError):
+            decode_state(raw)

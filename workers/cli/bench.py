@@ -1,0 +1,16 @@
+"""`bench`: measure on real parts, beside baselines timed in the same run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import typer
+
+from deploy.local.parts import ROOT
+
+
+def bench(context: typer.Context) -> None:
+    """Measure on real parts, beside baselines. All arguments go to `python -m tests.bench`."""
+    command = [sys.executable, "-m", "tests.bench", *context.args]
+    raise typer.Exit(subprocess.run(command, cwd=ROOT, check=False).returncode)
