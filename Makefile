@@ -21,7 +21,8 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: setup-training lint
-	$(BIN)/pytest -m 'not bench'
+	.parts/training-env/bin/python -m pytest -q -c /dev/null --rootdir=. -p no:cacheprovider tests/parity/test_torch_parity.py
+	$(BIN)/pytest -q -m 'not bench' --durations=15
 
 unit: setup
 	$(BIN)/pytest -m 'not integration and not bench'

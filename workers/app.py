@@ -244,7 +244,9 @@ class WorkerApp(faust.App):
             events = await inbox.take()
             last = events[-1].message
             records = [
-                Record(r.offset, r.timestamp, r.key, r.value, r.headers) for event in events for r in event.value.records
+                Record(r.offset, r.timestamp, r.key, r.value, r.headers)
+                for event in events
+                for r in event.value.records
             ]
             try:
                 await self.runtime.pipeline.process(PartitionState(self.table, last.partition), last.partition, records)

@@ -77,7 +77,9 @@ class LiveModel:
         for record in records:
             self._offsets["items"] = record.offset
             if record.value is None:
-                item: CatalogueItem | str = CatalogueItem((record.key or b"?").decode(errors="replace"), available=False)
+                item: CatalogueItem | str = CatalogueItem(
+                    (record.key or b"?").decode(errors="replace"), available=False
+                )
             else:
                 item = decode_item(record.value, record.key)
             if isinstance(item, str):
@@ -87,7 +89,9 @@ class LiveModel:
             self._items[item.item_id] = item
             if self.live is not None:
                 self.live.space.set_available(item.item_id, item.available)
-                if self._is_cold(item) and (known is None or known.text != item.text or item.item_id not in self.live.space.index):
+                if self._is_cold(item) and (
+                    known is None or known.text != item.text or item.item_id not in self.live.space.index
+                ):
                     self._uncharted[item.item_id] = None
                     self._work.set()
 

@@ -135,9 +135,7 @@ class Pipeline:
             tasks += [self._write_behaviour(touched), self._refresh(run, touched)]
         await _all(tasks)
 
-    def fold(
-        self, store: StateStore, partition: int, records: Sequence[Record]
-    ) -> tuple[list[Touched], list[Message]]:
+    def fold(self, store: StateStore, partition: int, records: Sequence[Record]) -> tuple[list[Touched], list[Message]]:
         """Decode and fold a run: the users it touches with their new states, and its dead letters."""
         behaviours = self._settings.behaviours
         events: list[tuple[Record, Event]] = []
@@ -362,9 +360,11 @@ async def _retried(write: Callable[[], Awaitable[None]]) -> None:
     """Try a feature write until the store answers; a store away for long ends the worker."""
     for attempt in range(FEATURE_RETRIES):
         try:
-            return await write()
+            await write()
         except Unavailable as error:
             metrics.FEATURE_RETRIES.inc()
             log.warning("feature store away", extra={"why": str(error), "attempt": attempt})
             await asyncio.sleep(0.1 * 2**attempt)
+        else:
+            return
     await write()

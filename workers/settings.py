@@ -102,7 +102,7 @@ def load_settings(
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"settings file {file}: {error}") from None
         if unknown := set(merged) - names:
-            raise SettingsError(f"settings file {file}: unknown setting {sorted(unknown)[0]!r}")
+            raise SettingsError(f"settings file {file}: unknown setting {min(unknown)!r}")
     for variable, value in environ.items():
         if variable.startswith(PREFIX):
             name = variable[len(PREFIX) :].lower()

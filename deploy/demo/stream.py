@@ -47,7 +47,7 @@ class _Background:
     def _run(self) -> None:
         try:
             self.work()
-        except Exception as error:  # noqa: BLE001 - handed to whoever looks at `failure`
+        except Exception as error:
             self.failure = error
         finally:
             self.done.set()

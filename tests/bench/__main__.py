@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -35,6 +36,8 @@ from tests.bench import (
     triton_alone,
     whole_path,
 )
+from workers.adapters.feast import apply
+from workers.settings import Settings
 
 PER_EVENT_EVENTS = 1500
 ITEM_IDS = "user_encoder/1/item_ids.json"
@@ -118,7 +121,11 @@ def fold(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
         )
         cores = {"pin_core": 0} if os.cpu_count() != 1 else {}
         with harness.pinned(broker, max(os.sched_getaffinity(0))):
-            for name, comparator in (("freshet", freshet_fold), ("quix", quix_fold), ("bytewax, in memory", bytewax_fold)):
+            for name, comparator in (
+                ("freshet", freshet_fold),
+                ("quix", quix_fold),
+                ("bytewax, in memory", bytewax_fold),
+            ):
                 figures[f"{name}, {distribution}"] = comparator.run(
                     kafka=stack.bootstrap, topic=topic, events=sizes.fold_events, timeout_s=900, **cores
                 )
@@ -136,7 +143,9 @@ def latency(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
 
 def population(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
     """Memory, disk and restarts by number of users."""
-    return {f"{users:,} users": whole_path.restarts(stack, f"users-{users}", users=users) for users in sizes.populations}
+    return {
+        f"{users:,} users": whole_path.restarts(stack, f"users-{users}", users=users) for users in sizes.populations
+    }
 
 
 PARTS: dict[str, Callable[[local.Stack, Sizes], dict[str, Any]]] = {
@@ -184,11 +193,6 @@ def _is_number(value: Any) -> bool:
 
 def _feature_repo(stack: local.Stack, name: str) -> Path:
     """A freshly applied feature repository of its own, on SQLite."""
-    import shutil
-
-    from workers.adapters.feast import apply
-    from workers.settings import Settings
-
     folder = stack.directory / "feast" / name.replace(" ", "-")
     apply(Settings(feature_repo=str(harness.ROOT / "feature_repo"), feast_dir=str(folder)))
     shutil.copy(harness.ROOT / "feature_repo" / "definitions.py", folder)

@@ -13,10 +13,12 @@ from threading import Thread
 
 import msgspec
 import numpy as np
+from confluent_kafka import Producer
 
 from deploy.local import Stack
 from tests.bench import harness, stream
 from tests.bench.worker import BenchWorker, Names, reader
+from workers.core.events import Event, encode_event
 from workers.core.recommendation import AsOf
 
 PATIENCE_SECONDS = 600.0
@@ -30,7 +32,9 @@ class _Dated(msgspec.Struct):
 decode_as_of = msgspec.json.Decoder(_Dated).decode
 
 
-def throughput(stack: Stack, prefix: str, *, users: int, events: int, online_store: str, distribution: str) -> harness.Figures:
+def throughput(
+    stack: Stack, prefix: str, *, users: int, events: int, online_store: str, distribution: str
+) -> harness.Figures:
     """Refreshed users and events a second over a backlog.
 
     `cycle` touches every user in turn, so that nearly every event costs a
@@ -119,7 +123,14 @@ def latency(stack: Stack, prefix: str, *, rate: float, seconds: float, users: in
 def restarts(stack: Stack, prefix: str, *, users: int) -> harness.Figures:
     """Memory and disk with `users` users, and seconds to the first list after a SIGKILL, warm and wiped."""
     names = Names(prefix)
-    stream.produce(kafka=stack.bootstrap, topic=names.topic("events"), users=users, events=users, partitions=PARTITIONS, distribution="cycle")
+    stream.produce(
+        kafka=stack.bootstrap,
+        topic=names.topic("events"),
+        users=users,
+        events=users,
+        partitions=PARTITIONS,
+        distribution="cycle",
+    )
     names.create(stack.bootstrap, PARTITIONS)
     with (
         tempfile.TemporaryDirectory(prefix="freshet-bench-") as folder,
@@ -162,10 +173,6 @@ def _to_first_list(stack: Stack, names: Names, worker: BenchWorker, users: int) 
 
 
 def _produce_one(kafka: str, topic: str, users: int) -> None:
-    from confluent_kafka import Producer
-
-    from workers.core.events import Event, encode_event
-
     event = Event(f"restart-{time.time_ns()}", f"u{users // 2}", "click", 1_700_000_000_000, "50")
     producer = Producer({"bootstrap.servers": kafka, "partitioner": "murmur2_random"})
     producer.produce(topic, encode_event(event), event.user_id)
@@ -175,10 +182,6 @@ def _produce_one(kafka: str, topic: str, users: int) -> None:
 def _paced(
     stack: Stack, names: Names, users: int, events: int, rate: float, sent: dict[tuple[int, int], float]
 ) -> None:
-    from confluent_kafka import Producer
-
-    from workers.core.events import encode_event
-
     producer = Producer({"bootstrap.servers": stack.bootstrap, "partitioner": "murmur2_random", "linger.ms": 0})
     items = stream.read_item_ids(str(stack.models / "user_encoder" / "1" / "item_ids.json"))
     ready = [(encode_event(e), e.user_id) for e in stream.generate(users=users, events=events, items=items)]

@@ -69,7 +69,12 @@ class BenchWorker(AbstractContextManager["BenchWorker"]):
     def __init__(self, names: Names, stack: Stack, folder: Path, **settings: str) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._environment = os.environ | names.environment(stack) | {"FRESHET_DATA_DIR": str(folder), "FRESHET_FEAST_DIR": str(folder / "feast")} | settings
+        self._environment = (
+            os.environ
+            | names.environment(stack)
+            | {"FRESHET_DATA_DIR": str(folder), "FRESHET_FEAST_DIR": str(folder / "feast")}
+            | settings
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -132,7 +137,9 @@ class BenchWorker(AbstractContextManager["BenchWorker"]):
         except subprocess.TimeoutExpired:
             self.kill()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._process is not None and self._process.poll() is None:
             self.stop()
 

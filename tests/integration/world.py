@@ -142,7 +142,11 @@ class World:
     def states(self) -> dict[str, UserState]:
         """The newest state of each user, from the changelog alone."""
         topic = f"{self.group}-user_state-changelog"
-        return {user: decode_state(value) for user, value in oracle.last_values(self.stack.bootstrap, topic).items() if value}
+        return {
+            user: decode_state(value)
+            for user, value in oracle.last_values(self.stack.bootstrap, topic).items()
+            if value
+        }
 
     def expected(self) -> tuple[dict[str, oracle.Expected], int]:
         """What the oracle makes of the events topic."""

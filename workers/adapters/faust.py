@@ -154,7 +154,7 @@ class StateStore(Store):
             if "lock" in str(error).lower():
                 raise
             path = self.partition_path(partition)
-            log.error("state files unreadable, rebuilding from the changelog", extra={"why": str(error)[:200]})
+            log.warning("state files unreadable, rebuilding from the changelog", extra={"why": str(error)[:200]})
             shutil.rmtree(path, ignore_errors=True)
             return super()._open_for_partition(partition)
 

@@ -155,8 +155,9 @@ class SideInputReader:
         self._consumer.close()
 
     def _end(self) -> int:
-        _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, 0), timeout=10.0)
-        return int(end)
+        """The offset to have read up to; 0 where the topic holds nothing."""
+        start, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, 0), timeout=10.0)
+        return int(end) if end > start else 0
 
     def _read(self, end: int) -> None:
         try:
@@ -166,13 +167,7 @@ class SideInputReader:
                 if not caught_up and self._position() >= end:
                     caught_up = True
                     self._loop.call_soon_threadsafe(self._caught_up.set)
-                messages = self._consumer.consume(READ_BATCH, timeout=0.1)
-                for message in messages:
-                    if (error := message.error()) is not None and error.fatal():
-                        raise KafkaException(error)
-                records = [
-                    Record(m.offset(), m.timestamp()[1], m.key(), m.value()) for m in messages if m.error() is None
-                ]
+                records = _records(self._consumer.consume(READ_BATCH, timeout=0.1))
                 if records:
                     self._loop.call_soon_threadsafe(self._apply, records)
         except BaseException as error:  # handed to whoever waits or checks
@@ -182,3 +177,11 @@ class SideInputReader:
     def _position(self) -> int:
         [at] = self._consumer.position([TopicPartition(self._topic, 0)])
         return int(at.offset) if at.offset >= 0 else 0
+
+
+def _records(messages: Sequence[Any]) -> list[Record]:
+    """The records among what was consumed. Raises `KafkaException` for a fatal error; librdkafka mends others."""
+    for message in messages:
+        if (error := message.error()) is not None and error.fatal():
+            raise KafkaException(error)
+    return [Record(m.offset(), m.timestamp()[1], m.key(), m.value()) for m in messages if m.error() is None]

@@ -98,7 +98,7 @@ def _features(settings: Settings, user: str) -> tuple[dict[str, Any], str | None
             return asyncio.run(store.read(user)), None
         finally:
             store.close()
-    except Exception as error:  # noqa: BLE001 - state and lists are worth showing without the features
+    except Exception as error:
         return {}, f"the feature store cannot be read: {error}"
 
 

@@ -95,7 +95,9 @@ def load_bundle(path: Path) -> Bundle:
     item_ids = msgspec.json.decode((path / "item_ids.json").read_bytes(), type=list[str])
     vectors = np.load(path / "item_vectors.npy", allow_pickle=False)
     if manifest.dim != DIM or vectors.shape != (len(item_ids), DIM) or vectors.dtype != np.float32:
-        raise BundleError(f"{path}: item vectors are {vectors.dtype} {vectors.shape}, not float32 ({len(item_ids)}, {DIM})")
+        raise BundleError(
+            f"{path}: item vectors are {vectors.dtype} {vectors.shape}, not float32 ({len(item_ids)}, {DIM})"
+        )
     if not np.isfinite(vectors).all():
         raise BundleError(f"{path}: item vectors hold NaN or infinity")
     return Bundle(path, manifest, item_ids, vectors)

@@ -98,20 +98,20 @@ def decode_event(
         return BadEvent(BadReason.INVALID, str(error))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return BadEvent(BadReason.NOT_JSON, str(error))
-    if event.type in behaviours:
-        if event.item_id is None:
-            return BadEvent(BadReason.MISSING_ITEM, f"a {event.type!r} event needs an item_id")
-    elif event.type not in CONTROL_TYPES:
+    return _refused(event, key, behaviours) or event
+
+
+def _refused(event: Event, key: bytes | None, behaviours: Collection[str]) -> BadEvent | None:
+    """What a well-formed event still gets wrong."""
+    if event.type not in behaviours and event.type not in CONTROL_TYPES:
         return BadEvent(BadReason.UNKNOWN_TYPE, f"{event.type!r} is none of {sorted({*behaviours, *CONTROL_TYPES})}")
-    try:
-        same_key = key is not None and event.user_id.encode() == key
-    except UnicodeEncodeError as error:
-        return BadEvent(BadReason.INVALID, f"user_id is not valid Unicode: {error.reason}")
+    if event.item_id is None and event.type in behaviours:
+        return BadEvent(BadReason.MISSING_ITEM, f"a {event.type!r} event needs an item_id")
     if ID_SEPARATOR in event.event_id or (event.item_id is not None and ID_SEPARATOR in event.item_id):
         return BadEvent(BadReason.INVALID, "an id holds the control character U+001F")
-    if not same_key:
+    if key is None or event.user_id.encode(errors="surrogatepass") != key:
         return BadEvent(BadReason.KEY_MISMATCH, "the record's key is not its user_id")
-    return event
+    return None
 
 
 def encode_event(event: Event) -> bytes:

@@ -97,7 +97,7 @@ class ItemSpace:
         self._common = None
 
     def common_candidates(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Rows that are candidates for every user, ascending, with their vectors: the popular and the newest cold ones."""
+        """Rows that are candidates for every user, ascending, and their vectors: the popular, the newest cold."""
         if self._common is None:
             cold = np.arange(max(self.trained, self.size - COLD_CANDIDATES), self.size)
             rows = np.union1d(self.popular, cold).astype(np.int32)

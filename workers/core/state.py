@@ -132,8 +132,7 @@ def fold(state: UserState, event: Event, partition: int, offset: int) -> Outcome
     state.event_id_log = _append(state.event_id_log, marked_id, EVENT_IDS)
     state.folded += 1
     ts, kind = event.ts, event.type
-    if ts > state.last_ts:
-        state.last_ts = ts
+    state.last_ts = max(state.last_ts, ts)
     state.feature_ts = max(ts * 1000, state.feature_ts + 1)
     counts = state.counts
     counts[kind] = counts.get(kind, 0) + 1

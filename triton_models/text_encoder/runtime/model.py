@@ -41,7 +41,7 @@ class TritonPythonModel:
     def _respond(self, texts: np.ndarray) -> pb_utils.InferenceResponse:
         try:
             vectors = np.stack([self._encode(raw.decode()) for raw in texts[:, 0]])
-        except Exception as error:  # noqa: BLE001 - whatever the text or ONNX Runtime objects to is the request's error
+        except Exception as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
         return pb_utils.InferenceResponse([pb_utils.Tensor("text_embedding", vectors)])
 

@@ -41,7 +41,7 @@ class TritonPythonModel:
             return [self._run_alone(columns[0])]
         try:
             outputs = self._run([np.concatenate(parts) for parts in zip(*columns, strict=True)])
-        except Exception:  # noqa: BLE001 - one bad request fails the batch: find it by running each alone
+        except Exception:
             return [self._run_alone(column) for column in columns]
         ends = np.cumsum([len(column[0]) for column in columns])[:-1]
         return [self._response(parts) for parts in zip(*(np.split(output, ends) for output in outputs), strict=True)]
@@ -49,7 +49,7 @@ class TritonPythonModel:
     def _run_alone(self, column: list[np.ndarray]) -> pb_utils.InferenceResponse:
         try:
             return self._response(self._run(column))
-        except Exception as error:  # noqa: BLE001 - whatever ONNX Runtime objects to is the request's error
+        except Exception as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
 
     def _run(self, column: list[np.ndarray]) -> list[np.ndarray]:
