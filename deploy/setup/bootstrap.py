@@ -225,7 +225,8 @@ def call_uv(*arguments: str | Path) -> None:
     Raises:
         SetupError: It failed.
     """
-    call([uv(), "--no-progress", *arguments], env={"UV_PYTHON_DOWNLOADS": "never"})
+    # the certificates the system trusts, as pip and Maven do: a company's mirror may have its own
+    call([uv(), "--no-progress", *arguments], env={"UV_PYTHON_DOWNLOADS": "never", "UV_SYSTEM_CERTS": "true"})
 
 
 def make_env(env: Path, lock: Path) -> None:
