@@ -1,8 +1,11 @@
 """Events, case by case."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
+from workers.core import events
 from workers.core.events import (
     MAX_EVENT_BYTES,
     BadEvent,
@@ -113,3 +116,9 @@ def test_the_schema_names_what_is_required() -> None:
     [schema] = event_schema()["$defs"].values()
     assert set(schema["properties"]) == set(Event.__struct_fields__)
     assert schema["required"] == ["event_id", "user_id", "type", "ts"]
+
+
+def test_published_schema_is_the_decoders() -> None:
+    """The JSON Schema beside the module is the one that the decoder enforces."""
+    file = Path(events.__file__).with_name("events.schema.json")
+    assert msgspec.json.decode(file.read_bytes()) == msgspec.json.decode(msgspec.json.encode(event_schema()))

@@ -54,7 +54,7 @@ def bring_up(
     *,
     config: Path | None = None,
     redis: bool = False,
-    partitions: int = 4,
+    partitions: int = 2,
     workers: int = 1,
     ports: dict[str, int] | None = None,
 ) -> tuple[Stack, Settings, list[LocalWorker]]:

@@ -34,7 +34,9 @@ def up(
     config: Config = None,
     redis: Annotated[bool, typer.Option("--redis", help="Features in Redis instead of SQLite.")] = False,
     workers: Annotated[int, typer.Option(min=0, max=64, help="Stream workers to start.")] = 1,
-    partitions: Annotated[int, typer.Option(min=1, max=1024, help="Partitions of the topics keyed by user.")] = 4,
+    partitions: Annotated[
+        int, typer.Option(min=1, max=1024, help="Partitions of the topics keyed by user; two per worker overlap well.")
+    ] = 2,
     port: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=PORT", help=f"A fixed port, for one of {', '.join(PORT_NAMES)}; repeatable."),
