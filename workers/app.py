@@ -8,6 +8,7 @@ import gc
 import logging.config
 import os
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -184,6 +185,7 @@ class WorkerApp(faust.App):
             table_standby_replicas=0,
             web_enabled=False,
             autodiscover=False,
+            broker_credentials=_credentials(settings),
             broker_commit_interval=4 * COMMIT_SECONDS,
             broker_session_timeout=SESSION_SECONDS,
             broker_heartbeat_interval=1.0,
@@ -288,6 +290,21 @@ def _newest_version(repository: Path) -> int:
         if versions:
             return max(versions)
     raise StartError(f"{repository / MODEL} holds no version: train one, or run `freshet up`")
+
+
+def _credentials(settings: Settings) -> Any:
+    """Faust's form of the Kafka security settings; None for plain text."""
+    if settings.kafka_security == "PLAINTEXT":
+        return None
+    context = ssl.create_default_context(cafile=settings.kafka_ca)
+    if settings.kafka_security == "SSL":
+        return faust.SSLCredentials(context)
+    return faust.SASLCredentials(
+        username=settings.kafka_username,
+        password=settings.kafka_password,
+        mechanism="SCRAM-SHA-512",
+        ssl_context=context,
+    )
 
 
 def _instance_id(settings: Settings) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers import metrics
-from workers.core.events import BadEvent, Event, decode_event
+from workers.core.events import DEAD_LETTER_HEADERS, BadEvent, Event, decode_event
 from workers.core.features import behaviour_row, featurise
 from workers.core.popularity import PartialPopularity, encode_partial
 from workers.core.ranking import RankConfig, rank, rank_popular
@@ -175,6 +175,7 @@ class Pipeline:
         metrics.DEAD_LETTERS.labels(bad.reason).inc()
         value = record.value or b""
         headers = [
+            *((name, raw) for name, raw in record.headers if name not in DEAD_LETTER_HEADERS),
             ("reason", bad.reason.encode()),
             ("detail", bad.detail.encode(errors="backslashreplace")[:500]),
             ("origin_topic", self._settings.events_topic.encode()),

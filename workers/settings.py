@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -33,7 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     kafka: str = "127.0.0.1:9092"
     """Bootstrap servers, `host:port[,host:port…]`."""
-    kafka_security: str = "PLAINTEXT"
+    kafka_security: Literal["PLAINTEXT", "SSL", "SASL_SSL"] = "PLAINTEXT"
     """`PLAINTEXT`, `SSL` or `SASL_SSL` (SCRAM-SHA-512)."""
     kafka_ca: str | None = None
     """File with the CA certificates of the brokers."""

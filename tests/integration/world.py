@@ -180,7 +180,8 @@ class World:
             assert {kind: round(sum_, 6) for kind, sum_ in state.spend.items() if sum_} == {
                 kind: round(sum_, 6) for kind, sum_ in expected.spend.items() if sum_
             }, user
-        dead = {(r.headers[3][1], r.headers[4][1]) for r in self.records("events.dlq")}
+        headers = [dict(record.headers) for record in self.records("events.dlq")]
+        dead = {(letter["origin_partition"], letter["origin_offset"]) for letter in headers}
         assert len(dead) == bad
 
     def close(self) -> None:

@@ -282,7 +282,7 @@ BAD: dict[BadReason, Record] = {
 
 @pytest.mark.parametrize("reason", list(BadReason))
 async def test_bad_records_become_dead_letters(world: World, reason: BadReason) -> None:
-    """The original key and bytes go to the dead letters, with reason, origin and digest; good ones go on."""
+    """The original key, bytes and headers go to the dead letters, with reason, origin and digest; good ones go on."""
     bad = BAD[reason]
     before = sample("freshet_dead_letters_total", reason=reason)
     await world.process([record(1, event(0)), bad, record(20, event(1))])
@@ -291,6 +291,7 @@ async def test_bad_records_become_dead_letters(world: World, reason: BadReason) 
     headers = dict(letter.headers)
     assert headers.pop("detail")
     assert headers == {
+        **dict(bad.headers),
         "reason": reason.encode(),
         "origin_topic": b"events",
         "origin_partition": str(PARTITION).encode(),

@@ -16,6 +16,7 @@ from workers.cli.connections import open_consumer, open_producer, partitions_of,
 from workers.cli.errors import UserError
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
 from workers.cli.show import emit, moment, out, plain, progress, say
+from workers.core.events import DEAD_LETTER_HEADERS
 from workers.settings import Settings
 
 REPLAYED_FROM = "replayed_from"
@@ -41,6 +42,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
     origin_partition: str
     origin_offset: str
     sha256: str
+    own_headers: tuple[tuple[str, bytes | None], ...] = ()
+    """The headers that the record had to begin with."""
 
     @property
     def origin(self) -> str:
@@ -54,6 +57,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
             raw = fields[name]
             fields[name] = None if raw is None else raw.decode(errors="backslashreplace")
             fields[f"{name}_base64"] = None if raw is None else base64.b64encode(raw).decode()
+        fields["own_headers"] = {name: (raw or b"").decode(errors="backslashreplace") for name, raw in self.own_headers}
         return fields
 
 
@@ -136,10 +140,8 @@ def _letter(record: ConsumerRecord) -> DeadLetter:
         record.timestamp,
         record.key,
         record.value,
-        *(
-            headers.get(name, "?")
-            for name in ("reason", "detail", "origin_topic", "origin_partition", "origin_offset", "sha256")
-        ),
+        *(headers.get(name, "?") for name in DEAD_LETTER_HEADERS),
+        tuple((name, raw) for name, raw in record.headers if name not in {*DEAD_LETTER_HEADERS, REPLAYED_FROM}),
     )
 
 
@@ -151,7 +153,9 @@ def _send(settings: Settings, letters: list[DeadLetter]) -> Counter[str]:
     with open_producer(settings, linger_ms=5) as producer, progress(len(letters), "sent") as advance:
         for number, letter in enumerate(letters, 1):
             mark = f"{settings.dlq_topic}/{letter.partition}/{letter.offset}".encode()
-            future = producer.send(letter.origin_topic, letter.value, letter.key, [(REPLAYED_FROM, mark)])
+            future = producer.send(
+                letter.origin_topic, letter.value, letter.key, [*letter.own_headers, (REPLAYED_FROM, mark)]
+            )
             future.add_callback(lambda _, reason: sent.update([reason]), reason=letter.reason)
             future.add_errback(failures.append)
             advance(number, number)

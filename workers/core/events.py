@@ -60,6 +60,10 @@ class BadReason(StrEnum):
     KEY_MISMATCH = "key_mismatch"
 
 
+DEAD_LETTER_HEADERS = ("reason", "detail", "origin_topic", "origin_partition", "origin_offset", "sha256")
+"""Headers of a dead letter, behind the record's own."""
+
+
 class BadEvent(msgspec.Struct, frozen=True):
     """A record that is no event, and why."""
 
