@@ -19,10 +19,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 test: setup-training lint
 	.parts/training-env/bin/python -m pytest -q -c /dev/null --rootdir=. -p no:cacheprovider tests/parity/test_torch_parity.py
-	$(BIN)/pytest -q -m 'not bench' --durations=15
+	$(BIN)/pytest -q -m 'not bench' --ignore=tests/parity/test_torch_parity.py --durations=15
 
 unit: setup
 	$(BIN)/pytest -m 'not integration and not bench'

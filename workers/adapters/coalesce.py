@@ -48,7 +48,8 @@ class Coalescer(Generic[Item, Answer]):
 
     def _take(self) -> list[tuple[Hashable, Item, int, asyncio.Future[Answer]]]:
         kind = self._waiting[0][0]
-        taken, total = [], 0
+        taken: list[tuple[Hashable, Item, int, asyncio.Future[Answer]]] = []
+        total = 0
         while self._waiting and self._waiting[0][0] == kind:
             total += self._waiting[0][2]
             if taken and total > self._limit:

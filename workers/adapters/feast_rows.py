@@ -101,7 +101,8 @@ def _list_message(name: str, kind: FieldDescriptorProto.Type.ValueType) -> type[
     message.field.add(name="val", number=1, type=kind, label=FieldDescriptorProto.LABEL_REPEATED)
     pool = DescriptorPool()
     pool.Add(file)
-    return GetMessageClass(pool.FindMessageTypeByName(f"freshet.{name}"))
+    message_class: type[Any] = GetMessageClass(pool.FindMessageTypeByName(f"freshet.{name}"))
+    return message_class
 
 
 _StringList = _list_message("StringList", FieldDescriptorProto.TYPE_STRING)

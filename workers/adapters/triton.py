@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import grpc
 import numpy as np
@@ -134,7 +135,7 @@ class TritonEncoder:
 
     async def _infer(
         self, model: str, version: str, tensors: Tensors, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-    ) -> list[NDArray[np.float32]]:
+    ) -> list[NDArray[Any]]:
         requests = []
         for spec in inputs:
             request = InferInput(spec.name, list(tensors[spec.name].shape), spec.dtype)

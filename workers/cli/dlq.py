@@ -134,14 +134,15 @@ def _read(settings: Settings, reason: str | None) -> Iterator[DeadLetter]:
 
 def _letter(record: ConsumerRecord) -> DeadLetter:
     headers = {name: (raw or b"").decode(errors="backslashreplace") for name, raw in record.headers}
+    own = tuple((name, raw) for name, raw in record.headers if name not in {*DEAD_LETTER_HEADERS, REPLAYED_FROM})
     return DeadLetter(
         record.partition,
         record.offset,
         record.timestamp,
         record.key,
         record.value,
-        *(headers.get(name, "?") for name in DEAD_LETTER_HEADERS),
-        tuple((name, raw) for name, raw in record.headers if name not in {*DEAD_LETTER_HEADERS, REPLAYED_FROM}),
+        **{name: headers.get(name, "?") for name in DEAD_LETTER_HEADERS},
+        own_headers=own,
     )
 
 

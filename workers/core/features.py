@@ -91,7 +91,8 @@ def featurise(states: Sequence[UserState], item_index: Mapping[str, int], type_i
 def gap_bucket(gap_ms: NDArray[np.int64]) -> NDArray[np.int32]:
     """Bucket time gaps (ms): `1 + floor(log2(1 + seconds))`, at most `GAP_BUCKETS - 1`; negative gaps are 1."""
     seconds = np.maximum(gap_ms, 0) // 1000
-    return np.minimum(1 + np.floor(np.log2(1 + seconds)), GAP_BUCKETS - 1).astype(np.int32)
+    buckets: NDArray[np.int32] = np.minimum(1 + np.floor(np.log2(1 + seconds)), GAP_BUCKETS - 1).astype(np.int32)
+    return buckets
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,8 @@ def rank_popular(space: ItemSpace, state: UserState | None, list_size: int) -> l
 
 
 def _rounded(scores: NDArray[np.float32]) -> list[Any]:
-    return scores.astype(np.float64).round(5).tolist()
+    rounded: list[Any] = scores.astype(np.float64).round(5).tolist()
+    return rounded
 
 
 def _order_key(scores: NDArray[np.float32], candidates: NDArray[np.int32]) -> NDArray[np.int64]:
