@@ -37,9 +37,9 @@ from workers.ports import (
     Encoder,
     FeatureRow,
     FeatureStore,
+    Fetched,
     Message,
     Publisher,
-    Record,
     StateStore,
     Unavailable,
 )
@@ -64,15 +64,12 @@ class Touched:
     weight: float = 0.0
     changed: bool = False
 
-    def note(self, event: Event, record: Record, outcome: Outcome, weight: float) -> None:
-        """Remember a record of the user's and what folding it did."""
-        self.broker_ts = record.timestamp
-        self.weight = max(self.weight, weight)
-        if outcome is Outcome.REDELIVERED and record.offset < self.state.offset:
-            self.event_ts = self.event_ts or self.state.newest_ts or event.ts
-            return
-        self.event_ts = event.ts
-        self.changed = self.changed or outcome is not Outcome.REDELIVERED
+    def note_redelivery(self, event: Event, record: Fetched) -> None:
+        """The list is as of the state's offset, which this record may be older than."""
+        if record.offset == self.state.offset:
+            self.event_ts = event.ts
+        elif not self.event_ts:
+            self.event_ts = self.state.newest_ts or event.ts
 
 
 @dataclass(slots=True)
@@ -124,7 +121,7 @@ class Pipeline:
         self._popularity.pop(partition, None)
         self._popularity_due.pop(partition, None)
 
-    async def process(self, store: StateStore, partition: int, records: Sequence[Record]) -> None:
+    async def process(self, store: StateStore, partition: int, records: Sequence[Fetched]) -> None:
         """Process one run in offset order. Raises on anything unexpected; nothing is then to be committed."""
         metrics.BATCH_EVENTS.observe(len(records))
         with metrics.STEP.labels("fold").time():
@@ -135,10 +132,12 @@ class Pipeline:
             tasks += [self._write_behaviour(touched), self._refresh(run, touched)]
         await _all(tasks)
 
-    def fold(self, store: StateStore, partition: int, records: Sequence[Record]) -> tuple[list[Touched], list[Message]]:
+    def fold(
+        self, store: StateStore, partition: int, records: Sequence[Fetched]
+    ) -> tuple[list[Touched], list[Message]]:
         """Decode and fold a run: the users it touches with their new states, and its dead letters."""
         behaviours = self._settings.behaviours
-        events: list[tuple[Record, Event]] = []
+        events: list[tuple[Fetched, Event]] = []
         dead: list[Message] = []
         for record in records:
             event = decode_event(record.value, record.key, behaviours, record.headers)
@@ -153,13 +152,21 @@ class Pipeline:
         }
         popularity = self._partition_popularity(partition)
         outcomes = [0] * len(Outcome)
+        first_touch, redelivered = Outcome.FIRST_TOUCH, Outcome.REDELIVERED
         for record, event in events:
             user = touched[event.user_id]
             outcome = fold(user.state, event, partition, record.offset)
             outcomes[outcome] += 1
-            if outcome is Outcome.FIRST_TOUCH:
+            user.broker_ts = record.timestamp
+            if outcome is redelivered:
+                user.note_redelivery(event, record)
+                continue
+            user.event_ts = event.ts
+            user.changed = True
+            weight = behaviours.get(event.type, 0.0)
+            user.weight = max(user.weight, weight)
+            if outcome is first_touch:
                 popularity.add(event.item_id or "", event.ts, record.offset)
-            user.note(event, record, outcome, behaviours.get(event.type, 0.0))
         metrics.FOLDED.inc(outcomes[Outcome.APPLIED] + outcomes[Outcome.FIRST_TOUCH])
         for outcome in (Outcome.REDELIVERED, Outcome.DUPLICATE, Outcome.IGNORED):
             if outcomes[outcome]:
@@ -171,7 +178,7 @@ class Pipeline:
         with metrics.STEP.labels("state").time():
             await store.write({user.user_id: encode_state(user.state) for user in touched if user.changed})
 
-    def _dead_letter(self, record: Record, partition: int, bad: BadEvent) -> Message:
+    def _dead_letter(self, record: Fetched, partition: int, bad: BadEvent) -> Message:
         metrics.DEAD_LETTERS.labels(bad.reason).inc()
         value = record.value or b""
         headers = [

@@ -15,8 +15,32 @@ from numpy.typing import NDArray
 from workers.core.features import Tensors
 
 
+class Fetched(Protocol):
+    """One Kafka record, as whatever client fetched it hands it over."""
+
+    @property
+    def offset(self) -> int:
+        """Its place in the partition."""
+
+    @property
+    def timestamp(self) -> int:
+        """The broker's time, ms since the epoch."""
+
+    @property
+    def key(self) -> bytes | None:
+        """The raw key."""
+
+    @property
+    def value(self) -> bytes | None:
+        """The raw value."""
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]:
+        """Names and raw values."""
+
+
 class Record(NamedTuple):
-    """One Kafka record of the events topic; `timestamp` is the broker's, ms."""
+    """A `Fetched` of our own making."""
 
     offset: int
     timestamp: int

@@ -9,6 +9,7 @@ read the ratios, not the rates.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import platform
@@ -156,6 +157,15 @@ PARTS: dict[str, Callable[[local.Stack, Sizes], dict[str, Any]]] = {
 }
 
 
+SHOWN = {
+    "whole": ("users_per_s", "x_faust_per_event", "of_triton_alone", "cpu_us_per_user", "degraded", "rss_mb"),
+    "fold": ("events_per_s", "x_quix", "cpu_us_per_event", "peak_rss_mb"),
+    "latency": ("lists", "p50_ms", "p90_ms", "p99_ms"),
+    "population": ("rss_mb", "state_disk_bytes_per_user", "restart_warm_s", "restart_wiped_s"),
+}
+"""Columns of the tables; the JSON has everything."""
+
+
 def main() -> None:
     """Run the parts asked for and print their tables."""
     parser = argparse.ArgumentParser(prog="freshet bench", description="Measure on real parts, beside baselines.")
@@ -163,7 +173,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes: a look, not a result")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run")
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     results: dict[str, Any] = {"machine": f"{os.cpu_count()} cores, {platform.platform()}"}
     with ExitStack() as at_the_end:
         folder = Path(at_the_end.enter_context(tempfile.TemporaryDirectory(prefix="freshet-bench-")))
@@ -176,19 +186,15 @@ def main() -> None:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def _table(title: str, rows: dict[str, Any]) -> Table:
-    columns = list(dict.fromkeys(name for row in rows.values() for name, value in row.items() if _is_number(value)))
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+def _table(part: str, rows: dict[str, Any]) -> Table:
+    table = Table(title=f"{part}: {inspect.getdoc(PARTS[part])}", title_justify="left", title_style="bold")
+    table.add_column("", no_wrap=True)
+    columns = [name for name in SHOWN[part] if any(name in row for row in rows.values())]
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")
     for name, row in rows.items():
         table.add_row(name, *(f"{row[column]:,}" if column in row else "" for column in columns))
     return table
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
 
 
 def _feature_repo(stack: local.Stack, name: str) -> Path:

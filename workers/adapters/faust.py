@@ -33,6 +33,11 @@ ROCKSDB_OPTIONS: Mapping[str, Any] = {
 }
 """Per partition; Faust's defaults are 2 GiB of cache and 3 × 64 MiB of memtables."""
 
+FETCH_WAIT_MS = 100
+"""How long a fetch waits at the broker for something new."""
+BUFFERED_SECONDS = 0.01
+"""How long a fetch waits for other partitions while one is held back because its queue is full."""
+
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +50,20 @@ class Run:
         self.records = records
 
 
+class RunConsumerThread(aiokafka.AIOKafkaConsumerThread):
+    """Faust's consumer thread, with short waits at the broker.
+
+    aiokafka has one fetch under way per broker: while it waits for partitions
+    with nothing new, those whose records have just been taken are not asked
+    for. Faust's 1.5 s is how long a busy partition then stands still.
+    """
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
+
+
 class RunConsumer(aiokafka.Consumer):
     """Faust's consumer, with the records of the events topic coalesced into runs.
 
@@ -55,7 +74,12 @@ class RunConsumer(aiokafka.Consumer):
     recovery reads them one by one.
     """
 
+    def _new_consumer_thread(self) -> RunConsumerThread:
+        return RunConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        if self._buffered_partitions:
+            timeout = BUFFERED_SECONDS  # a full partition that has room again joins the next call
         records = await super()._getmany(active_partitions, timeout)
         return {tp: [Run(run)] if self._has_runs(tp) and run else run for tp, run in records.items()}
 
