@@ -29,14 +29,13 @@ from workers.core.rollout import MODEL
 from workers.health import Health, HealthServer, JsonFormatter
 from workers.live_model import LiveModel
 from workers.pipeline import Pipeline
-from workers.settings import Settings
+from workers.ports import Unavailable
+from workers.settings import Settings, SettingsError
 
 TABLE = "user_state"
 COMMIT_SECONDS = 0.25
 SESSION_SECONDS = 10.0
 HEALTH_SECONDS = 1.0
-GC_THRESHOLDS = (50_000, 20, 20)
-"""A micro-batch makes tens of thousands of objects that die with it; the default collects every 700."""
 EXIT_FAILED = 70
 """Exit status after a surprise: nothing was committed, and a supervisor should restart the worker."""
 
@@ -51,13 +50,17 @@ def run(settings: Settings) -> int:
     """Run a worker until SIGTERM or SIGINT. Returns the exit status. Raises `StartError`."""
     logging.config.dictConfig(_LOGGING)
     partitions = events_partitions(settings)
-    return run_app(WorkerApp(settings, partitions, Runtime(settings)))
+    runtime = Runtime(settings, _newest_version(Path(settings.model_repository)))
+    try:
+        runtime.open()
+    except (OSError, SettingsError, Unavailable) as error:
+        raise StartError(str(error)) from None
+    return run_app(WorkerApp(settings, partitions, runtime))
 
 
 def run_app(app: faust.App) -> int:
     """Run a Faust app in this process until it is told to stop. Returns the exit status."""
     gc.freeze()  # what has been imported stays: collections need not look at it
-    gc.set_threshold(*GC_THRESHOLDS)
     worker = faust.worker.Worker(app, loglevel="INFO", redirect_stdouts=False, logging_config=_LOGGING, quiet=True)
     try:
         worker.execute_from_commandline()
@@ -103,29 +106,33 @@ def events_partitions(settings: Settings) -> int:
 class Runtime:
     """Everything of a worker that lives in its event loop beside Faust."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, version: int) -> None:
         self.settings = settings
+        self.version = version
         self.health = Health()
         self.recovering: Callable[[], bool] = lambda: True
 
-    async def start(self) -> None:
-        """Open every edge and make a model live."""
+    def open(self) -> None:
+        """Open what needs no event loop. Raises `OSError` (a port that is taken), `SettingsError`, `Unavailable`."""
         settings = self.settings
+        self.features = open_feature_store(settings)
         self.server = HealthServer(self.health, settings.health_host, settings.health_port)
         log.info("health", extra={"port": self.server.port})
         _write_port(settings, self.server.port)
+
+    async def start(self) -> None:
+        """Open every other edge and make a model live."""
+        settings = self.settings
         self.publisher = KafkaPublisher(settings)
         self.encoder = TritonEncoder(settings.triton, settings.triton_deadline, settings.encode_batch)
-        self.features = await asyncio.to_thread(open_feature_store, settings)
-        repository = Path(settings.model_repository)
-        self.model = LiveModel(self.encoder, repository)
+        self.model = LiveModel(self.encoder, Path(settings.model_repository))
         self.readers = [
             SideInputReader(settings, settings.models_topic, self.model.apply_models),
             SideInputReader(settings, settings.items_topic, self.model.apply_items),
             SideInputReader(settings, settings.popularity_topic, self.model.apply_popularity),
         ]
         await asyncio.gather(*(reader.start() for reader in self.readers))
-        await self.model.start(_newest_version(repository))
+        await self.model.start(self.version)
         self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher)
         self.tasks = [asyncio.create_task(self.model.run()), asyncio.create_task(self._watch())]
 

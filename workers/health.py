@@ -48,7 +48,10 @@ class HealthServer:
     """Serves the three pages. Raises `OSError` for a port that is taken."""
 
     def __init__(self, health: Health, host: str, port: int) -> None:
-        self._server = ThreadingHTTPServer((host, port), _handler(health))
+        try:
+            self._server = ThreadingHTTPServer((host, port), _handler(health))
+        except OSError as error:
+            raise OSError(f"health_port {host}:{port}: {error.strerror}") from None
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()

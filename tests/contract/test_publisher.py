@@ -8,6 +8,7 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from workers.adapters import kafka as kafka_adapter
 from workers.adapters.kafka import DeliveryError, KafkaPublisher
 from workers.adapters.memory import MemoryPublisher
 from workers.ports import Message, Publisher
@@ -169,10 +170,13 @@ async def test_one_refused_record_fails_the_batch(kafka: Kafka) -> None:
 
 
 @pytest.mark.integration
-async def test_a_topic_that_is_not_there_fails_the_batch(kafka: Kafka) -> None:
-    """Topics are made on purpose, not by writing to them."""
+async def test_a_topic_that_is_not_there_fails_the_batch(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Topics are made on purpose, not by writing to them: the record is given up at the delivery time-out."""
+    monkeypatch.setattr(kafka_adapter, "DELIVERY_SECONDS", 2.0)
+    publisher = KafkaPublisher(Settings(kafka=broker))
     with pytest.raises(DeliveryError, match="nowhere"):
-        await kafka.publisher.publish([Message(f"{kafka.topic}-nowhere", b"ann", b"x")])
+        await publisher.publish([Message("nowhere", b"ann", b"x")])
+    publisher.close()
 
 
 @pytest.mark.integration

@@ -33,7 +33,7 @@ ROCKSDB_OPTIONS: Mapping[str, Any] = {
 }
 """Per partition; Faust's defaults are 2 GiB of cache and 3 × 64 MiB of memtables."""
 
-FETCH_WAIT_MS = 100
+FETCH_WAIT_MS = 500
 """How long a fetch waits at the broker for something new."""
 BUFFERED_SECONDS = 0.01
 """How long a fetch waits for other partitions while one is held back because its queue is full."""
