@@ -6,8 +6,9 @@ from typing import Protocol
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import NewTopic
 
+from tests.contract.topics import make_topic
 from workers.adapters import kafka as kafka_adapter
 from workers.adapters.kafka import DeliveryError, KafkaPublisher
 from workers.adapters.memory import MemoryPublisher
@@ -44,10 +45,7 @@ class Kafka:
 
     def __init__(self, broker: str, topic: str) -> None:
         self.topic, self._broker = topic, broker
-        new = NewTopic(topic, PARTITIONS, config={"max.message.bytes": "100000"})
-        admin = AdminClient({"bootstrap.servers": broker})
-        [created] = admin.create_topics([new]).values()
-        created.result(30)
+        make_topic(broker, NewTopic(topic, PARTITIONS, config={"max.message.bytes": "100000"}))
         self.publisher = KafkaPublisher(Settings(kafka=broker))
 
     def published(self) -> list[Message]:

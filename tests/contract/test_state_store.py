@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import NewTopic
 
+from tests.contract.topics import make_topic
 from workers.adapters.memory import MemoryStateStore
 from workers.core.state import empty_state, encode_state
 from workers.ports import StateStore
@@ -24,10 +25,7 @@ def table(broker: str, unique: Callable[[str], str], data_dir: Path, monkeypatch
     from workers.app import WorkerApp, changelog_topic  # noqa: PLC0415
 
     settings = Settings(kafka=broker, group=unique("store"), data_dir=str(data_dir))
-    changelog = NewTopic(changelog_topic(settings.group), 3)
-    admin = AdminClient({"bootstrap.servers": broker})
-    [created] = admin.create_topics([changelog]).values()
-    created.result(30)
+    make_topic(broker, NewTopic(changelog_topic(settings.group), 3))
     publisher = KafkaPublisher(settings)
     app = WorkerApp(settings, 3, None)  # type: ignore[arg-type]
     app.table.publisher = publisher
