@@ -195,7 +195,9 @@ def wiring(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callabl
         opened.clear()
 
         async def run() -> None:
-            runtime = app.Runtime(msgspec.structs.replace(settings, data_dir=str(tmp_path)))
+            version = app._newest_version(Path(settings.model_repository))
+            runtime = app.Runtime(msgspec.structs.replace(settings, data_dir=str(tmp_path)), version)
+            runtime.open()
             await runtime.start()
             for task in runtime.tasks:
                 task.cancel()
