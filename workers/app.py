@@ -12,6 +12,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from workers import metrics
-from workers.adapters.faust import Inbox, PartitionState, RunSchema, RunTransport, StateTable
+from workers.adapters.faust import FlowControl, Inbox, PartitionState, RunSchema, RunTransport, StateTable
 from workers.adapters.feast import open_feature_store
 from workers.adapters.kafka import KafkaPublisher, SideInputReader, client_config
 from workers.adapters.triton import TritonEncoder
@@ -215,6 +216,11 @@ class WorkerApp(faust.App):
         channel = self.topic(settings.events_topic, schema=RunSchema())
         self.agent(channel, name="events", concurrency=1, isolated_partitions=True)(self._process)
         self.on_partitions_revoked.connect(self._forget)
+
+    @cached_property
+    def flow_control(self) -> FlowControl:
+        """Flow control of the streams' queues."""
+        return FlowControl()
 
     def _new_transport(self) -> Any:
         return RunTransport(self.conf.broker_consumer, self)

@@ -2,9 +2,11 @@
 
     python -m tests.contract.stub_worker FOLDER
 
-FOLDER holds `settings.json`, gets `calls.jsonl`, and steers the pipeline by
+FOLDER holds `settings.json`, gets `calls.jsonl`, and steers the worker by
 files: a run waits while `hold-PARTITION` is there, and raises where it has the
-offset in `fail`.
+offset in `fail`. At the start, `slow-seek` makes Faust linger between the seek
+that ends a recovery and the resuming of the flow, and `faust-flow-control`
+takes the worker's own flow control away.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import faust
 import msgspec
 
-from workers.adapters.faust import PartitionState
+from workers.adapters.faust import PartitionState, RunConsumer
 from workers.adapters.kafka import KafkaPublisher
 from workers.app import WorkerApp, run_app
 from workers.core.state import decode_state, empty_state, encode_state
@@ -80,8 +83,23 @@ class Runtime:
         await asyncio.to_thread(self.publisher.close)
 
 
+def seek_slowly() -> None:
+    """Widen the window in which records are fetched before the flow is resumed."""
+    seek = RunConsumer.perform_seek
+
+    async def slow(consumer: RunConsumer) -> None:
+        await seek(consumer)
+        await asyncio.sleep(2.0)
+
+    RunConsumer.perform_seek = slow
+
+
 def main(folder: Path) -> int:
     """Run until told to stop."""
+    if (folder / "slow-seek").exists():
+        seek_slowly()
+    if (folder / "faust-flow-control").exists():
+        WorkerApp.flow_control = faust.App.flow_control  # type: ignore[assignment]
     raw = json.loads((folder / "settings.json").read_text())
     partitions = raw.pop("partitions")
     settings = msgspec.convert(raw, Settings)

@@ -268,6 +268,40 @@ def test_partitions_overlap_and_each_keeps_its_order(make_worker: Callable[..., 
     assert worker.done(1) == list(range(30))
 
 
+def fetched_before_the_flow_resumes(worker: StubWorker) -> None:
+    """Have ten runs of one record each wait in Faust's queue while a recovery ends, then let them be processed."""
+    worker.start()
+    worker.produce(0, 1)
+    worker.until_committed(0, 1)
+    worker.end(signal.SIGKILL)
+    shutil.rmtree(worker.data)  # with nothing to recover Faust fetches only later
+    worker.steer("slow-seek")
+    worker.steer("hold-0")
+    worker.produce(0, 10)
+    worker.start()
+    worker.until(lambda: len(worker.calls("start", 0)) == 2, "a run in progress")
+    time.sleep(4.0)
+    worker.let_go("hold-0")
+
+
+def test_what_is_fetched_while_a_recovery_ends_is_processed(make_worker: Callable[..., StubWorker]) -> None:
+    """Records queued between the seek that ends a recovery and the resuming of the flow are not emptied out."""
+    worker = make_worker(max_batch_events=1)
+    fetched_before_the_flow_resumes(worker)
+    worker.until_committed(0, 11)
+    assert worker.done(0) == list(range(11))
+
+
+def test_fausts_own_flow_control_loses_them(make_worker: Callable[..., StubWorker]) -> None:
+    """Failing control: Faust's empties the queue, and the next commit passes over what was in it."""
+    worker = make_worker(max_batch_events=1)
+    worker.steer("faust-flow-control")
+    fetched_before_the_flow_resumes(worker)
+    worker.produce(0, 1)
+    worker.until_committed(0, 12)
+    assert len(worker.done(0)) < 12
+
+
 def test_state_comes_back_warm_and_from_the_changelog_alone(make_worker: Callable[..., StubWorker]) -> None:
     """With its files and without them, a killed worker goes on from the state it had written."""
     worker = make_worker()

@@ -18,6 +18,7 @@ from faust.tables.table import Table
 from faust.transport.drivers import aiokafka
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
+from mode.utils.queues import FlowControlEvent
 from rocksdict import WriteBatch
 
 from workers.adapters.kafka import KafkaPublisher
@@ -113,6 +114,20 @@ class RunTransport(aiokafka.Transport):
     """Faust's transport with the run consumer."""
 
     Consumer = RunConsumer
+
+
+class FlowControl(FlowControlEvent):
+    """Faust's flow control, which empties every stream's queue on resume, and here only where the flow was suspended.
+
+    After recovery Faust seeks to the committed offsets and then resumes a flow
+    that is already active. A run fetched between the two would be emptied out
+    of its queue, never processed, and passed over by the next commit.
+    """
+
+    def resume(self) -> None:
+        """Let records into the streams' queues."""
+        if not self.is_active():
+            super().resume()
 
 
 class RunSchema(faust.Schema):
