@@ -1,0 +1,1 @@
+"""Offline evaluation: pure statistics over what was shown and what the user did next."""
