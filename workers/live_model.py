@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -20,7 +22,7 @@ import msgspec
 from workers import metrics
 from workers.core import rollout
 from workers.core.bundle import Bundle, BundleError, load_bundle
-from workers.core.catalogue import CatalogueItem, decode_item
+from workers.core.catalogue import Catalogue, CatalogueItem, Text
 from workers.core.popularity import Partial, decode_partial, total
 from workers.core.ranking import ItemSpace
 from workers.core.recommendation import SideInputs
@@ -35,13 +37,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Live:
-    """One version, ready to rank with."""
+    """One version, ready to rank with, and the side inputs that its space reflects."""
 
     version: int
     bundle: Bundle
     space: ItemSpace
     item_index: dict[str, int]
     type_index: dict[str, int]
+    side_inputs: SideInputs
 
 
 class LiveModel:
@@ -50,22 +53,23 @@ class LiveModel:
     def __init__(self, encoder: Encoder, repository: Path) -> None:
         self._encoder = encoder
         self._repository = repository
-        self._items: dict[str, CatalogueItem] = {}
+        self._catalogue = Catalogue()
         self._partials: dict[int, Partial] = {}
         self._offsets = {"items": -1, "popularity": -1, "models": -1}
-        self._uncharted: dict[str, None] = {}
+        self._uncharted: deque[Text] = deque()
         self._work = asyncio.Event()
         self._wanted = 0
         self.live: Live | None = None
 
     @property
     def side_inputs(self) -> SideInputs:
-        """The newest applied offset of each side-input topic."""
-        return SideInputs(**self._offsets)
+        """The newest applied offset of each side-input topic, and how far cold items have their place."""
+        charted = self._uncharted[0].offset - 1 if self._uncharted else self._offsets["items"]
+        return SideInputs(**self._offsets, charted=charted)
 
     def title(self, item_id: str) -> str:
         """The catalogue's title of an item, or its id."""
-        item = self._items.get(item_id)
+        item = self._catalogue.items.get(item_id)
         return item.title if item is not None and item.title else item_id
 
     def partial(self, partition: int) -> Partial | None:
@@ -76,24 +80,19 @@ class LiveModel:
         """Fold catalogue upserts; a tombstone makes the item unavailable."""
         for record in records:
             self._offsets["items"] = record.offset
-            if record.value is None:
-                item: CatalogueItem | str = CatalogueItem(
-                    (record.key or b"?").decode(errors="replace"), available=False
-                )
-            else:
-                item = decode_item(record.value, record.key)
+            item = self._catalogue.apply(record.value, record.key, record.offset)
             if isinstance(item, str):
                 _bad("items", record, item)
                 continue
-            known = self._items.get(item.item_id)
-            self._items[item.item_id] = item
-            if self.live is not None:
-                self.live.space.set_available(item.item_id, item.available)
-                if self._is_cold(item) and (
-                    known is None or known.text != item.text or item.item_id not in self.live.space.index
-                ):
-                    self._uncharted[item.item_id] = None
-                    self._work.set()
+            if self.live is None:
+                continue
+            space = self.live.space
+            space.set_available(item.item_id, _is_rankable(item, space))
+            text = self._catalogue.texts.get(item.item_id)
+            if text is not None and text.offset == record.offset and not space.is_trained(item.item_id):
+                self._uncharted.append(text)
+                self._work.set()
+        self._note_side_inputs()
 
     def apply_popularity(self, records: Sequence[Record]) -> None:
         """Fold partial counts into the prior."""
@@ -107,6 +106,7 @@ class LiveModel:
             self._partials[partial.partition] = partial
         if self.live is not None and records:
             self.live.space.set_popularity(total(self._partials.values()))
+            self._note_side_inputs()
 
     def apply_models(self, records: Sequence[Record]) -> None:
         """Fold rollout records; the newest promoted version is prepared and goes live when ready."""
@@ -118,6 +118,11 @@ class LiveModel:
             elif decoded.model == rollout.MODEL:
                 self._wanted = decoded.version
                 self._work.set()
+        self._note_side_inputs()
+
+    def _note_side_inputs(self) -> None:
+        if self.live is not None:
+            self.live.side_inputs = self.side_inputs
 
     async def start(self, default_version: int) -> None:
         """Make the first version live: the promoted one, or `default_version` where none was.
@@ -125,7 +130,8 @@ class LiveModel:
         Cold items follow in the background (`run`). Raises `BundleError`.
         """
         self._wanted = self._wanted or default_version
-        await self._go_live(await asyncio.to_thread(self._load, self._wanted))
+        bundle = await asyncio.to_thread(self._load, self._wanted)
+        await self._go_live(bundle, self._space(bundle), charted=-1)
 
     async def run(self) -> None:
         """Chart cold items and prepare promoted versions as they come, for ever."""
@@ -143,6 +149,10 @@ class LiveModel:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._work.set()
 
+    async def settle(self, up_to: int | None = None) -> None:
+        """Chart every cold item now, or those described up to an offset of the items topic. Raises `Unavailable`."""
+        await self._chart_cold(up_to)
+
     async def _follow_rollout(self) -> None:
         if self.live is not None and self._wanted != self.live.version:
             await self._prepare(self._wanted)
@@ -150,50 +160,49 @@ class LiveModel:
     async def _prepare(self, version: int) -> None:
         bundle = await asyncio.to_thread(self._load, version)
         space = self._space(bundle)
-        cold = [item for item in self._items.values() if self._is_cold(item, space)]
+        up_to = self._offsets["items"]
+        cold = [text for text in self._catalogue.texts.values() if not space.is_trained(text.item_id)]
         for start in range(0, len(cold), COLD_BATCH):
             batch = cold[start : start + COLD_BATCH]
-            vectors = await self._encoder.item_vectors([item.text for item in batch], version)
-            space.add_cold([item.item_id for item in batch], vectors)
-        await self._go_live(bundle, space)
+            vectors = await self._encoder.item_vectors([text.text for text in batch], version)
+            space.add_cold([text.item_id for text in batch], vectors)
+        await self._go_live(bundle, space, up_to)
 
-    async def _go_live(self, bundle: Bundle, space: ItemSpace | None = None) -> None:
+    async def _go_live(self, bundle: Bundle, space: ItemSpace, charted: int) -> None:
         version = int(bundle.path.name)
-        space = space or self._space(bundle)
         space.set_popularity(total(self._partials.values()))
-        for item in self._items.values():
-            space.set_available(item.item_id, item.available)
-            if self._is_cold(item, space) and item.item_id not in space.index:
-                self._uncharted[item.item_id] = None
-        self.live = Live(version, bundle, space, bundle.item_index, bundle.type_index)
+        for item in self._catalogue.items.values():
+            space.set_available(item.item_id, _is_rankable(item, space))
+        newer = [
+            text
+            for text in self._catalogue.texts.values()
+            if text.offset > charted and not space.is_trained(text.item_id)
+        ]
+        self._uncharted = deque(sorted(newer))
+        self.live = Live(version, bundle, space, bundle.item_index, bundle.type_index, self.side_inputs)
         self._work.set()
         metrics.MODEL_VERSION.set(version)
         metrics.COLD_ITEMS.set(space.size - space.trained)
         log.info("model live", extra={"version": version, "items": space.size})
 
-    async def _chart_cold(self) -> None:
+    async def _chart_cold(self, up_to: int | None = None) -> None:
         """Give the uncharted items a place in the live version's space; a new rollout record goes first."""
         wanted = self._wanted
         while self._uncharted and self.live is not None and self._wanted == wanted:
-            live = self.live
-            names = list(self._uncharted)[:COLD_BATCH]
-            for name in names:
-                del self._uncharted[name]
-            cold = [self._items[name] for name in names if self._is_cold(self._items[name])]
-            if not cold:
-                continue
-            try:
-                vectors = await self._encoder.item_vectors([item.text for item in cold], live.version)
-            except Unavailable:
-                self._uncharted.update(dict.fromkeys(names))
-                raise
+            live, waiting = self.live, self._uncharted
+            batch = [text for text in islice(waiting, COLD_BATCH) if up_to is None or text.offset <= up_to]
+            if not batch:
+                return
+            vectors = await self._encoder.item_vectors([text.text for text in batch], live.version)
             if self.live is not live:
-                self._uncharted.update(dict.fromkeys(names))
                 continue
-            names = [item.item_id for item in cold]
-            live.space.add_cold(names, vectors)
-            for name in names:
-                live.space.set_available(name, self._items[name].available)
+            for _ in batch:
+                waiting.popleft()
+            live.space.add_cold([text.item_id for text in batch], vectors)
+            for text in batch:
+                item = self._catalogue.items[text.item_id]
+                live.space.set_available(text.item_id, _is_rankable(item, live.space))
+            self._note_side_inputs()
             metrics.COLD_ITEMS.set(live.space.size - live.space.trained)
 
     def _load(self, version: int) -> Bundle:
@@ -202,12 +211,9 @@ class LiveModel:
     def _space(self, bundle: Bundle) -> ItemSpace:
         return ItemSpace(bundle.item_ids, bundle.item_vectors)
 
-    def _is_cold(self, item: CatalogueItem, space: ItemSpace | None = None) -> bool:
-        space = space or (self.live.space if self.live else None)
-        if space is None or not item.text:
-            return False
-        row = space.index.get(item.item_id)
-        return row is None or row >= space.trained
+
+def _is_rankable(item: CatalogueItem, space: ItemSpace) -> bool:
+    return item.available and (bool(item.text) or space.is_trained(item.item_id))
 
 
 def _bad(topic: str, record: Record, why: str) -> None:

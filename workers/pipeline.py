@@ -21,16 +21,15 @@ from workers import metrics
 from workers.core.events import DEAD_LETTER_HEADERS, BadEvent, Event, decode_event
 from workers.core.features import behaviour_row, featurise
 from workers.core.popularity import PartialPopularity, encode_partial
-from workers.core.ranking import RankConfig, rank, rank_popular
 from workers.core.recommendation import (
     AsOf,
-    Item,
     Recommendation,
     Timings,
     encode_recommendation,
     recommendation_id,
 )
 from workers.core.state import Consent, Outcome, UserState, decode_state, empty_state, encode_state, fold
+from workers.lists import ListMaker, MadeList
 from workers.live_model import Live, LiveModel
 from workers.ports import (
     Encoded,
@@ -112,6 +111,7 @@ class Pipeline:
         self._encoder = encoder
         self._features = features
         self._publisher = publisher
+        self._lists = ListMaker(settings)
         self._clock = clock
         self._popularity: dict[int, PartialPopularity] = {}
         self._popularity_due: dict[int, float] = {}
@@ -142,7 +142,7 @@ class Pipeline:
         for record in records:
             event = decode_event(record.value, record.key, behaviours, record.headers)
             if isinstance(event, BadEvent):
-                dead.append(self._dead_letter(record, partition, event))
+                dead.append(dead_letter(self._settings, partition, record, event))
             else:
                 events.append((record, event))
         users = list(dict.fromkeys(event.user_id for _, event in events))
@@ -177,20 +177,6 @@ class Pipeline:
         """Write the states that changed."""
         with metrics.STEP.labels("state").time():
             await store.write({user.user_id: encode_state(user.state) for user in touched if user.changed})
-
-    def _dead_letter(self, record: Fetched, partition: int, bad: BadEvent) -> Message:
-        metrics.DEAD_LETTERS.labels(bad.reason).inc()
-        value = record.value or b""
-        headers = [
-            *((name, raw) for name, raw in record.headers if name not in DEAD_LETTER_HEADERS),
-            ("reason", bad.reason.encode()),
-            ("detail", bad.detail.encode(errors="backslashreplace")[:500]),
-            ("origin_topic", self._settings.events_topic.encode()),
-            ("origin_partition", str(partition).encode()),
-            ("origin_offset", str(record.offset).encode()),
-            ("sha256", hashlib.sha256(value).hexdigest().encode()),
-        ]
-        return Message(self._settings.dlq_topic, record.key, record.value, headers)
 
     async def _publish_dead(self, dead: list[Message]) -> None:
         if dead:
@@ -267,19 +253,15 @@ class Pipeline:
         return _Inference(live, tensors["item_index"], encoded, self._now_ms())
 
     async def _deliver(self, run: _Run, chunk: list[Touched], inference: _Inference) -> None:
-        settings, live, encoded = self._settings, inference.live, inference.encoded
+        live, encoded = inference.live, inference.encoded
         states = [user.state for user in chunk]
         if encoded is None:
-            lists = [rank_popular(live.space, state, settings.list_size) for state in states]
+            lists = [self._lists.make_popular(live, user.user_id, user.state) for user in chunk]
             await self._publish_lists(run, chunk, lists, inference, degraded=True)
             return
-        weight = settings.prior_weight
-        config = RankConfig(
-            settings.list_size, settings.diversity, live.bundle.manifest.prior_weight if weight is None else weight
-        )
         assert inference.history is not None
         with metrics.STEP.labels("rank").time():
-            lists = rank(live.space, config, states, inference.history, *encoded)
+            lists = self._lists.make(live, [user.user_id for user in chunk], states, inference.history, encoded)
         rows = [
             FeatureRow(user.user_id, user.state.feature_ts, (vector, live.version))
             for user, vector in zip(chunk, encoded.embedding, strict=True)
@@ -307,7 +289,7 @@ class Pipeline:
             await self._publisher.publish([Message(topic, user.user_id.encode(), None) for user in gone])
         rest = [user for user in users if user.state.consent is not Consent.ERASED]
         if rest:
-            lists = [rank_popular(live.space, None, self._settings.list_size) for _ in rest]
+            lists = [self._lists.make_popular(live, user.user_id, None) for user in rest]
             inference = _Inference(live, None, None, self._now_ms())
             await self._publish_lists(run, rest, lists, inference, degraded=False)
 
@@ -315,7 +297,7 @@ class Pipeline:
         self,
         run: _Run,
         users: list[Touched],
-        lists: list[list[Item]],
+        lists: list[MadeList],
         inference: _Inference,
         *,
         degraded: bool,
@@ -323,22 +305,22 @@ class Pipeline:
         await run.written
         personalised = inference.encoded is not None
         version = inference.live.version
-        side_inputs = self._model.side_inputs
         topic = self._settings.recommendations_topic
         now = self._now_ms()
         messages = []
-        for user, items in zip(users, lists, strict=True):
+        for user, made in zip(users, lists, strict=True):
             as_of = AsOf(run.partition, user.state.offset, user.event_ts)
             recommendation = Recommendation(
                 recommendation_id(user.user_id, as_of, version, degraded),
                 user.user_id,
-                items,
+                made.items,
                 version,
                 as_of,
-                side_inputs,
+                made.side_inputs,
                 Timings(user.event_ts, user.broker_ts, run.state_ms, inference.done_ms, now),
                 degraded,
                 personalised,
+                made.variant,
             )
             messages.append(Message(topic, user.user_id.encode(), encode_recommendation(recommendation)))
         with metrics.STEP.labels("publish").time():
@@ -351,6 +333,22 @@ class Pipeline:
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
+
+
+def dead_letter(settings: Settings, partition: int, record: Fetched, bad: BadEvent) -> Message:
+    """The record as it came, with headers that say where it came from and what is wrong with it."""
+    metrics.DEAD_LETTERS.labels(bad.reason).inc()
+    value = record.value or b""
+    headers = [
+        *((name, raw) for name, raw in record.headers if name not in DEAD_LETTER_HEADERS),
+        ("reason", bad.reason.encode()),
+        ("detail", bad.detail.encode(errors="backslashreplace")[:500]),
+        ("origin_topic", settings.events_topic.encode()),
+        ("origin_partition", str(partition).encode()),
+        ("origin_offset", str(record.offset).encode()),
+        ("sha256", hashlib.sha256(value).hexdigest().encode()),
+    ]
+    return Message(settings.dlq_topic, record.key, record.value, headers)
 
 
 def _by_weight(user: Touched) -> float:

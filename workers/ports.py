@@ -65,6 +65,10 @@ class Encoded(NamedTuple):
     topk_score: NDArray[np.float32]
     embedding: NDArray[np.float32]
 
+    def take(self, places: Sequence[int]) -> Encoded:
+        """The outputs of some of the users."""
+        return Encoded(self.topk_index[places], self.topk_score[places], self.embedding[places])
+
 
 class FeatureRow(NamedTuple):
     """One user's row of a feature view; `timestamp_us` is µs since the epoch, strictly increasing per user."""

@@ -6,6 +6,7 @@ Sources, later ones win: defaults, a TOML file, environment variables
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -26,6 +27,15 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 class SettingsError(Exception):
     """A setting is unknown or has a bad value; the message names it and its source."""
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One arm of an experiment: its share of the users, and where it differs from the settings beside it."""
+
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)]
+    diversity: Fraction | None = None
+    prior_weight: float | None = None
+    exploration: Fraction | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,13 +89,26 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Maximal marginal relevance: 0 ranks by score alone, 1 by dissimilarity alone."""
     prior_weight: float | None = None
     """Weight of the popularity prior; by default the one fitted with the model."""
+    exploration: Fraction = 0.0
+    """Chance that a list has two slots swapped or one item brought in at random; every slot's propensity is logged."""
+    experiment: str = ""
+    """Name of the experiment under way: users are assigned to its variants anew for every name."""
+    variants: dict[str, Variant] = {}
+    """Variants by name; their shares sum to 1. Without any, all lists are of the variant `live`."""
     popularity_half_life: Seconds = 7 * 86_400.0
     """Half-life of an interaction in the popularity prior, in event time."""
 
     def masked(self) -> dict[str, Any]:
         """All settings by name, secrets replaced."""
-        values = msgspec.structs.asdict(self)
+        values: dict[str, Any] = msgspec.to_builtins(self)
         return {name: "********" if name in SECRETS and value else value for name, value in values.items()}
+
+
+_EXAMPLES = {
+    "behaviours": '{"view": 1, "click": 2}',
+    "variants": '{"control": {"share": 0.5}, "diverse": {"share": 0.5, "diversity": 0.3}}',
+}
+"""Settings that are mappings, with an example of their JSON."""
 
 
 def load_settings(
@@ -111,16 +134,19 @@ def load_settings(
             merged[name] = _structured(variable, name, value)
     merged.update({name: value for name, value in (flags or {}).items() if value is not None})
     try:
-        return msgspec.convert(merged, Settings, strict=False)
+        settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(f"settings: {error}") from None
+    if settings.variants and not math.isclose(sum(arm.share for arm in settings.variants.values()), 1.0):
+        raise SettingsError("settings: the shares of the variants do not sum to 1")
+    return settings
 
 
 def _structured(variable: str, name: str, value: str) -> Any:
     """A mapping is written as JSON in its environment variable."""
-    if name != "behaviours":
+    if name not in _EXAMPLES:
         return value
     try:
         return msgspec.json.decode(value)
     except msgspec.DecodeError:
-        raise SettingsError(f'environment variable {variable}: not JSON such as {{"view": 1, "click": 2}}') from None
+        raise SettingsError(f"environment variable {variable}: not JSON such as {_EXAMPLES[name]}") from None

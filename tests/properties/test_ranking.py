@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.properties.strategies import make_state
 from workers.core.features import DIM, FIRST_ITEM, TOP_K, featurise
-from workers.core.ranking import ItemSpace, RankConfig, rank, rank_popular
+from workers.core.ranking import ItemSpace, Prior, RankConfig, rank, rank_popular
 from workers.core.recommendation import Item
 from workers.core.state import UserState
 from workers.ports import Encoded
@@ -45,8 +45,8 @@ class World:
         scores: dict[int, float] = {}
         embedding = self.encoded.embedding[user]
         graph = dict(zip(self.encoded.topk_index[user].tolist(), self.encoded.topk_score[user], strict=True))
-        for row in {*graph, *space.common_candidates()[0].tolist()}:
-            score = graph.get(row, embedding @ space.vectors[row]) + np.float32(weight) * space.prior[row]
+        for row in {*graph, *space.common_candidates(space.prior).tolist()}:
+            score = graph.get(row, embedding @ space.vectors[row]) + np.float32(weight) * space.prior.values[row]
             if np.isfinite(score) and space.available[row] and space.ids[row] not in seen:
                 scores[row] = float(score)
         return scores
@@ -60,7 +60,7 @@ def make_world(seed: int, users: int, odd: float) -> World:
     space.add_cold(ITEMS[TRAINED:], vectors[TRAINED:])
     popular = rng.choice(len(ITEMS), 60, replace=False)
     space.set_popularity({ITEMS[item]: float(np.expm1(rng.integers(1, 4))) for item in popular})
-    space.prior = np.round(space.prior)
+    space.prior = Prior(np.round(space.prior.values), space.prior.popular)
     for item in rng.choice(len(ITEMS), rng.integers(0, 80), replace=False):
         space.set_available(ITEMS[item], available=False)
     states = []

@@ -202,7 +202,7 @@ async def _live(
     model = LiveModel(encoder, BUNDLE.path)
     counts = [message for message in durable.publisher.messages if message.topic == SETTINGS.popularity_topic]
     model.apply_popularity([Record(offset, NOW, one.key, one.value) for offset, one in enumerate(counts)])
-    await model._go_live(BUNDLE)
+    await model._go_live(BUNDLE, model._space(BUNDLE), charted=-1)
     worker = make(
         SETTINGS,
         model,

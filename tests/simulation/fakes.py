@@ -136,7 +136,7 @@ class World:
 
     async def start(self) -> World:
         """Make the model live and the pipeline ready."""
-        await self.model._go_live(self.bundle)
+        await self.model._go_live(self.bundle, self.model._space(self.bundle), charted=-1)
         self.pipeline = Pipeline(
             self.settings, self.model, self.encoder, self.features, self.publisher, clock=lambda: NOW / 1000 + 60
         )

@@ -194,7 +194,8 @@ async def test_a_swap_while_items_are_encoded_mixes_nothing(model: LiveModel, en
     async with running(model):
         model.apply_items([item(0, "fresh", "Fresh Film")])
         await asked.wait()
-        await model._go_live(model._load(2))
+        bundle = model._load(2)
+        await model._go_live(bundle, model._space(bundle), charted=-1)
         model._wanted = 2
         answer.set()
         await until(lambda: "fresh" in model.live.space.index)
@@ -332,7 +333,7 @@ async def test_popularity_is_the_sum_of_the_newest_counts(model: LiveModel) -> N
     """Per partition the last record counts; it outlives a swap, and can be restored from."""
     counts = ((9.0, 0), (1.0, 0), (2.0, 1))
     model.apply_popularity([popularity(at, {ITEMS[5]: count}, part) for at, (count, part) in enumerate(counts)])
-    assert model.live.space.prior[7] == pytest.approx(np.log1p(3.0))
+    assert model.live.space.prior.values[7] == pytest.approx(np.log1p(3.0))
     assert rank_popular(model.live.space, None, 1)[0].item_id == ITEMS[5]
     assert model.partial(1).counts == {ITEMS[5]: 2.0}
     assert model.partial(2) is None
@@ -340,7 +341,7 @@ async def test_popularity_is_the_sum_of_the_newest_counts(model: LiveModel) -> N
     async with running(model):
         model.apply_models([promoted(0, 2)])
         await until(lambda: model.live.version == 2)
-    assert model.live.space.prior[7] == pytest.approx(np.log1p(3.0))
+    assert model.live.space.prior.values[7] == pytest.approx(np.log1p(3.0))
 
 
 BAD = (b"", b"junk", b"{}", b"[]", b'{"item_id":""}', b'{"model":"user_encoder","version":0}')

@@ -197,7 +197,7 @@ async def test_a_list_never_mixes_versions(world: World) -> None:
 
     async def swapped(tensors: Tensors, version: int) -> Encoded:
         encoded = await encode(tensors, version)
-        await world.model._go_live(other)
+        await world.model._go_live(other, world.model._space(other), charted=-1)
         return encoded
 
     world.encoder.encode = swapped  # type: ignore[method-assign]

@@ -118,7 +118,7 @@ def test_only_the_newest_cold_items_are_candidates() -> None:
     over = space()
     many = [f"new-{number}" for number in range(COLD_CANDIDATES + 300)]
     over.add_cold(many, np.stack([axis(number % DIM) for number in range(len(many))]))
-    common = {over.ids[row] for row in over.common_candidates()[0].tolist()}
+    common = {over.ids[row] for row in over.common_candidates(over.prior).tolist()}
     assert {*many[-COLD_CANDIDATES:]} <= common
     assert not {*many[:300]} & common
     assert all(over.vectors[over.index[item], number % DIM] == 1.0 for number, item in enumerate(many))

@@ -14,8 +14,9 @@ import yaml
 from tests.simulation.fakes import World, event, lists
 from workers.adapters.kafka import client_config
 from workers.core.popularity import decode_partial
+from workers.lists import ListMaker
 from workers.ports import Record
-from workers.settings import SECRETS, Settings, SettingsError, load_settings
+from workers.settings import SECRETS, Settings, SettingsError, Variant, load_settings
 
 NAMES = Settings.__struct_fields__
 
@@ -133,7 +134,8 @@ def published(settings: Settings) -> object:
         await world.process([Record(0, 0, b"k", b"junk")])
         await world.run(event(1), event(2, "bob"), event(90, "bob"), event(3, "cyd", "listen"), event(4, ts=10**12))
         messages = [(message.topic, dict(message.headers).get("origin_topic")) for message in world.publisher.messages]
-        items = [made.items for made in lists(world.publisher.messages, settings.recommendations_topic)]
+        made = lists(world.publisher.messages, settings.recommendations_topic)
+        items = [(one.items, one.variant) for one in made]
         counts = [
             decode_partial(message.value).half_life
             for message in world.publisher.messages
@@ -142,6 +144,13 @@ def published(settings: Settings) -> object:
         return messages, items, counts, world.encoder.calls
 
     return asyncio.run(run())
+
+
+def assigned(settings: Settings) -> object:
+    """Which users get which variant of an experiment with two."""
+    halves = {"even": Variant(share=0.5), "odd": Variant(share=0.5)}
+    maker = ListMaker(msgspec.structs.replace(settings, variants=halves))
+    return [maker.variant(f"user-{number}") for number in range(50)]
 
 
 @pytest.fixture
@@ -254,11 +263,19 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "encode_batch": ("published", 1),
     "diversity": ("published", 1.0),
     "prior_weight": ("published", 40.0),
+    "exploration": ("published", 1.0),
+    "experiment": ("assigned", "second"),
+    "variants": ("published", {"plain": Variant(share=1.0)}),
     "popularity_half_life": ("published", 60.0),
 }
 """For each setting: where it is observed, and another value than the default."""
 
-AT_HAND: dict[str, Callable[[Settings], object]] = {"client": client, "security": security, "published": published}
+AT_HAND: dict[str, Callable[[Settings], object]] = {
+    "client": client,
+    "security": security,
+    "published": published,
+    "assigned": assigned,
+}
 
 
 def test_the_table_of_changes_is_complete() -> None:

@@ -89,7 +89,7 @@ def addresses(stack: Stack) -> dict[str, Any]:
 def as_environment(settings: Settings) -> dict[str, str]:
     """The environment variables that give a process these settings."""
     variables = {}
-    for name, value in msgspec.structs.asdict(settings).items():
+    for name, value in msgspec.to_builtins(settings).items():
         if value is not None:
             variables[PREFIX + name.upper()] = json.dumps(value) if isinstance(value, Mapping) else str(value)
     return variables

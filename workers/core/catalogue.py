@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,43 @@ class CatalogueItem(msgspec.Struct, frozen=True, gc=False):
     def text(self) -> str:
         """What the text encoder reads."""
         return ". ".join(part for part in (self.title, self.category, self.description) if part)
+
+
+class Text(NamedTuple):
+    """What an item is placed by, and the offset of the record that said so."""
+
+    offset: int
+    item_id: str
+    text: str
+
+
+class Catalogue:
+    """The fold of the items topic.
+
+    `texts` stand in the order in which items first had a text: a newer text
+    keeps the item's place.
+    """
+
+    def __init__(self) -> None:
+        self.items: dict[str, CatalogueItem] = {}
+        self.texts: dict[str, Text] = {}
+
+    def apply(self, value: bytes | None, key: bytes | None, offset: int) -> CatalogueItem | str:
+        """Fold one record and return the item, or say in a sentence what is wrong with it.
+
+        A tombstone makes its item unavailable.
+        """
+        if value is None:
+            item: CatalogueItem | str = CatalogueItem((key or b"?").decode(errors="replace"), available=False)
+        else:
+            item = decode_item(value, key)
+        if isinstance(item, str):
+            return item
+        self.items[item.item_id] = item
+        known = self.texts.get(item.item_id)
+        if item.text and (known is None or known.text != item.text):
+            self.texts[item.item_id] = Text(offset, item.item_id, item.text)
+        return item
 
 
 _decoder = msgspec.json.Decoder(CatalogueItem)

@@ -10,6 +10,7 @@ adding one event touches one number.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
 
@@ -24,7 +25,7 @@ class Partial(msgspec.Struct, frozen=True):
     partition: int
     offset: int
     ts: int
-    half_life: float
+    half_life: Annotated[float, msgspec.Meta(gt=0)]
     counts: dict[str, float]
 
 

@@ -8,13 +8,14 @@ non-finite scores sink, equal scores go by item index.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.core.exploration import explore
 from workers.core.features import DIM, FIRST_ITEM, UNKNOWN
 from workers.core.recommendation import Item, Reason
 from workers.core.state import HISTORY, UserState
@@ -22,24 +23,38 @@ from workers.core.state import HISTORY, UserState
 POPULAR_CANDIDATES = 50
 COLD_CANDIDATES = 200
 """The newest items beyond the version's own that are candidates for everybody."""
-MMR_POOL = 5
-"""Diversity picks among this many times the list's size."""
+POOL = 5
+"""Diversity and exploration pick among this many times the list's size."""
 
 
 @dataclass(frozen=True)
 class RankConfig:
-    """How lists are made; `diversity` is 0 for pure score to 1 for pure dissimilarity (MMR, SIGIR 1998)."""
+    """How lists are made.
+
+    `diversity` is 0 for pure score to 1 for pure dissimilarity (MMR, SIGIR
+    1998); `exploration` is the chance that a list is changed at random.
+    """
 
     list_size: int
     diversity: float
     prior_weight: float
+    exploration: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """Popularity at one moment: `values` float32 `[rows]` is log1p of the counts, `popular` the highest rows."""
+
+    values: NDArray[np.float32]
+    popular: NDArray[np.int64]
 
 
 class ItemSpace:
     """All rankable items of one model version: its own, then the cold ones in order of arrival.
 
-    Row = the encoder's item index. `vectors` is float32 `[rows, DIM]`, `prior`
-    float32 `[rows]` is log1p of popularity, `available` bool `[rows]`.
+    Row = the encoder's item index. `vectors` is float32 `[rows, DIM]`,
+    `available` bool `[rows]`, `prior` the popularity that lists are made with
+    unless they are given another.
     """
 
     def __init__(self, item_ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
@@ -49,12 +64,10 @@ class ItemSpace:
         self.index: dict[str, int] = {item: row for row, item in enumerate(self.ids) if row >= FIRST_ITEM}
         self.vectors = np.zeros((self.size, DIM), np.float32)
         self.vectors[FIRST_ITEM:] = vectors
-        self.prior = np.zeros(self.size, np.float32)
         self.available = np.ones(self.size, np.bool_)
         self.available[:FIRST_ITEM] = False
-        self.popular = np.arange(FIRST_ITEM, min(self.size, FIRST_ITEM + POPULAR_CANDIDATES))
         self._popularity: Mapping[str, float] = {}
-        self._common: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None
+        self.set_popularity({})
 
     def add_cold(self, items: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Place items `[n]` by their vectors `[n, DIM]`; one already cold moves to its new place."""
@@ -70,7 +83,6 @@ class ItemSpace:
         if row == len(self.vectors):
             spare = max(256, row // 2)
             self.vectors = np.concatenate([self.vectors, np.zeros((spare, DIM), np.float32)])
-            self.prior = np.concatenate([self.prior, np.zeros(spare, np.float32)])
             self.available = np.concatenate([self.available, np.zeros(spare, np.bool_)])
         self.available[row] = True
         self.ids.append(item)
@@ -84,25 +96,28 @@ class ItemSpace:
         if row is not None:
             self.available[row] = available
 
+    def is_trained(self, item: str) -> bool:
+        """Whether the item is of the version's own vocabulary."""
+        return self.index.get(item, self.trained) < self.trained
+
     def set_popularity(self, counts: Mapping[str, float]) -> None:
         """Take new popularity counts."""
         self._popularity = counts
-        self.prior[:] = 0.0
         rows = [(row, count) for item, count in counts.items() if (row := self.index.get(item)) is not None]
-        if rows:
-            index, values = np.array([row for row, _ in rows]), np.array([count for _, count in rows])
-            self.prior[index] = np.log1p(values)
-        order = np.argsort(-self.prior[FIRST_ITEM : self.size], kind="stable")[:POPULAR_CANDIDATES]
-        self.popular = order + FIRST_ITEM
-        self._common = None
+        index, values = np.array([row for row, _ in rows], np.int64), np.array([count for _, count in rows])
+        self.prior = self.prior_of(index, values)
 
-    def common_candidates(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Rows that are candidates for every user, ascending, and their vectors: the popular, the newest cold."""
-        if self._common is None:
-            cold = np.arange(max(self.trained, self.size - COLD_CANDIDATES), self.size)
-            rows = np.union1d(self.popular, cold).astype(np.int32)
-            self._common = rows, self.vectors[rows]
-        return self._common
+    def prior_of(self, rows: NDArray[np.int64], counts: NDArray[np.float64]) -> Prior:
+        """The prior in which the items at `rows` `[n]` have these counts `[n]`, and all others none."""
+        values = np.zeros(len(self.vectors), np.float32)
+        values[rows] = np.log1p(counts)
+        popular = np.argsort(-values[FIRST_ITEM : self.size], kind="stable")[:POPULAR_CANDIDATES] + FIRST_ITEM
+        return Prior(values, popular)
+
+    def common_candidates(self, prior: Prior) -> NDArray[np.int64]:
+        """Rows that are candidates for every user, ascending: the popular, the newest cold."""
+        cold = np.arange(max(self.trained, self.size - COLD_CANDIDATES), self.size)
+        return np.union1d(prior.popular, cold)
 
 
 def rank(
@@ -113,22 +128,28 @@ def rank(
     topk_index: NDArray[np.int32],
     topk_score: NDArray[np.float32],
     embedding: NDArray[np.float32],
+    priors: Sequence[Prior] | None = None,
+    seeds: Sequence[str] = (),
 ) -> list[list[Item]]:
     """Rank for a batch of B users.
 
-    `history` `[B, HISTORY]` is the encoder's `item_index` input; the rest are
-    its outputs: `[B, TOP_K]`, `[B, TOP_K]`, `[B, DIM]`.
+    `history` `[B, HISTORY]` is the encoder's `item_index` input; the next three are
+    its outputs: `[B, TOP_K]`, `[B, TOP_K]`, `[B, DIM]`. `priors` holds one per
+    user; without it all lists are made with the space's own. `seeds` holds one per
+    user where there is exploration. A list does not depend on what else is in
+    the batch, to the last bit.
     """
-    common, vectors = space.common_candidates()
-    extra = embedding @ vectors.T
-    candidates = np.concatenate([topk_index, np.broadcast_to(common, extra.shape)], axis=1)
-    scores = np.concatenate([topk_score, extra], axis=1) + config.prior_weight * space.prior[candidates]
+    common, shared, popularity = _common_candidates(space, priors, len(states))
+    # einsum, for a product through BLAS depends on the shape of the batch in its last bits
+    extra = np.einsum("bd,cd->bc", embedding, space.vectors[common])
+    candidates = np.concatenate([topk_index, np.broadcast_to(common.astype(np.int32), extra.shape)], axis=1)
+    scores = np.concatenate([topk_score, extra], axis=1) + config.prior_weight * popularity(candidates)
     rankable = np.isfinite(scores) & space.available[candidates]
     rankable &= ~(candidates[:, :, None] == history[:, None, :]).any(axis=2)
-    rankable[:, topk_index.shape[1] :] &= ~(common[None, :, None] == topk_index[:, None, :]).any(axis=2)
+    rankable[:, topk_index.shape[1] :] &= shared & ~(common[None, :, None] == topk_index[:, None, :]).any(axis=2)
     scores[~rankable] = -np.inf
     order = np.argsort(_order_key(scores, candidates), axis=1)
-    pool = config.list_size * (MMR_POOL if config.diversity else 1)
+    pool = config.list_size * (POOL if config.diversity or config.exploration else 1)
     user_column = np.arange(len(states))[:, None]
     best = order[:, :pool]
     picks, values = candidates[user_column, best].tolist(), _rounded(scores[user_column, best])
@@ -141,22 +162,55 @@ def rank(
             )
         if config.diversity:
             picks[user], values[user] = _diversify(space.vectors, picks[user], values[user], config)
+    propensities, explored = [[1.0] * config.list_size] * len(states), [[False] * config.list_size] * len(states)
+    if config.exploration:
+        for user, seed in enumerate(seeds):
+            picks[user], values[user], propensities[user], explored[user] = _explore(
+                picks[user], values[user], config, seed
+            )
     positions, shares = _strongest_events(space.vectors, history, picks, config.list_size)
     return [
-        _items(space, state, picked, value, *why)
-        for state, picked, value, why in zip(
-            states, picks, values, zip(positions.tolist(), shares.tolist(), strict=True), strict=True
+        _items(space, *parts)
+        for parts in zip(
+            states, picks, values, propensities, explored, positions.tolist(), shares.tolist(), strict=True
         )
     ]
 
 
-def rank_popular(space: ItemSpace, state: UserState | None, list_size: int) -> list[Item]:
+def _common_candidates(
+    space: ItemSpace, priors: Sequence[Prior] | None, users: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], Callable[[NDArray[np.int32]], NDArray[np.float32]]]:
+    """The rows C that are candidates for some user, which for whom, `[B, C]` or `[1, C]`, and the prior of rows."""
+    if priors is None:
+        common = space.common_candidates(space.prior)
+        return common, np.ones((1, len(common)), np.bool_), space.prior.values.__getitem__
+    different = {id(prior): prior for prior in priors}
+    place = {identity: number for number, identity in enumerate(different)}
+    which = np.fromiter((place[id(prior)] for prior in priors), np.int64, users)
+    own = [space.common_candidates(prior) for prior in different.values()]
+    common = np.unique(np.concatenate(own))
+    shared = np.zeros((len(own), len(common)), np.bool_)
+    for number, rows in enumerate(own):
+        shared[number, np.searchsorted(common, rows)] = True
+
+    def values(candidates: NDArray[np.int32]) -> NDArray[np.float32]:
+        found = np.empty(candidates.shape, np.float32)
+        for number, prior in enumerate(different.values()):
+            mine = which == number
+            found[mine] = prior.values[candidates[mine]]
+        return found
+
+    return common, shared[which], values
+
+
+def rank_popular(space: ItemSpace, state: UserState | None, list_size: int, prior: Prior | None = None) -> list[Item]:
     """The fallback: the most popular available items, without those the user (if any profile) has seen."""
+    prior = prior or space.prior
     seen = {*state.items, *state.seen} if state is not None else ()
     items: list[Item] = []
-    for row in space.popular.tolist():
+    for row in prior.popular.tolist():
         if space.available[row] and space.ids[row] not in seen:
-            items.append(Item(space.ids[row], round(float(space.prior[row]), 5), "popular"))
+            items.append(Item(space.ids[row], round(float(prior.values[row]), 5), "popular"))
             if len(items) == list_size:
                 break
     return items
@@ -195,7 +249,10 @@ def _unseen(
 def _diversify(
     vectors: NDArray[np.float32], rows: list[int], scores: list[float], config: RankConfig
 ) -> tuple[list[int], list[float]]:
-    """Maximal marginal relevance over the pool, scores scaled to [0, 1], cosine similarity."""
+    """Maximal marginal relevance over the pool, scores scaled to [0, 1], cosine similarity.
+
+    Exploration draws on the rest of the pool, which follows in order of score.
+    """
     if not rows:
         return rows, scores
     unit = vectors[rows]
@@ -212,6 +269,8 @@ def _diversify(
         chosen.append(best)
         left[best] = False
         nearest = np.maximum(nearest, unit @ unit[best])
+    if config.exploration:
+        chosen += np.flatnonzero(left).tolist()
     return [rows[i] for i in chosen], [scores[i] for i in chosen]
 
 
@@ -240,11 +299,22 @@ def _strongest_events(
     return positions, shares.round(3)
 
 
+def _explore(
+    rows: list[int], scores: list[float], config: RankConfig, seed: str
+) -> tuple[list[int], list[float], list[float], list[bool]]:
+    """Change the first `list_size` of the pool at random: rows, scores, slot propensities, which slots were changed."""
+    explored = explore(rows, config.list_size, config.exploration, seed)
+    score = dict(zip(rows, scores, strict=True))
+    return explored.items, [score[row] for row in explored.items], explored.propensities, explored.moved
+
+
 def _items(
     space: ItemSpace,
     state: UserState,
     picked: list[int],
     scores: list[float],
+    propensities: list[float],
+    explored: list[bool],
     positions: list[list[int]],
     shares: list[list[float]],
 ) -> list[Item]:
@@ -252,7 +322,9 @@ def _items(
     items, types, times = state.items, state.types, state.times
     padding = HISTORY - len(items)
     ranked = []
-    for row, score, (first, second), (most, more) in zip(picked, scores, positions, shares, strict=False):
+    for row, score, propensity, moved, (first, second), (most, more) in zip(
+        picked, scores, propensities, explored, positions, shares, strict=False
+    ):
         reasons: tuple[Reason, ...] = ()
         if most > 0:
             at = first - padding
@@ -260,5 +332,6 @@ def _items(
             if more > 0:
                 at = second - padding
                 reasons += (Reason(items[at], types[at], times[at], more),)
-        ranked.append(Item(ids[row], score, "cold" if row >= trained else "model", 1.0, reasons))
+        source = "explore" if moved else "cold" if row >= trained else "model"
+        ranked.append(Item(ids[row], score, source, propensity, reasons))
     return ranked

@@ -20,7 +20,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     """One ranked item.
 
     `source` is `model` (the version's own candidates), `cold` (newer than the
-    version, placed by its text) or `popular`. `propensity` is the chance that
+    version, placed by its text), `explore` (put there at random) or `popular`. `propensity` is the chance that
     this slot held this item under the policy that made the list.
     """
 
@@ -40,11 +40,16 @@ class AsOf(msgspec.Struct, frozen=True, gc=False):
 
 
 class SideInputs(msgspec.Struct, frozen=True, gc=False):
-    """The newest offsets of the side-input topics that the list was made with, -1 for none."""
+    """The newest offsets of the side-input topics that the list was made with, -1 for none.
+
+    `charted` is the items-topic offset up to which cold items have their place:
+    an item is available or not at once, but placed only when its text is encoded.
+    """
 
     items: int
     popularity: int
     models: int
+    charted: int = -1
 
 
 class Timings(msgspec.Struct, frozen=True, gc=False):

@@ -1,0 +1,89 @@
+"""Means with bootstrap intervals, streaming: users are hashed into buckets, and buckets are resampled.
+
+A user's observations are not independent, so users are the units to resample.
+Keeping one sum per user would grow with the log; a fixed number of buckets of
+users does not, and two policies judged on the same events share their buckets,
+so a difference is paired by resampling the same ones (Chamandy et al. 2012
+resample streams in the same spirit; Efron 1979 is the percentile interval).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.core.evaluation.results import Estimate
+
+BUCKETS = 1024
+REPLICATES = 1000
+
+
+@lru_cache(maxsize=100_000)
+def bucket(user_id: str) -> int:
+    """The bucket of a user, the same in every process."""
+    digest = hashlib.blake2b(user_id.encode(errors="surrogatepass"), digest_size=2).digest()
+    return int.from_bytes(digest) % BUCKETS
+
+
+class Sums:
+    """Counts `[BUCKETS]` and sums `[BUCKETS, metrics]` of one slice."""
+
+    def __init__(self, metrics: int) -> None:
+        self.counts = np.zeros(BUCKETS)
+        self.sums = np.zeros((BUCKETS, metrics))
+
+    def add(self, place: int, values: tuple[float, ...]) -> None:
+        """One observation of a user in bucket `place`."""
+        self.counts[place] += 1
+        self.sums[place] += values
+
+    @property
+    def n(self) -> int:
+        """Observations."""
+        return int(self.counts.sum())
+
+    def estimates(self, seed: int) -> list[Estimate]:
+        """The mean of each metric with its 95 % interval."""
+        return _estimates(self.counts, self.sums, seed)
+
+    def dump(self) -> tuple[bytes, bytes]:
+        """Both arrays."""
+        return self.counts.tobytes(), self.sums.tobytes()
+
+    def restore(self, dumped: tuple[bytes, bytes]) -> None:
+        """Take over what `dump` gave."""
+        self.counts = np.frombuffer(dumped[0]).copy()
+        self.sums = np.frombuffer(dumped[1]).reshape(self.sums.shape).copy()
+
+
+def paired(baseline: Sums, candidate: Sums, seed: int) -> list[Estimate]:
+    """The difference of means, candidate minus baseline, of each metric.
+
+    Raises `ValueError` where the two have not seen the same events.
+    """
+    if not np.array_equal(baseline.counts, candidate.counts):
+        raise ValueError("the two have not judged the same events")
+    return _estimates(baseline.counts, candidate.sums - baseline.sums, seed)
+
+
+def _estimates(counts: NDArray[np.float64], sums: NDArray[np.float64], seed: int) -> list[Estimate]:
+    used = counts > 0
+    counts, sums = counts[used], sums[used]
+    total = counts.sum()
+    if not total:
+        return [Estimate(0.0, 0.0, 0.0, 0)] * sums.shape[1]
+    picks = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), REPLICATES)
+    means = (picks @ sums) / np.maximum(picks @ counts, 1e-12)[:, None]  # [REPLICATES, metrics]
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    middle = sums.sum(axis=0) / total
+    return [Estimate(float(m), float(lo), float(hi), int(total)) for m, lo, hi in zip(middle, low, high, strict=True)]
+
+
+def verdict(estimate: Estimate, neutral: float = 0.0) -> str:
+    """What an interval says about a difference, or about a share whose neutral value is given."""
+    if estimate.low > neutral:
+        return "better"
+    return "worse" if estimate.high < neutral else "no difference shown"

@@ -1,0 +1,90 @@
+"""Lists: from encoded users to ranked items, under the policy each user is assigned.
+
+Live worker, replay and verification make their lists here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.core.assignment import variant
+from workers.core.ranking import Prior, RankConfig, rank, rank_popular
+from workers.core.recommendation import Item, SideInputs
+from workers.core.state import UserState
+from workers.live_model import Live
+from workers.ports import Encoded
+from workers.settings import Settings
+
+ONLY_VARIANT = "live"
+
+
+@dataclass(frozen=True)
+class MadeList:
+    """A list, the variant that it was made under, and the side inputs that it was made with."""
+
+    variant: str
+    items: list[Item]
+    side_inputs: SideInputs
+
+
+class ListMaker:
+    """Makes lists as the settings say: one policy for all, or the variants of an experiment."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._shares = {name: arm.share for name, arm in settings.variants.items()}
+
+    def variant(self, user_id: str) -> str:
+        """The variant that the user is assigned for good."""
+        return variant(user_id, self._settings.experiment, self._shares) if self._shares else ONLY_VARIANT
+
+    def make(
+        self,
+        live: Live,
+        users: Sequence[str],
+        states: Sequence[UserState],
+        history: NDArray[np.int32],
+        encoded: Encoded,
+        priors: Sequence[Prior] | None = None,
+    ) -> list[MadeList]:
+        """Lists for B users, in their order; shapes as in `core.ranking.rank`."""
+        by_variant: dict[str, list[int]] = {}
+        for place, user in enumerate(users):
+            by_variant.setdefault(self.variant(user), []).append(place)
+        made: list[MadeList | None] = [None] * len(users)
+        for name, places in by_variant.items():
+            some = len(places) < len(users)
+            part = encoded.take(places) if some else encoded
+            lists = rank(
+                live.space,
+                self._config(live, name),
+                [states[place] for place in places] if some else states,
+                history[places] if some else history,
+                part.topk_index,
+                part.topk_score,
+                part.embedding,
+                [priors[place] for place in places] if some and priors is not None else priors,
+                [f"{users[place]}\x1f{states[place].feature_ts}\x1f{live.version}" for place in places],
+            )
+            for place, items in zip(places, lists, strict=True):
+                made[place] = MadeList(name, items, live.side_inputs)
+        return [one for one in made if one is not None]
+
+    def make_popular(self, live: Live, user_id: str, state: UserState | None, prior: Prior | None = None) -> MadeList:
+        """The list of a user whom no encoder output is there for (`state` is None where there is no profile)."""
+        items = rank_popular(live.space, state, self._settings.list_size, prior)
+        return MadeList(self.variant(user_id), items, live.side_inputs)
+
+    def _config(self, live: Live, name: str) -> RankConfig:
+        settings, arm = self._settings, self._settings.variants.get(name)
+        diversity, weight, exploration = settings.diversity, settings.prior_weight, settings.exploration
+        if arm is not None:
+            diversity = diversity if arm.diversity is None else arm.diversity
+            weight = weight if arm.prior_weight is None else arm.prior_weight
+            exploration = exploration if arm.exploration is None else arm.exploration
+        fitted = live.bundle.manifest.prior_weight
+        return RankConfig(settings.list_size, diversity, fitted if weight is None else weight, exploration)
