@@ -52,8 +52,9 @@ _CHANNEL_ARGS = [
 class Breaker:
     """A circuit breaker: opens after consecutive failures, lets one call try after a pause."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, gauge: Any = metrics.BREAKER_OPEN) -> None:
         self._clock = clock
+        self._gauge = gauge
         self._failures = 0
         self._closed_again_at = 0.0
 
@@ -69,14 +70,16 @@ class Breaker:
     def succeeded(self) -> None:
         """Close the breaker."""
         self._failures = 0
-        metrics.BREAKER_OPEN.set(0)
+        if self._gauge is not None:
+            self._gauge.set(0)
 
     def failed(self) -> None:
         """Count a failure; enough of them open the breaker."""
         self._failures += 1
         if self._failures >= BREAKER_FAILURES:
             self._closed_again_at = self._clock() + BREAKER_SECONDS
-            metrics.BREAKER_OPEN.set(1)
+            if self._gauge is not None:
+                self._gauge.set(1)
 
 
 class TritonEncoder:
@@ -87,6 +90,8 @@ class TritonEncoder:
         self._deadline = deadline
         self._retries = RETRY_BURST
         self.breaker = Breaker()
+        self._item_breaker = Breaker(gauge=None)
+        """Apart: a version without an item tower must not keep the live one from being asked."""
         self._calls: Coalescer[Tensors, Encoded] = Coalescer(self._encode_together, limit=batch, in_flight=IN_FLIGHT)
 
     async def encode(self, tensors: Tensors, version: int) -> Encoded:
@@ -96,7 +101,9 @@ class TritonEncoder:
     async def _encode_together(self, version: Hashable, batches: Sequence[Tensors]) -> list[Encoded]:
         names = [spec.name for spec in USER_ENCODER_INPUTS]
         together = {name: np.concatenate([tensors[name] for tensors in batches]) for name in names}
-        outputs = await self._infer(MODEL, str(version), together, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS)
+        outputs = await self._infer(
+            self.breaker, MODEL, str(version), together, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS
+        )
         encoded = Encoded(*outputs)
         if not (np.isfinite(encoded.embedding).all() and np.isfinite(encoded.topk_score).all()):
             raise Unavailable(f"{MODEL} version {version} returned NaN or infinity")
@@ -108,9 +115,15 @@ class TritonEncoder:
         """Vectors `[len(texts), DIM]` for item texts in the pinned version's space. Raises `Unavailable`."""
         raw = np.array([[text.encode()] for text in texts], dtype=np.object_)
         [text_embedding] = await self._infer(
-            "text_encoder", TEXT_VERSION, {TEXT_ENCODER_INPUTS[0].name: raw}, TEXT_ENCODER_INPUTS, TEXT_ENCODER_OUTPUTS
+            self._item_breaker,
+            "text_encoder",
+            TEXT_VERSION,
+            {TEXT_ENCODER_INPUTS[0].name: raw},
+            TEXT_ENCODER_INPUTS,
+            TEXT_ENCODER_OUTPUTS,
         )
         [vectors] = await self._infer(
+            self._item_breaker,
             "item_tower",
             str(version),
             {ITEM_TOWER_INPUTS[0].name: text_embedding},
@@ -134,7 +147,13 @@ class TritonEncoder:
         await self._client.close()
 
     async def _infer(
-        self, model: str, version: str, tensors: Tensors, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+        self,
+        breaker: Breaker,
+        model: str,
+        version: str,
+        tensors: Tensors,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
     ) -> list[NDArray[Any]]:
         requests = []
         for spec in inputs:
@@ -144,19 +163,19 @@ class TritonEncoder:
         wanted = [InferRequestedOutput(spec.name) for spec in outputs]
         self._retries = min(self._retries + RETRY_RATIO, RETRY_BURST)
         while True:
-            self.breaker.check()
+            breaker.check()
             try:
                 result = await self._client.infer(
                     model, requests, model_version=version, outputs=wanted, client_timeout=self._deadline
                 )
             except (InferenceServerException, grpc.aio.AioRpcError) as error:
-                self.breaker.failed()
+                breaker.failed()
                 if self._retries < 1.0:
                     raise Unavailable(f"{model} at Triton: {_why(error)}") from error
                 self._retries -= 1.0
                 await asyncio.sleep(0.02)
             else:
-                self.breaker.succeeded()
+                breaker.succeeded()
                 return [result.as_numpy(spec.name) for spec in outputs]
 
 

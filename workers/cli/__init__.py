@@ -7,7 +7,7 @@ import logging
 
 import typer
 
-from workers.cli import bench, check, demo, dlq, inspect_user, model, produce, stack, tail, worker
+from workers.cli import bench, check, demo, dlq, inspect_user, model, produce, replay, stack, tail, worker
 from workers.cli.errors import Group
 
 # kafka-python reports each refused connection as a warning; the verbs say it once, in their own words.
@@ -30,6 +30,7 @@ app.command("check", rich_help_panel="Workers")(check.check)
 app.command("produce", rich_help_panel="Streams")(produce.produce)
 app.command("tail", rich_help_panel="Streams")(tail.tail)
 app.command("inspect", rich_help_panel="Streams")(inspect_user.inspect_user)
+app.command("replay", rich_help_panel="Streams")(replay.replay)
 app.add_typer(dlq.app, name="dlq", rich_help_panel="Streams")
 app.command(
     "train",

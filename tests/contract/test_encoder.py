@@ -1,0 +1,89 @@
+"""One contract over both encoders: in process and through Triton they are the same to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy import local
+from deploy.local import Stack
+from deploy.local.parts import ROOT, TEXT_ENCODER
+from tests.properties.strategies import make_state
+from workers.adapters.onnx import OnnxEncoder
+from workers.adapters.triton import TritonEncoder
+from workers.core.bundle import load_bundle
+from workers.core.features import DIM, TOP_K, Tensors, featurise
+from workers.ports import Encoder, Unavailable
+
+pytestmark = pytest.mark.integration
+REPOSITORY = ROOT / "triton_models"
+
+
+@pytest.fixture(scope="module")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A Triton with the shipped models."""
+    stack = local.start(tmp_path_factory.mktemp("triton"), kafka=False)
+    yield stack
+    local.stop(stack)
+
+
+@pytest.fixture
+async def in_process() -> AsyncIterator[OnnxEncoder]:
+    """ONNX Runtime here."""
+    encoder = OnnxEncoder(REPOSITORY, TEXT_ENCODER)
+    yield encoder
+    encoder.close()
+
+
+@pytest.fixture
+async def served(triton: Stack) -> AsyncIterator[TritonEncoder]:
+    """Triton."""
+    encoder = TritonEncoder(triton.triton_grpc, 10.0)
+    yield encoder
+    await encoder.close()
+
+
+def users(count: int) -> Tensors:
+    """Users with histories of every length."""
+    bundle = load_bundle(REPOSITORY / "user_encoder" / "1")
+    rng = np.random.default_rng(5)
+    states = [
+        make_state([bundle.item_ids[row] for row in rng.integers(0, len(bundle.item_ids), length)], range(length))
+        for length in (1 + number % 50 for number in range(count))
+    ]
+    return featurise(states, bundle.item_index, bundle.type_index)
+
+
+async def test_both_give_the_same_bits(in_process: Encoder, served: Encoder) -> None:
+    """Outputs and item vectors are equal, not close."""
+    tensors = users(64)
+    for one, other in zip(await in_process.encode(tensors, 1), await served.encode(tensors, 1), strict=True):
+        np.testing.assert_array_equal(one, other)
+    texts = ["Toy Story", "Heat. Crime", "étrange ☂"]
+    vectors = await in_process.item_vectors(texts, 1)
+    assert vectors.shape == (3, DIM)
+    np.testing.assert_array_equal(vectors, await served.item_vectors(texts, 1))
+
+
+async def test_a_row_does_not_depend_on_its_batch(in_process: Encoder) -> None:
+    """A user alone has the bits that they have among others, so batching cannot change a list."""
+    tensors = users(70)
+    together = await in_process.encode(tensors, 1)
+    assert together.topk_index.shape == (70, TOP_K)
+    for start, size in ((0, 1), (3, 2), (10, 33), (69, 1)):
+        part = await in_process.encode({name: values[start : start + size] for name, values in tensors.items()}, 1)
+        for one, other in zip(part, together, strict=True):
+            np.testing.assert_array_equal(one, other[start : start + size])
+
+
+async def test_a_version_that_is_not_there_is_unavailable(in_process: Encoder, tmp_path: Path) -> None:
+    """And so is a text encoder that is not there."""
+    with pytest.raises(Unavailable, match=r"user_encoder/99/model\.onnx does not exist"):
+        await in_process.encode(users(1), 99)
+    encoder = OnnxEncoder(REPOSITORY, tmp_path)
+    with pytest.raises(Unavailable, match="does not exist"):
+        await encoder.item_vectors(["x"], 1)
+    encoder.close()

@@ -1,0 +1,133 @@
+"""A small log in memory, and replays of it with the shipped model in process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deploy.local.parts import ROOT, TEXT_ENCODER
+from workers.adapters.onnx import OnnxEncoder
+from workers.core.catalogue import CatalogueItem, encode_item
+from workers.core.evaluation.prequential import Prequential
+from workers.core.events import Event, encode_event
+from workers.core.state import UserState
+from workers.lists import ListMaker, MadeList
+from workers.live_model import LiveModel
+from workers.ports import Message, Record
+from workers.replay.actions import Moment
+from workers.replay.clock import Clock
+from workers.replay.engine import Replay
+from workers.replay.models import PUBLISHED, ReplayedModel
+from workers.replay.run import run
+from workers.replay.states import MemoryStates
+from workers.settings import Settings
+
+START = 890_000_000_000
+NEW_ITEM = CatalogueItem("new-film", title="Titanic (1997)", category="Drama")
+SETTINGS = Settings(exploration=0.3)
+
+
+@dataclass
+class ListLog:
+    """A log of lists of records, one per partition."""
+
+    records: dict[int, list[Record]]
+
+    @property
+    def partitions(self) -> list[int]:
+        """The partitions."""
+        return sorted(self.records)
+
+    def read(self, partition: int, start: int = 0) -> Iterator[Sequence[Record]]:
+        """Runs of five."""
+        records = [record for record in self.records[partition] if record.offset >= start]
+        for place in range(0, len(records), 5):
+            yield records[place : place + 5]
+
+
+@dataclass
+class Kept:
+    """An `Output` that keeps everything."""
+
+    wants_features: bool = False
+    wants_training_rows: bool = False
+    letters: list[Message] = field(default_factory=list)
+    rows: list[tuple[list[str], list[int], Event]] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
+    made: list[tuple[str, int, list[str]]] = field(default_factory=list)
+
+    def dead_letter(self, message: Message) -> None:
+        """Keep it."""
+        self.letters.append(message)
+
+    def features(self, moment: Moment) -> None:
+        """Keep it."""
+        self.moments.append(moment)
+
+    def training_row(self, before: UserState, event: Event) -> None:
+        """Keep what the row says."""
+        self.rows.append((before.items, before.times, event))
+
+    def lists(self, _model: ReplayedModel, made: Sequence[tuple[Moment, MadeList | None]]) -> None:
+        """Keep user, time and items."""
+        self.made += [(m.user_id, m.event.ts, [item.item_id for item in one.items]) for m, one in made if one]
+
+
+def stream(seed: int = 1, count: int = 400, users: int = 12) -> list[Event]:
+    """Events in time order, several at one time, with duplicates and users who leave."""
+    rng = random.Random(seed)
+    events: list[Event] = []
+    ts = START
+    for number in range(count):
+        ts += rng.choice((0, 0, 7_000, 90_000))
+        user = f"user-{rng.randrange(users)}"
+        if number % 97 == 96:
+            events.append(Event(f"e{number}", user, rng.choice(("user.opt_out", "user.opt_in", "user.erase")), ts))
+            continue
+        kind = rng.choices(("view", "click", "purchase"), (6, 3, 1))[0]
+        events.append(Event(f"e{number}", user, kind, ts, str(rng.randrange(1, 300))))
+        if rng.random() < 0.03:
+            events.append(events[-1])
+    return events
+
+
+def records(events: Sequence[Event], partitions: int = 1, bad: Sequence[bytes] = ()) -> ListLog:
+    """The events by partition, users kept together; `bad` values come last in partition 0."""
+    log: dict[int, list[Record]] = {partition: [] for partition in range(partitions)}
+    for event in events:
+        place = int(event.user_id.rpartition("-")[2]) % partitions
+        log[place].append(Record(len(log[place]), event.ts, event.user_id.encode(), encode_event(event)))
+    for value in bad:
+        log[0].append(Record(len(log[0]), START, b"user-0", value))
+    return ListLog(log)
+
+
+def catalogue(ts: int = -1) -> list[Record]:
+    """One new item, described at a time."""
+    return [Record(0, ts, NEW_ITEM.item_id.encode(), encode_item(NEW_ITEM))]
+
+
+async def open_replay(output: Kept, *, judged: bool = False, items: Sequence[Record] = (), **options: Any) -> Replay:
+    """A replay with the shipped model, nothing fed yet."""
+    encoder = options.get("encoder") or OnnxEncoder(ROOT / "triton_models", TEXT_ENCODER)
+    side_inputs = LiveModel(encoder, Path(ROOT / "triton_models"))
+    await side_inputs.start(1)
+    assert side_inputs.live is not None
+    space = side_inputs.live.space
+    judge = Prequential(
+        "version 1", cutoff=10, catalogue=1600, vectors=lambda ids: space.vectors[[space.index[one] for one in ids]]
+    )
+    model = ReplayedModel("version 1", side_inputs, ListMaker(SETTINGS), {PUBLISHED: judge} if judged else {})
+    replay = Replay(SETTINGS, [model], encoder, MemoryStates(), Clock(86_400.0), output, items)
+    await replay.start()
+    return replay
+
+
+async def replayed(log: ListLog, output: Kept | None = None, batch: int = 64, **options: Any) -> Replay:
+    """A replay of the whole log."""
+    replay = await open_replay(output or Kept(), **options)
+    await run(replay, log, SETTINGS, batch=batch)
+    return replay

@@ -1,0 +1,144 @@
+"""A replay gives the same lists whatever the batches and partitions, and nothing from the future."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from deploy import local
+from tests.simulation.replays import NEW_ITEM, SETTINGS, START, Kept, catalogue, open_replay, records, replayed, stream
+from workers.core.events import Event
+from workers.replay.engine import Replay
+from workers.replay.merge import steps
+from workers.replay.states import MemoryStates
+
+pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
+
+
+def digest(replay: Replay) -> str:
+    """The digest of all lists."""
+    return str(replay.digests["version 1"])
+
+
+@pytest.mark.parametrize("batch", [1, 7, 10_000])
+async def test_batches_do_not_matter(batch: int) -> None:
+    """Every size of batch gives the same lists."""
+    log = records(stream())
+    assert digest(await replayed(log, batch=batch)) == digest(await replayed(log))
+
+
+async def test_partitions_do_not_matter() -> None:
+    """One partition and four give the same lists, a catalogue that grows on the way included."""
+    items = catalogue(START + 3_000_000)
+    one, four = [await replayed(records(stream(), count), items=items) for count in (1, 4)]
+    assert digest(one) == digest(four)
+    assert one.counts == four.counts
+
+
+async def test_another_log_has_another_digest() -> None:
+    """One event less, another item or another order of two users' times shows."""
+    events = stream()
+    whole = digest(await replayed(records(events)))
+    assert digest(await replayed(records(events[:-1]))) != whole
+    assert digest(await replayed(records(events), items=catalogue())) != whole
+    changed = [*events[:50], Event("e50", events[50].user_id, "view", events[50].ts, "299"), *events[51:]]
+    assert digest(await replayed(records(changed))) != whole
+
+
+async def test_a_list_follows_each_moment() -> None:
+    """Events of one user at one time are one moment; every later one makes a list again."""
+    events = [
+        Event("e1", "user-1", "view", START, "1"),
+        Event("e2", "user-2", "view", START, "2"),
+        Event("e3", "user-1", "click", START, "3"),
+        Event("e4", "user-1", "view", START + 1, "4"),
+    ]
+    kept = Kept()
+    await replayed(records(events), kept)
+    assert [(user, ts) for user, ts, _ in kept.made] == [("user-1", START), ("user-2", START), ("user-1", START + 1)]
+    assert all(not {"1", "3"} & set(items) for user, _, items in kept.made if user == "user-1")
+
+
+async def test_a_new_item_is_in_lists_from_its_time_on() -> None:
+    """Not before."""
+    kept, without = Kept(), Kept()
+    late = START + 2_000_000
+    await replayed(records(stream()), kept, items=catalogue(late))
+    await replayed(records(stream()), without)
+    before = [one for one in kept.made if one[1] < late - 90_000]
+    assert before == [one for one in without.made if one[1] < late - 90_000]
+    assert all(NEW_ITEM.item_id not in items for _, _, items in before)
+    assert any(NEW_ITEM.item_id in items for _, _, items in kept.made)
+
+
+async def test_bad_events_are_dead_letters_as_live() -> None:
+    """With origin and reason, and they change nothing else."""
+    kept = Kept()
+    replay = await replayed(records(stream(), bad=[b"{", b'{"type": "view"}']), kept)
+    reasons = [dict(letter.headers)["reason"] for letter in kept.letters]
+    assert reasons == [b"not_json", b"invalid"]
+    assert dict(kept.letters[0].headers)["origin_offset"] == str(len(records(stream()).records[0])).encode()
+    assert digest(replay) == digest(await replayed(records(stream())))
+
+
+@pytest.mark.parametrize("partitions", [1, 4])
+async def test_going_on_from_a_checkpoint_is_as_if_never_cut_off(partitions: int) -> None:
+    """Lists, digests and the evaluation are equal."""
+    log = records(stream(), partitions)
+    whole = await replayed(log, judged=True)
+    first = await open_replay(Kept(), judged=True)
+    await first.feed(list(islice(steps(log, {}, SETTINGS.behaviours), 150)))
+    await first.drain()
+    dumped, states = first.dump(), first._states.dump()
+    second = await open_replay(Kept(), judged=True)
+    restored = MemoryStates()
+    restored.restore(states)
+    second._states = restored
+    await second.restore(dumped)
+    await second.feed(list(steps(log, second.positions, SETTINGS.behaviours)))
+    await second.finish()
+    assert digest(second) == digest(whole)
+    assert second.counts == whole.counts
+    [again], [once] = ([judge.evaluation() for judge in one._models[0].judges.values()] for one in (second, whole))
+    assert once.slices["all"]["all"].events > 100
+    assert again == once
+
+
+def leaks(events: list[Event], rows: list[tuple[list[str], list[int], Event]]) -> int:
+    """Rows that know of anything not strictly before their event's moment, by an independent reading of the log."""
+    found = 0
+    for items, times, target in rows:
+        place = next(number for number, event in enumerate(events) if event.event_id == target.event_id)
+        known = [e for e in events[:place] if e.user_id == target.user_id and e.ts < target.ts and e.item_id]
+        expected = list(dict.fromkeys((e.event_id, e.item_id, e.ts) for e in known))
+        forgotten = [e.ts for e in events[:place] if e.user_id == target.user_id and e.type.startswith("user.opt_o")]
+        forgotten += [e.ts for e in events[:place] if e.user_id == target.user_id and e.type == "user.erase"]
+        allowed = [(item, ts) for _, item, ts in expected if ts >= max(forgotten, default=0)]
+        found += not set(zip(items, times, strict=True)) <= set(allowed)
+    return found
+
+
+async def test_training_rows_hold_nothing_of_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is that before the moment; a leak that is planted is found."""
+    events = stream()
+    kept = Kept(wants_training_rows=True)
+    await replayed(records(events), kept)
+    assert len(kept.rows) > 200
+    assert leaks(events, kept.rows) == 0
+
+    leaky = Kept(wants_training_rows=True)
+    monkeypatch.setattr("workers.replay.engine._copied", lambda state: state)  # the state as folds go on with it
+    await replayed(records(events), leaky)
+    assert leaks(events, leaky.rows) > 100
+
+
+async def test_users_who_left_are_remembered() -> None:
+    """When each of them last opted out or was erased, so that their rows can be taken out."""
+    events = [
+        Event("e1", "user-1", "view", START, "1"),
+        Event("e2", "user-1", "user.opt_out", START + 1),
+        Event("e3", "user-2", "view", START + 2, "1"),
+    ]
+    replay = await replayed(records(events))
+    assert replay.forgotten == {"user-1": START + 1}

@@ -1,0 +1,1 @@
+"""A log through the code that serves it: other models, other settings, another time, the same semantics."""

@@ -1,0 +1,38 @@
+"""What happens in a replay, in the order of the log: moments to make lists for, and acts that judge lists."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from workers.core.events import Event
+from workers.core.state import UserState
+from workers.replay.clock import Counts
+
+
+class Moment(NamedTuple):
+    """A user at one event time: all of their events with that time are folded.
+
+    `state` is a copy; `counts` the popularity of that minute.
+    """
+
+    user_id: str
+    state: UserState
+    event: Event
+    counts: Counts
+
+
+class Act(NamedTuple):
+    """A user's first touch of an item: what judges the list they were looking at.
+
+    `counts` is the popularity of that minute, `boundaries` and `at_boundary` those
+    of the clock's periods; `history` is how many events of the user were folded before.
+    """
+
+    event: Event
+    counts: Counts
+    boundaries: tuple[int, ...]
+    at_boundary: tuple[Counts, ...]
+    history: int
+
+
+Action = Moment | Act

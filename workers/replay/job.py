@@ -1,0 +1,244 @@
+"""A replay from its description to its folder: opens the parts, runs, and writes what was found."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.adapters.logs import Window, open_log
+from workers.adapters.onnx import OnnxEncoder
+from workers.adapters.triton import TritonEncoder
+from workers.core.evaluation.compare import difference
+from workers.core.evaluation.prequential import Prequential
+from workers.core.evaluation.results import Difference, FreshnessPoint, Results, write_results
+from workers.core.ranking import ItemSpace
+from workers.lists import ListMaker
+from workers.live_model import LiveModel
+from workers.ports import Encoder, Record
+from workers.replay.clock import Clock
+from workers.replay.engine import Replay
+from workers.replay.models import PUBLISHED, ReplayedModel, View
+from workers.replay.output import FolderOutput
+from workers.replay.run import BATCH_RECORDS, Folder, run
+from workers.settings import Settings
+
+SUMMARY = "replay.json"
+RESULTS = "results.json"
+METRICS = ("hr", "ndcg", "mrr")
+FRESHEST = View("at every event", 0)
+PERIODS = (60, 3600, 86_400)
+PERIODIC = (View("every minute", 60), View("every hour", 3600), View("every day", 86_400))
+
+
+class FolderTaken(Exception):
+    """The output folder is in use; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to replay, with what, and what to write.
+
+    `versions` may be empty: then it only folds. `speed` is event time per
+    wall-clock time. `burn_in` is the share of the records that is not judged.
+    """
+
+    settings: Settings
+    source: str
+    folder: Path
+    versions: Sequence[int]
+    window: Window
+    items: Sequence[Record] = ()
+    through_triton: bool = False
+    text_encoder: Path = Path()
+    states_on_disk: bool = False
+    speed: float | None = None
+    judged: bool = False
+    freshness: bool = False
+    burn_in: float = 0.0
+    features: bool = False
+    training_rows: bool = False
+    batch: int = BATCH_RECORDS
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What a replay did; `digests` are of all lists, by model."""
+
+    source: str
+    records: int
+    counts: dict[str, int]
+    digests: dict[str, str]
+    seconds: float
+    events_per_second: float
+
+
+async def run_job(
+    job: Job,
+    command: str,
+    *,
+    resume: bool = False,
+    started: Callable[[int | None], Any],
+    advanced: Callable[[int], None],
+) -> Summary:
+    """Run a replay to its end.
+
+    `started` is told how many records there are, `advanced` how many each batch
+    held. Raises `LogError`, `FolderTaken`, `CheckpointError`, `BundleError`,
+    `Unavailable`; a folder that holds no checkpoint yet is then removed.
+    """
+    log = open_log(job.source, job.settings, job.window)
+    fresh = _claim(job.folder, resume=resume)
+    encoder: Any = None
+    try:
+        encoder = _encoder(job)
+        output = FolderOutput(
+            job.folder, job.settings.behaviours, features=job.features, training_rows=job.training_rows
+        )
+        folder = Folder(job.folder, _identity(job), output, on_disk=job.states_on_disk)
+        checkpoint = None if fresh else folder.load()
+        states = folder.open_states()
+        clock = Clock(job.settings.popularity_half_life, PERIODS if job.freshness else ())
+        models = [await _model(job, version, encoder) for version in job.versions]
+        replay = Replay(job.settings, models, encoder, states, clock, output, job.items)
+        replay.judge_after = int((log.total or 0) * job.burn_in)
+        started(log.total)
+        if checkpoint is None:
+            await replay.start()
+        else:
+            if checkpoint["states"] is not None:
+                states.restore(checkpoint["states"])  # type: ignore[attr-defined]
+            await replay.restore(checkpoint["replay"])
+            advanced(replay.counts["records"])
+        already, began = replay.counts["records"], time.monotonic()
+        await run(
+            replay,
+            log,
+            job.settings,
+            batch=job.batch,
+            speed=job.speed,
+            advanced=advanced,
+            save=lambda: folder.save(replay, states),
+        )
+        seconds = time.monotonic() - began
+        output.cut()
+        output.forget(replay.forgotten)
+        if job.judged:
+            write_results(job.folder / RESULTS, _results(job, command, replay, models))
+        counts = dict(replay.counts)
+        summary = Summary(
+            job.source,
+            counts["records"],
+            counts,
+            {name: str(digest) for name, digest in replay.digests.items()},
+            round(seconds, 3),
+            round((counts["records"] - already) / max(seconds, 1e-9), 1),
+        )
+        (job.folder / SUMMARY).write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+        folder.finish()
+    except BaseException:
+        if fresh and not (job.folder / "checkpoint.msgpack").exists():
+            shutil.rmtree(job.folder, ignore_errors=True)
+        raise
+    finally:
+        log.close()
+        if encoder is not None and (closing := encoder.close()) is not None:
+            await closing
+    return summary
+
+
+def _claim(folder: Path, *, resume: bool) -> bool:
+    """Make the folder; returns whether the replay begins anew."""
+    if (folder / SUMMARY).exists():
+        raise FolderTaken(f"{folder} holds a complete replay: choose another --out")
+    if (folder / "checkpoint.msgpack").exists():
+        if not resume:
+            raise FolderTaken(f"{folder} holds a replay that was cut off: --resume goes on, or choose another --out")
+        return False
+    if folder.exists() and any(folder.iterdir()):
+        raise FolderTaken(f"{folder} is not empty: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    return True
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What must be the same for a replay to go on."""
+    return {
+        "source": job.source,
+        "window": [job.window.start_ms, job.window.end_ms, sorted(job.window.offsets.items())],
+        "versions": list(job.versions),
+        "judged": [job.judged, job.freshness, job.burn_in],
+        "written": [job.features, job.training_rows, job.states_on_disk],
+        "items": len(job.items),
+        "settings": msgspec.to_builtins(job.settings),
+    }
+
+
+def _encoder(job: Job) -> Any:
+    if job.through_triton:
+        return TritonEncoder(job.settings.triton, job.settings.triton_deadline, job.settings.encode_batch)
+    return OnnxEncoder(Path(job.settings.model_repository), job.text_encoder)
+
+
+async def _model(job: Job, version: int, encoder: Encoder) -> ReplayedModel:
+    side_inputs = LiveModel(encoder, Path(job.settings.model_repository))
+    await side_inputs.start(version)
+    assert side_inputs.live is not None
+    space = side_inputs.live.space
+    views = (FRESHEST, *PERIODIC, PUBLISHED) if job.freshness else (PUBLISHED,)
+    name = f"version {version}"
+    judges = {
+        view: Prequential(
+            name if view is PUBLISHED else f"{name}, {view.name}",
+            cutoff=job.settings.list_size,
+            catalogue=max(1, len(space.index)),
+            vectors=_vectors(space),
+        )
+        for view in views
+        if job.judged
+    }
+    return ReplayedModel(name, side_inputs, ListMaker(job.settings), judges, PERIODS)
+
+
+def _vectors(space: ItemSpace) -> Callable[[Sequence[str]], NDArray[np.float32]]:
+    return lambda items: space.vectors[[space.index.get(item, 0) for item in items]]
+
+
+def _results(job: Job, command: str, replay: Replay, models: Sequence[ReplayedModel]) -> Results:
+    first, *others = models
+    comparisons: list[Difference] = [
+        difference(first.judges[PUBLISHED], other.judges[PUBLISHED], metric) for other in others for metric in METRICS
+    ]
+    return Results(
+        source=job.source,
+        command=command,
+        evaluations=[model.judges[PUBLISHED].evaluation() for model in models],
+        comparisons=comparisons,
+        interleavings=[one.result() for one in replay.interleavers.values()],
+        freshness=_curve(first) if job.freshness else [],
+    )
+
+
+def _curve(model: ReplayedModel) -> list[FreshnessPoint]:
+    """What lists are worth by how often they are made; each point paired with the freshest."""
+    freshest = model.judges[FRESHEST]
+    points = []
+    for view, judge in model.judges.items():
+        everything = judge.evaluation().slices["all"]["all"].metrics
+        points.append(
+            FreshnessPoint(
+                label=view.name if view is not PUBLISHED else "as published (at the user's own events)",
+                seconds=float(view.period or 0),
+                metrics={name: everything[name] for name in METRICS},
+                against_freshest={}
+                if view is FRESHEST
+                else {name: difference(freshest, judge, name).estimate for name in METRICS},
+            )
+        )
+    return points

@@ -1,0 +1,155 @@
+"""Running a replay to its end: pace, progress, and checkpoints to go on from."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from workers.adapters.rocks import RocksStateStore
+from workers.replay.engine import Replay
+from workers.replay.merge import Log, Step, steps
+from workers.replay.output import FolderOutput
+from workers.replay.states import MemoryStates, States, StoredStates
+from workers.settings import Settings
+
+BATCH_RECORDS = 2048
+CHECKPOINT = "checkpoint.msgpack"
+CHECKPOINT_SECONDS = 30.0
+
+
+class CheckpointError(Exception):
+    """The folder's checkpoint is of another replay or cannot be read; the message says so."""
+
+
+class Folder:
+    """The folder of a replay: output parts, states on disk, the checkpoint.
+
+    `identity` says which replay it is: source, models, settings that matter.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any], output: FolderOutput, *, on_disk: bool) -> None:
+        self.path = path
+        self.identity = identity
+        self.output = output
+        self._store: RocksStateStore | None = None
+        self._number = 0
+        self._on_disk = on_disk
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that says how far the replay has come."""
+        return self.path / CHECKPOINT
+
+    def open_states(self) -> States:
+        """States as of the last checkpoint, or none yet."""
+        if not self._on_disk:
+            return MemoryStates()
+        self._store = RocksStateStore(self.path / "state")
+        return StoredStates(self._store)
+
+    async def save(self, replay: Replay, states: States) -> None:
+        """Make what was done so far durable; the replay is drained."""
+        await replay.drain()
+        parts = self.output.cut()
+        self._number += 1
+        if isinstance(states, StoredStates) and self._store is not None:
+            await states.write()
+            self._store.checkpoint(self._saved_states(self._number))
+        document = {
+            "identity": self.identity,
+            "number": self._number,
+            "parts": parts,
+            "replay": replay.dump(),
+            "states": states.dump() if isinstance(states, MemoryStates) else None,
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        partial.write_bytes(msgspec.msgpack.encode(document))
+        partial.rename(self.checkpoint)
+        shutil.rmtree(self._saved_states(self._number - 1), ignore_errors=True)
+
+    def load(self) -> dict[str, Any]:
+        """The last checkpoint, with everything behind it removed. Raises `CheckpointError`."""
+        try:
+            document: dict[str, Any] = msgspec.msgpack.decode(self.checkpoint.read_bytes(), strict=False)
+        except msgspec.DecodeError as error:
+            raise CheckpointError(f"{self.checkpoint} cannot be read: {error}") from None
+        if document["identity"] != self.identity:
+            raise CheckpointError(
+                f"{self.path} holds another replay (source, models or settings differ): choose another --out"
+            )
+        self._number = document["number"]
+        self.output.restore(document["parts"])
+        if self._on_disk:
+            shutil.rmtree(self.path / "state", ignore_errors=True)
+            shutil.copytree(self._saved_states(self._number), self.path / "state")
+        return document
+
+    def close(self) -> None:
+        """Close the states."""
+        if self._store is not None:
+            self._store.close()
+
+    def finish(self) -> None:
+        """The replay is complete: checkpoints go."""
+        self.close()
+        self.checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(self._saved_states(self._number), ignore_errors=True)
+
+    def _saved_states(self, number: int) -> Path:
+        return self.path / f"state-{number}"
+
+
+async def run(
+    replay: Replay,
+    log: Log,
+    settings: Settings,
+    *,
+    batch: int = BATCH_RECORDS,
+    speed: float | None = None,
+    advanced: Callable[[int], None] = lambda _: None,
+    save: Callable[[], Any] | None = None,
+) -> None:
+    """Feed the log to its end. `speed` is event time per wall-clock time; None is as fast as it goes.
+
+    `advanced` is told how many records each batch held; `save` is awaited every
+    `CHECKPOINT_SECONDS` between batches.
+    """
+    saved = time.monotonic()
+    stream = steps(log, replay.positions, settings.behaviours)
+    if speed is not None:
+        async for paced in _paced(stream, speed, batch):
+            await replay.feed(paced)
+            advanced(len(paced))
+    else:
+        while some := list(islice(stream, batch)):
+            await replay.feed(some)
+            advanced(len(some))
+            if save is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                await save()
+                saved = time.monotonic()
+    await replay.finish()
+
+
+async def _paced(stream: Iterator[Step], speed: float, batch: int) -> Any:
+    """Batches as their event times come up on a clock that runs `speed` times as fast as the wall's."""
+    began, first = time.monotonic(), None
+    waiting: list[Step] = []
+    for step in stream:
+        if first is None and step.clock:
+            first = step.clock
+        due = began + (step.clock - (first or step.clock)) / 1000 / speed
+        if waiting and (due > time.monotonic() or len(waiting) == batch):
+            yield waiting
+            waiting = []
+        if (ahead := due - time.monotonic()) > 0:
+            await asyncio.sleep(ahead)
+        waiting.append(step)
+    if waiting:
+        yield waiting
