@@ -20,7 +20,7 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from workers.core.bundle import BundleError, load_bundle
+from workers.core.bundle import BundleError
 from workers.core.features import (
     ITEM_TOWER_INPUTS,
     ITEM_TOWER_OUTPUTS,
@@ -29,6 +29,7 @@ from workers.core.features import (
     TensorSpec,
 )
 from workers.core.rollout import MODEL, Rollout
+from workers.signature import load_trusted
 
 TOWER = "item_tower"
 LOAD_ORDER = (TOWER, MODEL)
@@ -49,6 +50,7 @@ def publish_bundle(
     folder: Path,
     repository: Path,
     address: str,
+    trusted: Path,
     announce: Callable[[Rollout], None],
     *,
     version: int | None = None,
@@ -60,6 +62,7 @@ def publish_bundle(
         folder: The bundle; it is copied.
         repository: Triton's model repository.
         address: Triton's gRPC address.
+        trusted: Folder of the public keys that may have signed it.
         announce: Writes the rollout record and returns once it is durable.
         version: The number to give it; must be newer than any other.
         step: Told of each step.
@@ -69,7 +72,7 @@ def publish_bundle(
     """
     with step("bundle verified"):
         try:
-            load_bundle(folder)
+            load_trusted(folder, trusted)
         except (BundleError, OSError, ValueError) as error:
             raise ReleaseError(str(error)) from None
     for model in LOAD_ORDER:
@@ -83,7 +86,7 @@ def publish_bundle(
             placed: list[Path] = []
             try:
                 with step(f"version {number} copied"):
-                    _place(folder, repository, number, staging, placed)
+                    _place(folder, trusted, repository, number, staging, placed)
                 with step("loaded"):
                     for model in LOAD_ORDER:
                         _load(client, model, number)
@@ -198,12 +201,12 @@ def _number(repository: Path, asked: int | None) -> int:
     return newest + 1 if asked is None else asked
 
 
-def _place(folder: Path, repository: Path, number: int, staging: Path, placed: list[Path]) -> None:
+def _place(folder: Path, trusted: Path, repository: Path, number: int, staging: Path, placed: list[Path]) -> None:
     """Copy aside, make durable, rename in; `placed` grows with each folder that is in."""
     tower, encoder = staging / TOWER, staging / MODEL
     shutil.copytree(folder, encoder)
     try:
-        load_bundle(encoder)
+        load_trusted(encoder, trusted)
     except BundleError as error:
         raise ReleaseError(f"the copy is not the bundle: {error}") from None
     tower.mkdir()

@@ -27,6 +27,7 @@ from workers.core.popularity import Partial, decode_partial, total
 from workers.core.ranking import ItemSpace
 from workers.core.recommendation import SideInputs
 from workers.ports import Encoder, Record, Unavailable
+from workers.signature import load_trusted
 
 COLD_BATCH = 64
 """Item texts per encoder call."""
@@ -50,9 +51,11 @@ class Live:
 class LiveModel:
     """Folds the side-input topics and keeps `live` current. Not thread-safe: event loop only."""
 
-    def __init__(self, encoder: Encoder, repository: Path) -> None:
+    def __init__(self, encoder: Encoder, repository: Path, trusted: Path | None = None) -> None:
+        """`trusted` is the folder of the keys that may sign a version; without one, signatures are not asked for."""
         self._encoder = encoder
         self._repository = repository
+        self._trusted = trusted
         self._catalogue = Catalogue()
         self._partials: dict[int, Partial] = {}
         self._offsets = {"items": -1, "popularity": -1, "models": -1}
@@ -206,7 +209,8 @@ class LiveModel:
             metrics.COLD_ITEMS.set(live.space.size - live.space.trained)
 
     def _load(self, version: int) -> Bundle:
-        return load_bundle(self._repository / rollout.MODEL / str(version))
+        folder = self._repository / rollout.MODEL / str(version)
+        return load_bundle(folder) if self._trusted is None else load_trusted(folder, self._trusted)
 
     def _space(self, bundle: Bundle) -> ItemSpace:
         return ItemSpace(bundle.item_ids, bundle.item_vectors)

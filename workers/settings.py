@@ -65,6 +65,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model_repository: str = "triton_models"
     """Folder of Triton's model repository; workers read item tables from it."""
 
+    trusted_keys: str = "deploy/keys"
+    """Folder of public keys (`*.pub`); a version is served only where one of them signed it."""
+
     feature_repo: str = "feature_repo"
     """Feast repository with `feature_store.yaml` and `definitions.py`."""
     online_store: str = "sqlite"

@@ -12,6 +12,7 @@ TEXT_ENCODER = PARTS / "text_encoder"
 TRITON_ENV = PARTS / "triton-env"
 TRITON_SERVER = PARTS / "tritonserver"
 TRITON_MODELS = ROOT / "triton_models"
+SHIPPED_KEYS = ROOT / "deploy" / "keys"
 
 
 def executable(name: str) -> Path:

@@ -19,6 +19,7 @@ from kafka.partitioner.default import murmur2
 from typer.testing import CliRunner, Result
 
 from deploy.local import Stack, create_topics, load
+from deploy.local.parts import SHIPPED_KEYS
 from deploy.release import ReleaseError, publish_bundle
 from workers.cli import app
 from workers.cli.inspect_user import changelog_topic
@@ -35,6 +36,7 @@ from workers.core.recommendation import (
 )
 from workers.core.rollout import MODEL, Rollout, decode_rollout
 from workers.core.state import empty_state, encode_state, fold
+from workers.signature import make_keys, sign
 
 pytestmark = pytest.mark.integration
 
@@ -55,6 +57,7 @@ def topics(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FRESHET_KAFKA", stack.bootstrap)
     monkeypatch.setenv("FRESHET_FEATURE_REPO", str(ROOT / "feature_repo"))
+    monkeypatch.setenv("FRESHET_TRUSTED_KEYS", str(SHIPPED_KEYS))
     monkeypatch.setenv("FRESHET_GROUP", unique("group"))
     for name, topic in names.items():
         monkeypatch.setenv(f"FRESHET_{'DLQ' if name == 'dead_letters' else name.upper()}_TOPIC", topic)
@@ -277,19 +280,22 @@ def test_a_failed_publish_leaves_everything_as_it_was(release_stack: Stack, tmp_
     """A broken model, a digest that differs, a wrong golden answer, an absent server: no version, no record."""
     before = versions(release_stack)
     announced: list[Rollout] = []
+    key = tmp_path / "keys" / "test.key"
+    make_keys(key)
+    shutil.copy(SHIPPED_KEYS / "shipped.pub", key.parent)
 
     def publish(folder: Path, address: str = release_stack.triton_grpc) -> str:
         with pytest.raises(ReleaseError) as caught:
-            publish_bundle(folder, release_stack.models, address, announced.append)
+            publish_bundle(folder, release_stack.models, address, key.parent, announced.append)
         return str(caught.value)
 
-    assert "differs from the sha256" in publish(altered(tmp_path / "digest", "model.onnx", b"x", restamp=False))
-    assert "cannot load user_encoder" in publish(altered(tmp_path / "model", "model.onnx", b"x", restamp=True))
-    assert "cannot load item_tower" in publish(altered(tmp_path / "tower", "item_tower.onnx", b"x", restamp=True))
+    assert "differs from the sha256" in publish(altered(tmp_path / "digest", "model.onnx", b"x"))
+    assert "cannot be read as ONNX" in publish(altered(tmp_path / "model", "model.onnx", b"x", key))
+    assert "cannot be read as ONNX" in publish(altered(tmp_path / "tower", "item_tower.onnx", b"x", key))
     assert "does not answer" in publish(BUNDLE, "127.0.0.1:1")
     assert versions(release_stack) == before
     assert announced == []
-    published = publish_bundle(BUNDLE, release_stack.models, release_stack.triton_grpc, announced.append)
+    published = publish_bundle(BUNDLE, release_stack.models, release_stack.triton_grpc, key.parent, announced.append)
     assert announced == [published]
 
 
@@ -298,14 +304,15 @@ def versions(stack: Stack) -> list[int]:
     return sorted(int(f.name) for f in (stack.models / MODEL).iterdir() if f.name.isdigit())
 
 
-def altered(target: Path, name: str, content: bytes, *, restamp: bool) -> Path:
-    """A copy of the shipped bundle with one file replaced, its manifest made to agree or not."""
+def altered(target: Path, name: str, content: bytes, key: Path | None = None) -> Path:
+    """A copy of the shipped bundle with one file replaced; with a key its manifest agrees and is signed."""
     shutil.copytree(BUNDLE, target)
     (target / name).write_bytes(content)
-    if restamp:
+    if key is not None:
         manifest = json.loads((target / "manifest.json").read_text())
         manifest["files"][name] = sha256(target / name)
         (target / "manifest.json").write_text(json.dumps(manifest))
+        sign(target, key)
     return target
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from kafka import KafkaProducer
 
 from deploy.local import Stack
+from deploy.local.parts import SHIPPED_KEYS
 from deploy.local.topics import create_topics
 from tests.integration import oracle
 from workers.core.events import Event, encode_event
@@ -91,6 +92,7 @@ class World:
             "FRESHET_KAFKA": stack.bootstrap,
             "FRESHET_TRITON": stack.triton_grpc,
             "FRESHET_MODEL_REPOSITORY": str(stack.models),
+            "FRESHET_TRUSTED_KEYS": str(SHIPPED_KEYS),
             "FRESHET_GROUP": name,
             "FRESHET_EVENTS_TOPIC": self.topics["events"],
             "FRESHET_ITEMS_TOPIC": self.topics["items"],

@@ -251,6 +251,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "triton": ("wiring", "10.0.0.1:8001"),
     "triton_deadline": ("wiring", 9.0),
     "model_repository": ("wiring", "elsewhere"),
+    "trusted_keys": ("wiring", "elsewhere"),
     "feature_repo": ("feast", "elsewhere"),
     "online_store": ("feast", "redis://127.0.0.1:6379"),
     "feast_dir": ("feast", "elsewhere"),

@@ -7,7 +7,7 @@ import logging
 
 import typer
 
-from workers.cli import bench, check, demo, dlq, inspect_user, model, produce, replay, stack, tail, worker
+from workers.cli import bench, check, demo, dlq, inspect_user, model, produce, replay, signing, stack, tail, worker
 from workers.cli.errors import Group
 
 # kafka-python reports each refused connection as a warning; the verbs say it once, in their own words.
@@ -43,5 +43,7 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )(bench.bench)
 app.command("publish", rich_help_panel="Models")(model.publish)
+app.command("sign", rich_help_panel="Models")(signing.sign)
+app.command("keys", rich_help_panel="Models")(signing.keys)
 
 __all__ = ["app"]

@@ -21,6 +21,7 @@ from deploy.local import Stack, StackError, add_process, create_topics, start, s
 from deploy.local.process import Process, spawn, wait_until_ready
 from workers.cli.connections import said_plainly
 from workers.cli.options import addresses, as_environment, resolve
+from workers.cli.signing import local_keys
 from workers.settings import Settings
 
 READY_SECONDS = 90.0
@@ -66,6 +67,7 @@ def bring_up(
     with step(parts):
         stack = start(directory, redis=redis, ports=ports)
     try:
+        local_keys(directory)
         settings = resolve(config, directory, **_own(stack)).settings
         with step("topics"):
             make_topics(settings, partitions)
@@ -151,7 +153,7 @@ def last_words(log: Path) -> str:
 
 def _own(stack: Stack) -> dict[str, Any]:
     """The addresses of what was just started win over any other source; its folders do not."""
-    folders = ("feature_repo", "feast_dir", "data_dir")
+    folders = ("feature_repo", "feast_dir", "data_dir", "trusted_keys")
     return {name: value for name, value in addresses(stack).items() if name not in folders}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from workers.cli.connections import open_producer, require_topics
 from workers.cli.errors import UserError
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, Triton, resolve
 from workers.cli.show import emit, say
+from workers.cli.signing import local_keys, sign_bundle
 from workers.cli.stack import steps
 from workers.core.rollout import Rollout, encode_rollout
 
@@ -31,7 +33,20 @@ def train(context: typer.Context) -> None:
     arguments = context.args or _movielens_arguments(DEFAULT_DIRECTORY)
     search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     command = [str(TRAINING_PYTHON), "-m", "training.train", *arguments]
-    raise typer.Exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": search}, check=False).returncode)
+    status = subprocess.run(command, env={**os.environ, "PYTHONPATH": search}, check=False).returncode
+    bundle = _out(arguments)
+    if status == 0 and bundle is not None:
+        mark = sign_bundle(bundle, local_keys(DEFAULT_DIRECTORY))
+        say(f"signed by {mark[:16]}, the key in {DEFAULT_DIRECTORY / 'keys'}")
+    raise typer.Exit(status)
+
+
+def _out(arguments: list[str]) -> Path | None:
+    """The folder that training was told to write its bundle to."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--out", type=Path)
+    found: Path | None = parser.parse_known_args(arguments)[0].out
+    return found
 
 
 def _movielens_arguments(directory: Path) -> list[str]:
@@ -71,7 +86,13 @@ def publish(
 
         try:
             rollout = publish_bundle(
-                bundle, Path(settings.model_repository), settings.triton, announce, version=version, step=steps
+                bundle,
+                Path(settings.model_repository),
+                settings.triton,
+                Path(settings.trusted_keys),
+                announce,
+                version=version,
+                step=steps,
             )
         except ReleaseError as error:
             raise UserError(str(error)) from None

@@ -13,7 +13,7 @@ import msgspec
 import typer
 
 from deploy.local import NotRunning, Stack, load
-from deploy.local.parts import ROOT
+from deploy.local.parts import ROOT, SHIPPED_KEYS
 from workers.settings import PREFIX, Settings, load_settings
 
 DEFAULT_DIRECTORY = Path(".freshet")
@@ -76,6 +76,7 @@ def addresses(stack: Stack) -> dict[str, Any]:
         "feature_repo": str(ROOT / "feature_repo"),
         "data_dir": str(stack.directory / "worker"),
         "feast_dir": str(stack.directory / "feast"),
+        "trusted_keys": str(keys if (keys := stack.directory / "keys").is_dir() else SHIPPED_KEYS),
     }
     if "kafka" in stack.parts:
         found["kafka"] = stack.bootstrap

@@ -4,8 +4,8 @@ Layout, which is also a version folder of `user_encoder` in the model
 repository: `model.onnx` (user encoder with the item table and top-K inside),
 `item_tower.onnx`, `item_ids.json` (the vocabulary, index order),
 `item_vectors.npy` (float32 `[items, DIM]`, same order), `golden.npz` (inputs
-and the outputs torch gave for them), `manifest.json` (facts and a sha256 per file).
-Nothing in it is pickled.
+and the outputs torch gave for them), `manifest.json` (facts and a sha256 per file),
+`manifest.sig` (who vouches for the manifest). Nothing in it is pickled.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from workers.core.features import DIM, FIRST_ITEM
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"
+"""The one file that the manifest cannot list: who vouches for it (`workers/signature.py`)."""
 
 
 class BundleError(Exception):
@@ -75,8 +77,26 @@ def load_bundle(path: Path) -> Bundle:
     """Read and verify the bundle at `path`.
 
     Raises `BundleError` for a missing manifest or file, a digest that differs,
-    wrong shapes, or non-finite item vectors.
+    wrong shapes, or non-finite item vectors. Who signed it is not asked:
+    whoever serves it calls `workers.signature.load_trusted`.
     """
+    manifest = _verified_manifest(path)
+    try:
+        item_ids = msgspec.json.decode((path / "item_ids.json").read_bytes(), type=list[str])
+        vectors = np.load(path / "item_vectors.npy", allow_pickle=False)
+    except (msgspec.DecodeError, ValueError, EOFError) as error:
+        raise BundleError(f"{path}: its items cannot be read: {error}") from None
+    if manifest.dim != DIM or vectors.shape != (len(item_ids), DIM) or vectors.dtype != np.float32:
+        raise BundleError(
+            f"{path}: item vectors are {vectors.dtype} {vectors.shape}, not float32 ({len(item_ids)}, {DIM})"
+        )
+    if not np.isfinite(vectors).all():
+        raise BundleError(f"{path}: item vectors hold NaN or infinity")
+    return Bundle(path, manifest, item_ids, vectors)
+
+
+def _verified_manifest(path: Path) -> Manifest:
+    """The manifest of a bundle whose every file is there and has its digest. Raises `BundleError`."""
     try:
         manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
     except FileNotFoundError:
@@ -92,15 +112,7 @@ def load_bundle(path: Path) -> Bundle:
     for needed in ("model.onnx", "item_tower.onnx", "item_ids.json", "item_vectors.npy", "golden.npz"):
         if needed not in manifest.files:
             raise BundleError(f"{path}: the manifest does not list {needed}")
-    item_ids = msgspec.json.decode((path / "item_ids.json").read_bytes(), type=list[str])
-    vectors = np.load(path / "item_vectors.npy", allow_pickle=False)
-    if manifest.dim != DIM or vectors.shape != (len(item_ids), DIM) or vectors.dtype != np.float32:
-        raise BundleError(
-            f"{path}: item vectors are {vectors.dtype} {vectors.shape}, not float32 ({len(item_ids)}, {DIM})"
-        )
-    if not np.isfinite(vectors).all():
-        raise BundleError(f"{path}: item vectors hold NaN or infinity")
-    return Bundle(path, manifest, item_ids, vectors)
+    return manifest
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

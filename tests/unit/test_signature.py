@@ -1,0 +1,169 @@
+"""What may be served: signed by somebody who is trusted, whole, and sound in every weight."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
+from tests.simulation.fakes import FakeEncoder, make_bundle
+from workers import signature
+from workers.core.bundle import MANIFEST, SIGNATURE, BundleError, Manifest, sha256, write_manifest
+from workers.core.graphs import check_graphs
+from workers.core.rollout import MODEL
+from workers.live_model import LiveModel
+from workers.signature import SignatureError, load_trusted, make_keys, sign
+
+SHIPPED = TRITON_MODELS / MODEL / "1"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A folder with a key pair that is trusted there."""
+    make_keys(tmp_path / "keys" / "ours.key")
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, keys: Path) -> Path:
+    """The shipped bundle, signed anew."""
+    folder = shutil.copytree(SHIPPED, tmp_path / "bundle")
+    sign(folder, keys / "ours.key")
+    return folder
+
+
+def rewrite(folder: Path, name: str, content: bytes) -> None:
+    """Replace a file, and have the manifest agree."""
+    (folder / name).write_bytes(content)
+    manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    write_manifest(folder, msgspec.structs.replace(manifest, files={**manifest.files, name: sha256(folder / name)}))
+
+
+def spoilt(content: bytes) -> bytes:
+    """The file with the first trained item vector made NaN wherever it stands."""
+    vector = np.load(SHIPPED / "item_vectors.npy")[0].tobytes()
+    assert vector in content
+    return content.replace(vector, np.full(64, np.nan, np.float32).tobytes())
+
+
+def test_what_ships_is_signed(keys: Path) -> None:
+    """The version in the repository is trusted by the key beside the program, and by no other."""
+    assert load_trusted(SHIPPED, SHIPPED_KEYS).item_ids
+    with pytest.raises(SignatureError, match="is signed by 7a576cf00c53bc2d, no key of"):
+        load_trusted(SHIPPED, keys)
+
+
+def test_a_signature_counts_where_its_key_is_trusted(bundle: Path, keys: Path, tmp_path: Path) -> None:
+    """One of several trusted keys is enough, and the folder decides which."""
+    make_keys(tmp_path / "others" / "theirs.key")
+    with pytest.raises(SignatureError):
+        load_trusted(bundle, tmp_path / "others")
+    shutil.copy(keys / "ours.pub", tmp_path / "others")
+    assert load_trusted(bundle, tmp_path / "others").path == bundle
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "item_tower.onnx", "item_ids.json", "item_vectors.npy", "golden.npz"])
+def test_one_flipped_bit_is_refused(bundle: Path, keys: Path, name: str) -> None:
+    """In the middle of any file."""
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name} differs from the sha256"):
+        load_trusted(bundle, keys)
+
+
+def test_a_manifest_changed_after_signing_is_refused(bundle: Path, keys: Path) -> None:
+    """Digests that agree are no signature."""
+    rewrite(bundle, "MODEL_CARD.md", b"# Excellent")
+    with pytest.raises(SignatureError, match="the signature does not fit"):
+        load_trusted(bundle, keys)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "is not signed: `freshet sign"), (b"", "cannot be read"), (b'{"key":"k","signature":"AA=="}', "no key of")],
+)
+def test_a_missing_or_foreign_signature_is_refused(bundle: Path, keys: Path, content: bytes | None, why: str) -> None:
+    """One line says what is wrong."""
+    (bundle / SIGNATURE).unlink()
+    if content is not None:
+        (bundle / SIGNATURE).write_bytes(content)
+    with pytest.raises(SignatureError, match=why) as refused:
+        load_trusted(bundle, keys)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "item_vectors.npy", "weights.safetensors"])
+def test_nan_in_any_weight_is_refused(bundle: Path, keys: Path, name: str) -> None:
+    """In the served graph, in the item table, in the training weights; a signature does not help."""
+    content = (bundle / name).read_bytes()
+    last = content[:-4] + np.float32(np.nan).tobytes()
+    rewrite(bundle, name, last if name == "weights.safetensors" else spoilt(content))
+    sign_anyway(bundle, keys)
+    with pytest.raises(BundleError, match="NaN"):
+        load_trusted(bundle, keys)
+
+
+def test_wrong_tensors_are_refused(bundle: Path, keys: Path) -> None:
+    """A graph that takes and gives something else is named, with what was wanted."""
+    rewrite(bundle, "model.onnx", (bundle / "item_tower.onnx").read_bytes())
+    sign_anyway(bundle, keys)
+    with pytest.raises(BundleError, match=r"takes text_embedding FP32 \[384\], not item_index INT32 \[50\]"):
+        load_trusted(bundle, keys)
+
+
+@pytest.mark.parametrize("content", [b"", b"onnx", b"\x3a\xff\xff\xff\xff\x0f", bytes(100)])
+def test_what_is_no_onnx_is_refused(bundle: Path, content: bytes) -> None:
+    """Empty, text, cut short, zeros: one line each."""
+    (bundle / "model.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match="cannot be read as ONNX"):
+        check_graphs(bundle)
+
+
+def test_keys_are_made_once_and_kept_from_others(keys: Path) -> None:
+    """The private key is its owner's alone, and an existing one is never overwritten."""
+    key = keys / "ours.key"
+    assert key.stat().st_mode & 0o077 == 0
+    with pytest.raises(SignatureError, match="exists"):
+        make_keys(key)
+
+
+@pytest.mark.parametrize("spoil", [lambda f: f.write_bytes(b"junk"), lambda f: f.unlink()], ids=["junk", "none"])
+def test_a_folder_without_a_usable_key_trusts_nobody(bundle: Path, keys: Path, spoil: Callable[[Path], None]) -> None:
+    """It is said, and nothing is served."""
+    spoil(keys / "ours.pub")
+    with pytest.raises(SignatureError, match=r"cannot be read|holds no public key"):
+        load_trusted(bundle, keys)
+
+
+async def test_a_worker_serves_no_stranger_s_version(bundle: Path, keys: Path, tmp_path: Path) -> None:
+    """A worker with trusted keys loads what they signed, and refuses the same version without."""
+    repository = tmp_path / "repository"
+    shutil.copytree(bundle, repository / MODEL / "1")
+    model = LiveModel(FakeEncoder(make_bundle()), repository, keys)
+    await model.start(1)
+    assert model.live is not None
+    (repository / MODEL / "1" / SIGNATURE).unlink()
+    with pytest.raises(SignatureError):
+        await LiveModel(FakeEncoder(make_bundle()), repository, keys).start(1)
+
+
+def test_nothing_in_a_bundle_is_pickled() -> None:
+    """No file of the shipped bundle is a pickle or holds one: the archives are read without."""
+    for file in SHIPPED.iterdir():
+        assert file.suffix in {".onnx", ".npy", ".npz", ".json", ".safetensors", ".md", ".sig"}, file
+    with np.load(SHIPPED / "golden.npz", allow_pickle=False) as stored:
+        assert all(stored[name].dtype != object for name in stored.files)
+    assert np.load(SHIPPED / "item_vectors.npy", allow_pickle=False).dtype == np.float32
+
+
+def sign_anyway(folder: Path, keys: Path) -> None:
+    """Sign what `sign` itself would refuse, as somebody with the key could."""
+    key = signature._private_key(keys / "ours.key")
+    made = signature._Signature(signature.fingerprint(key.public_key()), key.sign((folder / MANIFEST).read_bytes()))
+    (folder / SIGNATURE).write_bytes(msgspec.json.encode(made))
