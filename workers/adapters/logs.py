@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -18,6 +19,8 @@ from workers.settings import Settings
 RUN = 2048
 PATIENCE_SECONDS = 10.0
 """How long the broker may take to answer."""
+POLL_SECONDS = 0.1
+"""How long a run may take to fill."""
 
 
 class LogError(Exception):
@@ -166,23 +169,27 @@ class KafkaLog:
         position = max(first, start)
         if position >= end:
             return
+        where = f"topic {self._topic}, partition {partition}"
         with _consumer(self._settings) as consumer:
             consumer.assign([TopicPartition(self._topic, partition, position)])
+            heard = time.monotonic()
             while position < end:
+                messages = consumer.consume(min(RUN, end - position), timeout=POLL_SECONDS)
+                if messages:
+                    heard = time.monotonic()
+                elif time.monotonic() - heard > PATIENCE_SECONDS:
+                    raise LogError(f"{where}: the broker sends nothing more")
                 run = []
-                for message in consumer.consume(RUN, timeout=PATIENCE_SECONDS) or [None]:
-                    if message is None:
-                        raise LogError(f"topic {self._topic}, partition {partition}: the broker sends nothing more")
+                for message in messages:
                     if message.error():
-                        if message.error().code() == _PARTITION_EOF:
-                            position = end
-                            break
-                        raise LogError(f"topic {self._topic}, partition {partition}: {message.error().str()}")
-                    if message.offset() >= end:
+                        if message.error().code() != _PARTITION_EOF:
+                            raise LogError(f"{where}: {message.error().str()}")
                         position = end
-                        break
-                    run.append(_of(message))
-                    position = message.offset() + 1
+                    elif message.offset() < end:
+                        run.append(_of(message))
+                        position = message.offset() + 1
+                    else:
+                        position = end
                 if run:
                     yield run
 
