@@ -60,6 +60,8 @@ class LiveModel:
         self._partials: dict[int, Partial] = {}
         self._offsets = {"items": -1, "popularity": -1, "models": -1}
         self._uncharted: deque[Text] = deque()
+        """Every text in offset order that has no place yet, superseded ones too: what stands where is then told by
+        two offsets alone, whether the worker has been running or has just begun."""
         self._work = asyncio.Event()
         self._wanted = 0
         self.live: Live | None = None
@@ -87,14 +89,12 @@ class LiveModel:
             if isinstance(item, str):
                 _bad("items", record, item)
                 continue
-            if self.live is None:
-                continue
-            space = self.live.space
-            space.set_available(item.item_id, _is_rankable(item, space))
             text = self._catalogue.texts.get(item.item_id)
-            if text is not None and text.offset == record.offset and not space.is_trained(item.item_id):
+            if text is not None and text.offset == record.offset:
                 self._uncharted.append(text)
                 self._work.set()
+            if self.live is not None:
+                self.live.space.set_available(item.item_id, _is_rankable(item, self.live.space))
         self._note_side_inputs()
 
     def apply_popularity(self, records: Sequence[Record]) -> None:
@@ -176,12 +176,9 @@ class LiveModel:
         space.set_popularity(total(self._partials.values()))
         for item in self._catalogue.items.values():
             space.set_available(item.item_id, _is_rankable(item, space))
-        newer = [
-            text
-            for text in self._catalogue.texts.values()
-            if text.offset > charted and not space.is_trained(text.item_id)
-        ]
-        self._uncharted = deque(sorted(newer))
+        self._uncharted = deque(
+            text for text in self._uncharted if text.offset > charted and not space.is_trained(text.item_id)
+        )
         self.live = Live(version, bundle, space, bundle.item_index, bundle.type_index, self.side_inputs)
         self._work.set()
         metrics.MODEL_VERSION.set(version)
@@ -193,15 +190,17 @@ class LiveModel:
         wanted = self._wanted
         while self._uncharted and self.live is not None and self._wanted == wanted:
             live, waiting = self.live, self._uncharted
-            batch = [text for text in islice(waiting, COLD_BATCH) if up_to is None or text.offset <= up_to]
-            if not batch:
+            some = [text for text in islice(waiting, COLD_BATCH) if up_to is None or text.offset <= up_to]
+            if not some:
                 return
-            vectors = await self._encoder.item_vectors([text.text for text in batch], live.version)
-            if self.live is not live:
-                continue
-            for _ in batch:
+            batch = [text for text in some if not live.space.is_trained(text.item_id)]
+            if batch:
+                vectors = await self._encoder.item_vectors([text.text for text in batch], live.version)
+                if self.live is not live:
+                    continue
+                live.space.add_cold([text.item_id for text in batch], vectors)
+            for _ in some:
                 waiting.popleft()
-            live.space.add_cold([text.item_id for text in batch], vectors)
             for text in batch:
                 item = self._catalogue.items[text.item_id]
                 live.space.set_available(text.item_id, _is_rankable(item, live.space))

@@ -254,6 +254,28 @@ async def test_an_item_described_anew_while_it_is_encoded_gets_the_newer_place(
         await until(lambda: np.array_equal(space.vectors[space.index["fresh"]], vector("New Title", 1)))
 
 
+async def test_two_offsets_tell_what_stands_where(model: LiveModel, encoder: FakeEncoder, tmp_path: Path) -> None:
+    """A worker that begins with the whole catalogue places the same items, in the same order, as one that saw it grow.
+
+    Both are stopped at the same charted offset, with a newer text of the first item waiting.
+    """
+    records = [item(0, "fresh", "Old Title"), item(1, "fresher"), item(2, "fresh", "New Title"), item(3, "freshest")]
+    for record in records[:2]:
+        model.apply_items([record])
+        await model.settle()
+    model.apply_items(records[2:])
+    begun = LiveModel(encoder, tmp_path)
+    begun.apply_items(records)
+    await begun.start(1)
+    await begun.settle(1)
+    assert model.side_inputs == begun.side_inputs
+    assert (model.side_inputs.items, model.side_inputs.charted) == (3, 1)
+    assert model.live.space.ids == begun.live.space.ids
+    assert begun.live.space.ids[-2:] == ["fresh", "fresher"]
+    size = model.live.space.size
+    np.testing.assert_array_equal(model.live.space.vectors[:size], begun.live.space.vectors[:size])
+
+
 async def test_a_trained_item_keeps_its_trained_vector(model: LiveModel, encoder: FakeEncoder) -> None:
     """An item that waited for a place when a version that was trained on it went live is not placed by its text."""
     encoder.away = True
