@@ -60,7 +60,7 @@ def make_world(seed: int, users: int, odd: float) -> World:
     space.add_cold(ITEMS[TRAINED:], vectors[TRAINED:])
     popular = rng.choice(len(ITEMS), 60, replace=False)
     space.set_popularity({ITEMS[item]: float(np.expm1(rng.integers(1, 4))) for item in popular})
-    space.prior = Prior(np.round(space.prior.values), space.prior.popular)
+    space.prior = Prior(np.round(space.prior.values), space.prior.popular, space.size)
     for item in rng.choice(len(ITEMS), rng.integers(0, 80), replace=False):
         space.set_available(ITEMS[item], available=False)
     states = []

@@ -20,7 +20,7 @@ from workers.ports import Message, Record
 from workers.replay.actions import Moment
 from workers.replay.clock import Clock
 from workers.replay.engine import Replay
-from workers.replay.models import PUBLISHED, ReplayedModel
+from workers.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
 from workers.replay.run import run
 from workers.replay.states import MemoryStates
 from workers.settings import Settings
@@ -117,11 +117,17 @@ async def open_replay(output: Kept, *, judged: bool = False, items: Sequence[Rec
     await side_inputs.start(1)
     assert side_inputs.live is not None
     space = side_inputs.live.space
-    judge = Prequential(
-        "version 1", cutoff=10, catalogue=1600, vectors=lambda ids: space.vectors[[space.index[one] for one in ids]]
+    judges = {
+        view: Prequential(
+            view.name, cutoff=10, catalogue=1600, vectors=lambda ids: space.vectors[[space.index[one] for one in ids]]
+        )
+        for view in (PUBLISHED, View("at every event", 0), View("every hour", 3600), *BASELINES)
+        if judged
+    }
+    model = ReplayedModel("version 1", side_inputs, ListMaker(SETTINGS), judges, (3600,))
+    replay = Replay(
+        SETTINGS, [model], encoder, MemoryStates(), Clock(86_400.0, (3600,), all_time=judged), output, items
     )
-    model = ReplayedModel("version 1", side_inputs, ListMaker(SETTINGS), {PUBLISHED: judge} if judged else {})
-    replay = Replay(SETTINGS, [model], encoder, MemoryStates(), Clock(86_400.0), output, items)
     await replay.start()
     return replay
 

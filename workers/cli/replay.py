@@ -59,6 +59,10 @@ def replay(
     burn_in: Annotated[
         float, typer.Option(min=0, max=0.99, metavar="SHARE", help="First part of the log that is not judged.")
     ] = 0.0,
+    label_delay: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="Time until what a user did is known to the calibration."),
+    ] = 0.0,
     features: Annotated[bool, typer.Option("--features", help="Write every user's behaviour rows as well.")] = False,
     training_rows: Annotated[
         bool, typer.Option("--training-rows", help="Write rows to train on: state before, behaviour after.")
@@ -116,6 +120,7 @@ def replay(
             judged=evaluate or freshness,
             freshness=freshness,
             burn_in=burn_in,
+            label_delay=label_delay,
             features=features,
             training_rows=training_rows,
             batch=batch,

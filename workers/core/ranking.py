@@ -43,10 +43,14 @@ class RankConfig:
 
 @dataclass(frozen=True, eq=False)
 class Prior:
-    """Popularity at one moment: `values` float32 `[rows]` is log1p of the counts, `popular` the highest rows."""
+    """Popularity at one moment: `values` float32 `[rows]` is log1p of the counts, `popular` the highest rows.
+
+    `size` is how many rows there were: later items are no candidates.
+    """
 
     values: NDArray[np.float32]
     popular: NDArray[np.int64]
+    size: int
 
 
 class ItemSpace:
@@ -107,16 +111,27 @@ class ItemSpace:
         index, values = np.array([row for row, _ in rows], np.int64), np.array([count for _, count in rows])
         self.prior = self.prior_of(index, values)
 
-    def prior_of(self, rows: NDArray[np.int64], counts: NDArray[np.float64]) -> Prior:
-        """The prior in which the items at `rows` `[n]` have these counts `[n]`, and all others none."""
+    def prior_of(
+        self,
+        rows: NDArray[np.int64],
+        counts: NDArray[np.float64],
+        size: int | None = None,
+        candidates: int | None = POPULAR_CANDIDATES,
+    ) -> Prior:
+        """The prior in which the items at `rows` `[n]` have these counts `[n]`, and all others none.
+
+        `size` is how many rows there were at that moment, where that is past; so
+        many of the most popular are `candidates`, all of them with None.
+        """
+        size = self.size if size is None else size
         values = np.zeros(len(self.vectors), np.float32)
         values[rows] = np.log1p(counts)
-        popular = np.argsort(-values[FIRST_ITEM : self.size], kind="stable")[:POPULAR_CANDIDATES] + FIRST_ITEM
-        return Prior(values, popular)
+        popular = np.argsort(-values[FIRST_ITEM:size], kind="stable")[:candidates] + FIRST_ITEM
+        return Prior(values, popular, size)
 
     def common_candidates(self, prior: Prior) -> NDArray[np.int64]:
         """Rows that are candidates for every user, ascending: the popular, the newest cold."""
-        cold = np.arange(max(self.trained, self.size - COLD_CANDIDATES), self.size)
+        cold = np.arange(max(self.trained, prior.size - COLD_CANDIDATES), prior.size)
         return np.union1d(prior.popular, cold)
 
 
@@ -197,7 +212,7 @@ def _common_candidates(
         found = np.empty(candidates.shape, np.float32)
         for number, prior in enumerate(different.values()):
             mine = which == number
-            found[mine] = prior.values[candidates[mine]]
+            found[mine] = prior.values.take(candidates[mine], mode="clip")  # later rows are not this prior's
         return found
 
     return common, shared[which], values

@@ -12,27 +12,34 @@ from workers.replay.clock import Counts
 class Moment(NamedTuple):
     """A user at one event time: all of their events with that time are folded.
 
-    `state` is a copy; `counts` the popularity of that minute.
+    `state` is a copy; `counts` the popularity of that minute; `boundaries` the last
+    ones of the clock's periods. `judged` says whether the burn-in is over.
     """
 
     user_id: str
     state: UserState
     event: Event
     counts: Counts
+    boundaries: tuple[int, ...]
+    judged: bool
 
 
 class Act(NamedTuple):
     """A user's first touch of an item: what judges the list they were looking at.
 
-    `counts` is the popularity of that minute, `boundaries` and `at_boundary` those
-    of the clock's periods; `history` is how many events of the user were folded before.
+    `counts` is the popularity of that minute, `all_time` the same without decay,
+    `boundaries` and `at_boundary` those of the clock's periods; `history` is how
+    many events of the user were folded before. One that is not `judged` falls
+    into the burn-in: it only happens.
     """
 
     event: Event
     counts: Counts
+    all_time: Counts
     boundaries: tuple[int, ...]
     at_boundary: tuple[Counts, ...]
     history: int
+    judged: bool
 
 
 Action = Moment | Act

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from workers.core.evaluation.interleaving import Interleaver
 from workers.core.events import BadEvent, Event
 from workers.core.features import featurise
+from workers.core.snapshots import TICK_MS
 from workers.core.state import HISTORY, Outcome, UserState, fold
 from workers.lists import MadeList
 from workers.pipeline import dead_letter
@@ -110,7 +111,7 @@ class Replay:
         self._to_encode = 0
         self._under_way: tuple[list[Action], list[_Encoding]] | None = None
         self.judge_after = 0
-        """Number of records before anything is judged."""
+        """Number of records before anything is judged: the burn-in."""
         self.interleavers = {
             model.name: Interleaver(models[0].name, model.name) for model in models[1:] if self._judging
         }
@@ -130,6 +131,8 @@ class Replay:
         """Take in a batch of the log; at most two batches of lists are under way on return."""
         for step in steps:
             if self._items and step.record.timestamp >= self._items[0].timestamp:
+                if isinstance(step.event, Event) and step.event.ts > self._clock.now:
+                    self._close_moments()  # their lists come before the new items
                 await self.drain()
                 await self._apply_items(step.record.timestamp)
             self._take(step)
@@ -148,14 +151,17 @@ class Replay:
         await self._turn()
 
     async def _apply_items(self, timestamp: int) -> None:
-        """Let the catalogue catch up with the log's time (ms); items without one were there before it."""
-        due: list[Record] = []
+        """Let the catalogue catch up with the log's time (ms), minute by minute; items without one came before it."""
         while self._items and self._items[0].timestamp <= timestamp:
-            due.append(self._items.popleft())
-        self._items_applied += len(due)
-        for model in self._models:
-            model.side_inputs.apply_items(due)
-            await model.side_inputs.settle()
+            minute = self._items[0].timestamp // TICK_MS
+            due: list[Record] = []
+            while self._items and (at := self._items[0].timestamp) <= timestamp and at // TICK_MS == minute:
+                due.append(self._items.popleft())
+            self._items_applied += len(due)
+            for model in self._models:
+                model.side_inputs.apply_items(due)
+                await model.side_inputs.settle()
+                model.grown(max(0, minute * TICK_MS))
 
     def _take(self, step: Step) -> None:
         partition, record, event, at = step
@@ -181,11 +187,12 @@ class Replay:
         self.counts["folded"] += 1
         self._open[user] = partition, event
         if outcome is Outcome.FIRST_TOUCH:
-            if self._judging and self.counts["records"] > self.judge_after:
+            if self._judging:
+                boundaries, at_boundary = tuple(clock.boundaries), tuple(clock.at_boundary)
                 self._actions.append(
-                    Act(event, clock.counts, tuple(clock.boundaries), tuple(clock.at_boundary), history)
+                    Act(event, clock.counts, clock.all_time, boundaries, at_boundary, history, self._is_judged())
                 )
-            clock.snapshots.add(event.item_id or "")
+            clock.add(event.item_id or "")
         if state.consent:
             self.forgotten[user] = event.ts
         if self._output.wants_training_rows and event.item_id is not None and not state.consent:
@@ -194,9 +201,10 @@ class Replay:
     def _close_moments(self) -> None:
         """The log's time moves on: users touched at the time that ends each get a list."""
         if self._makes_moments:
+            boundaries, judged = tuple(self._clock.boundaries), self._is_judged()
             for user, (partition, event) in self._open.items():
                 state = self._states.get(user, partition)
-                moment = Moment(user, _copied(state), event, self._clock.counts)
+                moment = Moment(user, _copied(state), event, self._clock.counts, boundaries, judged)
                 if self._output.wants_features:
                     self._output.features(moment)
                 if self._models:
@@ -204,6 +212,9 @@ class Replay:
                     self._to_encode += encodable(state)
         self._open.clear()
         self._before.clear()
+
+    def _is_judged(self) -> bool:
+        return self.counts["records"] > self.judge_after
 
     async def _turn(self) -> None:
         """Start on the actions that are waiting, and finish those before them meanwhile."""
@@ -235,7 +246,7 @@ class Replay:
             self.counts["lists"] += len(published)
             self._output.lists(model, published)
         if self.interleavers:
-            acts = [action.event for action in actions if isinstance(action, Act)]
+            acts = [action.event for action in actions if isinstance(action, Act) and action.judged]
             for interleaver, others in zip(self.interleavers.values(), looked_at[1:], strict=True):
                 for event, first, other in zip(acts, looked_at[0], others, strict=True):
                     interleaver.judge(

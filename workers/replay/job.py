@@ -18,14 +18,14 @@ from workers.adapters.onnx import OnnxEncoder
 from workers.adapters.triton import TritonEncoder
 from workers.core.evaluation.compare import difference
 from workers.core.evaluation.prequential import Prequential
-from workers.core.evaluation.results import Difference, FreshnessPoint, Results, write_results
+from workers.core.evaluation.results import FreshnessPoint, Results, write_results
 from workers.core.ranking import ItemSpace
 from workers.lists import ListMaker
 from workers.live_model import LiveModel
 from workers.ports import Encoder, Record
 from workers.replay.clock import Clock
 from workers.replay.engine import Replay
-from workers.replay.models import PUBLISHED, ReplayedModel, View
+from workers.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
 from workers.replay.output import FolderOutput
 from workers.replay.run import BATCH_RECORDS, Folder, run
 from workers.settings import Settings
@@ -47,7 +47,8 @@ class Job:
     """What to replay, with what, and what to write.
 
     `versions` may be empty: then it only folds. `speed` is event time per
-    wall-clock time. `burn_in` is the share of the records that is not judged.
+    wall-clock time. `burn_in` is the share of the records that is not judged;
+    `label_delay` (seconds of event time) is how old a label is when it is learned from.
     """
 
     settings: Settings
@@ -63,6 +64,7 @@ class Job:
     judged: bool = False
     freshness: bool = False
     burn_in: float = 0.0
+    label_delay: float = 0.0
     features: bool = False
     training_rows: bool = False
     batch: int = BATCH_RECORDS
@@ -104,7 +106,7 @@ async def run_job(
         folder = Folder(job.folder, _identity(job), output, on_disk=job.states_on_disk)
         checkpoint = None if fresh else folder.load()
         states = folder.open_states()
-        clock = Clock(job.settings.popularity_half_life, PERIODS if job.freshness else ())
+        clock = Clock(job.settings.popularity_half_life, _periods(job), all_time=job.judged)
         models = [await _model(job, version, encoder) for version in job.versions]
         replay = Replay(job.settings, models, encoder, states, clock, output, job.items)
         replay.judge_after = int((log.total or 0) * job.burn_in)
@@ -173,7 +175,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "source": job.source,
         "window": [job.window.start_ms, job.window.end_ms, sorted(job.window.offsets.items())],
         "versions": list(job.versions),
-        "judged": [job.judged, job.freshness, job.burn_in],
+        "judged": [job.judged, job.freshness, job.burn_in, job.label_delay],
         "written": [job.features, job.training_rows, job.states_on_disk],
         "items": len(job.items),
         "settings": msgspec.to_builtins(job.settings),
@@ -191,19 +193,24 @@ async def _model(job: Job, version: int, encoder: Encoder) -> ReplayedModel:
     await side_inputs.start(version)
     assert side_inputs.live is not None
     space = side_inputs.live.space
-    views = (FRESHEST, *PERIODIC, PUBLISHED) if job.freshness else (PUBLISHED,)
+    views = (*((FRESHEST, *PERIODIC) if job.freshness else ()), PUBLISHED, *BASELINES)
     name = f"version {version}"
     judges = {
         view: Prequential(
-            name if view is PUBLISHED else f"{name}, {view.name}",
+            view.name if view in BASELINES else name if view is PUBLISHED else f"{name}, {view.name}",
             cutoff=job.settings.list_size,
             catalogue=max(1, len(space.index)),
             vectors=_vectors(space),
+            label_delay_ms=round(job.label_delay * 1000),
         )
         for view in views
         if job.judged
     }
-    return ReplayedModel(name, side_inputs, ListMaker(job.settings), judges, PERIODS)
+    return ReplayedModel(name, side_inputs, ListMaker(job.settings), judges, _periods(job))
+
+
+def _periods(job: Job) -> tuple[int, ...]:
+    return PERIODS if job.freshness else ()
 
 
 def _vectors(space: ItemSpace) -> Callable[[Sequence[str]], NDArray[np.float32]]:
@@ -212,14 +219,15 @@ def _vectors(space: ItemSpace) -> Callable[[Sequence[str]], NDArray[np.float32]]
 
 def _results(job: Job, command: str, replay: Replay, models: Sequence[ReplayedModel]) -> Results:
     first, *others = models
-    comparisons: list[Difference] = [
-        difference(first.judges[PUBLISHED], other.judges[PUBLISHED], metric) for other in others for metric in METRICS
-    ]
+    ours = [first.judges[PUBLISHED], *([first.judges[FRESHEST]] if job.freshness else [])]
+    pairs = [(first.judges[PUBLISHED], other.judges[PUBLISHED]) for other in others]
+    pairs += [(first.judges[baseline], one) for one in ours for baseline in BASELINES]
+    judges = [*(model.judges[PUBLISHED] for model in models), *(first.judges[baseline] for baseline in BASELINES)]
     return Results(
         source=job.source,
         command=command,
-        evaluations=[model.judges[PUBLISHED].evaluation() for model in models],
-        comparisons=comparisons,
+        evaluations=[judge.evaluation() for judge in judges],
+        comparisons=[difference(*pair, metric) for pair in pairs for metric in METRICS],
         interleavings=[one.result() for one in replay.interleavers.values()],
         freshness=_curve(first) if job.freshness else [],
     )
@@ -229,7 +237,8 @@ def _curve(model: ReplayedModel) -> list[FreshnessPoint]:
     """What lists are worth by how often they are made; each point paired with the freshest."""
     freshest = model.judges[FRESHEST]
     points = []
-    for view, judge in model.judges.items():
+    for view in (FRESHEST, *PERIODIC, PUBLISHED):
+        judge = model.judges[view]
         everything = judge.evaluation().slices["all"]["all"].metrics
         points.append(
             FreshnessPoint(

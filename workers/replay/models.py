@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.core.evaluation.prequential import Judgement, Prequential
-from workers.core.ranking import Prior
+from workers.core.ranking import POPULAR_CANDIDATES, Prior
 from workers.core.state import Consent, UserState, decode_state, encode_state
 from workers.lists import ListMaker, MadeList
 from workers.live_model import Live, LiveModel
 from workers.ports import Encoded
 from workers.replay.actions import Act, Action, Moment
-from workers.replay.clock import Counts, SlotRows
+from workers.replay.clock import Counts, SlotRows, Standing
 
 NEW_USER_EVENTS = 5
 """A user with fewer events before is a new one."""
+
+
+class Policy(Enum):
+    """What ranks a list: the model with its prior, or popularity alone without what the user has seen."""
+
+    MODEL = 0
+    RECENT = 1
+    ALL_TIME = 2
 
 
 class View(NamedTuple):
@@ -27,22 +36,25 @@ class View(NamedTuple):
 
     `period` None: the one published after their last moment. 0: one made that
     very minute of all that was known before. Seconds: the one that a job running
-    every so often made at the last boundary.
+    every so often made at the last boundary, of the profile, the popularity and
+    the items of that time. What has become unavailable since is in none.
     """
 
     name: str
     period: int | None
+    policy: Policy = Policy.MODEL
 
 
 PUBLISHED = View("as published", None)
+BASELINES = (View("recent popularity", 0, Policy.RECENT), View("all-time popularity", 0, Policy.ALL_TIME))
+"""What any model must beat, refreshed at every event."""
 
 
 class Shown(NamedTuple):
-    """The list a user looks at; `made` is the event time (ms) it is of."""
+    """The list a user looks at."""
 
     items: list[str]
     scores: list[float]
-    made: int
 
 
 class _Latest(NamedTuple):
@@ -101,8 +113,15 @@ class ReplayedModel:
         self.live = self.side_inputs.live
         self._rows = SlotRows(self.live.space)
         self._remembers = any(view.period is not None for view in self.judges)
-        self._latest: dict[str, _Latest] = {}
-        self._shown: dict[View, dict[str, Shown]] = {view: {} for view in {PUBLISHED, *self.judges}}
+        self._profiles: dict[str, list[Standing[_Latest | None]]] = {}
+        self._sizes = [Standing(self.live.space.size, self.live.space.size) for _ in self.periods]
+        self._shown: dict[View, dict[str, Shown]] = {view: {} for view in dict.fromkeys((PUBLISHED, *self.judges))}
+        self._asked: dict[View, dict[str, int]] = {view: {} for view in self.judges if view.period}
+
+    def grown(self, ts: int) -> None:
+        """Items came to the space in the minute that began at `ts` (ms)."""
+        for period, size in zip(self.periods, self._sizes, strict=True):
+            size.change(self.live.space.size, ts - ts % (period * 1000))
 
     def process(
         self, actions: Sequence[Action], history: NDArray[np.int32], encoded: Encoded | None
@@ -111,7 +130,7 @@ class ReplayedModel:
 
         `history` and `encoded` hold one row per moment of `encodable`; `encoded` is
         None where there is none. Returns the published lists (None for an erased user),
-        and for each act the items of the first judged view's list.
+        and for each judged act the items of the first judged view's list.
         """
         jobs = _Jobs()
         rows = iter(zip(history, *encoded, strict=True)) if encoded is not None else iter(())
@@ -126,101 +145,111 @@ class ReplayedModel:
             lists = {view: made[one] if isinstance(one, int) else one for view, one in ticket.items()}
             if isinstance(action, Moment):
                 published.append((action, self._publish(action, lists[PUBLISHED])))
-            else:
+            elif action.judged:
                 looked_at.append(self._judge(action, lists))
+            for judge in self.judges.values() if isinstance(action, Act) else ():
+                judge.interacted(action.event.item_id or "")
         return published, looked_at
 
     def _moment(self, moment: Moment, rows: Iterator[Any], jobs: _Jobs) -> _Ticket:
         state, user = moment.state, moment.user_id
-        if state.consent is Consent.ERASED:
-            self._latest.pop(user, None)
-            return {PUBLISHED: None}
         if not encodable(state):
-            self._latest.pop(user, None)
-            return {PUBLISHED: self.maker.make_popular(self.live, user, None, self._prior(moment.counts))}
+            self._forget(moment)
+            if state.consent is Consent.ERASED:
+                return {PUBLISHED: None}
+            return {PUBLISHED: self._popular(user, None, self._prior(moment.counts))}
         latest = _Latest(state, *next(rows))
         if self._remembers:
-            self._latest[user] = latest
+            for standing, boundary in zip(self._profile(user), (0, *moment.boundaries), strict=True):
+                standing.change(latest, boundary)
         return {PUBLISHED: jobs.add(user, latest, self._prior(moment.counts))}
+
+    def _profile(self, user_id: str) -> list[Standing[_Latest | None]]:
+        """The user as of their last moment, and as of the last boundary of each period."""
+        known = self._profiles.get(user_id)
+        if known is None:
+            known = self._profiles[user_id] = [Standing(None, None) for _ in (0, *self.periods)]
+        return known
+
+    def _forget(self, moment: Moment) -> None:
+        """Without a profile now, the user is without one at past boundaries too."""
+        self._profiles.pop(moment.user_id, None)
+        for asked in self._asked.values():
+            asked.pop(moment.user_id, None)
 
     def _act(self, act: Act, jobs: _Jobs) -> _Ticket:
         """Lists that the act is judged by and that are not there yet."""
-        user = act.event.user_id
         ticket: _Ticket = {}
+        if not act.judged:
+            return ticket
+        user = act.event.user_id
+        profile = self._profile(user) if self._remembers else []
         for view in self.judges:
             if view.period is None:
                 if user not in self._shown[view]:
-                    ticket[view] = self._popular(user, act.counts)
+                    ticket[view] = self._popular(user, None, self._prior(act.counts))
                 continue
-            counts, made = act.counts, act.event.ts
+            latest, counts, size = profile[0].now, act.counts, None
             if view.period:
                 place = self.periods.index(view.period)
-                counts, made = act.at_boundary[place], act.boundaries[place]
-                known = self._shown[view].get(user)
-                if known is not None and known.made == made:
+                boundary = act.boundaries[place]
+                if self._asked[view].get(user) == boundary:
                     continue
-            self._shown[view][user] = Shown([], [], made)
-            latest = self._latest.get(user)
-            ticket[view] = (
-                self._popular(user, counts) if latest is None else jobs.add(user, latest, self._prior(counts))
-            )
+                self._asked[view][user] = boundary
+                latest, size = profile[place + 1].at(boundary), self._sizes[place].at(boundary)
+                counts = act.at_boundary[place]
+            if view.policy is not Policy.MODEL:
+                counts = act.all_time if view.policy is Policy.ALL_TIME else counts
+                ticket[view] = self._popular(user, latest, self._prior(counts, size, None))
+            elif latest is None:
+                ticket[view] = self._popular(user, None, self._prior(counts, size))
+            else:
+                ticket[view] = jobs.add(user, latest, self._prior(counts, size))
         return ticket
 
-    def _popular(self, user_id: str, counts: Counts) -> MadeList:
-        return self.maker.make_popular(self.live, user_id, None, self._prior(counts))
+    def _popular(self, user_id: str, latest: _Latest | None, prior: Prior) -> MadeList:
+        return self.maker.make_popular(self.live, user_id, None if latest is None else latest.state, prior)
 
-    def _prior(self, counts: Counts) -> Prior:
-        return counts.prior(self.live.space, self._rows)
+    def _prior(self, counts: Counts, size: int | None = None, candidates: int | None = POPULAR_CANDIDATES) -> Prior:
+        return counts.prior(self.live.space, self._rows, size, candidates)
 
     def _publish(self, moment: Moment, made: MadeList | None) -> MadeList | None:
-        if made is None:
-            self._shown[PUBLISHED].pop(moment.user_id, None)
-        elif self.judges:
-            self._show(PUBLISHED, moment.user_id, made, moment.event.ts)
+        if not encodable(moment.state):
+            for shown in self._shown.values():
+                shown.pop(moment.user_id, None)
+        if made is not None and self.judges:
+            segment = _user_segment(moment.state.folded)
+            self._show(PUBLISHED, moment.user_id, made, moment.event.ts, segment, judged=moment.judged)
         return made
 
-    def _show(self, view: View, user_id: str, made: MadeList, ts: int) -> None:
+    def _show(self, view: View, user_id: str, made: MadeList, ts: int, segment: str, *, judged: bool = True) -> None:
         items = [item.item_id for item in made.items]
-        self._shown[view][user_id] = Shown(items, [item.score for item in made.items], ts)
+        self._shown[view][user_id] = Shown(items, [item.score for item in made.items])
         judge = self.judges.get(view)
-        if judge is not None:
-            judge.shown(user_id, items)
+        if judge is not None and judged:
+            judge.shown(user_id, ts, items, segment)
 
     def _judge(self, act: Act, lists: Mapping[View, MadeList | None]) -> list[str]:
-        event = act.event
-        trained = self.live.space.is_trained(event.item_id or "")
-        segments = (
-            "new user" if act.history < NEW_USER_EVENTS else "known user",
-            "trained item" if trained else "cold item",
-        )
+        event, item = act.event, act.event.item_id or ""
+        segment = _user_segment(act.history)
+        segments = segment, "trained item" if self.live.space.is_trained(item) else "cold item"
         for view, judge in self.judges.items():
             made = lists.get(view)
             stood = self._shown[view].get(event.user_id)
             if made is not None and (stood is None or view.period is not None):
-                self._show(view, event.user_id, made, stood.made if stood else event.ts)
+                self._show(view, event.user_id, made, event.ts, segment)
             shown = self._shown[view][event.user_id]
-            judge.judge(
-                Judgement(
-                    event.user_id,
-                    event.ts,
-                    event.type,
-                    event.item_id or "",
-                    shown.items,
-                    shown.scores,
-                    shown.made,
-                    segments,
-                )
-            )
-            judge.interacted(event.item_id or "")
+            judge.judge(Judgement(event.user_id, event.ts, event.type, item, shown.items, shown.scores, segments))
         return self._shown[next(iter(self.judges))][event.user_id].items
 
     def dump(self) -> dict[str, Any]:
         """Everything that a replay that goes on needs, as plain values."""
         return {
             "shown": [list(self._shown[view].items()) for view in self._shown],
-            "latest": [
-                (user, encode_state(latest.state), *(part.tobytes() for part in latest[1:]))
-                for user, latest in self._latest.items()
+            "asked": [list(asked.items()) for asked in self._asked.values()],
+            "profiles": [
+                (user, [(_dumped(one.now), _dumped(one.then), one.boundary) for one in profile])
+                for user, profile in self._profiles.items()
             ],
             "judges": [judge.dump() for judge in self.judges.values()],
         }
@@ -229,16 +258,35 @@ class ReplayedModel:
         """Take over what `dump` gave; the views are the same."""
         for view, shown in zip(self._shown, dumped["shown"], strict=True):
             self._shown[view] = {user: Shown(*one) for user, one in shown}
-        for user, raw, history, index, score, embedding in dumped["latest"]:
-            self._latest[user] = _Latest(
-                decode_state(raw),
-                np.frombuffer(history, np.int32),
-                np.frombuffer(index, np.int32),
-                np.frombuffer(score, np.float32),
-                np.frombuffer(embedding, np.float32),
-            )
+        for view, asked in zip(self._asked, dumped["asked"], strict=True):
+            self._asked[view] = dict(asked)
+        for user, profile in dumped["profiles"]:
+            self._profiles[user] = [
+                Standing(_restored(now), _restored(then), boundary) for now, then, boundary in profile
+            ]
         for judge, raw in zip(self.judges.values(), dumped["judges"], strict=True):
             judge.restore(raw)
+
+
+def _user_segment(history: int) -> str:
+    return "new user" if history < NEW_USER_EVENTS else "known user"
+
+
+def _dumped(latest: _Latest | None) -> tuple[bytes, ...] | None:
+    return latest and (encode_state(latest.state), *(part.tobytes() for part in latest[1:]))
+
+
+def _restored(dumped: Sequence[bytes] | None) -> _Latest | None:
+    if dumped is None:
+        return None
+    raw, history, index, score, embedding = dumped
+    return _Latest(
+        decode_state(raw),
+        np.frombuffer(history, np.int32),
+        np.frombuffer(index, np.int32),
+        np.frombuffer(score, np.float32),
+        np.frombuffer(embedding, np.float32),
+    )
 
 
 def encodable(state: UserState) -> bool:

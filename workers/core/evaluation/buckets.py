@@ -19,6 +19,9 @@ from workers.core.evaluation.results import Estimate
 
 BUCKETS = 1024
 REPLICATES = 1000
+GROUPS = 64
+"""Coarser units, for what is kept per unit and item; a group is sixteen buckets."""
+GROUP_REPLICATES = 200
 
 
 @lru_cache(maxsize=100_000)
@@ -80,6 +83,23 @@ def _estimates(counts: NDArray[np.float64], sums: NDArray[np.float64], seed: int
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     middle = sums.sum(axis=0) / total
     return [Estimate(float(m), float(lo), float(hi), int(total)) for m, lo, hi in zip(middle, low, high, strict=True)]
+
+
+def resampled(groups: int, seed: int, replicates: int = GROUP_REPLICATES) -> NDArray[np.float64]:
+    """How often each unit is drawn in each replicate, `[replicates, groups]`."""
+    picks = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), replicates)
+    return picks.astype(np.float64)
+
+
+def centred(value: float, replicates: NDArray[np.float64], n: int, highest: float = 1.0) -> Estimate:
+    """An estimate within 0 and `highest` from its replicates, moved so that their mean is the value.
+
+    A resampled crowd has fewer different users, so what is counted over all of
+    them (items shown, evenness) comes out too small or too large in every
+    replicate: the spread is right, the place is not.
+    """
+    low, high = np.quantile(replicates, [0.025, 0.975]) - replicates.mean() + value
+    return Estimate(value, max(0.0, float(low)), min(highest, float(high)), n)
 
 
 def verdict(estimate: Estimate, neutral: float = 0.0) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.core.evaluation.results import CalibrationBin
+from workers.core.evaluation.buckets import GROUPS, centred, resampled
+from workers.core.evaluation.results import CalibrationBin, Estimate
 
 RATE = 0.02
 EDGES = np.array([0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
@@ -30,10 +31,10 @@ class Calibration:
         self._weights = np.array([-4.0, 0.0, 0.0])  # bias, score, log of the slot
         self._mean, self._square, self._seen = 0.0, 1.0, 0
         self._waiting: deque[tuple[int, NDArray[np.float64], int]] = deque()
-        self._sums = np.zeros((len(EDGES) - 1, 3))  # predictions, hits, slots
+        self._sums = np.zeros((GROUPS, len(EDGES) - 1, 3))  # predictions, hits, slots
 
-    def observe(self, ts: int, scores: Sequence[float], hit: int) -> None:
-        """One list with its label: the slot that came true, or -1; `ts` in ms."""
+    def observe(self, place: int, ts: int, scores: Sequence[float], hit: int) -> None:
+        """One list of a user in bucket `place` with its label: the slot that came true, or -1; `ts` in ms."""
         if not scores:
             return
         while self._waiting and self._waiting[0][0] + self._delay < ts:
@@ -47,11 +48,12 @@ class Calibration:
         scaled = (values - self._mean) / max(self._square, 1e-9) ** 0.5
         features = np.stack([np.ones(len(values)), scaled, np.log1p(np.arange(len(values)))], axis=1)
         chances = _logistic(features @ self._weights)
-        bins = np.minimum(np.searchsorted(EDGES, chances, side="right") - 1, len(self._sums) - 1)
-        np.add.at(self._sums[:, 0], bins, chances)
-        np.add.at(self._sums[:, 2], bins, 1)
+        sums = self._sums[place % GROUPS]
+        bins = np.minimum(np.searchsorted(EDGES, chances, side="right") - 1, len(sums) - 1)
+        np.add.at(sums[:, 0], bins, chances)
+        np.add.at(sums[:, 2], bins, 1)
         if hit >= 0:
-            self._sums[bins[hit], 1] += 1
+            sums[bins[hit], 1] += 1
         self._waiting.append((ts, features, hit))
 
     def _learn(self, features: NDArray[np.float64], hit: int) -> None:
@@ -60,14 +62,22 @@ class Calibration:
             error[hit] += 1
         self._weights += RATE * (error @ features)
 
-    def bins(self) -> tuple[list[CalibrationBin], float | None]:
+    def bins(self, seed: int) -> tuple[list[CalibrationBin], Estimate | None]:
         """The bins that are not empty, and the expected calibration error (Naeini et al. 2015)."""
-        used = self._sums[self._sums[:, 2] > 0]
-        if not len(used):
+        used = self._sums[:, :, 2].any(axis=0)
+        sums = self._sums[self._sums[:, :, 2].any(axis=1)][:, used]  # [groups, bins, 3]
+        if not sums.size:
             return [], None
-        total = used[:, 2].sum()
-        found = [CalibrationBin(float(p / n), float(h / n), int(n)) for p, h, n in used]
-        return found, float(np.abs(used[:, 0] - used[:, 1]).sum() / total)
+        whole = sums.sum(axis=0)
+        drawn = np.einsum("rg,gbk->rbk", resampled(len(sums), seed), sums)
+        found = []
+        for place, (predicted, hits, slots) in enumerate(whole):
+            there = drawn[:, place, 2] > 0
+            shares = drawn[there, place, 1] / drawn[there, place, 2]
+            found.append(CalibrationBin(float(predicted / slots), centred(float(hits / slots), shares, int(slots))))
+        errors = np.abs(drawn[:, :, 0] - drawn[:, :, 1]).sum(axis=1) / drawn[:, :, 2].sum(axis=1)
+        error = float(np.abs(whole[:, 0] - whole[:, 1]).sum() / whole[:, 2].sum())
+        return found, centred(error, errors, int(whole[:, 2].sum()))
 
     def dump(self) -> dict[str, Any]:
         """Everything, as plain values."""

@@ -1,7 +1,8 @@
 """Prequential evaluation: each list is judged by what its user did next (Dawid 1984; Gama et al. 2013).
 
 Nothing here grows with the log: sums per slice and bucket of users, exposure per
-item, a sample of lists.
+item and group of users, a sample of lists. A day that has passed is kept as its
+estimates alone.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from numpy.typing import NDArray
 
 from workers.core.evaluation.buckets import Sums, bucket
 from workers.core.evaluation.calibration import Calibration
+from workers.core.evaluation.exposure import Exposure, mean_distance
 from workers.core.evaluation.results import Evaluation, Slice
 
 METRICS = ("hr", "ndcg", "mrr")
 DAY_MS = 86_400_000
-SAMPLE = 500
-"""Users whose latest list stands for all in personalisation."""
 DIVERSITY_EVERY = 10
 """Every so manieth list is measured for the distance between its items."""
+ALL = ("all", "all")
 
 
 class Judgement(NamedTuple):
-    """What a user did, and the list they were looking at: items and scores best first, made at `made` (ms)."""
+    """What a user did, and the list they were looking at: items and scores, best first."""
 
     user_id: str
     ts: int
@@ -37,8 +38,29 @@ class Judgement(NamedTuple):
     item_id: str
     items: Sequence[str]
     scores: Sequence[float]
-    made: int
     segments: Sequence[str]
+
+
+class Part:
+    """What is gathered of one slice."""
+
+    def __init__(self, cutoff: int, catalogue: int) -> None:
+        self.sums = Sums(len(METRICS))
+        self.exposure = Exposure(cutoff, catalogue)
+
+    def slice(self, seed: int) -> Slice:
+        """The estimates so far."""
+        metrics = dict(zip(METRICS, self.sums.estimates(seed), strict=True)) | self.exposure.estimates(seed)
+        return Slice(self.sums.n, int(np.count_nonzero(self.sums.counts)), metrics)
+
+    def dump(self) -> tuple[Any, Any]:
+        """Everything, as plain values."""
+        return self.sums.dump(), self.exposure.dump()
+
+    def restore(self, dumped: tuple[Any, Any]) -> None:
+        """Take over what `dump` gave."""
+        self.sums.restore(dumped[0])
+        self.exposure.restore(dumped[1])
 
 
 class Prequential:
@@ -48,8 +70,8 @@ class Prequential:
     where it is in the list; `ndcg` is 1/log2(r + 2), one item being relevant;
     `mrr` is 1/(r + 1); all 0 where it is not. With one relevant item recall is
     `hr`: the slices by `type` are the recall of each behaviour. `day` is the UTC
-    date of the act. Only the calibration learns from labels, and only from those
-    older than `label_delay_ms`.
+    date of the act, or of the newest before it where it came late. Only the
+    calibration learns from labels, and only from those older than `label_delay_ms`.
     """
 
     def __init__(
@@ -68,123 +90,99 @@ class Prequential:
         self._catalogue = catalogue
         self._vectors = vectors
         self._seed = seed
-        self._slices: dict[tuple[str, str], Sums] = {}
+        self._parts: dict[tuple[str, str], Part] = {}
         self._gains = [(1.0, 1 / float(np.log2(place + 2)), 1 / (place + 1)) for place in range(cutoff)]
         self._calibration = Calibration(label_delay_ms)
-        self._exposure: Counter[str] = Counter()
-        self._lists = 0
         self._interactions: Counter[str] = Counter()
         self._total = 0
-        self._novelty = self._slots = 0.0
-        self._diversity = self._measured = 0.0
-        self._latest: dict[str, list[str]] = {}
-        self._day: tuple[int, str] = (-1, "")
+        self._lists = 0
+        self._today = -1
+        self._day = ("day", "")
+        self._past_days: dict[str, Slice] = {}
 
     def judge(self, judgement: Judgement) -> None:
         """Take in one act."""
         items = judgement.items[: self.cutoff]
         place = items.index(judgement.item_id) if judgement.item_id in items else -1
         gains = self._gains[place] if place >= 0 else (0.0, 0.0, 0.0)
-        day = judgement.ts // DAY_MS
-        if day != self._day[0]:
-            self._day = day, datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m-%d")
+        self._come_to(judgement.ts)
         where = bucket(judgement.user_id)
-        names = [("all", "all"), ("day", self._day[1]), ("type", judgement.type)]
-        for name in (*names, *(("segment", segment) for segment in judgement.segments)):
-            sums = self._slices.get(name)
-            if sums is None:
-                sums = self._slices[name] = Sums(len(METRICS))
-            sums.add(where, gains)
-        self._calibration.observe(judgement.ts, judgement.scores[: self.cutoff], place)
+        for name in (ALL, self._day, ("type", judgement.type), *(("segment", one) for one in judgement.segments)):
+            self._part(name).sums.add(where, gains)
+        self._calibration.observe(where, judgement.ts, judgement.scores[: self.cutoff], place)
 
-    def shown(self, user_id: str, items: Sequence[str]) -> None:
-        """Take in one list."""
+    def shown(self, user_id: str, ts: int, items: Sequence[str], segment: str) -> None:
+        """Take in one list, shown at `ts` (ms) to a user of a segment."""
         items = list(items[: self.cutoff])
-        self._lists += 1
-        self._exposure.update(items)
+        if not items:
+            return
+        self._come_to(ts)
         seen, known = self._interactions, self._total + self._catalogue
-        self._novelty -= sum(math.log2((seen[item] + 1) / known) for item in items)
-        self._slots += len(items)
-        if self._lists % DIVERSITY_EVERY == 1 and len(items) > 1:
-            self._diversity += _mean_distance(self._vectors(items))
-            self._measured += 1
-        if user_id in self._latest or len(self._latest) < SAMPLE:
-            self._latest[user_id] = items
+        novelty = -sum(math.log2((seen[item] + 1) / known) for item in items) / len(items)
+        measured = self._lists % DIVERSITY_EVERY == 0 and len(items) > 1
+        distance = mean_distance(self._vectors(items)) if measured else None
+        self._lists += 1
+        for name in (ALL, self._day, ("segment", segment)):
+            self._part(name).exposure.add(user_id, items, novelty, distance)
 
     def interacted(self, item_id: str) -> None:
         """An interaction with an item, for the novelty of what is shown afterwards."""
         self._interactions[item_id] += 1
         self._total += 1
 
+    def _part(self, name: tuple[str, str]) -> Part:
+        part = self._parts.get(name)
+        if part is None:
+            part = self._parts[name] = Part(self.cutoff, self._catalogue)
+        return part
+
+    def _come_to(self, ts: int) -> None:
+        """Begin a new day where `ts` is in one, and keep of the last only what it came to."""
+        day = ts // DAY_MS
+        if day <= self._today:
+            return
+        if (past := self._parts.pop(self._day, None)) is not None:
+            self._past_days[self._day[1]] = past.slice(self._seed)
+        self._today = day
+        self._day = "day", datetime.fromtimestamp(day * DAY_MS / 1000, UTC).strftime("%Y-%m-%d")
+
     def sums(self) -> Sums:
         """The whole's sums, for paired comparison."""
-        return self._slices.get(("all", "all")) or Sums(len(METRICS))
+        return self._part(ALL).sums
 
     def evaluation(self) -> Evaluation:
         """What was found so far."""
-        slices: dict[str, dict[str, Slice]] = {"all": {}}
-        for (dimension, value), sums in sorted(self._slices.items()):
-            estimates = dict(zip(METRICS, sums.estimates(self._seed), strict=True))
-            users = int(np.count_nonzero(sums.counts))
-            slices.setdefault(dimension, {})[value] = Slice(sums.n, users, estimates)
-        slices["all"].setdefault("all", Slice(0, 0, dict(zip(METRICS, self.sums().estimates(self._seed), strict=True))))
-        bins, error = self._calibration.bins()
-        return Evaluation(self.name, self.cutoff, slices, self._list_metrics(), bins, error)
-
-    def _list_metrics(self) -> dict[str, float]:
-        if not self._lists:
-            return {}
-        return {
-            "coverage": len(self._exposure) / self._catalogue,
-            "gini": _gini(list(self._exposure.values()), self._catalogue),
-            "novelty": self._novelty / max(self._slots, 1.0),
-            "intra_list_diversity": self._diversity / max(self._measured, 1.0),
-            "personalisation": _personalisation(list(self._latest.values()), self.cutoff),
-        }
+        slices: dict[str, dict[str, Slice]] = {"all": {"all": self._part(ALL).slice(self._seed)}}
+        if self._past_days:
+            slices["day"] = dict(self._past_days)
+        for name, part in sorted(self._parts.items()):
+            if name != ALL:
+                slices.setdefault(name[0], {})[name[1]] = part.slice(self._seed)
+        bins, error = self._calibration.bins(self._seed)
+        return Evaluation(self.name, self.cutoff, slices, bins, error)
 
     def dump(self) -> bytes:
         """Everything, for a replay that goes on later."""
         return msgspec.msgpack.encode(
             {
-                "slices": [(*name, *sums.dump()) for name, sums in self._slices.items()],
+                "parts": [(*name, part.dump()) for name, part in self._parts.items()],
                 "calibration": self._calibration.dump(),
-                "counters": [dict(self._exposure), dict(self._interactions)],
-                "numbers": [self._lists, self._novelty, self._slots, self._diversity, self._measured, self._total],
-                "latest": self._latest,
+                "interactions": self._interactions,
+                "lists": self._lists,
+                "today": [self._today, self._day],
+                "past_days": self._past_days,
             }
         )
 
     def restore(self, dumped: bytes) -> None:
         """Take over what `dump` gave."""
         state: dict[str, Any] = msgspec.msgpack.decode(dumped)
-        for dimension, value, counts, sums in state["slices"]:
-            self._slices[dimension, value] = Sums(len(METRICS))
-            self._slices[dimension, value].restore((counts, sums))
+        for dimension, value, part in state["parts"]:
+            self._part((dimension, value)).restore(part)
         self._calibration.restore(state["calibration"])
-        self._exposure, self._interactions = (Counter(one) for one in state["counters"])
-        self._lists, self._novelty, self._slots, self._diversity, self._measured, self._total = state["numbers"]
-        self._latest = state["latest"]
-
-
-def _mean_distance(vectors: NDArray[np.float32]) -> float:
-    """Mean cosine distance over all pairs of a list's items (Smyth & McClave 2001)."""
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    n = len(unit)
-    similar = unit @ unit.T
-    return float(1 - (similar.sum() - np.trace(similar)) / (n * (n - 1)))
-
-
-def _gini(exposures: Sequence[int], catalogue: int) -> float:
-    """Gini coefficient of exposure over the catalogue, items never shown included: 0 even, 1 all on one item."""
-    values = np.sort(np.array([0] * max(0, catalogue - len(exposures)) + list(exposures), np.float64))
-    n, total = len(values), values.sum()
-    return float((2 * (np.arange(1, n + 1) @ values) / (n * total)) - (n + 1) / n) if total else 0.0
-
-
-def _personalisation(lists: Sequence[Sequence[str]], cutoff: int) -> float:
-    """Mean of 1 - overlap/cutoff over all pairs of users' lists."""
-    if len(lists) < 2:  # noqa: PLR2004 - a pair
-        return 0.0
-    holders = Counter(item for items in lists for item in items)
-    shared = sum(count * (count - 1) / 2 for count in holders.values())
-    return 1 - shared / (len(lists) * (len(lists) - 1) / 2) / cutoff
+        self._interactions = Counter(state["interactions"])
+        self._total = self._interactions.total()
+        self._lists = state["lists"]
+        self._today, (dimension, value) = state["today"]
+        self._day = dimension, value
+        self._past_days = msgspec.convert(state["past_days"], dict[str, Slice])

@@ -21,7 +21,12 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class Slice(msgspec.Struct, frozen=True):
-    """The metrics of a part of the log by name (`hr`, `ndcg`, `mrr`, …), cut at the evaluation's cutoff."""
+    """The metrics of a part of the log by name, lists cut at the evaluation's cutoff.
+
+    `hr`, `ndcg` and `mrr` judge lists by what users did next. `coverage`, `gini`,
+    `novelty` (bits), `intra_list_diversity` and `personalisation` concern the lists
+    alone; slices by what the user did have none of them.
+    """
 
     events: int
     users: int
@@ -29,27 +34,24 @@ class Slice(msgspec.Struct, frozen=True):
 
 
 class CalibrationBin(msgspec.Struct, frozen=True):
-    """Slots whose predicted chance fell into one bin: the mean prediction and what happened."""
+    """Slots whose predicted chance fell into one bin: the mean prediction, and how many came true."""
 
     predicted: float
-    observed: float
-    n: int
+    observed: Estimate
 
 
 class Evaluation(msgspec.Struct, frozen=True):
     """One policy's lists, judged by what users did next.
 
     `slices` is by dimension (`all`, `day`, `type`, `segment`), then by value.
-    `lists` holds what concerns the lists alone: `coverage`, `gini`, `novelty`
-    (bits), `intra_list_diversity`, `personalisation`.
+    `calibration_error` is the expected calibration error.
     """
 
     name: str
     cutoff: int
     slices: dict[str, dict[str, Slice]]
-    lists: dict[str, float]
     calibration: list[CalibrationBin] = []
-    calibration_error: float | None = None
+    calibration_error: Estimate | None = None
 
 
 class Difference(msgspec.Struct, frozen=True):

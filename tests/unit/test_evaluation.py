@@ -1,0 +1,262 @@
+"""What offline evaluation computes, against numbers worked by hand and against known truths."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from workers.core.evaluation.buckets import BUCKETS, Sums, bucket, paired, verdict
+from workers.core.evaluation.calibration import Calibration
+from workers.core.evaluation.compare import difference
+from workers.core.evaluation.exposure import SAMPLE, Exposure, gini, mean_distance, personalisation
+from workers.core.evaluation.prequential import DAY_MS, Judgement, Prequential
+from workers.core.evaluation.results import Estimate, Slice
+
+TRIALS = 150
+
+
+def axes(items: list[str]) -> NDArray[np.float32]:
+    """A vector for each item: items of one first letter stand at one place, others at right angles."""
+    vectors = np.zeros((len(items), 26), np.float32)
+    vectors[np.arange(len(items)), [ord(item[0]) - ord("a") for item in items]] = 1.0
+    return vectors
+
+
+def judge(name: str = "ours", cutoff: int = 4, catalogue: int = 10) -> Prequential:
+    return Prequential(name, cutoff=cutoff, catalogue=catalogue, vectors=axes)
+
+
+def act(user: str, item: str, items: str, ts: int = 0, kind: str = "view", segment: str = "known user") -> Judgement:
+    listed = items.split()
+    return Judgement(user, ts, kind, item, listed, [1.0] * len(listed), (segment,))
+
+
+def whole(judged: Prequential) -> Slice:
+    return judged.evaluation().slices["all"]["all"]
+
+
+def test_hits_gains_and_reciprocal_ranks() -> None:
+    """First place 1, 1, 1; third place 1, 1/log2(4), 1/3; missed, or below the cutoff, 0, 0, 0."""
+    judged = judge()
+    judged.judge(act("ada", "a", "a b c d"))
+    judged.judge(act("ada", "c", "a b c d"))
+    judged.judge(act("ben", "z", "a b c d"))
+    judged.judge(act("ben", "e", "a b c d e"))
+    found = whole(judged)
+    assert (found.events, found.users) == (4, 2)
+    assert found.metrics["hr"].mean == 2 / 4
+    assert found.metrics["ndcg"].mean == (1 + 1 / 2) / 4
+    assert found.metrics["mrr"].mean == pytest.approx((1 + 1 / 3) / 4)
+
+
+def test_slices_by_day_type_and_segment() -> None:
+    """Recall of each behaviour, of each day (a late act counts in the newest), of new users and cold items."""
+    judged = judge()
+    judged.judge(act("ada", "a", "a b"))
+    judged.judge(act("ada", "b", "a b", DAY_MS, "purchase"))
+    judged.judge(act("ben", "z", "a b", DAY_MS + 1, "purchase", "new user"))
+    judged.judge(act("ben", "z", "a b", DAY_MS - 1, segment="cold item"))
+    found = judged.evaluation().slices
+    events = {(name, value): part.events for name, parts in found.items() for value, part in parts.items()}
+    assert events == {
+        ("all", "all"): 4,
+        ("day", "1970-01-01"): 1,
+        ("day", "1970-01-02"): 3,
+        ("type", "view"): 2,
+        ("type", "purchase"): 2,
+        ("segment", "known user"): 2,
+        ("segment", "new user"): 1,
+        ("segment", "cold item"): 1,
+    }
+    assert found["type"]["purchase"].metrics["hr"].mean == 1 / 2
+    assert found["day"]["1970-01-01"].metrics["hr"].mean == 1.0
+    assert found["day"]["1970-01-02"].metrics["hr"].mean == pytest.approx(1 / 3)
+
+
+def test_list_metrics_worked_by_hand() -> None:
+    """Two lists over a catalogue of ten, whole, by day and by segment."""
+    judged = judge(catalogue=10)
+    for item in ("a1", "a1", "b1"):
+        judged.interacted(item)
+    judged.shown("ada", 0, ["a1", "a2", "b1", "c1"], "new user")
+    judged.shown("ben", DAY_MS, ["a1", "a2", "a3", "a4"], "known user")
+    found = whole(judged).metrics
+    assert found["coverage"].mean == 6 / 10
+    # exposures 0 0 0 0 1 1 1 1 2 2: sum of rank times value is 5 + 6 + 7 + 8 + 18 + 20 = 64
+    assert found["gini"].mean == pytest.approx(2 * 64 / (10 * 8) - 11 / 10)
+    surprisal = [-math.log2(count / 13) for count in (3, 1, 2, 1)], [-math.log2(count / 13) for count in (3, 1, 1, 1)]
+    assert found["novelty"].mean == pytest.approx(sum(map(sum, surprisal)) / 8)
+    # of the first list's six pairs one is at one place: the only list of the two that is measured
+    assert found["intra_list_diversity"].mean == pytest.approx(5 / 6)
+    assert found["personalisation"].mean == 1 - 2 / 4
+    slices = judged.evaluation().slices
+    assert slices["day"]["1970-01-01"].metrics["coverage"].mean == 4 / 10
+    assert slices["day"]["1970-01-02"].metrics["coverage"].mean == 4 / 10
+    assert slices["segment"]["new user"].metrics["novelty"].mean == pytest.approx(sum(surprisal[0]) / 4)
+
+
+def test_gini_of_known_distributions() -> None:
+    """Even exposure is 0; all on one of n is 1 - 1/n; items never shown count."""
+    assert gini(np.array([3.0, 3.0, 3.0]), 3) == pytest.approx(0)
+    assert gini(np.array([9.0]), 4) == pytest.approx(1 - 1 / 4)
+    assert gini(np.array([1.0, 3.0]), 4) == pytest.approx(gini(np.array([0.0, 3.0, 0.0, 1.0]), 4))
+
+
+def test_distance_within_a_list() -> None:
+    """Right angles are at distance 1, one place at 0, and length does not matter."""
+    assert mean_distance(axes(["a", "b", "c"])) == pytest.approx(1)
+    assert mean_distance(3 * axes(["a1", "a2"])) == pytest.approx(0)
+
+
+def test_personalisation_of_known_lists() -> None:
+    """Equal lists 0, disjoint lists 1, one of two shared 1/2."""
+    assert personalisation([["a", "b"], ["b", "a"]], 2, 0).mean == 0
+    assert personalisation([["a", "b"], ["c", "d"]], 2, 0).mean == 1
+    assert personalisation([["a", "b"], ["b", "c"], ["c", "a"]], 2, 0).mean == pytest.approx(1 / 2)
+
+
+def test_the_sample_of_users_does_not_depend_on_who_comes_first() -> None:
+    """Whatever the order of arrival, the same users stand for all, each with the latest list."""
+    users = [f"user-{number}" for number in range(3 * SAMPLE)]
+    samples = []
+    for order in (users, users[::-1]):
+        exposure = Exposure(2, 10)
+        for step in range(2):
+            for user in order:
+                exposure.add(user, [f"item-{step}"], 0.0, None)
+        samples.append(exposure._latest)
+    assert samples[0] == samples[1]
+    assert len(samples[0]) == SAMPLE
+    assert set(map(tuple, samples[0].values())) == {("item-1",)}
+
+
+def test_intervals_cover_the_true_mean() -> None:
+    """Users differ, and act a different number of times: the interval still holds the truth 95 times in a hundred."""
+    rng = np.random.default_rng(3)
+    covered = 0
+    for trial in range(TRIALS):
+        sums = Sums(1)
+        for number in range(100):
+            taste = rng.beta(2, 6)  # mean 1/4
+            for _ in range(1 + rng.poisson(3)):
+                sums.add(bucket(f"{trial}-{number}"), (float(rng.random() < taste),))
+        [found] = sums.estimates(seed=trial)
+        covered += found.low <= 1 / 4 <= found.high
+    assert 0.89 <= covered / TRIALS <= 0.99
+
+
+def test_intervals_cover_true_coverage_and_evenness() -> None:
+    """Lists drawn from known tastes: what such a crowd is shown on average is in nine intervals of ten."""
+    rng = np.random.default_rng(5)
+    items = np.array([f"item-{number}" for number in range(200)])
+    popularity = np.log(1 / np.arange(1, 201))
+
+    def crowd(trial: int) -> Exposure:
+        exposure = Exposure(5, len(items))
+        for number in range(120):
+            order = np.argsort(-(popularity + rng.gumbel(size=len(items))))[:5]
+            exposure.add(f"{trial}-{number}", items[order].tolist(), 0.0, None)
+        return exposure
+
+    found = [crowd(trial).estimates(seed=trial) for trial in range(60)]
+    for metric in ("coverage", "gini", "personalisation"):
+        truth = np.mean([one[metric].mean for one in found])
+        held = np.mean([one[metric].low <= truth <= one[metric].high for one in found])
+        assert held >= 0.85, metric
+        assert np.mean([one[metric].high - one[metric].low for one in found]) < 0.25, metric
+
+
+def test_a_paired_difference_sees_what_two_intervals_hide() -> None:
+    """A small gain with every user is a verdict, though the two means' intervals overlap; other events are refused."""
+    rng = random.Random(1)
+    old, new, other = judge("old"), judge("new"), judge("other")
+    for number in range(2000):
+        user, liked = f"user-{number % 200}", (number % 200) / 200
+        hit = rng.random() < liked
+        better = hit or rng.random() < 0.03
+        old.judge(act(user, "a", "a" if hit else "b"))
+        new.judge(act(user, "a", "a" if better else "b"))
+        other.judge(act(user, "a", "a" if rng.random() < liked else "b"))
+    found = difference(old, new, "hr")
+    assert found.verdict == "better"
+    assert 0.005 < found.estimate.low < found.estimate.mean < found.estimate.high < 0.03
+    assert whole(old).metrics["hr"].high > whole(new).metrics["hr"].low
+    assert difference(new, old, "hr").verdict == "worse"
+    assert difference(old, other, "hr").verdict == "no difference shown"
+    other.judge(act("ada", "a", "a"))
+    with pytest.raises(ValueError, match="same events"):
+        paired(old.sums(), other.sums(), 0)
+
+
+def test_verdicts() -> None:
+    """An interval that holds the neutral value shows nothing."""
+    assert verdict(Estimate(0.1, 0.01, 0.2, 9)) == "better"
+    assert verdict(Estimate(0.1, -0.01, 0.2, 9)) == "no difference shown"
+    assert verdict(Estimate(0.4, 0.3, 0.49, 9), neutral=0.5) == "worse"
+
+
+def learned(delay_ms: int, lists: int = 4000) -> Calibration:
+    """Scores whose true chance is known: slot chance 0.3 at score 1, 0.03 at score -1."""
+    rng = random.Random(2)
+    calibration = Calibration(delay_ms)
+    for number in range(lists):
+        score = rng.choice((-1.0, 1.0))
+        hit = 0 if rng.random() < (0.3 if score > 0 else 0.03) else -1
+        calibration.observe(number % BUCKETS, number * 1000, [score], hit)
+    return calibration
+
+
+def test_calibration_finds_the_true_chances() -> None:
+    """Predicted and observed agree with the truth in the bins that are used, and the error is near 0."""
+    bins, error = learned(0).bins(0)
+    used = [one for one in bins if one.observed.n > 500]
+    assert sum(one.observed.n for one in bins) == 4000
+    assert {abs(one.observed.mean - 0.3) < 0.05 for one in used} == {True, False}
+    for one in used:
+        assert one.observed.low < one.observed.mean < one.observed.high
+        assert one.predicted == pytest.approx(one.observed.mean, abs=0.05)
+        assert min(abs(one.observed.mean - 0.3), abs(one.observed.mean - 0.03)) < 0.05
+    assert error is not None
+    assert 0 <= error.low <= error.mean <= error.high
+    assert error.mean < 0.03
+
+
+def test_calibration_learns_from_old_labels_only() -> None:
+    """With a delay longer than the log nothing is learned: every prediction is that of the start, and far off."""
+    [only], error = learned(10**9).bins(0)
+    assert only.predicted == pytest.approx(1 / (1 + math.exp(4)))
+    assert error is not None
+    assert error.mean > 0.05
+
+
+def fed(judged: Prequential, days: int, per_day: int) -> Prequential:
+    rng = random.Random(7)
+    for number in range(days * per_day):
+        ts, user = number * DAY_MS // per_day, f"user-{rng.randrange(300)}"
+        items = rng.sample("abcdefgh", 4)
+        judged.shown(user, ts, items, "known user")
+        judged.judge(act(user, rng.choice("abcdefgh"), " ".join(items), ts))
+        judged.interacted(rng.choice("abcdefgh"))
+    return judged
+
+
+def test_memory_does_not_grow_with_the_log() -> None:
+    """Ten times the events take no more room; a day more takes its estimates alone."""
+    short, long = fed(judge(), 4, 200), fed(judge(), 4, 2000)
+    assert len(long.dump()) < 1.02 * len(short.dump())
+    more_days = fed(judge(), 40, 200)
+    assert len(more_days.dump()) - len(long.dump()) < 36 * 2000
+
+
+def test_an_evaluation_goes_on_where_it_was_cut_off() -> None:
+    """What was dumped and restored finds what the whole finds."""
+    halves, once = fed(judge(), 3, 100), fed(judge(), 3, 100)
+    again = judge()
+    again.restore(halves.dump())
+    assert again.evaluation() == once.evaluation()
+    for one in (again, once):
+        one.shown("ada", 3 * DAY_MS, ["a", "b", "c"], "new user")
+        one.judge(act("ada", "b", "a b c", 3 * DAY_MS))
+    assert again.evaluation() == once.evaluation()
