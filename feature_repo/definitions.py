@@ -19,7 +19,7 @@ from feast.types import Array, FeastType, Float32, Int64, String
 from feast.value_type import ValueType
 
 from workers.core.events import DEFAULT_BEHAVIOURS
-from workers.core.features import DIM, EMBEDDING_FEATURES, Feature, behaviour_features
+from workers.core.features import EMBEDDING_FEATURES, Feature, behaviour_features
 
 TYPES: dict[str, FeastType] = {
     "string": String,
@@ -93,7 +93,6 @@ def _field(feature: Feature) -> Field:
         name=feature.name,
         dtype=TYPES[feature.kind],
         description=feature.description,
-        vector_length=DIM if feature.name == "embedding" else 0,
     )
 
 

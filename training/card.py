@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from training.dataset import Split
+from training.model import Config
 from workers.core.events import Event
 
 
@@ -14,7 +15,7 @@ def model_card(
     metrics: str,
     untied: str,
     *,
-    items: int,
+    config: Config,
     cold: int,
     prior_weight: float,
     data_terms: str,
@@ -30,8 +31,9 @@ def model_card(
     )
     return f"""# {name}
 
-A causal transformer over a user's last 50 events (64 wide, 2 blocks) that ranks the next item. An item stands at its
-projected text embedding (all-MiniLM-L6-v2, int8) plus a learned residual, so an unseen item stands at its text alone.
+A causal transformer over a user's last {config.length} events ({config.dim} wide, {config.blocks} blocks) that ranks
+the next item. An item stands at its projected text embedding (all-MiniLM-L6-v2, int8) plus a learned residual, so an
+unseen item stands at its text alone.
 
 ## Data
 
@@ -41,7 +43,8 @@ Terms: {data_terms}. The bundle holds item ids and weights; no event and no text
 | --- | --- | --- | --- |
 {parts}
 
-The vocabulary is the {items:,} items of the training part; {cold:,} more of the catalogue are ranked by text alone.
+The vocabulary is the {config.items:,} items of the training part; {cold:,} more of the catalogue are ranked by text
+alone.
 
 ## Quality
 

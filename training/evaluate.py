@@ -69,13 +69,18 @@ class Replay:
         item_index: Mapping[str, int],
         type_index: Mapping[str, int],
         half_life_s: float,
+        length: int,
     ) -> None:
-        """`catalogue` are all M item ids, the vocabulary first; events on other items are skipped."""
+        """`catalogue` are all M item ids, the vocabulary first; events on other items are skipped.
+
+        `length` events are read by the encoder, and kept.
+        """
         self.events = events
         self.row = {item: row for row, item in enumerate(catalogue)}
         self._item_index = item_index
         self._type_index = type_index
         self._half_life_ms = half_life_s * 1000
+        self._length = length
 
     def batches(self, start: int, stop: int, every: int = 1) -> Iterator[Batch]:
         """Evaluate events `start` to `stop`, or each `every`-th of them."""
@@ -83,7 +88,7 @@ class Replay:
         recent = np.zeros(len(self.row), np.float32)
         clock = self.events[0].ts
         pending: list[_Row] = []
-        for place, (event, state, first) in enumerate(states_before(self.events[:stop], {})):
+        for place, (event, state, first) in enumerate(states_before(self.events[:stop], {}, self._length)):
             row = self.row.get(event.item_id or "")
             if not first or row is None:
                 continue
@@ -105,7 +110,7 @@ class Replay:
         rows = [self.row[item] for item in (*state.items, *state.seen) if item in self.row]
         seen[rows] = True
         history = np.array([self.row[item] for item in state.items if item in self.row], np.int64)
-        tensors = featurise([state], self._item_index, self._type_index)
+        tensors = featurise([state], self._item_index, self._type_index, self._length)
         untied = not state.times or event.ts > state.last_ts
         return _Row(tensors, event.user_id, target, seen, popular.copy(), recent.copy(), history, untied)
 

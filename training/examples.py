@@ -5,8 +5,8 @@ Two views of one log:
 - `states_before` replays the log with the core's `fold` and yields each event
   with the user's state before it: what the live worker knew. Evaluation
   featurises these.
-- `windows` cuts `histories`, what the fold applied of each user, into overlapping rows of `HISTORY`, so that
-  one row trains up to `HISTORY` next events at once. Read up to any position, a
+- `windows` cuts `histories`, what the fold applied of each user, into overlapping rows of `length`, so that
+  one row trains up to `length` next events at once. Read up to any position, a
   row equals `featurise` of a state folded from the row's first event on
   (`tests/parity/test_torch_parity.py` proves it row by row), so no target sees
   itself or anything later.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from workers.core.events import CONTROL_TYPES, Event
 from workers.core.features import PADDING, UNKNOWN, gap_bucket
-from workers.core.state import HISTORY, Outcome, UserState, empty_state, fold
+from workers.core.state import Outcome, UserState, empty_state, fold
 
 IGNORE = -1
 """Target of a position that trains nothing."""
@@ -31,7 +31,7 @@ IGNORE = -1
 
 @dataclass(frozen=True)
 class Examples:
-    """Training rows, all `[rows, HISTORY]` int32; targets are `IGNORE` where there is none."""
+    """Training rows, all `[rows, length]` int32; targets are `IGNORE` where there is none."""
 
     item_index: NDArray[np.int32]
     event_type: NDArray[np.int32]
@@ -44,12 +44,12 @@ class Examples:
 
 
 def states_before(
-    events: Iterable[Event], states: dict[str, UserState], offset: int = 0
+    events: Iterable[Event], states: dict[str, UserState], history: int, offset: int = 0
 ) -> Iterator[tuple[Event, UserState, bool]]:
     """Yield `(event, state before it, first touch)` in log order, folding as it goes.
 
-    `states` is the table and `offset` the first event's place in the log: pass a
-    warm table to continue a log. The state yielded changes as soon as the
+    `states` is the table, `history` how many recent events it keeps and `offset`
+    the first event's place in the log: pass a warm table to continue a log. The state yielded changes as soon as the
     iterator moves on.
     """
     for place, event in enumerate(events, offset):
@@ -57,7 +57,7 @@ def states_before(
         if event.type not in CONTROL_TYPES and not state.consent:
             first = event.item_id not in state.items and event.item_id not in state.seen
             yield event, state, first
-        fold(state, event, 0, place)
+        fold(state, event, 0, place, history)
 
 
 def histories(events: Iterable[Event]) -> list[list[Event]]:
@@ -105,25 +105,25 @@ def windows(
     histories: Iterable[list[Event]],
     item_index: Mapping[str, int],
     type_index: Mapping[str, int],
-    stride: int = HISTORY // 2,
+    length: int,
 ) -> Examples:
-    """Training rows over users' histories.
+    """Training rows of `length` events over users' histories.
 
     A history's first row opens with one padding position, whose target is the first
-    event: an empty history is an example too. Later rows start `stride` events
-    further on and train only the targets that the row before did not reach, so
+    event: an empty history is an example too. Later rows start half a
+    row further on and train only the targets that the row before did not reach, so
     each event is a target once and most have a long context.
     """
     rows: list[tuple[NDArray[np.int32], ...]] = []
     for run in histories:
-        rows.extend(_user_rows(run, item_index, type_index, stride))
+        rows.extend(_user_rows(run, item_index, type_index, length))
     if not rows:
         raise ValueError("the log has no behaviour events to learn from")
     return Examples(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
 def _user_rows(
-    run: list[Event], item_index: Mapping[str, int], type_index: Mapping[str, int], stride: int
+    run: list[Event], item_index: Mapping[str, int], type_index: Mapping[str, int], length: int
 ) -> Iterator[tuple[NDArray[np.int32], ...]]:
     items = np.array([item_index.get(event.item_id or "", UNKNOWN) for event in run], np.int32)
     types = np.array([type_index.get(event.type, 0) for event in run], np.int32)
@@ -131,7 +131,7 @@ def _user_rows(
     trained = 0  # targets already covered
     start = -1  # -1 is the padding position before the first event
     while trained < len(run):
-        stop = min(start + HISTORY, len(run) - 1)  # inputs are events start..stop-1, targets start+1..stop
+        stop = min(start + length, len(run) - 1)  # inputs are events start..stop-1, targets start+1..stop
         inputs = slice(max(start, 0), stop)
         row_gaps = gaps[inputs].copy()
         row_gaps[:1] = 1  # the previous event is not in the state: its gap is unknown
@@ -143,19 +143,19 @@ def _user_rows(
         next_items[next_items == UNKNOWN] = IGNORE
         next_types[next_types == 0] = IGNORE
         yield (
-            _right(items[inputs], PADDING),
-            _right(types[inputs], 0),
-            _right(row_gaps, 0),
-            _right(next_items, IGNORE),
-            _right(next_types, IGNORE),
+            _right(items[inputs], PADDING, length),
+            _right(types[inputs], 0, length),
+            _right(row_gaps, 0, length),
+            _right(next_items, IGNORE, length),
+            _right(next_types, IGNORE, length),
         )
         trained = stop + 1
-        start += stride
+        start += max(1, length // 2)
 
 
-def _right(values: NDArray[np.int32], fill: int) -> NDArray[np.int32]:
-    """Pad on the left to `HISTORY`, as `featurise` does."""
-    row = np.full(HISTORY, fill, np.int32)
+def _right(values: NDArray[np.int32], fill: int, length: int) -> NDArray[np.int32]:
+    """Pad on the left to `length`, as `featurise` does."""
+    row = np.full(length, fill, np.int32)
     if len(values):
         row[-len(values) :] = values
     return row

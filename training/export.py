@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from training.model import ItemTower, UserEncoder
 from workers.core import bundle
 from workers.core.features import (
-    DIM,
     FIRST_ITEM,
     GAP_BUCKETS,
     ITEM_TOWER_INPUTS,
@@ -36,7 +35,6 @@ from workers.core.features import (
     Tensors,
     TensorSpec,
 )
-from workers.core.state import HISTORY
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -61,6 +59,7 @@ class ServedEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         vectors = encoder.item_vectors().detach()  # [N, D]
+        self.candidates = min(TOP_K, len(vectors))
         self.register_buffer("vectors", vectors)
         self.register_buffer("table", torch.cat([torch.zeros(FIRST_ITEM, vectors.shape[1]), vectors]).T.contiguous())
         never = torch.zeros(FIRST_ITEM + len(vectors))
@@ -71,15 +70,15 @@ class ServedEncoder(nn.Module):
         """Indices [B, L] → (top-K rows [B, K] int32, their scores [B, K], user vector [B, D])."""
         embedding = self.encoder(item_index, event_type, time_gap, self.vectors, last_only=True)[:, 0]  # [B, D]
         scores = embedding @ self.table + self.never  # [B, 2 + N]
-        best = torch.topk(scores, TOP_K, dim=-1)
+        best = torch.topk(scores, self.candidates, dim=-1)
         return best.indices.to(torch.int32), best.values, embedding
 
 
-def golden_inputs(items: int, types: int, rows: int = GOLDEN_ROWS, seed: int = 0) -> Tensors:
+def golden_inputs(items: int, types: int, length: int, rows: int = GOLDEN_ROWS, seed: int = 0) -> Tensors:
     """Random encoder inputs `[rows, L]` with every history length, the empty one first, and unknown items and types."""
     random = np.random.default_rng(seed)
-    shape = (rows, HISTORY)
-    filled = np.arange(HISTORY) >= HISTORY - (np.arange(rows) % (HISTORY + 1))[:, None]
+    shape = (rows, length)
+    filled = np.arange(length) >= length - (np.arange(rows) % (length + 1))[:, None]
     known = random.integers(FIRST_ITEM, items + FIRST_ITEM, shape)
     item_index = np.where(random.random(shape) < GOLDEN_UNKNOWN, FIRST_ITEM - 1, known)
     event_type = random.integers(0, types + 1, shape)
@@ -106,14 +105,12 @@ def export_bundle(
     model_card: str,
 ) -> None:
     """Write the bundle at `out`, which must not exist or be empty. Raises `ExportError`."""
-    if len(item_ids) < TOP_K:
-        raise ExportError(f"{len(item_ids)} items are fewer than the {TOP_K} candidates that the served graph returns")
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise ExportError(f"{out} is not empty")
     encoder = encoder.cpu().eval()
     served = ServedEncoder(encoder).eval()
-    golden = golden_inputs(len(item_ids), len(types))
+    golden = golden_inputs(len(item_ids), len(types), encoder.config.length)
     _export(served, golden, USER_ENCODER_OUTPUTS, out / "model.onnx")
     tower: ItemTower = encoder.tower
     _export(
@@ -145,7 +142,8 @@ def export_bundle(
         bundle.Manifest(
             name=name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            dim=DIM,
+            dim=encoder.config.dim,
+            length=encoder.config.length,
             types=types,
             prior_weight=prior_weight,
             popularity_half_life_s=half_life_s,

@@ -10,7 +10,7 @@ does not depend on where it starts: the output at position j of a training row
 is the output for the state that ends there. The next-item objective with
 item-vector scores is SASRec's (Kang & McAuley 2018, arXiv:1808.09781).
 
-Shapes: B rows, L = `HISTORY` positions, D = `DIM`, H heads, N items.
+Shapes: B rows, L = `length` positions, D = `dim`, H heads, N items.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.core.features import DIM, FIRST_ITEM, GAP_BUCKETS, PADDING, TEXT_DIM, UNKNOWN
-from workers.core.state import HISTORY
+from workers.core.features import FIRST_ITEM, GAP_BUCKETS, PADDING, TEXT_DIM, UNKNOWN
 
 PADDED = -1e4
 FUTURE = -4e4
@@ -36,8 +35,8 @@ class Config:
 
     items: int
     types: int
-    dim: int = DIM
-    length: int = HISTORY
+    dim: int = 64
+    length: int = 50
     blocks: int = 2
     heads: int = 2
     feed_forward: int = 128

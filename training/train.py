@@ -175,12 +175,13 @@ def train(
 
     events = [*split.train, *split.validation, *split.test]
     validation, test = len(split.train), len(split.train) + len(split.validation)
-    replay = Replay(events, [*item_ids, *others], item_index, type_index, half_life_s)
-    model = UserEncoder(Config(len(item_ids), len(types)), torch.from_numpy(known))
+    config = Config(len(item_ids), len(types))
+    replay = Replay(events, [*item_ids, *others], item_index, type_index, half_life_s, config.length)
+    model = UserEncoder(config, torch.from_numpy(known))
     print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
 
     def rows(random: np.random.Generator) -> Examples:
-        return windows(shuffle_ties(runs, random), item_index, type_index)
+        return windows(shuffle_ties(runs, random), item_index, type_index, config.length)
 
     def validate(candidate: UserEncoder) -> float:
         rankers: dict[str, Ranker] = {ENCODER: encoder_ranker(candidate, unseen)}
@@ -220,7 +221,7 @@ def train(
             split,
             table(metrics),
             table(metrics, UNTIED),
-            items=len(item_ids),
+            config=config,
             cold=len(others),
             prior_weight=prior_weight,
             data_terms=data_terms,

@@ -47,6 +47,11 @@ class Live:
     type_index: dict[str, int]
     side_inputs: SideInputs
 
+    @property
+    def length(self) -> int:
+        """How many recent events the version reads."""
+        return self.bundle.manifest.length
+
 
 class LiveModel:
     """Folds the side-input topics and keeps `live` current. Not thread-safe: event loop only."""

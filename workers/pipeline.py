@@ -152,10 +152,11 @@ class Pipeline:
         }
         popularity = self._partition_popularity(partition)
         outcomes = [0] * len(Outcome)
+        history = self._settings.history
         first_touch, redelivered = Outcome.FIRST_TOUCH, Outcome.REDELIVERED
         for record, event in events:
             user = touched[event.user_id]
-            outcome = fold(user.state, event, partition, record.offset)
+            outcome = fold(user.state, event, partition, record.offset, history)
             outcomes[outcome] += 1
             user.broker_ts = record.timestamp
             if outcome is redelivered:
@@ -243,7 +244,7 @@ class Pipeline:
         live = self._model.live
         if live is None:
             raise RuntimeError("no model is live: the pipeline was started too early")
-        tensors = featurise([user.state for user in chunk], live.item_index, live.type_index)
+        tensors = featurise([user.state for user in chunk], live.item_index, live.type_index, live.length)
         encoded: Encoded | None = None
         with metrics.STEP.labels("encode").time():
             try:

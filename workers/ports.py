@@ -59,7 +59,7 @@ class Message(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The user encoder's outputs for a batch of B users: `[B, TOP_K]`, `[B, TOP_K]`, `[B, DIM]`."""
+    """The user encoder's outputs for a batch of B users: `[B, K]`, `[B, K]`, `[B, D]`."""
 
     topk_index: NDArray[np.int32]
     topk_score: NDArray[np.float32]
@@ -99,7 +99,7 @@ class Encoder(Protocol):
         """Encode a batch of users with the pinned version. Raises `Unavailable`."""
 
     async def item_vectors(self, texts: Sequence[str], version: int) -> NDArray[np.float32]:
-        """Vectors `[len(texts), DIM]` for item texts in the pinned version's space. Raises `Unavailable`."""
+        """Vectors `[len(texts), D]` for item texts in the pinned version's space. Raises `Unavailable`."""
 
 
 class FeatureStore(Protocol):

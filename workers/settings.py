@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from workers.core.events import DEFAULT_BEHAVIOURS
+from workers.core.state import HISTORY
 
 PREFIX = "FRESHET_"
 SECRETS = frozenset({"kafka_password"})
@@ -83,6 +84,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     behaviours: dict[str, float] = msgspec.field(default_factory=lambda: dict(DEFAULT_BEHAVIOURS))
     """Behaviour types with their weights."""
+    history: Annotated[int, msgspec.Meta(ge=1, le=1000)] = HISTORY
+    """Recent events kept per user; a model version reads the last of them, as many as it was trained with."""
     list_size: Annotated[int, msgspec.Meta(ge=1, le=50)] = 10
     max_batch_events: Positive = 2048
     """Most events folded as one micro-batch."""

@@ -46,7 +46,7 @@ def load_trusted(folder: Path, trusted: Path) -> Bundle:
     """
     verify(folder, trusted)
     bundle = load_bundle(folder)
-    check_graphs(folder)
+    check_graphs(bundle)
     return bundle
 
 

@@ -19,6 +19,7 @@ import argparse
 import ctypes
 import ctypes.util
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -29,6 +30,8 @@ from deploy.tensorrt.stamp import Host, Stamp, StampError, check_stamp, decode_s
 
 BATCHES = (1, 64, 256)
 """Smallest, best-served and largest batch of the optimisation profile."""
+FIRST_LENGTH = 50
+"""Of the first versions, whose manifests do not say it."""
 WORKSPACE_BYTES = 1 << 30
 PACKED_10 = 100_000
 """TensorRT 10.0.0 as its library packs it; older ones are packed by thousands."""
@@ -100,7 +103,7 @@ def _build_by_package(onnx: Path, fp16: bool) -> bytes:
 
 
 def _build_by_trtexec(onnx: Path, plan: Path, fp16: bool) -> None:
-    shapes = _inputs(onnx.parent.parent / "configs" / "tensorrt.pbtxt")
+    shapes = _inputs(onnx.parent)
     flags = [
         f"--{bound}Shapes=" + ",".join(f"{name}:{batch}x{dims}" for name, dims in shapes.items())
         for bound, batch in zip(("min", "opt", "max"), BATCHES, strict=True)
@@ -112,10 +115,17 @@ def _build_by_trtexec(onnx: Path, plan: Path, fp16: bool) -> None:
         raise BuildError(f"trtexec built no plan from {onnx}; its log is above")
 
 
-def _inputs(config: Path) -> dict[str, str]:
-    """Input names with their dims (`50`) out of a model configuration."""
-    block = re.search(r"^input \[(.*?)^\]", config.read_text(), re.DOTALL | re.MULTILINE)
-    tensors = re.findall(r'name: "(\w+)".*?dims: \[ ([\d, ]+) \]', block.group(1) if block else "")
+def _inputs(folder: Path) -> dict[str, str]:
+    """Input names with their dims (`50`): the model configuration's, -1 there being the version's own length."""
+    config = (folder.parent / "configs" / "tensorrt.pbtxt").read_text()
+    block = re.search(r"^input \[(.*?)^\]", config, re.DOTALL | re.MULTILINE)
+    tensors = re.findall(r'name: "(\w+)".*?dims: \[ ([-\d, ]+) \]', block.group(1) if block else "")
+    if any("-1" in dims for _, dims in tensors):
+        try:
+            length = str(json.loads((folder / "manifest.json").read_text()).get("length", FIRST_LENGTH))
+        except (OSError, ValueError, AttributeError):
+            raise BuildError(f"{folder / 'manifest.json'} cannot be read: it says the version's length") from None
+        tensors = [(name, dims.replace("-1", length)) for name, dims in tensors]
     return {name: dims.replace(", ", "x") for name, dims in tensors}
 
 

@@ -38,7 +38,7 @@ from workers.core.recommendation import (
     recommendation_id,
 )
 from workers.core.rollout import MODEL
-from workers.core.state import UserState
+from workers.core.state import HISTORY, UserState
 
 LIST_SIZE = 10
 NO_SIDE_INPUTS = SideInputs(-1, -1, -1)
@@ -50,17 +50,19 @@ class Vocabulary:
     def __init__(self, bundle: str | None) -> None:
         if bundle is None:
             self.items = movielens_like()
+            self.length = HISTORY
             self.types = {kind: row for row, kind in enumerate(DEFAULT_BEHAVIOURS, 1)}
         else:
             loaded = load_bundle(Path(bundle))
             self.items = loaded.item_ids
+            self.length = loaded.manifest.length
             self.types = loaded.type_index
         self.index = {item: row for row, item in enumerate(self.items, FIRST_ITEM)}
 
 
 def encoder_request(states: list[UserState], vocabulary: Vocabulary, version: int) -> dict[str, Any]:
     """The keywords of a Triton client's `infer` that encode these users."""
-    tensors = featurise(states, vocabulary.index, vocabulary.types)
+    tensors = featurise(states, vocabulary.index, vocabulary.types, vocabulary.length)
     inputs = []
     for spec in USER_ENCODER_INPUTS:
         tensor = InferInput(spec.name, tensors[spec.name].shape, spec.dtype)

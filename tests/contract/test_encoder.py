@@ -15,7 +15,7 @@ from tests.properties.strategies import make_state
 from workers.adapters.onnx import OnnxEncoder
 from workers.adapters.triton import TritonEncoder
 from workers.core.bundle import load_bundle
-from workers.core.features import DIM, TOP_K, Tensors, featurise
+from workers.core.features import TOP_K, Tensors, featurise
 from workers.ports import Encoder, Unavailable
 
 pytestmark = pytest.mark.integration
@@ -54,7 +54,7 @@ def users(count: int) -> Tensors:
         make_state([bundle.item_ids[row] for row in rng.integers(0, len(bundle.item_ids), length)], range(length))
         for length in (1 + number % 50 for number in range(count))
     ]
-    return featurise(states, bundle.item_index, bundle.type_index)
+    return featurise(states, bundle.item_index, bundle.type_index, bundle.manifest.length)
 
 
 async def test_both_give_the_same_bits(in_process: Encoder, served: Encoder) -> None:
@@ -64,7 +64,7 @@ async def test_both_give_the_same_bits(in_process: Encoder, served: Encoder) -> 
         np.testing.assert_array_equal(one, other)
     texts = ["Toy Story", "Heat. Crime", "étrange ☂"]
     vectors = await in_process.item_vectors(texts, 1)
-    assert vectors.shape == (3, DIM)
+    assert vectors.shape == (3, 64)
     np.testing.assert_array_equal(vectors, await served.item_vectors(texts, 1))
 
 

@@ -29,7 +29,7 @@ from deploy.local.process import Process, kill
 from workers.adapters.feast import FeastStore, apply, open_feature_store
 from workers.adapters.memory import MemoryFeatureStore
 from workers.core.events import Event
-from workers.core.features import DIM, EMBEDDING_FEATURES, behaviour_features, behaviour_row
+from workers.core.features import EMBEDDING_FEATURES, behaviour_features, behaviour_row
 from workers.core.state import HISTORY, UserState, empty_state, fold
 from workers.ports import FeatureRow, FeatureStore, Unavailable
 from workers.settings import Settings, SettingsError
@@ -143,7 +143,7 @@ def behaviour(user_id: str, timestamp_us: int, state: UserState | None = None) -
 
 
 def embedding(user_id: str, timestamp_us: int, version: int = 1) -> FeatureRow:
-    vector = np.random.default_rng(version).standard_normal(DIM).astype(np.float32)
+    vector = np.random.default_rng(version).standard_normal(64 + version % 2).astype(np.float32)
     return FeatureRow(user_id, timestamp_us, (vector, version))
 
 

@@ -11,7 +11,7 @@ import pytest
 from training.examples import IGNORE, Examples, histories, shuffle_ties, states_before, windows
 from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event
 from workers.core.features import FIRST_ITEM, TEXT_DIM, UNKNOWN, USER_ENCODER_INPUTS, featurise
-from workers.core.state import HISTORY, UserState, empty_state, fold
+from workers.core.state import UserState, empty_state, fold
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.training
@@ -20,6 +20,8 @@ ITEMS = 150
 TYPES = ["view", "click", "purchase"]
 ITEM_INDEX = {f"i{number}": number + FIRST_ITEM for number in range(ITEMS - 5)}  # the last five are unknown
 TYPE_INDEX = {kind: number + 1 for number, kind in enumerate(TYPES)}
+LENGTH = 40
+"""Other than the fold's own: a version's length is its own too."""
 INPUTS = [spec.name for spec in USER_ENCODER_INPUTS]
 
 
@@ -41,7 +43,9 @@ def small_model(seed: int = 0):  # noqa: ANN201 - torch may be absent here
     from training.model import Config, UserEncoder  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(seed)
-    return UserEncoder(Config(ITEMS, len(TYPES)), torch.nn.functional.normalize(torch.randn(ITEMS, TEXT_DIM))).eval()
+    return UserEncoder(
+        Config(ITEMS, len(TYPES), length=LENGTH), torch.nn.functional.normalize(torch.randn(ITEMS, TEXT_DIM))
+    ).eval()
 
 
 def tensors(columns: dict[str, np.ndarray]) -> list:
@@ -52,7 +56,7 @@ def tensors(columns: dict[str, np.ndarray]) -> list:
 def test_every_row_is_the_fold_s(seed: int) -> None:
     """Row by row and position by position: a training row is `featurise` of the state folded before its target."""
     events = log(seed)
-    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX)
+    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX, LENGTH)
     expected: set[tuple[bytes, ...]] = set()
     for user in {event.user_id for event in events}:
         expected |= targets_of(applied(events, user))
@@ -88,8 +92,8 @@ def targets_of(run: list[Event]) -> set[tuple[bytes, ...]]:
     true: set[tuple[bytes, ...]] = set()
     for start in range(len(run)):
         state = empty_state(0)
-        for offset, event in enumerate(run[start : start + HISTORY + 1]):
-            row = featurise([state], ITEM_INDEX, TYPE_INDEX)
+        for offset, event in enumerate(run[start : start + LENGTH + 1]):
+            row = featurise([state], ITEM_INDEX, TYPE_INDEX, LENGTH)
             item = ITEM_INDEX.get(event.item_id or "", UNKNOWN)
             true.add((*(row[name].tobytes() for name in INPUTS), bytes([item % 256]), bytes([TYPE_INDEX[event.type]])))
             fold(state, event, 0, offset)
@@ -100,8 +104,8 @@ def prefix(examples: Examples, row: int, position: int) -> tuple[bytes, ...]:
     """A row up to a position, shifted to the right as `featurise` lays a history out."""
     columns = []
     for name in INPUTS:
-        column = np.zeros(HISTORY, np.int32)
-        column[HISTORY - 1 - position :] = getattr(examples, name)[row, : position + 1]
+        column = np.zeros(LENGTH, np.int32)
+        column[LENGTH - 1 - position :] = getattr(examples, name)[row, : position + 1]
         columns.append(column.tobytes())
     item, kind = examples.next_item[row, position], examples.next_type[row, position]
     return (*columns, bytes([int(item) % 256]), bytes([int(kind)]))
@@ -111,7 +115,7 @@ def prefix(examples: Examples, row: int, position: int) -> tuple[bytes, ...]:
 def test_every_event_is_a_target_once(seed: int) -> None:
     """Overlapping rows train no event twice and leave none out."""
     events = log(seed, control=False)
-    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX)
+    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX, LENGTH)
     known = [
         ITEM_INDEX[event.item_id or ""]
         for user in {event.user_id for event in events}
@@ -125,16 +129,16 @@ def test_every_event_is_a_target_once(seed: int) -> None:
 def test_a_training_row_means_what_the_live_row_means(seed: int) -> None:
     """The encoder's output at a position is its output for the state that ends there, however it is padded."""
     model = small_model(seed)
-    examples = windows(histories(log(seed)), ITEM_INDEX, TYPE_INDEX)
+    examples = windows(histories(log(seed)), ITEM_INDEX, TYPE_INDEX, LENGTH)
     with torch.no_grad():
         vectors = model.item_vectors()
         columns = {name: getattr(examples, name) for name in INPUTS}
         whole = model(*tensors(columns), vectors)  # [rows, L, D]
         for row in range(0, len(examples), 5):
             for position in np.flatnonzero(examples.next_item[row] != IGNORE)[::7]:
-                live = {name: np.zeros((1, HISTORY), np.int32) for name in INPUTS}
+                live = {name: np.zeros((1, LENGTH), np.int32) for name in INPUTS}
                 for name in INPUTS:
-                    live[name][0, HISTORY - 1 - position :] = columns[name][row, : position + 1]
+                    live[name][0, LENGTH - 1 - position :] = columns[name][row, : position + 1]
                 alone = model(*tensors(live), vectors, last_only=True)[0, 0]
                 torch.testing.assert_close(alone, whole[row, position], atol=1e-4, rtol=0)
 
@@ -159,7 +163,7 @@ def leaks(model, columns: dict[str, np.ndarray]) -> bool:  # noqa: ANN001 - torc
     with torch.no_grad():
         vectors = model.item_vectors()
         before = model(*tensors(columns), vectors)
-        for cut in range(HISTORY - 1):
+        for cut in range(LENGTH - 1):
             changed = {name: column.copy() for name, column in columns.items()}
             changed["item_index"][:, cut + 1 :] = FIRST_ITEM
             changed["event_type"][:, cut + 1 :] = 1
@@ -171,7 +175,7 @@ def leaks(model, columns: dict[str, np.ndarray]) -> bool:  # noqa: ANN001 - torc
 
 
 def full_rows() -> dict[str, np.ndarray]:
-    examples = windows(histories(log(1, events=400, users=2, control=False)), ITEM_INDEX, TYPE_INDEX)
+    examples = windows(histories(log(1, events=400, users=2, control=False)), ITEM_INDEX, TYPE_INDEX, LENGTH)
     return {name: getattr(examples, name) for name in INPUTS}
 
 
@@ -183,7 +187,7 @@ def test_no_position_sees_its_future() -> None:
 def test_a_planted_leak_is_found() -> None:
     """The check above can fail: an encoder that may look one event ahead is caught."""
     model = small_model()
-    model.causal += torch.diag(torch.full((HISTORY - 1,), -model.causal.min().item()), diagonal=1)
+    model.causal += torch.diag(torch.full((LENGTH - 1,), -model.causal.min().item()), diagonal=1)
     assert leaks(model, full_rows())
 
 
@@ -192,9 +196,9 @@ def test_the_state_before_an_event_is_its_past() -> None:
     events = log(3)
     place = {id(event): number for number, event in enumerate(events)}
     seen = 0
-    for event, state, _ in states_before(events, {}):
+    for event, state, _ in states_before(events, {}, LENGTH):
         past = applied(events[: place[id(event)]], event.user_id)
-        assert state.items == [earlier.item_id for earlier in past][-HISTORY:]
+        assert state.items == [earlier.item_id for earlier in past][-LENGTH:]
         seen += 1
     assert seen > len(events) // 2
 
@@ -202,10 +206,12 @@ def test_the_state_before_an_event_is_its_past() -> None:
 def test_states_before_continue_a_log() -> None:
     """A log read in two parts gives the states of the log read whole."""
     events = log(4)
-    whole = [(event.event_id, list(state.items)) for event, state, _ in states_before(events, {})]
+    whole = [(event.event_id, list(state.items)) for event, state, _ in states_before(events, {}, LENGTH)]
     table: dict[str, UserState] = {}
-    halves = [(event.event_id, list(state.items)) for event, state, _ in states_before(events[:300], table)]
-    halves += [(event.event_id, list(state.items)) for event, state, _ in states_before(events[300:], table, 300)]
+    halves = [(event.event_id, list(state.items)) for event, state, _ in states_before(events[:300], table, LENGTH)]
+    halves += [
+        (event.event_id, list(state.items)) for event, state, _ in states_before(events[300:], table, LENGTH, 300)
+    ]
     assert halves == whole
 
 
@@ -232,11 +238,12 @@ def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
     )
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.item_ids == item_ids
+    assert bundle.manifest.length == LENGTH
     torch.testing.assert_close(torch.from_numpy(bundle.item_vectors), model.item_vectors().detach())
     session = onnxruntime.InferenceSession(str(bundle.path / "model.onnx"), providers=["CPUExecutionProvider"])
     served = ServedEncoder(model).eval()
     for batch in (1, 5, 64, 256):
-        fresh = golden_inputs(ITEMS, len(TYPES), batch, seed=batch)
+        fresh = golden_inputs(ITEMS, len(TYPES), LENGTH, batch, seed=batch)
         _, score, embedding = session.run(None, fresh)
         with torch.no_grad():
             _, expected_score, expected_embedding = served(*tensors(fresh))

@@ -14,36 +14,37 @@ TYPE_INDEX = {"view": 1, "purchase": 2}
 any_states = states(items=st.integers(0, 80).map("item-{}".format))
 
 
-def one_user(state: UserState) -> tuple[list[int], list[int], list[int]]:
+def one_user(state: UserState, length: int) -> tuple[list[int], list[int], list[int]]:
     """The three rows of one user, event by event."""
-    padding = [0] * (HISTORY - len(state.items))
-    items = [ITEM_INDEX.get(item, 1) for item in state.items]
-    types = [TYPE_INDEX.get(kind, 0) for kind in state.types]
+    padding = [0] * (length - len(state.items))
+    items = [ITEM_INDEX.get(item, 1) for item in state.items[-length:]]
+    types = [TYPE_INDEX.get(kind, 0) for kind in state.types[-length:]]
+    times = state.times[-length:]
     gaps = []
-    for place, time in enumerate(state.times):
-        previous = state.times[place - 1] if place else time
+    for place, time in enumerate(times):
+        previous = times[place - 1] if place else time
         seconds = max(0, time - previous) // 1000
         gaps.append(min(31, 1 + (1 + seconds).bit_length() - 1))
     return padding + items, padding + types, padding + gaps
 
 
-@given(st.lists(any_states, max_size=8))
-def test_featurise_equals_the_slow_reference(batch: list[UserState]) -> None:
-    """Every index, type and gap bucket is what the description says, for any histories in one batch."""
-    tensors = featurise(batch, ITEM_INDEX, TYPE_INDEX)
-    expected = [one_user(state) for state in batch]
+@given(st.lists(any_states, max_size=8), st.integers(1, HISTORY + 10))
+def test_featurise_equals_the_slow_reference(batch: list[UserState], length: int) -> None:
+    """Every index, type and gap bucket is what the description says, for any histories and any version's length."""
+    tensors = featurise(batch, ITEM_INDEX, TYPE_INDEX, length)
+    expected = [one_user(state, length) for state in batch]
     for place, name in enumerate(("item_index", "event_type", "time_gap")):
         assert tensors[name].dtype == np.int32
-        assert tensors[name].shape == (len(batch), HISTORY)
+        assert tensors[name].shape == (len(batch), length)
         assert tensors[name].tolist() == [rows[place] for rows in expected]
 
 
-@given(st.lists(any_states, min_size=1, max_size=8))
-def test_a_users_features_do_not_depend_on_the_batch(batch: list[UserState]) -> None:
+@given(st.lists(any_states, min_size=1, max_size=8), st.integers(1, HISTORY))
+def test_a_users_features_do_not_depend_on_the_batch(batch: list[UserState], length: int) -> None:
     """Alone or among others, a user has the same tensors."""
-    together = featurise(batch, ITEM_INDEX, TYPE_INDEX)
+    together = featurise(batch, ITEM_INDEX, TYPE_INDEX, length)
     for row, state in enumerate(batch):
-        alone = featurise([state], ITEM_INDEX, TYPE_INDEX)
+        alone = featurise([state], ITEM_INDEX, TYPE_INDEX, length)
         for name, tensor in together.items():
             assert tensor[row].tolist() == alone[name][0].tolist()
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties.strategies import make_state
-from workers.core.features import DIM, FIRST_ITEM, TOP_K, featurise
+from workers.core.features import FIRST_ITEM, TOP_K, featurise
 from workers.core.ranking import ItemSpace, Prior, RankConfig, rank, rank_popular
 from workers.core.recommendation import Item
 from workers.core.state import UserState
@@ -17,6 +17,9 @@ from workers.ports import Encoded
 TRAINED = 160
 COLD = 40
 ITEMS = [f"item-{number}" for number in range(TRAINED + COLD)]
+DIM = 64
+LENGTH = 40
+"""Shorter than the longest history: what is not read is still seen."""
 ODD_SCORES = (np.nan, np.inf, -np.inf)
 
 
@@ -70,7 +73,7 @@ def make_world(seed: int, users: int, odd: float) -> World:
         seen = [ITEMS[at] for at in rng.choice(len(ITEMS), rng.choice([0, 0, 60, 180]), replace=False)]
         states.append(make_state(items, range(len(items)), seen))
     index = {item: row + FIRST_ITEM for row, item in enumerate(ITEMS[:TRAINED])}
-    history = featurise(states, index, {"view": 1})["item_index"]
+    history = featurise(states, index, {"view": 1}, LENGTH)["item_index"]
     embedding = rng.integers(-2, 3, (users, DIM)).astype(np.float32)
     scores = embedding @ space.vectors[FIRST_ITEM : space.trained].T
     order = np.argsort(-scores, axis=1, kind="stable")[:, :TOP_K]

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from workers.adapters.memory import MemoryFeatureStore, MemoryPublisher, MemoryStateStore
 from workers.core.bundle import Bundle, Manifest, sha256, write_manifest
 from workers.core.events import Event, encode_event
-from workers.core.features import DIM, FIRST_ITEM, TOP_K, Tensors
+from workers.core.features import FIRST_ITEM, TOP_K, Tensors
 from workers.core.recommendation import Recommendation, decode_recommendation
-from workers.core.state import UserState, decode_state
+from workers.core.state import HISTORY, UserState, decode_state
 from workers.live_model import LiveModel
 from workers.pipeline import Pipeline
 from workers.ports import Encoded, Message, Record, Unavailable
@@ -25,6 +25,8 @@ from workers.settings import Settings
 
 NOW = 1_700_000_000_000
 PARTITION = 4
+DIM = 64
+"""Width of the fake versions' vectors."""
 ITEMS = tuple(f"film-{number}" for number in range(TOP_K + 20))
 BUNDLE_FILES = ("model.onnx", "item_tower.onnx", "item_ids.json", "item_vectors.npy", "golden.npz")
 
@@ -40,6 +42,7 @@ def make_bundle(version: int = 1, items: Sequence[str] = ITEMS, prior_weight: fl
         name="fake",
         created="2024-01-01",
         dim=DIM,
+        length=HISTORY,
         types=["view", "click", "purchase"],
         prior_weight=prior_weight,
         popularity_half_life_s=86_400.0,

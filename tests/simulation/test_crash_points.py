@@ -92,9 +92,9 @@ async def test_a_commit_that_does_not_wait_is_found_out(clean: Durable) -> None:
 async def test_folding_without_deduplication_is_found_out(clean: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Failing control: a fold that does not know what it has seen counts redelivered events twice."""
 
-    def forgetful(state: UserState, event: Event, partition: int, offset: int) -> Outcome:
+    def forgetful(state: UserState, event: Event, partition: int, offset: int, history: int) -> Outcome:
         state.offset, state.event_id_log = -1, empty_state(partition).event_id_log
-        return fold(state, event, partition, offset)
+        return fold(state, event, partition, offset, history)
 
     monkeypatch.setattr(pipeline_module, "fold", forgetful)
     found = await outcomes(clean, every_point(clean))
@@ -104,9 +104,9 @@ async def test_folding_without_deduplication_is_found_out(clean: Durable, monkey
 async def test_folding_without_offsets_alone_is_found_out(clean: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Failing control: without the offset, the ring of event ids does not save a profile opted out and in again."""
 
-    def without_offsets(state: UserState, event: Event, partition: int, offset: int) -> Outcome:
+    def without_offsets(state: UserState, event: Event, partition: int, offset: int, history: int) -> Outcome:
         state.offset = -1
-        return fold(state, event, partition, offset)
+        return fold(state, event, partition, offset, history)
 
     monkeypatch.setattr(pipeline_module, "fold", without_offsets)
     assert await outcomes(clean, every_point(clean))

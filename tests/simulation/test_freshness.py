@@ -131,7 +131,7 @@ class Oracle:
             return [item for item, row in ranked if item not in seen and live.space.available[row]][:10]
         if not known:
             return [item.item_id for item in maker.make_popular(live, user, None).items]
-        tensors = featurise([state], live.item_index, live.type_index)
+        tensors = featurise([state], live.item_index, live.type_index, live.length)
         encoded = await self._encoder.encode(tensors, 1)
         [made] = maker.make(live, [user], [state], tensors["item_index"], encoded)
         return [item.item_id for item in made.items]

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from workers.adapters.feast_rows import ENCODERS
 from workers.core.events import DEFAULT_BEHAVIOURS
-from workers.core.features import DIM, EMBEDDING_FEATURES, Feature, behaviour_features
+from workers.core.features import EMBEDDING_FEATURES, Feature, behaviour_features
 
 ROOT = Path(__file__).parents[2]
 VALUE_TYPES = {
@@ -59,8 +59,6 @@ def test_views_have_the_cores_features(definitions: ModuleType, behaviours: list
     defined = definitions.define(behaviours)
     assert fields(defined.user_behaviour) == core_fields(behaviour_features(behaviours))
     assert fields(defined.user_embedding) == core_fields(EMBEDDING_FEATURES)
-    (vector,) = [field for field in defined.user_embedding.features if field.name == "embedding"]
-    assert vector.vector_length == DIM
 
 
 def test_views_are_keyed_by_user_and_pushed_to(definitions: ModuleType) -> None:

@@ -12,9 +12,11 @@ from workers.core.features import (
     behaviour_row,
     featurise,
     gap_bucket,
+    sized,
 )
-from workers.core.state import HISTORY, empty_state, fold
+from workers.core.state import empty_state, fold
 
+LENGTH = 20
 NOW = 1_700_000_000_000
 
 
@@ -23,18 +25,18 @@ def test_the_newest_event_stands_last() -> None:
     state = empty_state(0)
     for offset, (item, kind, ts) in enumerate((("a", "view", NOW), ("b", "listen", NOW + 8000), ("?", "view", NOW))):
         fold(state, Event(event_id=f"e{offset}", user_id="u", type=kind, item_id=item, ts=ts), 0, offset)
-    tensors = featurise([state], {"a": 2, "b": 3}, {"view": 1})
-    assert tensors["item_index"][0].tolist() == [0] * (HISTORY - 3) + [2, 3, 1]
-    assert tensors["event_type"][0].tolist() == [0] * (HISTORY - 3) + [1, 0, 1]
-    assert tensors["time_gap"][0].tolist() == [0] * (HISTORY - 3) + [1, 4, 1]
+    tensors = featurise([state], {"a": 2, "b": 3}, {"view": 1}, LENGTH)
+    assert tensors["item_index"][0].tolist() == [0] * (LENGTH - 3) + [2, 3, 1]
+    assert tensors["event_type"][0].tolist() == [0] * (LENGTH - 3) + [1, 0, 1]
+    assert tensors["time_gap"][0].tolist() == [0] * (LENGTH - 3) + [1, 4, 1]
 
 
 def test_tensors_are_what_the_encoder_declares() -> None:
     """Names, shapes and types are those of the input list, for a batch and for none."""
     for batch in ([empty_state(0)] * 3, []):
-        tensors = featurise(batch, {}, {})
+        tensors = featurise(batch, {}, {}, LENGTH)
         assert list(tensors) == [spec.name for spec in USER_ENCODER_INPUTS]
-        for spec in USER_ENCODER_INPUTS:
+        for spec in sized(USER_ENCODER_INPUTS, length=LENGTH, dim=1, items=1):
             assert tensors[spec.name].shape == (len(batch), *spec.shape)
             assert tensors[spec.name].dtype == NUMPY_DTYPES[spec.dtype]
 

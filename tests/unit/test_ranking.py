@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from workers.core.events import Event
-from workers.core.features import DIM, FIRST_ITEM, HISTORY, TOP_K
+from workers.core.features import FIRST_ITEM, TOP_K
 from workers.core.ranking import COLD_CANDIDATES, ItemSpace, RankConfig, rank, rank_popular
 from workers.core.recommendation import Item
-from workers.core.state import UserState, empty_state, fold
+from workers.core.state import HISTORY, UserState, empty_state, fold
 
 ITEMS = [f"i{number}" for number in range(TOP_K)]
+DIM = 64
 PLAIN = RankConfig(5, 0.0, 0.0)
 
 
@@ -173,6 +174,26 @@ def test_reasons_are_the_two_nearest_events() -> None:
     )
     assert first.item_id == "target"
     assert [(reason.item_id, reason.weight) for reason in first.reasons] == [("b", 0.667), ("a", 0.333)]
+
+
+def test_what_a_version_does_not_read_is_seen_all_the_same() -> None:
+    """Of a history longer than the version's length all is filtered, and a reason names the event that was read."""
+    vectors = [axis(1), axis(2), axis(3), *(axis(20) for _ in ITEMS[3:])]
+    over = ItemSpace(["a", "b", "c", *ITEMS[3:]], np.stack(vectors))
+    over.add_cold(["target"], axis(3)[None])
+    state = state_of("a", "b", "i5", "c")
+    [ranked] = rank(
+        over,
+        RankConfig(50, 0.0, 0.0),
+        [state],
+        np.array([[7, 4]], np.int32),
+        np.arange(FIRST_ITEM, FIRST_ITEM + TOP_K, dtype=np.int32)[None],
+        np.full((1, TOP_K), -100, np.float32),
+        axis(3)[None],
+    )
+    assert names(ranked)[0] == "target"
+    assert not {"a", "b", "c", "i5"} & set(names(ranked))
+    assert [(reason.item_id, reason.ts) for reason in ranked[0].reasons] == [("c", state.times[3])]
 
 
 def test_popularity_of_unknown_items_is_kept_for_later() -> None:

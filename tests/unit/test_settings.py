@@ -259,6 +259,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "health_host": ("wiring", "0.0.0.0"),  # noqa: S104 - only observed
     "health_port": ("wiring", 8080),
     "behaviours": ("published", {"view": 1.0, "listen": 1.0}),
+    "history": ("published", 1),
     "list_size": ("published", 3),
     "max_batch_events": ("consumer", 7),
     "encode_batch": ("published", 1),

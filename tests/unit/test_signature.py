@@ -13,7 +13,7 @@ import pytest
 from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
 from tests.simulation.fakes import FakeEncoder, make_bundle
 from workers import signature
-from workers.core.bundle import MANIFEST, SIGNATURE, BundleError, Manifest, sha256, write_manifest
+from workers.core.bundle import MANIFEST, SIGNATURE, BundleError, Manifest, load_bundle, sha256, write_manifest
 from workers.core.graphs import check_graphs
 from workers.core.rollout import MODEL
 from workers.live_model import LiveModel
@@ -120,9 +120,18 @@ def test_wrong_tensors_are_refused(bundle: Path, keys: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"onnx", b"\x3a\xff\xff\xff\xff\x0f", bytes(100)])
 def test_what_is_no_onnx_is_refused(bundle: Path, content: bytes) -> None:
     """Empty, text, cut short, zeros: one line each."""
+    loaded = load_bundle(bundle)
     (bundle / "model.onnx").write_bytes(content)
     with pytest.raises(BundleError, match="cannot be read as ONNX"):
-        check_graphs(bundle)
+        check_graphs(loaded)
+
+
+def test_a_graph_is_of_the_sizes_that_the_manifest_names(bundle: Path) -> None:
+    """A version that says it reads 30 events and reads 50 is refused."""
+    loaded = load_bundle(bundle)
+    other = msgspec.structs.replace(loaded, manifest=msgspec.structs.replace(loaded.manifest, length=30))
+    with pytest.raises(BundleError, match=r"takes .*item_index INT32 \[50\].* not .*item_index INT32 \[30\]"):
+        check_graphs(other)
 
 
 def test_keys_are_made_once_and_kept_from_others(keys: Path) -> None:

@@ -86,6 +86,18 @@ def test_items_leave_the_history_into_seen() -> None:
     assert state.seen == [f"i{number}" for number in range(7, total - HISTORY)]
 
 
+def test_as_many_events_are_kept_as_is_asked() -> None:
+    """A longer history takes more before the oldest leaves; a shortened one sheds at the next event."""
+    state = empty_state(0)
+    for number in range(HISTORY + 10):
+        fold(state, event(number), 0, number, HISTORY + 10)
+    assert (state.length, len(state.items), state.seen) == (HISTORY + 10, HISTORY + 10, [])
+    fold(state, event(HISTORY + 10), 0, HISTORY + 10, 5)
+    assert state.items == [f"i{number}" for number in range(HISTORY + 6, HISTORY + 11)]
+    assert state.times == [NOW + number for number in range(HISTORY + 6, HISTORY + 11)]
+    assert state.seen == [f"i{number}" for number in range(HISTORY + 6)]
+
+
 def test_an_item_in_the_history_does_not_leave_for_seen() -> None:
     """While a later event on the item is in the history, an older one goes without trace."""
     state = folded(*(event(number, item="same") for number in range(HISTORY + 3)))

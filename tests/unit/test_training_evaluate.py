@@ -30,7 +30,7 @@ def event(user: str, item: str, seconds: int) -> Event:
 
 def replay(events: list[Event], half_life_s: float = DAY) -> Replay:
     index = {item: row + 2 for row, item in enumerate(ITEMS)}
-    return Replay(events, ITEMS, index, {"click": 1}, half_life_s)
+    return Replay(events, ITEMS, index, {"click": 1}, half_life_s, 50)
 
 
 def test_rank_counts_unseen_items_ahead() -> None:
@@ -119,7 +119,7 @@ def test_an_oracle_is_perfect_and_its_opposite_never_hits() -> None:
 
     names = [f"i{number}" for number in range(30)]
     events = [event(f"u{number % 3}", names[number], number) for number in range(30)]
-    world = Replay(events, names, {name: row + 2 for row, name in enumerate(names)}, {"click": 1}, DAY)
+    world = Replay(events, names, {name: row + 2 for row, name in enumerate(names)}, {"click": 1}, DAY, 50)
     results = evaluate(world.batches(0, 30), {"oracle": oracle, "opposite": lambda batch: -oracle(batch)})
     assert results["oracle"].ndcg == 1.0
     assert results["opposite"].hr == 0.0

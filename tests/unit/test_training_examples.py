@@ -6,8 +6,8 @@ import numpy as np
 
 from training.examples import IGNORE, histories, shuffle_ties, windows
 from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event
-from workers.core.state import HISTORY
 
+LENGTH = 50
 INDEX = {f"i{number}": number + 2 for number in range(200)}
 
 
@@ -33,8 +33,8 @@ def test_a_duplicate_is_learned_once() -> None:
 
 def test_the_first_event_is_a_target_of_the_empty_history() -> None:
     """A new user's list is learned too: padding alone, then the first item."""
-    examples = windows([[event(0)]], INDEX, {"view": 1})
-    assert examples.item_index.tolist() == [[0] * HISTORY]
+    examples = windows([[event(0)]], INDEX, {"view": 1}, LENGTH)
+    assert examples.item_index.tolist() == [[0] * LENGTH]
     assert examples.next_item[0, -1] == INDEX["i0"]
     assert (examples.next_item[0, :-1] == IGNORE).all()
 
@@ -42,17 +42,17 @@ def test_the_first_event_is_a_target_of_the_empty_history() -> None:
 def test_long_histories_are_cut_into_overlapping_rows() -> None:
     """Every event is a target once, and those of later rows have half a row of context at least."""
     run = [event(number) for number in range(120)]
-    examples = windows([run], INDEX, {"view": 1})
+    examples = windows([run], INDEX, {"view": 1}, LENGTH)
     targets = examples.next_item[examples.next_item != IGNORE]
     assert targets.tolist() == [INDEX[f"i{number}"] for number in range(120)]
     context = (examples.item_index[1:] != 0).cumsum(axis=1)[examples.next_item[1:] != IGNORE]
-    assert context.min() >= HISTORY // 2
+    assert context.min() >= LENGTH // 2
 
 
 def test_the_gap_before_a_row_is_unknown() -> None:
     """A row's first event has bucket 1 as in `featurise`, whatever came before it."""
     run = [event(number, ts=number * 3_600_000) for number in range(60)]
-    examples = windows([run], INDEX, {"view": 1})
+    examples = windows([run], INDEX, {"view": 1}, LENGTH)
     first = (examples.item_index != 0).argmax(axis=1)
     assert (examples.time_gap[np.arange(len(examples)), first] == 1).all()
     assert (examples.time_gap > 1).any()

@@ -12,7 +12,7 @@ from deploy.tensorrt.stamp import Host, Stamp, StampError, check_stamp, decode_s
 
 HOST = Host("10.4.0", "560.35.03", "9.0")
 STAMP = Stamp("10.4.0", "560.35.03", "9.0", "onnx", "plan", fp16=False)
-CONFIG = Path(__file__).parents[2] / "triton_models" / "user_encoder" / "configs" / "tensorrt.pbtxt"
+MODEL = Path(__file__).parents[2] / "triton_models" / "user_encoder"
 
 
 def test_the_building_host_may_serve() -> None:
@@ -94,6 +94,12 @@ def test_packed_versions() -> None:
     assert build_plan._dotted(8601) == "8.6.1"
 
 
-def test_profile_shapes_come_from_the_configuration() -> None:
-    """The builder is told the shapes that Triton is told."""
-    assert build_plan._inputs(CONFIG) == {"item_index": "50", "event_type": "50", "time_gap": "50"}
+def test_profile_shapes_are_the_version_s(tmp_path: Path) -> None:
+    """The builder is told the inputs that Triton is told, at the version's own length."""
+    (tmp_path / "configs").symlink_to(MODEL / "configs")
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "manifest.json").write_text('{"length": 200}')
+    assert build_plan._inputs(tmp_path / "2") == {"item_index": "200", "event_type": "200", "time_gap": "200"}
+    with pytest.raises(build_plan.BuildError, match="it says the version's length"):
+        build_plan._inputs(tmp_path / "3")
+    assert build_plan._inputs(MODEL / "1")["item_index"] == "50"

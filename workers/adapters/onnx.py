@@ -54,7 +54,7 @@ class OnnxEncoder:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._encode, tensors, version)
 
     async def item_vectors(self, texts: Sequence[str], version: int) -> NDArray[np.float32]:
-        """Vectors `[len(texts), DIM]` for item texts in the pinned version's space. Raises `Unavailable`."""
+        """Vectors `[len(texts), D]` for item texts in the pinned version's space. Raises `Unavailable`."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._item_vectors, texts, version)
 
     def close(self) -> None:

@@ -112,7 +112,7 @@ class TritonEncoder:
         return [Encoded(*(o[start:end] for o in outputs)) for start, end in zip(starts, ends, strict=True)]
 
     async def item_vectors(self, texts: Sequence[str], version: int) -> NDArray[np.float32]:
-        """Vectors `[len(texts), DIM]` for item texts in the pinned version's space. Raises `Unavailable`."""
+        """Vectors `[len(texts), D]` for item texts in the pinned version's space. Raises `Unavailable`."""
         raw = np.array([[text.encode()] for text in texts], dtype=np.object_)
         [text_embedding] = await self._infer(
             self._item_breaker,

@@ -3,7 +3,7 @@
 Layout, which is also a version folder of `user_encoder` in the model
 repository: `model.onnx` (user encoder with the item table and top-K inside),
 `item_tower.onnx`, `item_ids.json` (the vocabulary, index order),
-`item_vectors.npy` (float32 `[items, DIM]`, same order), `golden.npz` (inputs
+`item_vectors.npy` (float32 `[items, dim]`, same order), `golden.npz` (inputs
 and the outputs torch gave for them), `manifest.json` (facts and a sha256 per file),
 `manifest.sig` (who vouches for the manifest). Nothing in it is pickled.
 """
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.core.features import DIM, FIRST_ITEM
+from workers.core.features import FIRST_ITEM
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
@@ -31,7 +31,9 @@ class BundleError(Exception):
 class Manifest(msgspec.Struct, frozen=True):
     """Facts of a bundle.
 
-    `types` are the behaviour types the encoder knows, index 1 first.
+    `dim` is the width of user and item vectors, `length` how many of a user's
+    recent events the encoder reads (the first versions did not say so, and read
+    50). `types` are the behaviour types the encoder knows, index 1 first.
     `prior_weight` is the weight of the log popularity prior beside the
     encoder's score, fitted on the validation split. `files` maps each file to its sha256.
     """
@@ -46,10 +48,11 @@ class Manifest(msgspec.Struct, frozen=True):
     environment: dict[str, str]
     licence: str
     files: dict[str, str]
+    length: int = 50
 
 
 class Bundle(msgspec.Struct, frozen=True):
-    """A verified bundle in memory; `item_vectors` is float32 `[len(item_ids), DIM]`."""
+    """A verified bundle in memory; `item_vectors` is float32 `[len(item_ids), dim]`."""
 
     path: Path
     manifest: Manifest
@@ -86,9 +89,9 @@ def load_bundle(path: Path) -> Bundle:
         vectors = np.load(path / "item_vectors.npy", allow_pickle=False)
     except (msgspec.DecodeError, ValueError, EOFError) as error:
         raise BundleError(f"{path}: its items cannot be read: {error}") from None
-    if manifest.dim != DIM or vectors.shape != (len(item_ids), DIM) or vectors.dtype != np.float32:
+    if vectors.shape != (len(item_ids), manifest.dim) or vectors.dtype != np.float32:
         raise BundleError(
-            f"{path}: item vectors are {vectors.dtype} {vectors.shape}, not float32 ({len(item_ids)}, {DIM})"
+            f"{path}: item vectors are {vectors.dtype} {vectors.shape}, not float32 ({len(item_ids)}, {manifest.dim})"
         )
     if not np.isfinite(vectors).all():
         raise BundleError(f"{path}: item vectors hold NaN or infinity")

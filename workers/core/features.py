@@ -2,7 +2,8 @@
 
 Live worker, replay and training call `featurise`; the Feast definitions are
 built from `behaviour_features` and `EMBEDDING_FEATURES`; a test holds the
-`config.pbtxt` files equal to the tensor lists.
+`config.pbtxt` files equal to the tensor lists. How many events a version reads
+and how wide its vectors are is in its manifest.
 """
 
 from __future__ import annotations
@@ -15,14 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.core.state import HISTORY, UserState
+from workers.core.state import UserState
 
-DIM = 64
-"""Width of user and item vectors."""
 TEXT_DIM = 384
 """Width of a text embedding (all-MiniLM-L6-v2)."""
 TOP_K = 100
-"""Candidates that the served graph returns per user."""
+"""Candidates that the served graph returns per user, or all of a smaller vocabulary."""
 
 PADDING = 0
 UNKNOWN = 1
@@ -35,25 +34,29 @@ GAP_BUCKETS = 32
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One named tensor; `shape` leaves out the batch axis; `dtype` is Triton's name."""
+    """One named tensor; `shape` leaves out the batch axis; `dtype` is Triton's name.
+
+    An axis that each model version has its own size of has a name instead:
+    `length` (events read), `dim` (width of the vectors) or `candidates`.
+    """
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int | str, ...]
 
 
 USER_ENCODER_INPUTS = (
-    TensorSpec("item_index", "INT32", (HISTORY,)),
-    TensorSpec("event_type", "INT32", (HISTORY,)),
-    TensorSpec("time_gap", "INT32", (HISTORY,)),
+    TensorSpec("item_index", "INT32", ("length",)),
+    TensorSpec("event_type", "INT32", ("length",)),
+    TensorSpec("time_gap", "INT32", ("length",)),
 )
 USER_ENCODER_OUTPUTS = (
-    TensorSpec("topk_index", "INT32", (TOP_K,)),
-    TensorSpec("topk_score", "FP32", (TOP_K,)),
-    TensorSpec("embedding", "FP32", (DIM,)),
+    TensorSpec("topk_index", "INT32", ("candidates",)),
+    TensorSpec("topk_score", "FP32", ("candidates",)),
+    TensorSpec("embedding", "FP32", ("dim",)),
 )
 ITEM_TOWER_INPUTS = (TensorSpec("text_embedding", "FP32", (TEXT_DIM,)),)
-ITEM_TOWER_OUTPUTS = (TensorSpec("item_vector", "FP32", (DIM,)),)
+ITEM_TOWER_OUTPUTS = (TensorSpec("item_vector", "FP32", ("dim",)),)
 TEXT_ENCODER_INPUTS = (TensorSpec("text", "BYTES", (1,)),)
 TEXT_ENCODER_OUTPUTS = (TensorSpec("text_embedding", "FP32", (TEXT_DIM,)),)
 
@@ -62,27 +65,37 @@ NUMPY_DTYPES: Mapping[str, Any] = {"INT32": np.int32, "FP32": np.float32, "BYTES
 Tensors = dict[str, NDArray[Any]]
 
 
-def featurise(states: Sequence[UserState], item_index: Mapping[str, int], type_index: Mapping[str, int]) -> Tensors:
-    """The user encoder's inputs for a batch of users, each tensor `[len(states), HISTORY]` int32.
+def sized(specs: Sequence[TensorSpec], *, length: int, dim: int, items: int) -> tuple[TensorSpec, ...]:
+    """The tensors of a version that reads `length` events, is `dim` wide and has `items` in its vocabulary."""
+    sizes: dict[int | str, int] = {"length": length, "dim": dim, "candidates": min(TOP_K, items)}
+    return tuple(
+        TensorSpec(spec.name, spec.dtype, tuple(sizes.get(axis, axis) for axis in spec.shape)) for spec in specs
+    )
 
-    Histories are padded on the left, so the newest event stands last. The gap
-    of an event is to the user's previous event; the first one's is bucket 1.
+
+def featurise(
+    states: Sequence[UserState], item_index: Mapping[str, int], type_index: Mapping[str, int], length: int
+) -> Tensors:
+    """The user encoder's inputs for a batch of users, each tensor `[len(states), length]` int32.
+
+    The last `length` events are read, padded on the left, so the newest stands
+    last. The gap of an event is to the one read before it; the first one's is bucket 1.
     An event type the version was not trained on has index 0 with a real item.
     """
     rows = len(states)
-    lengths = np.fromiter((state.length for state in states), np.int64, rows)
-    item_lists = chain.from_iterable(state.items for state in states)
-    type_lists = chain.from_iterable(state.types for state in states)
+    lengths = np.fromiter((min(state.length, length) for state in states), np.int64, rows)
+    item_lists = chain.from_iterable(state.items[-length:] for state in states)
+    type_lists = chain.from_iterable(state.types[-length:] for state in states)
     items = np.array(list(map(item_index.get, item_lists, repeat(UNKNOWN))), np.int32)
     types = np.array(list(map(type_index.get, type_lists, repeat(0))), np.int32)
-    times = np.frombuffer(b"".join(state.time_log for state in states), np.dtype("<i8"))
-    filled = np.arange(HISTORY) >= (HISTORY - lengths)[:, None]
+    times = np.frombuffer(b"".join(state.time_log[-8 * length :] for state in states), np.dtype("<i8"))
+    filled = np.arange(length) >= (length - lengths)[:, None]
     gaps = gap_bucket(np.diff(times, prepend=times[:1]))
     starts = (np.cumsum(lengths) - lengths)[lengths > 0]
     gaps[starts] = 1
     tensors: Tensors = {}
     for spec, values in zip(USER_ENCODER_INPUTS, (items, types, gaps), strict=True):
-        tensor = np.zeros((rows, HISTORY), np.int32)
+        tensor = np.zeros((rows, length), np.int32)
         tensor[filled] = values
         tensors[spec.name] = tensor
     return tensors
@@ -107,7 +120,7 @@ class Feature:
 def behaviour_features(behaviours: Collection[str]) -> tuple[Feature, ...]:
     """The behaviour view's fields, in the order of `behaviour_row`, for the given behaviour types."""
     return (
-        Feature("recent_items", "list[string]", f"the last {HISTORY} items, oldest first"),
+        Feature("recent_items", "list[string]", "the recent items, oldest first"),
         Feature("recent_types", "list[string]", "behaviour types of the recent items"),
         Feature("recent_times", "list[int64]", "event times of the recent items, ms since the epoch"),
         *(Feature(f"{kind}_count", "int64", f"number of {kind} events") for kind in behaviours),
@@ -117,7 +130,7 @@ def behaviour_features(behaviours: Collection[str]) -> tuple[Feature, ...]:
 
 
 EMBEDDING_FEATURES = (
-    Feature("embedding", "list[float32]", f"the user's vector, {DIM} wide"),
+    Feature("embedding", "list[float32]", "the user's vector, as wide as its model version's"),
     Feature("model_version", "int64", "the model version that made the vector"),
 )
 

@@ -15,13 +15,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.core.bundle import BundleError
+from workers.core.bundle import Bundle, BundleError
 from workers.core.features import (
     ITEM_TOWER_INPUTS,
     ITEM_TOWER_OUTPUTS,
     USER_ENCODER_INPUTS,
     USER_ENCODER_OUTPUTS,
     TensorSpec,
+    sized,
 )
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -39,11 +40,19 @@ _SAFETENSORS_FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 Field = tuple[int, int | memoryview]
 
 
-def check_graphs(folder: Path) -> None:
+def check_graphs(bundle: Bundle) -> None:
     """See that the bundle's graphs take and give the right tensors, and that no weight is NaN. Raises `BundleError`."""
-    _check_onnx(folder / "model.onnx", USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS)
-    _check_onnx(folder / "item_tower.onnx", ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS)
-    weights = folder / "weights.safetensors"
+    manifest = bundle.manifest
+    for file, inputs, outputs in (
+        ("model.onnx", USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
+        ("item_tower.onnx", ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
+    ):
+        takes, gives = (
+            sized(specs, length=manifest.length, dim=manifest.dim, items=len(bundle.item_ids))
+            for specs in (inputs, outputs)
+        )
+        _check_onnx(bundle.path / file, takes, gives)
+    weights = bundle.path / "weights.safetensors"
     if weights.is_file():
         _check_safetensors(weights)
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.core.exploration import explore
-from workers.core.features import DIM, FIRST_ITEM, UNKNOWN
+from workers.core.features import FIRST_ITEM, UNKNOWN
 from workers.core.recommendation import Item, Reason
-from workers.core.state import HISTORY, UserState
+from workers.core.state import UserState
 
 POPULAR_CANDIDATES = 50
 COLD_CANDIDATES = 200
@@ -56,7 +56,7 @@ class Prior:
 class ItemSpace:
     """All rankable items of one model version: its own, then the cold ones in order of arrival.
 
-    Row = the encoder's item index. `vectors` is float32 `[rows, DIM]`,
+    Row = the encoder's item index. `vectors` is float32 `[rows, D]`, D the version's width,
     `available` bool `[rows]`, `prior` the popularity that lists are made with
     unless they are given another.
     """
@@ -66,7 +66,7 @@ class ItemSpace:
         self.size = self.trained
         self.ids: list[str] = ["", "", *item_ids]
         self.index: dict[str, int] = {item: row for row, item in enumerate(self.ids) if row >= FIRST_ITEM}
-        self.vectors = np.zeros((self.size, DIM), np.float32)
+        self.vectors = np.zeros((self.size, vectors.shape[1]), np.float32)
         self.vectors[FIRST_ITEM:] = vectors
         self.available = np.ones(self.size, np.bool_)
         self.available[:FIRST_ITEM] = False
@@ -74,7 +74,7 @@ class ItemSpace:
         self.set_popularity({})
 
     def add_cold(self, items: Sequence[str], vectors: NDArray[np.float32]) -> None:
-        """Place items `[n]` by their vectors `[n, DIM]`; one already cold moves to its new place."""
+        """Place items `[n]` by their vectors `[n, D]`; one already cold moves to its new place."""
         for item, vector in zip(items, vectors, strict=True):
             row = self.index.get(item)
             if row is None:
@@ -86,7 +86,7 @@ class ItemSpace:
         row = self.size
         if row == len(self.vectors):
             spare = max(256, row // 2)
-            self.vectors = np.concatenate([self.vectors, np.zeros((spare, DIM), np.float32)])
+            self.vectors = np.concatenate([self.vectors, np.zeros((spare, self.vectors.shape[1]), np.float32)])
             self.available = np.concatenate([self.available, np.zeros(spare, np.bool_)])
         self.available[row] = True
         self.ids.append(item)
@@ -148,8 +148,8 @@ def rank(
 ) -> list[list[Item]]:
     """Rank for a batch of B users.
 
-    `history` `[B, HISTORY]` is the encoder's `item_index` input; the next three are
-    its outputs: `[B, TOP_K]`, `[B, TOP_K]`, `[B, DIM]`. `priors` holds one per
+    `history` `[B, L]` is the encoder's `item_index` input; the next three are
+    its outputs: `[B, K]`, `[B, K]`, `[B, D]`. `priors` holds one per
     user; without it all lists are made with the space's own. `seeds` holds one per
     user where there is exploration. A list does not depend on what else is in
     the batch, to the last bit.
@@ -168,9 +168,9 @@ def rank(
     user_column = np.arange(len(states))[:, None]
     best = order[:, :pool]
     picks, values = candidates[user_column, best].tolist(), _rounded(scores[user_column, best])
-    more_seen = (history == UNKNOWN).any(axis=1)
+    more_seen, length = (history == UNKNOWN).any(axis=1), history.shape[1]
     for user, state in enumerate(states):
-        if more_seen[user] or len(state.seen_log) > 1 or values[user][-1] == -np.inf:
+        if more_seen[user] or len(state.seen_log) > 1 or state.length > length or values[user][-1] == -np.inf:
             ranked = order[user]
             picks[user], values[user] = _unseen(
                 space.ids, state, candidates[user][ranked].tolist(), _rounded(scores[user][ranked]), pool
@@ -185,7 +185,7 @@ def rank(
             )
     positions, shares = _strongest_events(space.vectors, history, picks, config.list_size)
     return [
-        _items(space, *parts)
+        _items(space, length, *parts)
         for parts in zip(
             states, picks, values, propensities, explored, positions.tolist(), shares.tolist(), strict=True
         )
@@ -325,6 +325,7 @@ def _explore(
 
 def _items(
     space: ItemSpace,
+    length: int,
     state: UserState,
     picked: list[int],
     scores: list[float],
@@ -335,7 +336,7 @@ def _items(
 ) -> list[Item]:
     ids, trained = space.ids, space.trained
     items, types, times = state.items, state.types, state.times
-    padding = HISTORY - len(items)
+    padding = length - len(items)
     ranked = []
     for row, score, propensity, moved, (first, second), (most, more) in zip(
         picked, scores, propensities, explored, positions, shares, strict=False

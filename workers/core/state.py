@@ -16,7 +16,7 @@ import msgspec
 from workers.core.events import CONTROL_TYPES, ERASE, ID_SEPARATOR, OPT_IN, OPT_OUT, Event
 
 HISTORY = 50
-"""Recent events kept per user, and the encoder's input length."""
+"""Recent events kept per user unless the settings say otherwise; a model version reads the last of them."""
 SEEN = 500
 """Distinct items older than the history that are still filtered as seen."""
 EVENT_IDS = 32
@@ -37,7 +37,7 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     Sequences are kept joined, `␟a␟b␟` with `ID_SEPARATOR` for ␟, as they are
     stored: a fold then touches a few strings where it would make and join
     some 150. `items`, `types` and `times` read them as parallel lists, oldest
-    first, in log order, at most `HISTORY` long; times are event times in ms.
+    first, in log order, at most as long as the fold keeps; times are event times in ms.
     `seen` are distinct items that fell out of `items`, at most `SEEN`.
 
     `feature_ts` is the strictly increasing timestamp in µs under which features
@@ -107,8 +107,8 @@ def empty_state(partition: int) -> UserState:
     return UserState(partition)
 
 
-def fold(state: UserState, event: Event, partition: int, offset: int) -> Outcome:
-    """Fold `event`, read at `offset` of `partition`, into `state` in place.
+def fold(state: UserState, event: Event, partition: int, offset: int, history: int = HISTORY) -> Outcome:
+    """Fold `event`, read at `offset` of `partition`, into `state` in place; `history` recent events are kept.
 
     The caller owns `state` (it has just been decoded from the table), so no
     copy is made. Returns what was done. A state last written under another
@@ -143,7 +143,7 @@ def fold(state: UserState, event: Event, partition: int, offset: int) -> Outcome
     state.item_log += marked_item[1:]
     state.type_log += kind + ID_SEPARATOR
     state.time_log += ts.to_bytes(8, "little")
-    if len(state.time_log) > 8 * HISTORY:
+    while len(state.time_log) > 8 * history:
         _drop_oldest(state)
     return Outcome.FIRST_TOUCH if first else Outcome.APPLIED
 

@@ -23,7 +23,7 @@ from workers.core.evaluation.interleaving import Interleaver
 from workers.core.events import BadEvent, Event
 from workers.core.features import featurise
 from workers.core.snapshots import TICK_MS
-from workers.core.state import HISTORY, Outcome, UserState, fold
+from workers.core.state import Outcome, UserState, fold
 from workers.lists import MadeList
 from workers.pipeline import dead_letter
 from workers.ports import Encoded, Encoder, Message, Record
@@ -180,7 +180,7 @@ class Replay:
         if self._output.wants_training_rows and user not in self._before:
             self._before[user] = _copied(state)
         history = state.folded
-        outcome = fold(state, event, partition, record.offset)
+        outcome = fold(state, event, partition, record.offset, self._settings.history)
         if outcome is Outcome.REDELIVERED or outcome is Outcome.DUPLICATE or outcome is Outcome.IGNORED:
             self.counts["skipped"] += 1
             return
@@ -229,8 +229,8 @@ class Replay:
 
     def _encode(self, model: ReplayedModel, states: Sequence[UserState]) -> _Encoding:
         if not states:
-            return _Encoding(np.zeros((0, HISTORY), np.int32), None)
-        tensors = featurise(states, model.live.item_index, model.live.type_index)
+            return _Encoding(np.zeros((0, model.live.length), np.int32), None)
+        tensors = featurise(states, model.live.item_index, model.live.type_index, model.live.length)
         return _Encoding(tensors["item_index"], asyncio.create_task(self._encoder.encode(tensors, model.live.version)))
 
     async def _hand_on(self, actions: list[Action], encodings: list[_Encoding]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +63,7 @@ def _is_whole(records: Sequence[Record], offset: int) -> bool:
 class Fold:
     """The states of all users at the end of a log, and at the events that lists are as of."""
 
-    def __init__(self, log: Log, behaviours: Collection[str], lists: Iterable[Recommendation]) -> None:
+    def __init__(self, log: Log, settings: Settings, lists: Iterable[Recommendation]) -> None:
         """Reads the whole log; memory grows with its users and with the lists."""
         wanted: dict[tuple[int, int], list[Recommendation]] = defaultdict(list)
         for one in lists:
@@ -73,11 +73,11 @@ class Fold:
         for partition in log.partitions:
             for run in log.read(partition):
                 for record in run:
-                    event = decode_event(record.value, record.key, behaviours, record.headers)
+                    event = decode_event(record.value, record.key, settings.behaviours, record.headers)
                     if isinstance(event, BadEvent):
                         continue
                     state = self.states.setdefault(event.user_id, empty_state(partition))
-                    fold(state, event, partition, record.offset)
+                    fold(state, event, partition, record.offset, settings.history)
                     for one in wanted.pop((partition, record.offset), ()):
                         known = copy.copy(state) if one.user_id == event.user_id else None
                         self.recorded.append(Recorded(one, known))
@@ -114,7 +114,7 @@ class Remaker:
         live = await self._live_at(chunk[0].list.side_inputs)
         profiled = [one for one in chunk if _is_personal(one)]
         states = [_state(one) for one in profiled]
-        tensors = featurise(states, live.item_index, live.type_index) if states else {}
+        tensors = featurise(states, live.item_index, live.type_index, live.length) if states else {}
         encoded = await self._encoder.encode(tensors, self.version) if states else None
         rows = {id(one): row for row, one in enumerate(profiled)}
         made: list[tuple[Recorded, MadeList]] = []

@@ -43,7 +43,7 @@ async def verify(settings: Settings, source: str, text_encoder: Path, feature_us
     log = open_log(source, settings, Window(None, None, {}))
     published = [record for record in read_topic(settings, settings.recommendations_topic) if record.value is not None]
     lists = [decode_recommendation(record.value or b"") for record in published]
-    folded = Fold(log, settings.behaviours, lists)
+    folded = Fold(log, settings, lists)
     log.close()
     topics = SideInputTopics(
         list(read_topic(settings, settings.items_topic)), list(read_topic(settings, settings.popularity_topic))
@@ -157,7 +157,8 @@ class Verifier:
         bundle = bundles.get(version)
         if bundle is None:
             bundle = bundles[version] = load_bundle(repository / MODEL / str(version))
-        encoded = await encoder.encode(featurise([state], bundle.item_index, bundle.type_index), version)
+        tensors = featurise([state], bundle.item_index, bundle.type_index, bundle.manifest.length)
+        encoded = await encoder.encode(tensors, version)
         if not embeddings_equal(served.get("embedding"), encoded.embedding[0]):
             self._note("embeddings", user, state.partition, state.offset, f"not what version {version} gives")
 

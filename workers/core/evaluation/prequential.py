@@ -84,7 +84,7 @@ class Prequential:
         label_delay_ms: int = 0,
         seed: int = 0,
     ) -> None:
-        """`catalogue` is the number of rankable items; `vectors` gives items' vectors, `[n, DIM]`."""
+        """`catalogue` is the number of rankable items; `vectors` gives items' vectors, `[n, D]`."""
         self.name = name
         self.cutoff = cutoff
         self._catalogue = catalogue
