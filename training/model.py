@@ -10,12 +10,17 @@ does not depend on where it starts: the output at position j of a training row
 is the output for the state that ends there. The next-item objective with
 item-vector scores is SASRec's (Kang & McAuley 2018, arXiv:1808.09781).
 
+Scores are cosines times a learned scale: item vectors are of length 1 and the
+user's of length `scale`. A frequent item then has no longer vector than a rare
+one, and the text alone places a new item on equal terms.
+
 Shapes: B rows, L = `length` positions, D = `dim`, H heads, N items.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +47,12 @@ class Config:
     feed_forward: int = 128
     dropout: float = 0.2
     item_dropout: float = 0.15
+    temperature: float = 0.07
     unknown_dropout: float = 0.02
 
 
 class ItemTower(nn.Module):
-    """Text embedding `[n, TEXT_DIM]` → item vector `[n, D]`: where an item with no events stands."""
+    """Text embedding `[n, TEXT_DIM]` → item vector `[n, D]` of length 1: where an item with no events stands."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -56,8 +62,7 @@ class ItemTower(nn.Module):
 
     def forward(self, text_embedding: Tensor) -> Tensor:
         """[n, TEXT_DIM] → [n, D]."""
-        out: Tensor = self.project(text_embedding)
-        return out
+        return functional.normalize(self.project(text_embedding), dim=-1)
 
 
 class Block(nn.Module):
@@ -118,6 +123,7 @@ class UserEncoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.output_norm = nn.LayerNorm(config.dim)
+        self.log_scale = nn.Parameter(torch.tensor(-log(config.temperature)))
         self.type_head = nn.Linear(config.dim, config.types)
         for embedding in (self.residual, self.special, self.type_embedding, self.gap_embedding):
             nn.init.normal_(embedding.weight, std=0.5 * config.dim**-0.5)
@@ -127,14 +133,14 @@ class UserEncoder(nn.Module):
         causal = torch.where(place[:, None] >= place, 0.0, FUTURE)
         self.register_buffer("causal", causal, persistent=False)  # [L, L]
 
-    def item_vectors(self) -> Tensor:
-        """The item table `[N, D]`; while training, `item_dropout` of the items stand by their text alone."""
-        residual = self.residual.weight
+    def item_vectors(self, rows: Tensor | None = None) -> Tensor:
+        """The item table `[N, D]`, or `rows` of it; in training, `item_dropout` of the items stand by text alone."""
+        residual = self.residual.weight if rows is None else self.residual(rows)
+        text = self.text if rows is None else self.text[rows]
         if self.training and self.config.item_dropout:
             kept = torch.rand(len(residual), 1, device=residual.device) >= self.config.item_dropout
             residual = residual * kept
-        table: Tensor = self.tower(self.text) + residual
-        return table
+        return functional.normalize(self.tower.project(text) + residual, dim=-1)
 
     def forward(
         self,
@@ -144,7 +150,10 @@ class UserEncoder(nn.Module):
         vectors: Tensor,
         last_only: bool = False,
     ) -> Tensor:
-        """Indices `[B, L]` and the item table `[N, D]` → hidden states `[B, L, D]`, or `[B, 1, D]` for `last_only`."""
+        """Indices `[B, L]` and the item table `[N, D]` → user vectors `[B, L, D]`, or `[B, 1, D]` for `last_only`.
+
+        L is at most the configured length: rows that are padding all on the left may be cut.
+        """
         if self.training and self.config.unknown_dropout:
             lost = torch.rand(item_index.shape, device=item_index.device) < self.config.unknown_dropout
             item_index = torch.where(lost & (item_index != PADDING), UNKNOWN, item_index)
@@ -153,11 +162,11 @@ class UserEncoder(nn.Module):
         x = self.dropout(self.input_norm(x))  # [B, L, D]
         # A padding position sees padding alone, all of it alike, so an empty history has a defined vector.
         padding = (item_index == PADDING).to(x.dtype)[:, None, None, :] * PADDED  # [B, 1, 1, L]
-        last = len(self.blocks) - 1
+        length, last = item_index.shape[1], len(self.blocks) - 1
+        causal, distance = self.causal[:length, :length], self.distance[:length, :length]  # [L, L]
         for number, block in enumerate(self.blocks):
             if last_only and number == last:
-                x = block(x, padding, self.causal[-1:], self.distance[-1:])
+                x = block(x, padding, causal[-1:], distance[-1:])
             else:
-                x = block(x, padding, self.causal, self.distance)
-        hidden: Tensor = self.output_norm(x)
-        return hidden
+                x = block(x, padding, causal, distance)
+        return functional.normalize(self.output_norm(x), dim=-1) * self.log_scale.exp()

@@ -3,7 +3,7 @@
     python -m training.train --events log.jsonl --items items.jsonl \
         --text-encoder .parts/text_encoder --out bundle/
 
-Step 4 of the folder, and the one that runs all the others. The epoch, the
+The one that runs all the other steps; the fit itself is `training/fit.py`. The epoch, the
 prior's weight and the baseline's window are those with the best NDCG@10 on the
 untied events of the validation part; the test part is used once, at the end.
 """
@@ -12,11 +12,8 @@ untied events of the validation part; the test part is used once, at the end.
 from __future__ import annotations
 
 import argparse
-import copy
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +39,7 @@ from training.evaluate import (
 )
 from training.examples import Examples, histories, shuffle_ties, windows
 from training.export import ExportError, export_bundle
-from training.losses import multi_task_loss, next_item_loss, next_type_loss
+from training.fit import Options, fit
 from training.model import Config, UserEncoder
 from training.text import TextEncoder
 from workers.core.events import DEFAULT_BEHAVIOURS
@@ -54,77 +51,6 @@ ENCODER = "encoder"
 SERVED = "encoder + prior"
 UNTIED = "untied_"
 BASELINES = ("popularity", "recent popularity", "co-occurrence")
-
-
-@dataclass(frozen=True)
-class Options:
-    """Hyperparameters of one run."""
-
-    epochs: int = 60
-    patience: int = 4
-    batch: int = 32
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    average: float = 0.99
-    validate_every: int = 3
-    seed: int = 0
-    threads: int = 1
-
-
-def fit(
-    model: UserEncoder,
-    rows: Callable[[np.random.Generator], Examples],
-    validate: Callable[[UserEncoder], float],
-    options: Options,
-) -> tuple[UserEncoder, int]:
-    """Train; returns the best moving average of the weights and its epoch, counted from 1.
-
-    `rows` makes an epoch's examples. What is validated and kept is the
-    exponential moving average of the weights over steps, steadier than the last ones.
-    """
-    torch.manual_seed(options.seed)
-    random = np.random.default_rng(options.seed)
-    optimiser = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=options.weight_decay)
-    average = copy.deepcopy(model).eval()
-    best, best_epoch, best_model, step = -1.0, 0, average, 0
-    for epoch in range(1, options.epochs + 1):
-        started = time.perf_counter()
-        model.train()
-        losses: list[float] = []
-        examples = rows(random)
-        columns = [torch.from_numpy(getattr(examples, name)) for name in Examples.__dataclass_fields__]
-        for chosen in torch.from_numpy(random.permutation(len(examples))).split(options.batch):
-            item_index, event_type, time_gap, next_item, next_type = (column[chosen] for column in columns)
-            vectors = model.item_vectors()
-            hidden = model(item_index, event_type, time_gap, vectors)
-            loss = multi_task_loss(
-                next_item_loss(hidden, next_item, vectors), next_type_loss(model.type_head(hidden), next_type)
-            )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            losses.append(loss.item())
-            step += 1
-            _follow(average, model, min(options.average, (1 + step) / (10 + step)))
-        line = f"epoch {epoch:3d}  loss {np.mean(losses):.4f}  {time.perf_counter() - started:.1f} s"
-        if epoch % options.validate_every == 0 or epoch == options.epochs:
-            score = validate(average)
-            line += f"  validation NDCG@10 {score:.4f}"
-            if score > best:
-                best, best_epoch, best_model = score, epoch, copy.deepcopy(average)
-                line += "  best"
-        print(line, flush=True)
-        if epoch - best_epoch >= options.patience * options.validate_every:
-            break
-    return best_model, best_epoch
-
-
-@torch.no_grad()
-def _follow(average: UserEncoder, model: UserEncoder, decay: float) -> None:
-    """Move the averaged weights towards the newest ones."""
-    for kept, newest in zip(average.parameters(), model.parameters(), strict=True):
-        kept.lerp_(newest, 1 - decay)
 
 
 def encoder_ranker(model: UserEncoder, other_texts: NDArray[np.float32]) -> Ranker:
@@ -281,7 +207,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-terms", default="unstated", help="terms of the training data, for the model card")
     parser.add_argument("--half-life-days", type=float, default=7.0, help="popularity prior (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=Options.epochs, help="at most (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=Options.batch, help="rows a step (default: %(default)s)")
+    parser.add_argument(
+        "--positions", type=int, default=Options.positions, help="targets a step (default: %(default)s)"
+    )
     parser.add_argument("--learning-rate", type=float, default=Options.learning_rate, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=Options.seed, help="(default: %(default)s)")
     parser.add_argument("--threads", type=int, default=Options.threads, help="torch threads (default: %(default)s)")
@@ -294,7 +222,7 @@ def main() -> int:
     types = [kind for kind in given.types.split(",") if kind]
     options = Options(
         epochs=given.epochs,
-        batch=given.batch,
+        positions=given.positions,
         learning_rate=given.learning_rate,
         seed=given.seed,
         threads=given.threads,

@@ -1,0 +1,216 @@
+"""`freshet quality`: the model on public protocols, full ranking, beside baselines fitted in the same run.
+
+    python -m tests.quality [--data DIR] [--seeds N] [--only PART …] [--json FILE]
+
+Runs in the training environment. Figures are of the test part, which no choice
+has looked at; epochs and the baselines' settings are chosen on validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import inspect
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tests.quality import baselines, cost, diversity, logs, prequential
+from tests.quality.encoder import Recipe, train_encoder
+from tests.quality.ranking import Case, Floats, LeaveOneOut, Scorer, judge, leave_one_out
+from training.fit import Options
+from training.text import TextEncoder
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ROOT / ".parts"
+CACHE = PARTS / "quality"
+HELD_OUT_USERS = 512
+CURVE_CASES = 4000
+Figures = dict[str, dict[str, Any]]
+
+BEAUTY = Recipe(
+    {"dim": 128, "blocks": 1, "feed_forward": 256, "dropout": 0.4}, Options(epochs=24, patience=3, validate_every=2)
+)
+MOVIELENS_100K = Recipe({"dropout": 0.3}, Options(epochs=60, patience=5, validate_every=2))
+MOVIELENS_1M = Recipe({"length": 200, "dropout": 0.2}, Options(epochs=60, patience=4, validate_every=2))
+STREAM = Recipe({}, Options(epochs=16, validate_every=16))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a part is told."""
+
+    data: Path
+    seeds: int
+    embed: Callable[[list[str]], Floats]
+
+
+def beauty(run: Run) -> Figures:
+    """Amazon Beauty, leave-one-out."""
+    log = logs.beauty(run.data)
+    return _leave_one_out(leave_one_out(log.users, log.texts), BEAUTY, run)
+
+
+def movielens_100k(run: Run) -> Figures:
+    """MovieLens-100K, leave-one-out."""
+    log, _ = logs.movielens_100k()
+    return _leave_one_out(leave_one_out(log.users, log.texts), MOVIELENS_100K, run)
+
+
+def movielens_1m(run: Run) -> Figures:
+    """MovieLens-1M, gSASRec's 512 validation users; the epoch is chosen on the last items of 512 other users."""
+    log, cases = logs.movielens_1m(run.data)
+    others = np.random.default_rng(0).permutation(len(log.users))[:HELD_OUT_USERS]
+    validation: list[Case] = [(log.users[user][:-1], log.users[user][-1]) for user in others]
+    train = [items[:-1] if user in set(others.tolist()) else items for user, items in enumerate(log.users)]
+    return _leave_one_out(LeaveOneOut(train, validation, cases, log.texts), MOVIELENS_1M, run)
+
+
+def deskdrop_stream(run: Run) -> Figures:
+    """Deskdrop, first views as they come: rank, then learn."""
+    return _stream(logs.deskdrop(run.data), run, kinds={"view"}, window_days=2)
+
+
+def movielens_100k_stream(run: Run) -> Figures:
+    """MovieLens-100K, ratings as they come: rank, then learn."""
+    _, stream = logs.movielens_100k()
+    return _stream(stream, run, kinds=set(stream.types), window_days=7)
+
+
+def diversity_curve(run: Run) -> Figures:
+    """The diversity knob on Beauty's validation part: what variety costs."""
+    log = logs.beauty(run.data)
+    split = leave_one_out(log.users, log.texts)
+    trained = train_encoder(split, run.embed(split.texts), BEAUTY, seed=0)
+    return dict(diversity.curve(trained.score, trained.table, split.counts(), split.validation[:CURVE_CASES]))
+
+
+def serving_cost(run: Run) -> Figures:
+    """ONNX Runtime, one thread, batch 64, top-K fused: untrained encoders of the shapes above."""
+    shapes = {"beauty": (BEAUTY, 12101), "movielens-100k": (MOVIELENS_100K, 1682), "movielens-1m": (MOVIELENS_1M, 3416)}
+    return {name: cost.measure(recipe.shape, items) for name, (recipe, items) in shapes.items()}
+
+
+PARTS_BY_NAME: dict[str, Callable[[Run], Figures]] = {
+    "beauty": beauty,
+    "ml-100k": movielens_100k,
+    "ml-1m": movielens_1m,
+    "deskdrop-stream": deskdrop_stream,
+    "ml-100k-stream": movielens_100k_stream,
+    "diversity": diversity_curve,
+    "cost": serving_cost,
+}
+
+
+def _leave_one_out(split: LeaveOneOut, recipe: Recipe, run: Run) -> Figures:
+    counts = split.counts()
+    figures: Figures = {}
+    makers: dict[str, Callable[[LeaveOneOut], Scorer]] = {
+        "popularity": baselines.popularity,
+        "ItemKNN (TF-IDF)": baselines.item_knn,
+        "EASE": baselines.best_ease,
+    }
+    for name, make in makers.items():
+        started = time.perf_counter()
+        scorer = make(split)
+        figures[name] = judge(scorer, split.test).figures(counts) | {"seconds": time.perf_counter() - started}
+    texts = run.embed(split.texts)
+    runs = []
+    for seed in range(run.seeds):
+        trained = train_encoder(split, texts, replace(recipe, options=replace(recipe.options, seed=seed)), seed)
+        ranks = judge(trained.score, split.test)
+        runs.append(ranks.figures(counts) | {"seconds": trained.seconds, "epoch": trained.epoch})
+    figures["Freshet"] = _over_seeds(runs)
+    return figures
+
+
+def _stream(stream: logs.Stream, run: Run, *, kinds: set[str], window_days: float) -> Figures:
+    texts = run.embed(stream.texts)
+    runs = []
+    for seed in range(run.seeds):
+        recipe = replace(STREAM, options=replace(STREAM.options, seed=seed))
+        runs.append(prequential.run(stream, texts, recipe, kinds=kinds, window_days=window_days, seed=seed))
+    return {name: _over_seeds([figures[name] for figures in runs]) for name in runs[0]}
+
+
+def _over_seeds(runs: list[dict[str, float]]) -> dict[str, Any]:
+    """Means, the spread (standard deviation) of the two headline figures, and each run."""
+    means: dict[str, Any] = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
+    if len(runs) > 1:
+        means |= {f"{name} spread": float(np.std([run[name] for run in runs], ddof=1)) for name in ("hr@10", "ndcg@10")}
+        means["runs"] = runs
+    return means
+
+
+def _embed(texts: list[str]) -> Floats:
+    """Text embeddings, kept under `.parts/quality` by the digest of the texts."""
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    file = CACHE / f"{digest}.npy"
+    if not file.exists():
+        vectors = TextEncoder(PARTS / "text_encoder").encode(texts)
+        CACHE.mkdir(parents=True, exist_ok=True)
+        np.save(file.with_suffix(".part.npy"), vectors)
+        file.with_suffix(".part.npy").rename(file)
+    vectors = np.load(file)
+    return vectors
+
+
+def main() -> int:
+    """Run the parts asked for and print their tables."""
+    parser = argparse.ArgumentParser(prog="freshet quality", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings per figure (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=PARTS_BY_NAME, default=list(PARTS_BY_NAME), help="parts to run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    given = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    results: dict[str, Any] = {"machine": f"{os.cpu_count()} cores, {platform.platform()}"}
+    for part in given.only:
+        started = time.perf_counter()
+        try:
+            results[part] = PARTS_BY_NAME[part](Run(given.data, given.seeds, _embed))
+        except logs.DataError as error:
+            sys.stderr.write(f"freshet quality: {error}\n")
+            return 1
+        console.print(_table(part, results[part]))
+        console.print(f"{part} in {time.perf_counter() - started:.0f} s")
+        if given.json is not None:
+            given.json.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+def _table(part: str, rows: Figures) -> Table:
+    table = Table(title=f"{part}: {inspect.getdoc(PARTS_BY_NAME[part])}", title_justify="left", title_style="bold")
+    table.add_column("", no_wrap=True)
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row if name != "runs"))
+    shown = [name for name in columns if not name.endswith((" low", " high", " spread"))]
+    for column in shown:
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(_cell(row, column) for column in shown))
+    return table
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    if column not in row:
+        return ""
+    value = f"{row[column]:.0f}" if column in {"seconds", "epoch"} else f"{row[column]:.4f}"
+    if f"{column} spread" in row:
+        value += f" ± {row[f'{column} spread']:.4f}"
+    if f"{column} low" in row:
+        value += f" [{row[f'{column} low']:.3f}, {row[f'{column} high']:.3f}]"
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

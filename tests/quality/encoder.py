@@ -1,0 +1,105 @@
+"""Freshet's own encoder on sequences: the examples, model and fit of `training/`, scored as it serves.
+
+The vocabulary is the items of the training part; the others stand at the item
+tower's vector of their text, as an item does that is newer than its version.
+These logs have an order and no times or types worth the name, so all events are
+of one type and of one moment: the gap feature is constant.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tests.quality.ranking import Floats, LeaveOneOut, Scorer, judge
+from training.examples import Examples, windows
+from training.fit import Options, fit
+from training.model import Config, UserEncoder
+from workers.core.events import Event
+from workers.core.features import FIRST_ITEM, UNKNOWN
+
+TYPE = "purchase"
+GAP = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a domain sets: the network's shape, the fit, and how many validation users choose the epoch."""
+
+    shape: dict[str, float]
+    options: Options
+    validation_users: int = 6000
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fitted encoder with its scorer, its item table `[N, D]` in catalogue order, and what it took."""
+
+    model: UserEncoder
+    score: Scorer
+    table: Floats
+    epoch: int
+    seconds: float
+
+
+def train_encoder(split: LeaveOneOut, texts: Floats, recipe: Recipe, seed: int) -> Trained:
+    """Fit on the training part, the epoch chosen on a sample of the validation users."""
+    started = time.perf_counter()
+    trained = np.flatnonzero(split.counts())
+    index = np.full(split.items, UNKNOWN, np.int64)
+    index[trained] = FIRST_ITEM + np.arange(len(trained))
+    torch.manual_seed(seed)
+    torch.set_num_threads(recipe.options.threads)
+    config = Config(len(trained), 1, **recipe.shape)  # type: ignore[arg-type]
+    examples = _examples(split.train, index, config.length)
+    chosen = np.random.default_rng(0).permutation(len(split.validation))[: recipe.validation_users]
+    cases = [split.validation[case] for case in chosen]
+
+    def validate(candidate: UserEncoder) -> float:
+        return float(judge(scorer(candidate, texts, index)[0], cases).gain.mean())
+
+    model = UserEncoder(config, torch.from_numpy(texts[trained]))
+    model, epoch = fit(model, _always(examples), validate, recipe.options)
+    score, table = scorer(model, texts, index)
+    return Trained(model, score, table, epoch, time.perf_counter() - started)
+
+
+def scorer(model: UserEncoder, texts: Floats, index: NDArray[np.int64]) -> tuple[Scorer, Floats]:
+    """How the encoder ranks, and the table `[N, D]` it ranks with; `index` `[N]` are the encoder's item indices."""
+    model.eval()
+    known = index >= FIRST_ITEM
+    with torch.no_grad():
+        vectors = model.item_vectors()
+        table = model.tower(torch.from_numpy(texts))
+        table[torch.from_numpy(known)] = vectors[index[known] - FIRST_ITEM]
+    length = model.config.length
+
+    def score(histories: Sequence[list[int]]) -> Floats:
+        rows = [[0, *index[history]][-length:] for history in histories]
+        longest = max(map(len, rows))
+        items = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+        types = (items > 0).long()
+        with torch.no_grad():
+            user = model(items, types, types * GAP, vectors, last_only=True)[:, 0]  # [B, D]
+            scores: Floats = (user @ table.T).numpy()
+        return scores
+
+    return score, table.numpy()
+
+
+def _examples(users: Sequence[list[int]], index: NDArray[np.int64], length: int) -> Examples:
+    runs = [
+        [Event(f"{user}-{place}", str(user), TYPE, 0, str(item)) for place, item in enumerate(items)]
+        for user, items in enumerate(users)
+    ]
+    known = {str(item): int(row) for item, row in enumerate(index) if row >= FIRST_ITEM}
+    return windows(runs, known, {TYPE: 1}, length)
+
+
+def _always(examples: Examples) -> Callable[[np.random.Generator], Examples]:
+    return lambda _: examples

@@ -1,0 +1,133 @@
+"""The data sets of the quality harness, each as sequences of item rows, and the events of the two that have times.
+
+They are read where they lie and never copied: research licences forbid passing
+them on. MovieLens-100K is the one that `make setup` fetches.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.demo import movielens
+
+MIN_EVENTS = 3
+"""Leave-one-out takes a test and a validation item from every user and needs one more to start from."""
+
+
+class DataError(Exception):
+    """A data set is not where it should be; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Users' items in order, as rows of `texts`, oldest first."""
+
+    users: list[list[int]]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Events in time order, as parallel columns; `times` in ms."""
+
+    users: list[int]
+    items: list[int]
+    types: list[str]
+    times: list[int]
+    texts: list[str]
+
+
+def beauty(data: Path) -> Sequences:
+    """Amazon Beauty, purchases in order, the split of S3Rec (CIKM 2020)."""
+    users = [
+        [int(item) - 1 for item in line.split()[1:]] for line in _text(data / "beauty" / "Beauty.txt").splitlines()
+    ]
+    return Sequences(users, _titles(data / "beauty" / "items.tsv", users, column=2))
+
+
+def movielens_1m(data: Path) -> tuple[Sequences, list[tuple[list[int], int]]]:
+    """MovieLens-1M in gSASRec's split: training sequences, and (history, next item) of its 512 validation users.
+
+    A validation user's history is its training sequence and one item more.
+    """
+    folder = data / "ml1m"
+    train = [_rows(line) for line in _text(folder / "train" / "input.txt").splitlines()]
+    inputs = [_rows(line) for line in _text(folder / "val" / "input.txt").splitlines()]
+    targets = [int(line) - 1 for line in _text(folder / "val" / "output.txt").split()]
+    texts = _titles(folder / "items.tsv", train, column=1)
+    return Sequences(train, texts), list(zip(inputs, targets, strict=True))
+
+
+def movielens_100k() -> tuple[Sequences, Stream]:
+    """MovieLens-100K as a stream, and each user's items in the order of (time, item)."""
+    try:
+        events = movielens.read_events()
+        items = movielens.read_items()
+    except movielens.MovieLensError as error:
+        raise DataError(str(error)) from None
+    row = {item.item_id: number for number, item in enumerate(items)}
+    number: dict[str, int] = {}
+    stream = Stream(
+        [number.setdefault(event.user_id, len(number)) for event in events],
+        [row[event.item_id or ""] for event in events],
+        [event.type for event in events],
+        [event.ts for event in events],
+        [item.text for item in items],
+    )
+    return sequences(stream), stream
+
+
+def deskdrop(data: Path) -> Stream:
+    """CI&T Deskdrop: five behaviour types with real times, in the order of time."""
+    titles = dict(
+        line.split("\t", 1) for line in _text(data / "deskdrop" / "items.tsv").splitlines()[1:] if "\t" in line
+    )
+    file = data / "deskdrop" / "events.tsv.gz"
+    if not file.is_file():
+        raise DataError(f"{file} does not exist: name the folder of the data sets with --data")
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        next(lines)
+        rows = [line.rstrip("\n").split("\t") for line in lines]
+    rows.sort(key=lambda row: int(row[3]))
+    user: dict[str, int] = {}
+    item: dict[str, int] = {}
+    return Stream(
+        [user.setdefault(row[0], len(user)) for row in rows],
+        [item.setdefault(row[1], len(item)) for row in rows],
+        [row[2] for row in rows],
+        [int(row[3]) * 1000 for row in rows],
+        [titles.get(name, "") for name in item],
+    )
+
+
+def sequences(stream: Stream) -> Sequences:
+    """Each user's items in order, an item at its first touch alone; users of fewer than `MIN_EVENTS` left out."""
+    users: dict[int, dict[int, None]] = {}
+    for user, item in zip(stream.users, stream.items, strict=True):
+        users.setdefault(user, {})[item] = None
+    return Sequences([list(items) for items in users.values() if len(items) >= MIN_EVENTS], stream.texts)
+
+
+def _rows(line: str) -> list[int]:
+    return [int(item) - 1 for item in line.split()]
+
+
+def _titles(file: Path, users: Sequence[Sequence[int]], column: int) -> list[str]:
+    """Texts by row; an item without a line has an empty one."""
+    texts = [""] * (1 + max(max(items) for items in users if items))
+    for line in _text(file).splitlines()[1:]:
+        cells = line.split("\t")
+        number = int(cells[0]) - 1
+        texts += [""] * (number + 1 - len(texts))
+        texts[number] = cells[column]
+    return texts
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{file} does not exist: name the folder of the data sets with --data") from None

@@ -1,0 +1,115 @@
+"""Full ranking over all items, seen items filtered: the one way in which the harness judges.
+
+Nothing is sampled: sampled metrics rank models wrongly (Krichene & Rendle 2020,
+doi:10.1145/3394486.3403226). Items of no training event stay in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.evaluate import CUTOFF, rank_of_target
+
+BATCH = 512
+FEW = 5
+SOME = 20
+SHORT = 4
+"""Slices: items with up to `FEW` training events, up to `SOME`, more; users with at most `SHORT` events."""
+
+Floats = NDArray[np.float32]
+Case = tuple[list[int], int]
+"""A user's history, oldest first, and the item that came next."""
+Scorer = Callable[[Sequence[list[int]]], Floats]
+"""Histories of B users to the scores `[B, N]` of all items."""
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """The last item of a user tests, the one before validates, the rest trains."""
+
+    train: list[list[int]]
+    validation: list[Case]
+    test: list[Case]
+    texts: list[str]
+
+    @property
+    def items(self) -> int:
+        """The size of the catalogue."""
+        return len(self.texts)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Training events by item."""
+        return np.bincount(np.concatenate([np.array(items, np.int64) for items in self.train]), minlength=self.items)
+
+
+def leave_one_out(users: Sequence[list[int]], texts: list[str]) -> LeaveOneOut:
+    """Split by the usual protocol; the validation item belongs to the history of the test."""
+    return LeaveOneOut(
+        [items[:-2] for items in users],
+        [(items[:-2], items[-2]) for items in users],
+        [(items[:-1], items[-1]) for items in users],
+        texts,
+    )
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Places `[cases]` of the items that came next, 0 first, with what the slices need."""
+
+    place: NDArray[np.int64]
+    target: NDArray[np.int64]
+    history: NDArray[np.int64]
+
+    @property
+    def hit(self) -> NDArray[np.float64]:
+        """1 where the item came among the first `CUTOFF`."""
+        return (self.place < CUTOFF).astype(np.float64)
+
+    @property
+    def gain(self) -> NDArray[np.float64]:
+        """NDCG of each case; with one relevant item the ideal is 1."""
+        return np.where(self.place < CUTOFF, 1 / np.log2(self.place + 2.0), 0.0)
+
+    def figures(self, counts: NDArray[np.int64]) -> dict[str, float]:
+        """HR@10 and NDCG@10, and HR@10 of each slice; `counts` are the items' training events."""
+        events, hit = counts[self.target], self.hit
+        slices = {
+            "unseen items": events == 0,
+            f"items with 1-{FEW}": (events > 0) & (events <= FEW),
+            f"items with {FEW + 1}-{SOME}": (events > FEW) & (events <= SOME),
+            "head items": events > SOME,
+            "short histories": self.history <= SHORT,
+        }
+        return {
+            "hr@10": float(hit.mean()),
+            "ndcg@10": float(self.gain.mean()),
+            **{name: float(hit[chosen].mean()) for name, chosen in slices.items() if chosen.any()},
+        }
+
+
+def judge(score: Scorer, cases: Sequence[Case]) -> Ranks:
+    """Rank the next item of each case among all items that its user has not touched."""
+    order = sorted(range(len(cases)), key=lambda case: len(cases[case][0]))
+    place = np.empty(len(cases), np.int64)
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
+        histories = [cases[case][0] for case in chosen]
+        scores = score(histories)
+        place[chosen] = rank_of_target(scores, np.array([cases[case][1] for case in chosen]), seen(histories, scores))
+    return Ranks(
+        place,
+        np.array([target for _, target in cases], np.int64),
+        np.array([len(history) for history, _ in cases], np.int64),
+    )
+
+
+def seen(histories: Sequence[list[int]], scores: Floats) -> NDArray[np.bool_]:
+    """`[B, N]`: what the users have touched."""
+    touched = np.zeros(scores.shape, np.bool_)
+    for row, history in enumerate(histories):
+        touched[row, history] = True
+    return touched
