@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3.11 /usr/bin/python3.11 python3; do \
 BOOTSTRAP := $(or $(PYTHON),python3) deploy/setup/bootstrap.py
 BIN := .venv/bin
 
-.PHONY: setup setup-training demo test unit lint bench train lock clean
+.PHONY: setup setup-training demo test unit lint bench train quality lock clean
 
 setup:
 	@$(BOOTSTRAP)
@@ -33,6 +33,9 @@ bench: setup
 
 train: setup-training
 	@$(BIN)/freshet train
+
+quality: setup-training
+	@$(BIN)/freshet quality
 
 # Resolve the requirement files again, with hashes and without any index in them.
 COMPILE := uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links \

@@ -111,9 +111,9 @@ def export_bundle(
     encoder = encoder.cpu().eval()
     served = ServedEncoder(encoder).eval()
     golden = golden_inputs(len(item_ids), len(types), encoder.config.length)
-    _export(served, golden, USER_ENCODER_OUTPUTS, out / "model.onnx")
+    export_graph(served, golden, USER_ENCODER_OUTPUTS, out / "model.onnx")
     tower: ItemTower = encoder.tower
-    _export(
+    export_graph(
         tower,
         {ITEM_TOWER_INPUTS[0].name: text_embeddings[:2]},
         ITEM_TOWER_OUTPUTS,
@@ -177,7 +177,7 @@ def check_parity(folder: Path) -> None:
                 raise ExportError(f"{file}: {spec.name} differs from torch by {worst:.2g}, more than {TOLERANCE}")
 
 
-def _export(module: nn.Module, example: Tensors, outputs: tuple[TensorSpec, ...], path: Path) -> None:
+def export_graph(module: nn.Module, example: Tensors, outputs: tuple[TensorSpec, ...], path: Path) -> None:
     """Trace `module` to ONNX: batch dynamic, everything else fixed, weights inside the one file."""
     batch = torch.export.Dim("batch", min=1, max=4096)
     program = torch.onnx.export(

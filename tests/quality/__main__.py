@@ -1,6 +1,6 @@
 """`freshet quality`: the model on public protocols, full ranking, beside baselines fitted in the same run.
 
-    python -m tests.quality [--data DIR] [--seeds N] [--only PART …] [--json FILE]
+    python -m tests.quality [--data DIR] [--movielens DIR] [--seeds N] [--only PART …] [--json FILE]
 
 Runs in the training environment. Figures are of the test part, which no choice
 has looked at; epochs and the baselines' settings are chosen on validation.
@@ -51,6 +51,7 @@ class Run:
     """What a part is told."""
 
     data: Path
+    movielens: Path
     seeds: int
     embed: Callable[[list[str]], Floats]
 
@@ -63,7 +64,7 @@ def beauty(run: Run) -> Figures:
 
 def movielens_100k(run: Run) -> Figures:
     """MovieLens-100K, leave-one-out."""
-    log, _ = logs.movielens_100k()
+    log, _ = logs.movielens_100k(run.movielens)
     return _leave_one_out(leave_one_out(log.users, log.texts), MOVIELENS_100K, run)
 
 
@@ -83,7 +84,7 @@ def deskdrop_stream(run: Run) -> Figures:
 
 def movielens_100k_stream(run: Run) -> Figures:
     """MovieLens-100K, ratings as they come: rank, then learn."""
-    _, stream = logs.movielens_100k()
+    _, stream = logs.movielens_100k(run.movielens)
     return _stream(stream, run, kinds=set(stream.types), window_days=7)
 
 
@@ -161,7 +162,7 @@ def _embed(texts: list[str]) -> Floats:
         CACHE.mkdir(parents=True, exist_ok=True)
         np.save(file.with_suffix(".part.npy"), vectors)
         file.with_suffix(".part.npy").rename(file)
-    vectors = np.load(file)
+    vectors: Floats = np.load(file)
     return vectors
 
 
@@ -169,6 +170,7 @@ def main() -> int:
     """Run the parts asked for and print their tables."""
     parser = argparse.ArgumentParser(prog="freshet quality", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="(default: %(default)s)")
+    parser.add_argument("--movielens", type=Path, default=ROOT / ".freshet" / "ml-100k", help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings per figure (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=PARTS_BY_NAME, default=list(PARTS_BY_NAME), help="parts to run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
@@ -178,7 +180,7 @@ def main() -> int:
     for part in given.only:
         started = time.perf_counter()
         try:
-            results[part] = PARTS_BY_NAME[part](Run(given.data, given.seeds, _embed))
+            results[part] = PARTS_BY_NAME[part](Run(given.data, given.movielens, given.seeds, _embed))
         except logs.DataError as error:
             sys.stderr.write(f"freshet quality: {error}\n")
             return 1

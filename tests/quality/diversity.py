@@ -15,7 +15,9 @@ KNOB = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 BATCH = 512
 
 
-def curve(score: Scorer, table: Floats, counts: NDArray[np.int64], cases: Sequence[Case]) -> dict[str, dict[str, float]]:
+def curve(
+    score: Scorer, table: Floats, counts: NDArray[np.int64], cases: Sequence[Case]
+) -> dict[str, dict[str, float]]:
     """Per setting: HR@10, NDCG@10, mean distance within a list, share of the catalogue shown, novelty in bits."""
     figures: dict[str, dict[str, float]] = {}
     pools = [_pool(score, cases[start : start + BATCH]) for start in range(0, len(cases), BATCH)]

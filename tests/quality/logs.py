@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.demo import movielens
+from training.dataset import DatasetError, read_events, read_items
 
 MIN_EVENTS = 3
 """Leave-one-out takes a test and a validation item from every user and needs one more to start from."""
@@ -61,13 +61,16 @@ def movielens_1m(data: Path) -> tuple[Sequences, list[tuple[list[int], int]]]:
     return Sequences(train, texts), list(zip(inputs, targets, strict=True))
 
 
-def movielens_100k() -> tuple[Sequences, Stream]:
-    """MovieLens-100K as a stream, and each user's items in the order of (time, item)."""
+def movielens_100k(folder: Path) -> tuple[Sequences, Stream]:
+    """MovieLens-100K as a stream, and each user's items in the order of (time, item).
+
+    `folder` holds `events.jsonl` and `items.jsonl`, as `python -m deploy.demo.movielens` writes them.
+    """
     try:
-        events = movielens.read_events()
-        items = movielens.read_items()
-    except movielens.MovieLensError as error:
-        raise DataError(str(error)) from None
+        events = read_events(folder / "events.jsonl")
+        items = list(read_items(folder / "items.jsonl").values())
+    except DatasetError as error:
+        raise DataError(f"{error}; write it with `freshet quality`") from None
     row = {item.item_id: number for number, item in enumerate(items)}
     number: dict[str, int] = {}
     stream = Stream(

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -144,7 +145,7 @@ def _encode(
     """Per touch the user's vector and the item table then in force; None in the burn-in."""
     bounds = [len(events) * part // PARTS for part in range(1, PARTS + 1)]
     yield from (None for touch in touches if touch.place < bounds[0])
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         model, index, table = _train(events[:start], texts, recipe, seed)
         types = {kind: number + 1 for number, kind in enumerate(sorted({event.type for event in events[:start]}))}
         wanted = {touch.place for touch in touches if start <= touch.place < stop}
@@ -164,9 +165,7 @@ def _encode(
                 yield from ((user, table) for user in model(*inputs, vectors, last_only=True)[:, 0].numpy())
 
 
-def _train(
-    events: list[Event], texts: Floats, recipe: Recipe, seed: int
-) -> tuple[UserEncoder, dict[str, int], Floats]:
+def _train(events: list[Event], texts: Floats, recipe: Recipe, seed: int) -> tuple[UserEncoder, dict[str, int], Floats]:
     """A model of the log so far, its vocabulary, and the table `[N, D]` with all other items at their text."""
     runs = histories(events)
     items = list(dict.fromkeys(event.item_id or "" for run in runs for event in run))
@@ -216,9 +215,7 @@ def _judge(
                 "co-visitation + recent popularity": mixed + 0.1 * np.log1p(popularity.window),
                 "encoder": encoder,
             }
-            scores = np.stack(
-                [*found.values(), *(encoder + a * prior[life] + b * mixed for life, a, b in grid)]
-            )
+            scores = np.stack([*found.values(), *(encoder + a * prior[life] + b * mixed for life, a, b in grid)])
             place = _places(scores, touch.item, own, alive)
             mixes = place[len(found) :]
             if number % CHOOSE_EVERY == 0:

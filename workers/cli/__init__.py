@@ -7,7 +7,21 @@ import logging
 
 import typer
 
-from workers.cli import bench, check, demo, dlq, inspect_user, model, produce, replay, signing, stack, tail, worker
+from workers.cli import (
+    bench,
+    check,
+    demo,
+    dlq,
+    inspect_user,
+    model,
+    produce,
+    quality,
+    replay,
+    signing,
+    stack,
+    tail,
+    worker,
+)
 from workers.cli.errors import Group
 
 # kafka-python reports each refused connection as a warning; the verbs say it once, in their own words.
@@ -42,6 +56,11 @@ app.command(
     rich_help_panel="Local stack",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )(bench.bench)
+app.command(
+    "quality",
+    rich_help_panel="Models",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)(quality.quality)
 app.command("publish", rich_help_panel="Models")(model.publish)
 app.command("sign", rich_help_panel="Models")(signing.sign)
 app.command("keys", rich_help_panel="Models")(signing.keys)
