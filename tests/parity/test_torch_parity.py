@@ -289,3 +289,76 @@ def test_next_type_loss_counts_from_one() -> None:
     logits[0, 0, 0] = 50
     certain = next_type_loss(logits, torch.tensor([[1, IGNORE]]))
     assert certain.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_sample_of_every_item_is_the_full_softmax() -> None:
+    """With each item drawn once and expected once, the sampled loss is the full one: the target counts once."""
+    from training.losses import next_item_loss  # noqa: PLC0415 - imports torch
+
+    torch.manual_seed(0)
+    hidden, vectors = torch.randn(2, 3, 4), torch.randn(6, 4)
+    target = torch.tensor([[IGNORE, FIRST_ITEM, IGNORE], [IGNORE, FIRST_ITEM + 2, FIRST_ITEM + 5]])
+    everything = torch.arange(6), torch.zeros(6)
+    torch.testing.assert_close(
+        next_item_loss(hidden, target, vectors, everything), next_item_loss(hidden, target, vectors)
+    )
+
+
+def test_a_sampled_softmax_is_right_on_average() -> None:
+    """The sum over drawn items, corrected by how often each is expected, estimates the sum over all that train."""
+    from training.losses import Sampler  # noqa: PLC0415 - imports torch
+
+    torch.manual_seed(0)
+    counts, scores = torch.tensor([0, 1, 4, 100]), torch.tensor([9.0, 0.5, 1.0, -1.0])
+    drawn, expected = Sampler(counts, 200_000).draw()
+    assert 0 not in drawn
+    estimate = torch.logsumexp(scores[drawn] - expected, 0)
+    torch.testing.assert_close(estimate, torch.logsumexp(scores[1:], 0), atol=0.01, rtol=0)
+
+
+def test_steps_hold_every_row_once_and_cut_padding_alone() -> None:
+    """The rows of all steps are the rows of the examples; what a step cuts off the left is padding without a target."""
+    from training.fit import batches  # noqa: PLC0415 - imports torch
+
+    random = np.random.default_rng(0)
+    item_index = np.zeros((40, 12), np.int32)
+    for row in item_index:
+        row[12 - random.integers(0, 12) :] = random.integers(1, 9, 12)[: int((row == 0).sum())][-1]
+    next_item = np.where(item_index > 0, item_index, IGNORE)
+    next_item[:, -1] = 5
+    examples = Examples(item_index, item_index, item_index, next_item, next_item)
+    found = []
+    for step in batches(examples, 30, random):
+        cut = 12 - step.item_index.shape[1]
+        found += [tuple([0] * cut + row) for row in step.item_index.tolist()]
+        assert (step.next_item[:, -1] == 5).all()
+    assert sorted(found) == sorted(map(tuple, item_index.tolist()))
+
+
+def test_a_cut_row_means_what_the_whole_row_means() -> None:
+    """Padding on the left changes no user vector: steps may cut it off."""
+    model = small_model()
+    item_index = torch.tensor([[0] * 6 + [FIRST_ITEM, FIRST_ITEM + 2, 1, FIRST_ITEM + 1]])
+    ones = (item_index > 0).long()
+    with torch.no_grad():
+        vectors = model.item_vectors()
+        whole = model(item_index, ones, ones, vectors)[:, -4:]
+        cut = model(item_index[:, -4:], ones[:, -4:], ones[:, -4:], vectors)
+    torch.testing.assert_close(whole, cut)
+
+
+def test_a_step_of_few_items_has_the_loss_of_the_whole_table() -> None:
+    """Computing only the vectors that a step meets changes nothing but the time it takes."""
+    from training.fit import step_loss  # noqa: PLC0415 - imports torch
+
+    class Everything:
+        def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.arange(ITEMS), torch.zeros(ITEMS)
+
+    model = small_model()
+    row = np.array([[0, FIRST_ITEM + 3, 1, FIRST_ITEM]], np.int32)
+    kinds = (row > 0).astype(np.int32)
+    target = np.array([[FIRST_ITEM + 1, IGNORE, FIRST_ITEM, FIRST_ITEM + 2]], np.int32)
+    batch = Examples(row, kinds, kinds, target, np.ones_like(target))
+    with torch.no_grad():
+        torch.testing.assert_close(step_loss(model, batch, Everything()), step_loss(model, batch, None))

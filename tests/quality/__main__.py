@@ -170,7 +170,7 @@ def main() -> int:
     """Run the parts asked for and print their tables."""
     parser = argparse.ArgumentParser(prog="freshet quality", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="(default: %(default)s)")
-    parser.add_argument("--movielens", type=Path, default=ROOT / ".freshet" / "ml-100k", help="(default: %(default)s)")
+    parser.add_argument("--movielens", type=Path, default=PARTS / "data" / "ml-100k", help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings per figure (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=PARTS_BY_NAME, default=list(PARTS_BY_NAME), help="parts to run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")

@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.dataset import DatasetError, read_events, read_items
+from workers.core.catalogue import CatalogueItem
 
 MIN_EVENTS = 3
 """Leave-one-out takes a test and a validation item from every user and needs one more to start from."""
+
+
+RATING_TYPES = {1: "view", 2: "view", 3: "click", 4: "purchase", 5: "purchase"}
+"""What a rating stands for, as in the demo's stream."""
 
 
 class DataError(Exception):
@@ -62,23 +66,22 @@ def movielens_1m(data: Path) -> tuple[Sequences, list[tuple[list[int], int]]]:
 
 
 def movielens_100k(folder: Path) -> tuple[Sequences, Stream]:
-    """MovieLens-100K as a stream, and each user's items in the order of (time, item).
+    """MovieLens-100K as a stream, and each user's items in order, out of the raw files that `make setup` fetches.
 
-    `folder` holds `events.jsonl` and `items.jsonl`, as `python -m deploy.demo.movielens` writes them.
+    Ratings of one moment stay in the file's order, as in the published splits. Ordered by item
+    number instead, as the demo's stream is, a user's last film would be the most obscure of its
+    sitting: EASE falls from HR@10 .14 to .09.
     """
-    try:
-        events = read_events(folder / "events.jsonl")
-        items = list(read_items(folder / "items.jsonl").values())
-    except DatasetError as error:
-        raise DataError(f"{error}; write it with `freshet quality`") from None
-    row = {item.item_id: number for number, item in enumerate(items)}
-    number: dict[str, int] = {}
+    ratings = sorted(_cells(folder / "ml-100k.inter"), key=lambda row: float(row[3]))
+    films = _cells(folder / "ml-100k.item")
+    row = {film[0]: number for number, film in enumerate(films)}
+    user: dict[str, int] = {}
     stream = Stream(
-        [number.setdefault(event.user_id, len(number)) for event in events],
-        [row[event.item_id or ""] for event in events],
-        [event.type for event in events],
-        [event.ts for event in events],
-        [item.text for item in items],
+        [user.setdefault(rating[0], len(user)) for rating in ratings],
+        [row[rating[1]] for rating in ratings],
+        [RATING_TYPES[int(float(rating[2]))] for rating in ratings],
+        [int(float(rating[3])) * 1000 for rating in ratings],
+        [CatalogueItem(film[0], film[1], category=film[3], description=film[2]).text for film in films],
     )
     return sequences(stream), stream
 
@@ -112,6 +115,11 @@ def sequences(stream: Stream) -> Sequences:
     for user, item in zip(stream.users, stream.items, strict=True):
         users.setdefault(user, {})[item] = None
     return Sequences([list(items) for items in users.values() if len(items) >= MIN_EVENTS], stream.texts)
+
+
+def _cells(file: Path) -> list[list[str]]:
+    """The rows of a table with a header, split at tabs."""
+    return [line.split("\t") for line in _text(file).splitlines()[1:]]
 
 
 def _rows(line: str) -> list[int]:

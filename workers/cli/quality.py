@@ -7,22 +7,15 @@ import subprocess
 
 import typer
 
-from deploy.demo import movielens
 from deploy.local.parts import ROOT
 from workers.cli.errors import UserError
 from workers.cli.model import TRAINING_PYTHON
-from workers.cli.options import DEFAULT_DIRECTORY
 
 
 def quality(context: typer.Context) -> None:
     """Measure the model on public protocols, beside baselines. All arguments go to `python -m tests.quality`."""
     if not TRAINING_PYTHON.exists():
         raise UserError("the training environment is missing: run `make setup-training`")
-    log = (DEFAULT_DIRECTORY / "ml-100k").absolute()
-    try:
-        movielens.convert(movielens.FOLDER, log)
-    except movielens.MovieLensError as error:
-        raise UserError(str(error)) from None
     search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    command = [str(TRAINING_PYTHON), "-m", "tests.quality", "--movielens", str(log), *context.args]
+    command = [str(TRAINING_PYTHON), "-m", "tests.quality", *context.args]
     raise typer.Exit(subprocess.run(command, env={**os.environ, "PYTHONPATH": search}, check=False).returncode)
