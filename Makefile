@@ -34,7 +34,8 @@ bench: setup
 train: setup-training
 	@$(BIN)/freshet train
 
-quality: setup-training
+quality:
+	@$(BOOTSTRAP) --peers
 	@$(BIN)/freshet quality
 
 # Resolve the requirement files again, with hashes and without any index in them.
@@ -42,7 +43,7 @@ COMPILE := uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-fin
 	--python-version 3.11 --no-annotate --no-header
 lock:
 	$(COMPILE) pyproject.toml --extra dev --extra bench -o deploy/requirements/worker.txt
-	for part in triton training uv; do \
+	for part in triton training peers uv; do \
 		$(COMPILE) deploy/requirements/$$part.in -o deploy/requirements/$$part.txt || exit 1; done
 	$(COMPILE) --no-deps deploy/requirements/data.in -o deploy/requirements/data.txt
 

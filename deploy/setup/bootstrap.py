@@ -4,6 +4,7 @@ Run by the system's Python, before any environment exists, so it needs the stand
 
     python3.11 deploy/setup/bootstrap.py            # worker, server, broker, text encoder, data
     python3.11 deploy/setup/bootstrap.py --training # the training environment as well
+    python3.11 deploy/setup/bootstrap.py --peers    # and the one of the models that `make quality` compares with
 
 A step is done when its stamp holds the fingerprint of all that went into it, and its result is
 there. A step that was interrupted has no stamp and starts anew. Two runs at once wait for each
@@ -36,6 +37,7 @@ POM = ROOT / "deploy" / "setup" / "pom.xml"
 WORKER_ENV = ROOT / ".venv"
 TRITON_ENV = PARTS / "triton-env"
 TRAINING_ENV = PARTS / "training-env"
+PEERS_ENV = PARTS / "peers-env"
 UV_ENV = PARTS / "uv"
 TRITON_SERVER = PARTS / "tritonserver"
 MAVEN_REPOSITORY = PARTS / "maven"
@@ -258,6 +260,11 @@ def site_packages(env: Path) -> Path:
     return env / "lib" / "python3.11" / "site-packages"
 
 
+def make_peers_env() -> None:
+    """The peers' environment: RecTools, which needs numpy < 2 and nothing of Freshet."""
+    make_env(PEERS_ENV, REQUIREMENTS / "peers.txt")
+
+
 def make_triton() -> None:
     """The server's environment, and its Python backend with the stub for this Python."""
     make_env(TRITON_ENV, REQUIREMENTS / "triton.txt")
@@ -353,7 +360,7 @@ def require_python() -> None:
         raise SetupError(f"Freshet needs Python 3.11; this is {found} ({interpreter()})")
 
 
-def steps(*, training: bool) -> list[Step]:
+def steps(*, training: bool, peers: bool) -> list[Step]:
     """Everything to have, in order."""
     chosen = [
         Step(
@@ -386,6 +393,8 @@ def steps(*, training: bool) -> list[Step]:
                 content("training.txt"),
             )
         )
+    if peers:
+        chosen.append(Step("peers' environment", make_peers_env, PEERS_ENV / "bin" / "python", content("peers.txt")))
     return chosen
 
 
@@ -393,6 +402,7 @@ def main() -> int:
     """Have everything, or say in one line what stands in the way."""
     parser = argparse.ArgumentParser(description="Fetch everything Freshet runs on.")
     parser.add_argument("--training", action="store_true", help="the training environment as well")
+    parser.add_argument("--peers", action="store_true", help="the training environment and that of the peers as well")
     arguments = parser.parse_args()
     try:
         require_python()
@@ -400,7 +410,7 @@ def main() -> int:
         with (PARTS / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             install_packages()
-            for step in steps(training=arguments.training):
+            for step in steps(training=arguments.training or arguments.peers, peers=arguments.peers):
                 step.run()
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)

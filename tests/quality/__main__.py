@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -46,26 +47,31 @@ MOVIELENS_1M = Recipe({"length": 200, "dropout": 0.2}, Options(epochs=60, patien
 STREAM = Recipe({}, Options(epochs=16, validate_every=16))
 
 
+PEER_EPOCHS = {"beauty": 20, "ml-100k": 40}
+"""The peers run for as many epochs on these data sets; they have no early stopping of their own."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """What a part is told."""
+    """What a part is told; `peers` is their interpreter."""
 
     data: Path
     movielens: Path
     seeds: int
+    peers: Path
     embed: Callable[[list[str]], Floats]
 
 
 def beauty(run: Run) -> Figures:
     """Amazon Beauty, leave-one-out."""
     log = logs.beauty(run.data)
-    return _leave_one_out(leave_one_out(log.users, log.texts), BEAUTY, run)
+    return _leave_one_out(leave_one_out(log.users, log.texts), BEAUTY, run, PEER_EPOCHS["beauty"])
 
 
 def movielens_100k(run: Run) -> Figures:
     """MovieLens-100K, leave-one-out."""
     log, _ = logs.movielens_100k(run.movielens)
-    return _leave_one_out(leave_one_out(log.users, log.texts), MOVIELENS_100K, run)
+    return _leave_one_out(leave_one_out(log.users, log.texts), MOVIELENS_100K, run, PEER_EPOCHS["ml-100k"])
 
 
 def movielens_1m(run: Run) -> Figures:
@@ -74,7 +80,7 @@ def movielens_1m(run: Run) -> Figures:
     others = np.random.default_rng(0).permutation(len(log.users))[:HELD_OUT_USERS]
     validation: list[Case] = [(log.users[user][:-1], log.users[user][-1]) for user in others]
     train = [items[:-1] if user in set(others.tolist()) else items for user, items in enumerate(log.users)]
-    return _leave_one_out(LeaveOneOut(train, validation, cases, log.texts), MOVIELENS_1M, run)
+    return _leave_one_out(LeaveOneOut(train, validation, cases, log.texts), MOVIELENS_1M, run, peer_epochs=0)
 
 
 def deskdrop_stream(run: Run) -> Figures:
@@ -113,7 +119,7 @@ PARTS_BY_NAME: dict[str, Callable[[Run], Figures]] = {
 }
 
 
-def _leave_one_out(split: LeaveOneOut, recipe: Recipe, run: Run) -> Figures:
+def _leave_one_out(split: LeaveOneOut, recipe: Recipe, run: Run, peer_epochs: int) -> Figures:
     counts = split.counts()
     figures: Figures = {}
     makers: dict[str, Callable[[LeaveOneOut], Scorer]] = {
@@ -125,6 +131,8 @@ def _leave_one_out(split: LeaveOneOut, recipe: Recipe, run: Run) -> Figures:
         started = time.perf_counter()
         scorer = make(split)
         figures[name] = judge(scorer, split.test).figures(counts) | {"seconds": time.perf_counter() - started}
+    if peer_epochs and run.peers.exists():
+        figures |= _peers(split, run, peer_epochs)
     texts = run.embed(split.texts)
     runs = []
     for seed in range(run.seeds):
@@ -133,6 +141,17 @@ def _leave_one_out(split: LeaveOneOut, recipe: Recipe, run: Run) -> Figures:
         runs.append(ranks.figures(counts) | {"seconds": trained.seconds, "epoch": trained.epoch})
     figures["Freshet"] = _over_seeds(runs)
     return figures
+
+
+def _peers(split: LeaveOneOut, run: Run, epochs: int) -> Figures:
+    """RecTools' SASRec and eSASRec on the same split, in their own environment."""
+    request = {"train": split.train, "test": split.test, "epochs": epochs, "threads": 1, "seed": 0}
+    script = Path(__file__).with_name("rectools_peers.py")
+    done = subprocess.run(
+        [str(run.peers), str(script)], input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: Figures = json.loads(done.stdout)
+    return found
 
 
 def _stream(stream: logs.Stream, run: Run, *, kinds: set[str], window_days: float) -> Figures:
@@ -172,6 +191,13 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="(default: %(default)s)")
     parser.add_argument("--movielens", type=Path, default=PARTS / "data" / "ml-100k", help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings per figure (default: %(default)s)")
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        default=PARTS / "peers-env" / "bin" / "python",
+        metavar="PYTHON",
+        help="interpreter with RecTools; without it the peers are left out (default: %(default)s)",
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS_BY_NAME, default=list(PARTS_BY_NAME), help="parts to run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     given = parser.parse_args()
@@ -180,7 +206,7 @@ def main() -> int:
     for part in given.only:
         started = time.perf_counter()
         try:
-            results[part] = PARTS_BY_NAME[part](Run(given.data, given.movielens, given.seeds, _embed))
+            results[part] = PARTS_BY_NAME[part](Run(given.data, given.movielens, given.seeds, given.peers, _embed))
         except logs.DataError as error:
             sys.stderr.write(f"freshet quality: {error}\n")
             return 1
