@@ -22,8 +22,9 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup-training lint
-	.parts/training-env/bin/python -m pytest -q -c /dev/null --rootdir=. -p no:cacheprovider tests/parity/test_torch_parity.py
-	$(BIN)/pytest -q -m 'not bench' --ignore=tests/parity/test_torch_parity.py --durations=15
+	.parts/training-env/bin/python -m pytest -q -c /dev/null --rootdir=. -p no:cacheprovider \
+		tests/parity/test_torch_parity.py tests/quality
+	$(BIN)/pytest -q -m 'not bench' --ignore=tests/parity/test_torch_parity.py --ignore=tests/quality --durations=15
 
 unit: setup
 	$(BIN)/pytest -m 'not integration and not bench'
