@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.properties.strategies import make_state
 from workers.core.features import FIRST_ITEM, TOP_K, featurise
-from workers.core.ranking import ItemSpace, Prior, RankConfig, rank, rank_popular
+from workers.core.ranking import ItemSpace, Prior, RankConfig, _common_candidates, rank, rank_popular
 from workers.core.recommendation import Item
 from workers.core.state import UserState
 from workers.ports import Encoded
@@ -48,7 +48,7 @@ class World:
         scores: dict[int, float] = {}
         embedding = self.encoded.embedding[user]
         graph = dict(zip(self.encoded.topk_index[user].tolist(), self.encoded.topk_score[user], strict=True))
-        for row in {*graph, *space.common_candidates(space.prior).tolist()}:
+        for row in {*graph, *_common_candidates(space, [space.prior])[0].tolist()}:
             score = graph.get(row, embedding @ space.vectors[row]) + np.float32(weight) * space.prior.values[row]
             if np.isfinite(score) and space.available[row] and space.ids[row] not in seen:
                 scores[row] = float(score)

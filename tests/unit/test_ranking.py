@@ -5,7 +5,7 @@ import pytest
 
 from workers.core.events import Event
 from workers.core.features import FIRST_ITEM, TOP_K
-from workers.core.ranking import COLD_CANDIDATES, ItemSpace, RankConfig, rank, rank_popular
+from workers.core.ranking import COLD_CANDIDATES, ItemSpace, RankConfig, _common_candidates, rank, rank_popular
 from workers.core.recommendation import Item
 from workers.core.state import HISTORY, UserState, empty_state, fold
 
@@ -119,7 +119,7 @@ def test_only_the_newest_cold_items_are_candidates() -> None:
     over = space()
     many = [f"new-{number}" for number in range(COLD_CANDIDATES + 300)]
     over.add_cold(many, np.stack([axis(number % DIM) for number in range(len(many))]))
-    common = {over.ids[row] for row in over.common_candidates(over.prior).tolist()}
+    common = {over.ids[row] for row in _common_candidates(over, [over.prior])[0].tolist()}
     assert {*many[-COLD_CANDIDATES:]} <= common
     assert not {*many[:300]} & common
     assert all(over.vectors[over.index[item], number % DIM] == 1.0 for number, item in enumerate(many))

@@ -8,13 +8,14 @@ non-finite scores sink, equal scores go by item index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.core.events import ID_SEPARATOR
 from workers.core.exploration import explore
 from workers.core.features import FIRST_ITEM, UNKNOWN
 from workers.core.recommendation import Item, Reason
@@ -126,13 +127,10 @@ class ItemSpace:
         size = self.size if size is None else size
         values = np.zeros(len(self.vectors), np.float32)
         values[rows] = np.log1p(counts)
-        popular = np.argsort(-values[FIRST_ITEM:size], kind="stable")[:candidates] + FIRST_ITEM
-        return Prior(values, popular, size)
-
-    def common_candidates(self, prior: Prior) -> NDArray[np.int64]:
-        """Rows that are candidates for every user, ascending: the popular, the newest cold."""
-        cold = np.arange(max(self.trained, prior.size - COLD_CANDIDATES), prior.size)
-        return np.union1d(prior.popular, cold)
+        keys = _order_keys(values[FIRST_ITEM:size], np.arange(FIRST_ITEM, size, dtype=np.int32))
+        if candidates is not None and candidates < len(keys):
+            keys = np.partition(keys, candidates)[:candidates]
+        return Prior(values, np.sort(keys) & 0xFFFFFFFF, size)
 
 
 def rank(
@@ -154,27 +152,26 @@ def rank(
     user where there is exploration. A list does not depend on what else is in
     the batch, to the last bit.
     """
-    common, shared, popularity = _common_candidates(space, priors, len(states))
+    if not states:
+        return []
+    priors = priors if priors is not None else [space.prior] * len(states)
+    common, shared = _common_candidates(space, priors)
     # einsum, for a product through BLAS depends on the shape of the batch in its last bits
     extra = np.einsum("bd,cd->bc", embedding, space.vectors[common])
     candidates = np.concatenate([topk_index, np.broadcast_to(common.astype(np.int32), extra.shape)], axis=1)
-    scores = np.concatenate([topk_score, extra], axis=1) + config.prior_weight * popularity(candidates)
-    rankable = np.isfinite(scores) & space.available[candidates]
-    rankable &= ~(candidates[:, :, None] == history[:, None, :]).any(axis=2)
-    rankable[:, topk_index.shape[1] :] &= shared & ~(common[None, :, None] == topk_index[:, None, :]).any(axis=2)
+    popularity, struck = _by_user(space, priors, history, topk_index, common, candidates)
+    scores = np.concatenate([topk_score, extra], axis=1) + config.prior_weight * popularity
+    rankable = np.isfinite(scores) & space.available[candidates] & ~struck
+    rankable[:, topk_index.shape[1] :] &= shared
     scores[~rankable] = -np.inf
-    order = np.argsort(_order_key(scores, candidates), axis=1)
+    ranking = _order_keys(scores, candidates)
+    ranking.sort(axis=1)
     pool = config.list_size * (POOL if config.diversity or config.exploration else 1)
-    user_column = np.arange(len(states))[:, None]
-    best = order[:, :pool]
-    picks, values = candidates[user_column, best].tolist(), _rounded(scores[user_column, best])
+    picks, values = _ranked(ranking[:, :pool])
     more_seen, length = (history == UNKNOWN).any(axis=1), history.shape[1]
     for user, state in enumerate(states):
         if more_seen[user] or len(state.seen_log) > 1 or state.length > length or values[user][-1] == -np.inf:
-            ranked = order[user]
-            picks[user], values[user] = _unseen(
-                space.ids, state, candidates[user][ranked].tolist(), _rounded(scores[user][ranked]), pool
-            )
+            picks[user], values[user] = _unseen(space.ids, state, *_ranked(ranking[user]), pool)
         if config.diversity:
             picks[user], values[user] = _diversify(space.vectors, picks[user], values[user], config)
     propensities, explored = [[1.0] * config.list_size] * len(states), [[False] * config.list_size] * len(states)
@@ -192,30 +189,46 @@ def rank(
     ]
 
 
-def _common_candidates(
-    space: ItemSpace, priors: Sequence[Prior] | None, users: int
-) -> tuple[NDArray[np.int64], NDArray[np.bool_], Callable[[NDArray[np.int32]], NDArray[np.float32]]]:
-    """The rows C that are candidates for some user, which for whom, `[B, C]` or `[1, C]`, and the prior of rows."""
-    if priors is None:
-        common = space.common_candidates(space.prior)
-        return common, np.ones((1, len(common)), np.bool_), space.prior.values.__getitem__
+def _common_candidates(space: ItemSpace, priors: Sequence[Prior]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The rows C that are candidates for some user, ascending: the popular, the newest cold; and whose, `[B, C]`."""
     different = {id(prior): prior for prior in priors}
     place = {identity: number for number, identity in enumerate(different)}
-    which = np.fromiter((place[id(prior)] for prior in priors), np.int64, users)
-    own = [space.common_candidates(prior) for prior in different.values()]
-    common = np.unique(np.concatenate(own))
-    shared = np.zeros((len(own), len(common)), np.bool_)
-    for number, rows in enumerate(own):
-        shared[number, np.searchsorted(common, rows)] = True
+    cold = {prior.size: np.arange(max(space.trained, prior.size - COLD_CANDIDATES), prior.size) for prior in priors}
+    common = np.unique(np.concatenate([*cold.values(), *(prior.popular for prior in different.values())]))
+    shared = np.zeros((len(different), len(common)), np.bool_)
+    for number, prior in enumerate(different.values()):
+        shared[number, np.searchsorted(common, prior.popular)] = True
+        shared[number, np.searchsorted(common, cold[prior.size])] = True
+    return common, shared[[place[id(prior)] for prior in priors]]
 
-    def values(candidates: NDArray[np.int32]) -> NDArray[np.float32]:
-        found = np.empty(candidates.shape, np.float32)
-        for number, prior in enumerate(different.values()):
-            mine = which == number
-            found[mine] = prior.values.take(candidates[mine], mode="clip")  # later rows are not this prior's
-        return found
 
-    return common, shared[which], values
+def _by_user(
+    space: ItemSpace,
+    priors: Sequence[Prior],
+    history: NDArray[np.int32],
+    topk_index: NDArray[np.int32],
+    common: NDArray[np.int64],
+    candidates: NDArray[np.int32],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Each candidate's popularity, and whether it is out: in the user's history, or common and in their top-K.
+
+    User by user with marks on rows, whose cost depends neither on the size of the space nor on the history's
+    length times the candidates' number.
+    """
+    popularity = np.empty(candidates.shape, np.float32)
+    struck = np.empty(candidates.shape, np.bool_)
+    marks = np.zeros(space.size, np.bool_)
+    top = topk_index.shape[1]
+    for user, prior in enumerate(priors):
+        rows, own = candidates[user], history[user]
+        popularity[user] = prior.values.take(rows, mode="clip")  # later rows are not this prior's
+        marks[own] = True
+        struck[user, :top] = marks[rows[:top]]
+        marks[topk_index[user]] = True
+        struck[user, top:] = marks[common]
+        marks[own] = False
+        marks[topk_index[user]] = False
+    return popularity, struck
 
 
 def rank_popular(space: ItemSpace, state: UserState | None, list_size: int, prior: Prior | None = None) -> list[Item]:
@@ -231,29 +244,32 @@ def rank_popular(space: ItemSpace, state: UserState | None, list_size: int, prio
     return items
 
 
-def _rounded(scores: NDArray[np.float32]) -> list[Any]:
-    rounded: list[Any] = scores.astype(np.float64).round(5).tolist()
-    return rounded
-
-
-def _order_key(scores: NDArray[np.float32], candidates: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Integers that rise as the score falls, then with the item index; they sort twice as fast as floats do stably."""
+def _order_keys(scores: NDArray[np.float32], candidates: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Integers that rise as the score falls, then with the row, and hold both: sorting them moves all at once."""
     bits = (scores.astype(np.float32, copy=False) + np.float32(0)).view(np.int32).astype(np.int64)  # -0.0 becomes 0.0
     ascending = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return (-ascending << 32) | candidates
+
+
+def _ranked(keys: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
+    """The rows and the rounded scores of order keys."""
+    ascending = -(keys >> 32)
+    bits = np.where(ascending < 0, ascending ^ 0x7FFFFFFF, ascending).astype(np.int32)
+    return (keys & 0xFFFFFFFF).tolist(), bits.view(np.float32).astype(np.float64).round(5).tolist()
 
 
 def _unseen(
     ids: list[str], state: UserState, rows: list[int], scores: list[float], size: int
 ) -> tuple[list[int], list[float]]:
     """The first `size` finite candidates that the user has not seen."""
-    seen = {*state.items, *state.seen}
+    items, seen = state.item_log, state.seen_log
     picked: list[int] = []
     values: list[float] = []
     for row, score in zip(rows, scores, strict=True):
         if score == -np.inf:
             break
-        if ids[row] not in seen:
+        marked = f"{ID_SEPARATOR}{ids[row]}{ID_SEPARATOR}"
+        if marked not in items and marked not in seen:
             picked.append(row)
             values.append(score)
             if len(picked) == size:
