@@ -75,6 +75,9 @@ class Kept:
         """Keep user, time and items."""
         self.made += [(m.user_id, m.event.ts, [item.item_id for item in one.items]) for m, one in made if one]
 
+    async def settle(self) -> None:
+        """Nothing is let go."""
+
 
 def stream(seed: int = 1, count: int = 400, users: int = 12) -> list[Event]:
     """Events in time order, several at one time, with duplicates and users who leave."""

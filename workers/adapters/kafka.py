@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from workers.ports import Message, Record
 from workers.settings import Settings
@@ -36,6 +37,24 @@ def client_config(settings: Settings) -> dict[str, Any]:
             "sasl.password": settings.kafka_password or "",
         }
     return config
+
+
+def create_topic(settings: Settings, topic: str, partitions: int) -> bool:
+    """Create a topic with the broker's own replication; returns False where it exists. Raises `KafkaException`."""
+    [created] = AdminClient(client_config(settings)).create_topics([NewTopic(topic, partitions)]).values()
+    try:
+        created.result(DELIVERY_SECONDS)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise
+        return False
+    return True
+
+
+def delete_topic(settings: Settings, topic: str) -> None:
+    """Delete a topic. Raises `KafkaException`."""
+    [deleted] = AdminClient(client_config(settings)).delete_topics([topic]).values()
+    deleted.result(DELIVERY_SECONDS)
 
 
 class KafkaPublisher:

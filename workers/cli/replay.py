@@ -34,6 +34,9 @@ def replay(
         ),
     ],
     to: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for lists and results.")] = None,
+    topic: Annotated[
+        str | None, typer.Option(metavar="TOPIC", help="A new topic for the lists, instead of Parquet files in --out.")
+    ] = None,
     items: Annotated[
         str | None, typer.Option(metavar="FILE.jsonl|kafka", help="The catalogue; `kafka` reads the items topic.")
     ] = None,
@@ -97,12 +100,14 @@ def replay(
         return
     if to is None:
         raise UserError("--out DIR says where the lists go")
-    if fold_only and (model or evaluate or freshness):
-        raise UserError("--fold-only makes no lists: leave out --model, --evaluate and --freshness")
+    if fold_only and (model or evaluate or freshness or topic):
+        raise UserError("--fold-only makes no lists: leave out --model, --evaluate, --freshness and --topic")
+    if topic and len(model or ()) > 1:
+        raise UserError("--topic takes the lists of one --model: a user's newest list is the one that counts")
     from workers.adapters.logs import LogError, Window
     from workers.core.bundle import BundleError
     from workers.ports import Unavailable
-    from workers.replay.job import FolderTaken, Job, run_job
+    from workers.replay.job import Job, OutputTaken, run_job
     from workers.replay.run import CheckpointError
 
     try:
@@ -123,11 +128,12 @@ def replay(
             label_delay=label_delay,
             features=features,
             training_rows=training_rows,
+            topic=topic,
             batch=batch,
         )
         with _bar() as bar:
             summary = asyncio.run(run_job(job, command, resume=resume, started=bar.start, advanced=bar.advance))
-    except (LogError, FolderTaken, CheckpointError, BundleError, Unavailable) as error:
+    except (LogError, OutputTaken, CheckpointError, BundleError, Unavailable) as error:
         raise UserError(str(error)) from None
     if json_:
         emit(msgspec.to_builtins(summary))

@@ -34,6 +34,7 @@ from workers.replay.models import ReplayedModel, encodable
 from workers.replay.states import States
 from workers.settings import Settings
 
+_APPLIED, _FIRST_TOUCH = Outcome.APPLIED, Outcome.FIRST_TOUCH
 BATCH_ACTIONS = 1024
 """Actions handed on together where few of them are moments to encode."""
 
@@ -55,6 +56,9 @@ class Output(Protocol):
 
     def lists(self, model: ReplayedModel, made: Sequence[tuple[Moment, MadeList | None]]) -> None:
         """Published lists in order, None for an erased user."""
+
+    async def settle(self) -> None:
+        """Let go of what need not stay in memory."""
 
 
 class Digest:
@@ -104,7 +108,8 @@ class Replay:
         self._clock = clock
         self._output = output
         self._judging = any(model.judges for model in models)
-        self._makes_moments = bool(models) or output.wants_features
+        self._wants_training_rows = output.wants_training_rows
+        self._makes_moments = bool(models) or output.wants_features or output.wants_training_rows
         self._open: dict[str, tuple[int, Event]] = {}
         self._before: dict[str, UserState] = {}
         self._actions: list[Action] = []
@@ -117,11 +122,18 @@ class Replay:
         }
         self.counts: Counter[str] = Counter()
         self.digests = {model.name: Digest() for model in models}
-        self.positions: dict[int, Position] = {}
+        self._newest: dict[int, Step] = {}
+        self._resumed_at: dict[int, Position] = {}
         self.forgotten: dict[str, int] = {}
         """When users last opted out or were erased, event time in ms."""
         self._items = deque(sorted(items, key=_timestamp))
         self._items_applied = 0
+
+    @property
+    def positions(self) -> dict[int, Position]:
+        """Where each partition goes on."""
+        newest = {partition: Position(step.record.offset + 1, step.clock) for partition, step in self._newest.items()}
+        return self._resumed_at | newest
 
     async def start(self) -> None:
         """Apply the catalogue as it stood before the log."""
@@ -139,11 +151,13 @@ class Replay:
             if self._to_encode >= self._settings.encode_batch or len(self._actions) >= BATCH_ACTIONS:
                 await self._turn()
         await self._states.flush()
+        await self._output.settle()
 
     async def finish(self) -> None:
         """The log has ended: what is open becomes a moment, and all is handed on."""
         self._close_moments()
         await self.drain()
+        await self._output.settle()
 
     async def drain(self) -> None:
         """Hand on all that has been made out; open moments stay open."""
@@ -164,11 +178,12 @@ class Replay:
                 model.grown(max(0, minute * TICK_MS))
 
     def _take(self, step: Step) -> None:
-        partition, record, event, at = step
-        self.positions[partition] = Position(record.offset + 1, at)
-        self.counts["records"] += 1
+        partition, record, event, _ = step
+        self._newest[partition] = step
+        counts = self.counts
+        counts["records"] += 1
         if isinstance(event, BadEvent):
-            self.counts["dead letters"] += 1
+            counts["dead letters"] += 1
             self._output.dead_letter(dead_letter(self._settings, partition, record, event))
             return
         clock = self._clock
@@ -177,39 +192,41 @@ class Replay:
             clock.advance(event.ts)
         user = event.user_id
         state = self._states.get(user, partition)
-        if self._output.wants_training_rows and user not in self._before:
+        if self._wants_training_rows and user not in self._before:
             self._before[user] = _copied(state)
         history = state.folded
         outcome = fold(state, event, partition, record.offset, self._settings.history)
-        if outcome is Outcome.REDELIVERED or outcome is Outcome.DUPLICATE or outcome is Outcome.IGNORED:
-            self.counts["skipped"] += 1
+        if outcome is not _FIRST_TOUCH and outcome is not _APPLIED:
+            counts["skipped"] += 1
             return
-        self.counts["folded"] += 1
-        self._open[user] = partition, event
-        if outcome is Outcome.FIRST_TOUCH:
+        counts["folded"] += 1
+        if self._makes_moments:
+            self._open[user] = partition, event
+        if outcome is _FIRST_TOUCH:
             if self._judging:
-                boundaries, at_boundary = tuple(clock.boundaries), tuple(clock.at_boundary)
-                self._actions.append(
-                    Act(event, clock.counts, clock.all_time, boundaries, at_boundary, history, self._is_judged())
-                )
+                self._actions.append(self._act(event, history))
             clock.add(event.item_id or "")
         if state.consent:
             self.forgotten[user] = event.ts
-        if self._output.wants_training_rows and event.item_id is not None and not state.consent:
+        elif self._wants_training_rows and event.item_id is not None:
             self._output.training_row(self._before[user], event)
+
+    def _act(self, event: Event, history: int) -> Act:
+        clock = self._clock
+        boundaries, at_boundary = tuple(clock.boundaries), tuple(clock.at_boundary)
+        return Act(event, clock.counts, clock.all_time, boundaries, at_boundary, history, self._is_judged())
 
     def _close_moments(self) -> None:
         """The log's time moves on: users touched at the time that ends each get a list."""
-        if self._makes_moments:
-            boundaries, judged = tuple(self._clock.boundaries), self._is_judged()
-            for user, (partition, event) in self._open.items():
-                state = self._states.get(user, partition)
-                moment = Moment(user, _copied(state), event, self._clock.counts, boundaries, judged)
-                if self._output.wants_features:
-                    self._output.features(moment)
-                if self._models:
-                    self._actions.append(moment)
-                    self._to_encode += encodable(state)
+        boundaries, judged = tuple(self._clock.boundaries), self._is_judged()
+        for user, (partition, event) in self._open.items():
+            state = self._states.get(user, partition)
+            moment = Moment(user, _copied(state), event, self._clock.counts, boundaries, judged)
+            if self._output.wants_features:
+                self._output.features(moment)
+            if self._models:
+                self._actions.append(moment)
+                self._to_encode += encodable(state)
         self._open.clear()
         self._before.clear()
 
@@ -274,7 +291,7 @@ class Replay:
         while self._items_applied < dumped["items"]:
             await self._apply_items(self._items[0].timestamp)
         self.forgotten = dict(dumped["forgotten"])
-        self.positions = {partition: Position(*at) for partition, at in dumped["positions"].items()}
+        self._resumed_at = {partition: Position(*at) for partition, at in dumped["positions"].items()}
         self.counts = Counter(dumped["counts"])
         self._clock.restore(dumped["clock"])
         self._open = {

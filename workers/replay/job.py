@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.adapters.kafka import KafkaPublisher, create_topic, delete_topic
 from workers.adapters.logs import Window, open_log
 from workers.adapters.onnx import OnnxEncoder
 from workers.adapters.triton import TritonEncoder
@@ -25,9 +27,10 @@ from workers.live_model import LiveModel
 from workers.ports import Encoder, Record
 from workers.replay.clock import Clock
 from workers.replay.engine import Replay
+from workers.replay.list_topic import ListTopic
 from workers.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
 from workers.replay.output import FolderOutput
-from workers.replay.run import BATCH_RECORDS, Folder, run
+from workers.replay.run import BATCH_RECORDS, CHECKPOINT, Folder, run
 from workers.settings import Settings
 
 SUMMARY = "replay.json"
@@ -38,8 +41,8 @@ PERIODS = (60, 3600, 86_400)
 PERIODIC = (View("every minute", 60), View("every hour", 3600), View("every day", 86_400))
 
 
-class FolderTaken(Exception):
-    """The output folder is in use; the message says what to do."""
+class OutputTaken(Exception):
+    """The output folder or topic is in use; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,8 @@ class Job:
     """What to replay, with what, and what to write.
 
     `versions` may be empty: then it only folds. `speed` is event time per
-    wall-clock time. `burn_in` is the share of the records that is not judged;
+    wall-clock time. `topic` is where the lists go instead of the folder.
+    `burn_in` is the share of the records that is not judged;
     `label_delay` (seconds of event time) is how old a label is when it is learned from.
     """
 
@@ -67,6 +71,7 @@ class Job:
     label_delay: float = 0.0
     features: bool = False
     training_rows: bool = False
+    topic: str | None = None
     batch: int = BATCH_RECORDS
 
 
@@ -92,81 +97,132 @@ async def run_job(
     """Run a replay to its end.
 
     `started` is told how many records there are, `advanced` how many each batch
-    held. Raises `LogError`, `FolderTaken`, `CheckpointError`, `BundleError`,
-    `Unavailable`; a folder that holds no checkpoint yet is then removed.
+    held. Raises `LogError`, `OutputTaken`, `CheckpointError`, `BundleError`,
+    `Unavailable`, `DeliveryError`; a folder that holds no checkpoint yet is then removed.
     """
-    log = open_log(job.source, job.settings, job.window)
-    fresh = _claim(job.folder, resume=resume)
-    encoder: Any = None
+    if job.topic is not None:
+        refuse_live(job.settings, job.topic)
+    with closing(open_log(job.source, job.settings, job.window)) as log:
+        fresh = _claim(job.folder, resume=resume)
+        try:
+            async with _encoder(job) as encoder, _list_topic(job, max(log.partitions) + 1, fresh=fresh) as topic:
+                return await _run(job, command, log, encoder, topic, fresh=fresh, started=started, advanced=advanced)
+        except BaseException:
+            if fresh and not _is_begun(job.folder):
+                shutil.rmtree(job.folder, ignore_errors=True)
+            raise
+
+
+async def _run(
+    job: Job,
+    command: str,
+    log: Any,
+    encoder: Encoder,
+    topic: ListTopic | None,
+    *,
+    fresh: bool,
+    started: Callable[[int | None], Any],
+    advanced: Callable[[int], None],
+) -> Summary:
+    settings = job.settings
+    output = FolderOutput(
+        job.folder, settings.behaviours, features=job.features, training_rows=job.training_rows, topic=topic
+    )
+    folder = Folder(job.folder, _identity(job), output, on_disk=job.states_on_disk)
+    checkpoint = None if fresh else folder.load()
+    states = folder.open_states()
+    clock = Clock(settings.popularity_half_life, _periods(job), all_time=job.judged)
+    models = [await _model(job, version, encoder) for version in job.versions]
+    replay = Replay(settings, models, encoder, states, clock, output, job.items)
+    replay.judge_after = int((log.total or 0) * job.burn_in)
+    started(log.total)
+    if checkpoint is None:
+        await replay.start()
+    else:
+        if checkpoint["states"] is not None:
+            states.restore(checkpoint["states"])  # type: ignore[attr-defined]
+        await replay.restore(checkpoint["replay"])
+        advanced(replay.counts["records"])
+    already, began = replay.counts["records"], time.monotonic()
+    await run(
+        replay,
+        log,
+        settings,
+        batch=job.batch,
+        speed=job.speed,
+        advanced=advanced,
+        save=lambda: folder.save(replay, states),
+    )
+    seconds = time.monotonic() - began
+    output.cut()
+    output.forget(replay.forgotten)
+    if job.judged:
+        write_results(job.folder / RESULTS, _results(job, command, replay, models))
+    counts = dict(replay.counts)
+    summary = Summary(
+        job.source,
+        counts["records"],
+        counts,
+        {name: str(digest) for name, digest in replay.digests.items()},
+        round(seconds, 3),
+        round((counts["records"] - already) / max(seconds, 1e-9), 1),
+    )
+    partial = job.folder / f"{SUMMARY}.partial"
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+    partial.rename(job.folder / SUMMARY)
+    folder.finish()
+    return summary
+
+
+def refuse_live(settings: Settings, topic: str) -> None:
+    """Raises `OutputTaken` for a topic that a live worker reads or writes."""
+    live = {name: value for name, value in msgspec.to_builtins(settings).items() if name.endswith("_topic")}
+    for name, value in live.items():
+        if topic == value:
+            raise OutputTaken(f"{topic} is the live {name.removesuffix('_topic')} topic: a replay has one of its own")
+    if topic.startswith(f"{settings.group}-"):
+        raise OutputTaken(f"{topic} belongs to the live group {settings.group}: a replay has a topic of its own")
+
+
+@asynccontextmanager
+async def _list_topic(job: Job, partitions: int, *, fresh: bool) -> AsyncIterator[ListTopic | None]:
+    """The topic for the lists, created where the replay begins, and deleted where it ends before its first checkpoint.
+
+    Raises `OutputTaken`, `DeliveryError`.
+    """
+    if job.topic is None:
+        yield None
+        return
+    if fresh and not create_topic(job.settings, job.topic, partitions):
+        raise OutputTaken(f"topic {job.topic} exists: choose another, or delete it first")
+    publisher = KafkaPublisher(job.settings)
     try:
-        encoder = _encoder(job)
-        output = FolderOutput(
-            job.folder, job.settings.behaviours, features=job.features, training_rows=job.training_rows
-        )
-        folder = Folder(job.folder, _identity(job), output, on_disk=job.states_on_disk)
-        checkpoint = None if fresh else folder.load()
-        states = folder.open_states()
-        clock = Clock(job.settings.popularity_half_life, _periods(job), all_time=job.judged)
-        models = [await _model(job, version, encoder) for version in job.versions]
-        replay = Replay(job.settings, models, encoder, states, clock, output, job.items)
-        replay.judge_after = int((log.total or 0) * job.burn_in)
-        started(log.total)
-        if checkpoint is None:
-            await replay.start()
-        else:
-            if checkpoint["states"] is not None:
-                states.restore(checkpoint["states"])  # type: ignore[attr-defined]
-            await replay.restore(checkpoint["replay"])
-            advanced(replay.counts["records"])
-        already, began = replay.counts["records"], time.monotonic()
-        await run(
-            replay,
-            log,
-            job.settings,
-            batch=job.batch,
-            speed=job.speed,
-            advanced=advanced,
-            save=lambda: folder.save(replay, states),
-        )
-        seconds = time.monotonic() - began
-        output.cut()
-        output.forget(replay.forgotten)
-        if job.judged:
-            write_results(job.folder / RESULTS, _results(job, command, replay, models))
-        counts = dict(replay.counts)
-        summary = Summary(
-            job.source,
-            counts["records"],
-            counts,
-            {name: str(digest) for name, digest in replay.digests.items()},
-            round(seconds, 3),
-            round((counts["records"] - already) / max(seconds, 1e-9), 1),
-        )
-        (job.folder / SUMMARY).write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
-        folder.finish()
+        yield ListTopic(job.topic, publisher)
     except BaseException:
-        if fresh and not (job.folder / "checkpoint.msgpack").exists():
-            shutil.rmtree(job.folder, ignore_errors=True)
+        if fresh and not _is_begun(job.folder):
+            delete_topic(job.settings, job.topic)
         raise
     finally:
-        log.close()
-        if encoder is not None and (closing := encoder.close()) is not None:
-            await closing
-    return summary
+        publisher.close()
 
 
 def _claim(folder: Path, *, resume: bool) -> bool:
     """Make the folder; returns whether the replay begins anew."""
     if (folder / SUMMARY).exists():
-        raise FolderTaken(f"{folder} holds a complete replay: choose another --out")
-    if (folder / "checkpoint.msgpack").exists():
+        raise OutputTaken(f"{folder} holds a complete replay: choose another --out")
+    if _is_begun(folder):
         if not resume:
-            raise FolderTaken(f"{folder} holds a replay that was cut off: --resume goes on, or choose another --out")
+            raise OutputTaken(f"{folder} holds a replay that was cut off: --resume goes on, or choose another --out")
         return False
     if folder.exists() and any(folder.iterdir()):
-        raise FolderTaken(f"{folder} is not empty: choose another --out")
+        raise OutputTaken(f"{folder} is not empty: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     return True
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return (folder / CHECKPOINT).exists()
 
 
 def _identity(job: Job) -> dict[str, Any]:
@@ -176,16 +232,23 @@ def _identity(job: Job) -> dict[str, Any]:
         "window": [job.window.start_ms, job.window.end_ms, sorted(job.window.offsets.items())],
         "versions": list(job.versions),
         "judged": [job.judged, job.freshness, job.burn_in, job.label_delay],
-        "written": [job.features, job.training_rows, job.states_on_disk],
+        "written": [job.features, job.training_rows, job.states_on_disk, job.topic],
         "items": len(job.items),
         "settings": msgspec.to_builtins(job.settings),
     }
 
 
-def _encoder(job: Job) -> Any:
+@asynccontextmanager
+async def _encoder(job: Job) -> AsyncIterator[Encoder]:
     if job.through_triton:
-        return TritonEncoder(job.settings.triton, job.settings.triton_deadline, job.settings.encode_batch)
-    return OnnxEncoder(Path(job.settings.model_repository), job.text_encoder)
+        served = TritonEncoder(job.settings.triton, job.settings.triton_deadline, job.settings.encode_batch)
+        try:
+            yield served
+        finally:
+            await served.close()
+    else:
+        with closing(OnnxEncoder(Path(job.settings.model_repository), job.text_encoder)) as encoder:
+            yield encoder
 
 
 async def _model(job: Job, version: int, encoder: Encoder) -> ReplayedModel:

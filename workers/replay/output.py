@@ -1,7 +1,8 @@
 """The folder a replay writes: lists, dead letters, features and training rows as Parquet parts.
 
-Parts are cut at checkpoints, so that a replay that goes on knows which parts
-count: everything behind the last checkpoint is removed and written again.
+Parts are cut when they are full and at checkpoints, so that a replay that goes on
+knows which parts count: everything behind the last checkpoint is removed and
+written again.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from workers.core.state import Consent, UserState
 from workers.lists import MadeList
 from workers.ports import Message
 from workers.replay.actions import Moment
-from workers.replay.models import ReplayedModel
+from workers.replay.list_topic import ListTopic
+from workers.replay.models import ReplayedModel, encodable
 
+PART_ROWS = 20_000
+"""Rows gathered in memory for a part (about 2 KB each)."""
 _TYPES = {
     "string": pa.string(),
     "int64": pa.int64(),
@@ -72,6 +76,8 @@ class Parts:
     def add(self, row: tuple[Any, ...]) -> None:
         """One row, in the order of the schema."""
         self._rows.append(row)
+        if len(self._rows) >= PART_ROWS:
+            self.cut()
 
     def cut(self) -> None:
         """Write what was gathered as the next part, whole or not at all."""
@@ -111,14 +117,24 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 class FolderOutput:
-    """An `Output` of Parquet parts; features and training rows where they are asked for."""
+    """An `Output` of Parquet parts; features and training rows where they are asked for.
+
+    Lists go to `topic` where there is one.
+    """
 
     def __init__(
-        self, folder: Path, behaviours: Collection[str], *, features: bool = False, training_rows: bool = False
+        self,
+        folder: Path,
+        behaviours: Collection[str],
+        *,
+        features: bool = False,
+        training_rows: bool = False,
+        topic: ListTopic | None = None,
     ) -> None:
         self.wants_features = features
         self.wants_training_rows = training_rows
         self._behaviours = behaviours
+        self._topic = topic
         fields = [(feature.name, _TYPES[feature.kind]) for feature in behaviour_features(behaviours)]
         stamp = ("event_timestamp", pa.timestamp("us", tz="UTC"))
         self._parts = {
@@ -147,6 +163,9 @@ class FolderOutput:
 
     def lists(self, model: ReplayedModel, made: Sequence[tuple[Moment, MadeList | None]]) -> None:
         """Published lists; an erased user has none."""
+        if self._topic is not None:
+            self._topic.add(model.live.version, made)
+            return
         for moment, one in made:
             if one is not None:
                 items: list[Item] = one.items
@@ -157,13 +176,18 @@ class FolderOutput:
                         moment.event.event_id,
                         model.live.version,
                         one.variant,
-                        not moment.state.consent and moment.state.length > 0,
+                        encodable(moment.state),
                         [item.item_id for item in items],
                         [item.score for item in items],
                         [item.source for item in items],
                         [item.propensity for item in items],
                     )
                 )
+
+    async def settle(self) -> None:
+        """Publish what waits for the topic; parts are cut when they are full."""
+        if self._topic is not None:
+            await self._topic.publish()
 
     def cut(self) -> dict[str, int]:
         """Write all that was gathered; returns how many parts of each kind there are."""

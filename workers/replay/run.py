@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Folder:
     async def save(self, replay: Replay, states: States) -> None:
         """Make what was done so far durable; the replay is drained."""
         await replay.drain()
+        await self.output.settle()
         parts = self.output.cut()
         self._number += 1
         if isinstance(states, StoredStates) and self._store is not None:
@@ -121,23 +122,25 @@ async def run(
     `advanced` is told how many records each batch held; `save` is awaited every
     `CHECKPOINT_SECONDS` between batches.
     """
-    saved = time.monotonic()
     stream = steps(log, replay.positions, settings.behaviours)
-    if speed is not None:
-        async for paced in _paced(stream, speed, batch):
-            await replay.feed(paced)
-            advanced(len(paced))
-    else:
-        while some := list(islice(stream, batch)):
-            await replay.feed(some)
-            advanced(len(some))
-            if save is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                await save()
-                saved = time.monotonic()
+    batches = _full_speed(stream, batch) if speed is None else _paced(stream, speed, batch)
+    saved = time.monotonic()
+    async for some in batches:
+        await replay.feed(some)
+        advanced(len(some))
+        if save is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+            await save()
+            saved = time.monotonic()
     await replay.finish()
 
 
-async def _paced(stream: Iterator[Step], speed: float, batch: int) -> Any:
+async def _full_speed(stream: Iterator[Step], batch: int) -> AsyncIterator[list[Step]]:
+    """Batches as fast as they are taken."""
+    while some := list(islice(stream, batch)):
+        yield some
+
+
+async def _paced(stream: Iterator[Step], speed: float, batch: int) -> AsyncIterator[list[Step]]:
     """Batches as their event times come up on a clock that runs `speed` times as fast as the wall's."""
     began, first = time.monotonic(), None
     waiting: list[Step] = []
