@@ -4,13 +4,16 @@ PYTHON := $(shell for p in python3.11 /usr/bin/python3.11 python3; do \
 BOOTSTRAP := $(or $(PYTHON),python3) deploy/setup/bootstrap.py
 BIN := .venv/bin
 
-.PHONY: setup setup-training demo test unit lint bench train quality lock clean
+.PHONY: setup setup-training setup-test demo test unit lint bench train quality lock clean
 
 setup:
 	@$(BOOTSTRAP)
 
 setup-training:
 	@$(BOOTSTRAP) --training
+
+setup-test:
+	@$(BOOTSTRAP) --training --browser
 
 demo: setup
 	@$(BIN)/freshet demo
@@ -21,7 +24,7 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: setup-training lint
+test: setup-test lint
 	.parts/training-env/bin/python -m pytest -q -c /dev/null --rootdir=. -p no:cacheprovider \
 		tests/parity/test_torch_parity.py tests/quality
 	$(BIN)/pytest -q -m 'not bench' --ignore=tests/parity/test_torch_parity.py --ignore=tests/quality --durations=15

@@ -5,6 +5,7 @@ Run by the system's Python, before any environment exists, so it needs the stand
     python3.11 deploy/setup/bootstrap.py            # worker, server, broker, text encoder, data
     python3.11 deploy/setup/bootstrap.py --training # the training environment as well
     python3.11 deploy/setup/bootstrap.py --peers    # and the one of the models that `make quality` compares with
+    python3.11 deploy/setup/bootstrap.py --browser  # Chromium as well: tests open the report in it
 
 A step is done when its stamp holds the fingerprint of all that went into it, and its result is
 there. A step that was interrupted has no stamp and starts anew. Two runs at once wait for each
@@ -159,9 +160,10 @@ def has_venv() -> bool:
     return succeeds(interpreter(), "-c", "import venv, ensurepip")
 
 
-def missing_packages() -> list[str]:
-    """The Debian packages that must be installed before anything else."""
+def missing_packages(*, browser: bool = False) -> list[str]:
+    """The Debian packages that must be installed before anything else, with a browser where it is asked for."""
     wanted = {
+        "chromium": not browser or shutil.which("chromium") is not None,
         "default-jre-headless": shutil.which("java") is not None,
         "maven": KAFKA_LIBS.exists() or shutil.which("mvn") is not None,
         "redis-server": shutil.which("redis-server") is not None,
@@ -172,13 +174,13 @@ def missing_packages() -> list[str]:
     return [package for package, present in wanted.items() if not present]
 
 
-def install_packages() -> None:
+def install_packages(*, browser: bool = False) -> None:
     """Install what the system lacks, where this user may.
 
     Raises:
         SetupError: It lacks something and this user may not, or there is no apt-get.
     """
-    packages = missing_packages()
+    packages = missing_packages(browser=browser)
     if not packages:
         return
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
@@ -195,7 +197,7 @@ def install_packages() -> None:
     quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1"]
     call([*sudo, *quiet, "apt-get", "update", "-q"])
     call([*sudo, *quiet, *install])
-    still = missing_packages()
+    still = missing_packages(browser=browser)
     if still:
         raise SetupError(f"apt-get installed, yet still missing: {' '.join(still)}")
 
@@ -403,13 +405,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fetch everything Freshet runs on.")
     parser.add_argument("--training", action="store_true", help="the training environment as well")
     parser.add_argument("--peers", action="store_true", help="the training environment and that of the peers as well")
+    parser.add_argument("--browser", action="store_true", help="Chromium as well, for the tests")
     arguments = parser.parse_args()
     try:
         require_python()
         PARTS.mkdir(exist_ok=True)
         with (PARTS / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            install_packages()
+            install_packages(browser=arguments.browser)
             for step in steps(training=arguments.training or arguments.peers, peers=arguments.peers):
                 step.run()
     except SetupError as error:

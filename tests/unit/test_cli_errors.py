@@ -9,7 +9,21 @@ from typer.testing import CliRunner
 from deploy.local.errors import PortTaken
 from workers.cli import app
 
-VERBS = ["up", "down", "demo", "worker", "check", "produce", "tail", "inspect", "dlq list", "dlq replay", "publish"]
+VERBS = [
+    "up",
+    "down",
+    "demo",
+    "worker",
+    "check",
+    "produce",
+    "tail",
+    "inspect",
+    "dlq list",
+    "dlq replay",
+    "publish",
+    "replay",
+    "report",
+]
 
 
 @pytest.fixture(autouse=True)

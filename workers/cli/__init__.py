@@ -17,6 +17,7 @@ from workers.cli import (
     produce,
     quality,
     replay,
+    report,
     signing,
     stack,
     tail,
@@ -45,6 +46,7 @@ app.command("produce", rich_help_panel="Streams")(produce.produce)
 app.command("tail", rich_help_panel="Streams")(tail.tail)
 app.command("inspect", rich_help_panel="Streams")(inspect_user.inspect_user)
 app.command("replay", rich_help_panel="Streams")(replay.replay)
+app.command("report", rich_help_panel="Streams")(report.report)
 app.add_typer(dlq.app, name="dlq", rich_help_panel="Streams")
 app.command(
     "train",

@@ -1,0 +1,144 @@
+"""The report in a real browser, headless Chromium, on a phone's and on a desk's width, light and dark."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.unit.test_report import everything
+from workers.report.page import page
+
+pytestmark = pytest.mark.integration
+
+PHONE, DESK = 360, 1280
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--dump-dom"),
+]
+DARK = "--blink-settings=preferredColorScheme=0"
+MEASURE = """<!doctype html><meta charset="utf-8"><title>measure</title>
+<iframe src="/report.html" width="360" height="700"></iframe>
+<iframe src="/report.html" width="1280" height="700"></iframe>
+<script>
+addEventListener("load", () => {
+  const found = [...document.querySelectorAll("iframe")].map(frame => {
+    const page = frame.contentDocument, root = page.documentElement;
+    page.querySelectorAll("details").forEach(one => one.open = true);
+    const outside = [...page.querySelectorAll("main *")].filter(one =>
+      !one.closest("thead") && one.getBoundingClientRect().right > root.clientWidth + 0.5);
+    const texts = [...page.querySelectorAll("svg text")].filter(one => {
+      const inner = one.getBoundingClientRect(), outer = one.closest("svg").getBoundingClientRect();
+      return inner.left < outer.left - 0.5 || inner.right > outer.right + 0.5;
+    });
+    return {
+      width: frame.clientWidth, scroll: root.scrollWidth, outside: outside.map(one => one.outerHTML.slice(0, 80)),
+      clipped: texts.map(one => one.textContent), plots: [...page.querySelectorAll("svg")].map(one => one.clientHeight),
+      ground: frame.contentWindow.getComputedStyle(page.body).backgroundColor,
+    };
+  });
+  document.body.textContent = "MEASURED" + JSON.stringify(found) + "END";
+});
+</script>
+"""
+
+
+class Measured(msgspec.Struct):
+    """What the browser says of the page at one width."""
+
+    width: int
+    scroll: int
+    outside: list[str]
+    clipped: list[str]
+    plots: list[int]
+    ground: str
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """The browser: its absence skips on a laptop, and fails in CI."""
+    found = shutil.which("chromium")
+    if found is None:
+        why = "chromium is missing: run `make setup-test`"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    return found
+
+
+class Served(SimpleHTTPRequestHandler):
+    """Serves a folder, and remembers what was asked for."""
+
+    asked: list[str]
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing on stderr."""
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+    """`tmp_path` on a free port of the loopback address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Served, directory=str(tmp_path)))
+    server.asked = []  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def opened(
+    chromium: str, server: ThreadingHTTPServer, tmp_path: Path, html: str, *flags: str
+) -> tuple[list[Measured], list[str], set[str]]:
+    """Open a page at both widths: what was measured, what the console said, what was fetched."""
+    (tmp_path / "report.html").write_text(html)
+    (tmp_path / "measure.html").write_text(MEASURE)
+    address = f"http://127.0.0.1:{server.server_port}/measure.html"
+    command = [chromium, *FLAGS, *flags, f"--user-data-dir={tmp_path / 'profile'}", address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    [measured] = re.findall("MEASURED(.*)END", done.stdout)
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return msgspec.json.decode(measured, type=list[Measured]), console, set(server.asked)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("flags", [(), (DARK,)], ids=["light", "dark"])
+def test_the_report_fits_a_phone_and_a_desk(
+    chromium: str, served: ThreadingHTTPServer, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """Nothing sticks out at 360 or 1280 px with all tables open, the console is silent, and nothing else is fetched."""
+    html = page([("shop", everything()), ("films", everything())])
+    measured, console, asked = opened(chromium, served, tmp_path, html, *flags)
+    assert [one.width for one in measured] == [PHONE, DESK]
+    for one in measured:
+        assert one.outside == []
+        assert one.clipped == []
+        assert one.scroll <= one.width
+        assert len(one.plots) == 20
+        assert min(one.plots) > 40
+        assert one.ground == ("rgb(17, 21, 26)" if flags else "rgb(246, 247, 249)")
+    assert console == []
+    assert asked <= {"/measure.html", "/report.html", "/favicon.ico"}
+
+
+def test_a_page_that_does_not_fit_is_found(chromium: str, served: ThreadingHTTPServer, tmp_path: Path) -> None:
+    """The measure sees a table too wide, a label cut off, an error on the console and a file fetched."""
+    html = (
+        '<main style="margin:0"><div style="width:500px">wide</div><svg viewBox="0 0 100 20">'
+        '<text x="90" y="10">a long label</text></svg><img src="/other.png"></main>'
+        "<script>console.error('broken')</script>"
+    )
+    [phone, _], console, asked = opened(chromium, served, tmp_path, html)
+    assert phone.scroll > PHONE
+    assert any("wide" in one for one in phone.outside)
+    assert phone.clipped == ["a long label"]
+    assert any("broken" in line for line in console)
+    assert "/other.png" in asked
