@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3.11 /usr/bin/python3.11 python3; do \
 BOOTSTRAP := $(or $(PYTHON),python3) deploy/setup/bootstrap.py
 BIN := .venv/bin
 
-.PHONY: setup setup-training setup-test demo test unit lint bench train quality lock clean
+.PHONY: setup setup-training setup-test demo test unit lint bench train quality freshness freshness-deskdrop lock clean
 
 setup:
 	@$(BOOTSTRAP)
@@ -41,6 +41,26 @@ train: setup-training
 quality:
 	@$(BOOTSTRAP) --peers
 	@$(BIN)/freshet quality
+
+# The worth of freshness on real data, as in the README: MovieLens-100K and, where DESKDROP names a folder with
+# its events.tsv.gz and items.tsv, Deskdrop, for which a version is trained first (10 minutes).
+FRESHNESS := .freshet/freshness
+FILMS := $(FRESHNESS)/movielens
+NEWS := $(FRESHNESS)/deskdrop
+freshness: setup-training
+	rm -rf $(FRESHNESS)
+	$(BIN)/python -m deploy.demo.movielens .parts/data/ml-100k $(FILMS)
+	$(BIN)/freshet replay $(FILMS)/events.jsonl --items $(FILMS)/items.jsonl --freshness --burn-in 0.9 --out $(FILMS)/replay
+	$(if $(DESKDROP),@$(MAKE) --no-print-directory freshness-deskdrop)
+	$(BIN)/freshet report $(FRESHNESS)/*/replay/results.json --out $(FRESHNESS)/report.html
+	$(BIN)/freshet report $(FRESHNESS)/*/replay/results.json --out $(FRESHNESS)/freshness.svg
+
+freshness-deskdrop:
+	$(BIN)/python -m deploy.demo.deskdrop $(DESKDROP) $(NEWS)
+	$(BIN)/freshet train --events $(NEWS)/events.jsonl --items $(NEWS)/items.jsonl --name deskdrop \
+		--types view,like,bookmark,comment_created,follow --half-life-days 0.125 --out $(NEWS)/models/user_encoder/1
+	$(BIN)/freshet replay $(NEWS)/events.jsonl --items $(NEWS)/items.jsonl --config deploy/demo/deskdrop.toml \
+		--freshness --burn-in 0.9 --out $(NEWS)/replay
 
 # Resolve the requirement files again, with hashes and without any index in them.
 COMPILE := uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links \

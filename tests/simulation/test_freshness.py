@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from typer.testing import CliRunner
 
 from deploy import local
 from deploy.local.parts import ROOT, TEXT_ENCODER
 from tests.simulation.replays import NEW_ITEM, START, Kept, catalogue, records, stream
 from workers.adapters.onnx import OnnxEncoder
+from workers.cli import app
 from workers.core.evaluation.prequential import Judgement
-from workers.core.events import Event
+from workers.core.evaluation.results import read_results
+from workers.core.events import Event, encode_event
 from workers.core.features import featurise
 from workers.core.snapshots import TICK_MS
 from workers.core.state import Outcome, UserState, empty_state, fold
@@ -219,3 +222,42 @@ async def test_the_burn_in_happens_and_is_not_judged() -> None:
         assert 50 < len(judged) < 100
         assert judged == whole[view].acts[-len(judged) :] == late[view].acts
         assert part[view].interactions == whole[view].interactions
+
+
+def test_the_verb_finds_the_curve_and_the_report_draws_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One command judges every period, what is published and the baselines on the same events, and compares them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(ROOT / "triton_models"))
+    log, found = tmp_path / "log.jsonl", tmp_path / "replay" / "results.json"
+    log.write_bytes(b"".join(encode_event(event) + b"\n" for event in world()))
+    replayed = [
+        "replay",
+        str(log),
+        "--freshness",
+        "--burn-in",
+        "0.2",
+        "--label-delay",
+        "60",
+        "--out",
+        str(found.parent),
+    ]
+    done = CliRunner().invoke(app, replayed)
+    assert done.exit_code == 0, done.output
+    results = read_results(found)
+    labels = ["at every event", "every minute", "every hour", "every day", "as published (at the user's own events)"]
+    assert [point.label for point in results.freshness] == labels
+    assert [point.seconds for point in results.freshness] == [0, 60, 3600, 86_400, 0]
+    assert [one.name for one in results.evaluations] == ["version 1", "recent popularity", "all-time popularity"]
+    assert {one.slices["all"]["all"].events for one in results.evaluations} == {120}
+    popular = results.evaluations[1].slices["all"]["all"].metrics["hr"]
+    assert popular.mean == 116 / 120  # each of the four items is new to its first user
+    pairs = {(one.candidate, one.baseline) for one in results.comparisons if one.metric == "ndcg"}
+    assert pairs == {
+        (name, baseline)
+        for name in ("version 1", "version 1, at every event")
+        for baseline in ("recent popularity", "all-time popularity")
+    }
+    picture = tmp_path / "curve.svg"
+    drawn = CliRunner().invoke(app, ["report", str(found), "--out", str(picture)])
+    assert drawn.exit_code == 0, drawn.output
+    assert "own events" in picture.read_text()

@@ -258,11 +258,12 @@ async def _model(job: Job, version: int, encoder: Encoder) -> ReplayedModel:
     space = side_inputs.live.space
     views = (*((FRESHEST, *PERIODIC) if job.freshness else ()), PUBLISHED, *BASELINES)
     name = f"version {version}"
+    catalogue = max(1, len({*space.index, *((record.key or b"").decode() for record in job.items)}))
     judges = {
         view: Prequential(
             view.name if view in BASELINES else name if view is PUBLISHED else f"{name}, {view.name}",
             cutoff=job.settings.list_size,
-            catalogue=max(1, len(space.index)),
+            catalogue=catalogue,
             vectors=_vectors(space),
             label_delay_ms=round(job.label_delay * 1000),
         )

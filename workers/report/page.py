@@ -35,7 +35,7 @@ def freshness_figure(named: Sequence[tuple[str, Results]]) -> str:
     there = [(name, results) for name, results in named if results.freshness]
     style = "\n".join((_variables(), (_STYLES / "plot.css").read_text()))
     plots = [
-        sections.freshness(results.freshness, _cutoff(results), x=4 + place * (WIDTH + GAP), name=name)
+        sections.freshness(results.freshness, _cutoff(results), name, x=4 + place * (WIDTH + GAP))
         for place, (name, results) in enumerate(there)
     ]
     names = " and ".join(name for name, _ in there)

@@ -47,8 +47,11 @@ def title(metric: str, cutoff: int) -> str:
     return NAMES.get(metric, f"{metric.upper()}@{cutoff}")
 
 
-def freshness(points: Sequence[FreshnessPoint], cutoff: int, *, style: str = "", x: float = 0, name: str = "") -> str:
-    """The freshness curve alone: two metrics by how often lists are made; the live way apart."""
+def freshness(points: Sequence[FreshnessPoint], cutoff: int, name: str = "", x: float | None = None) -> str:
+    """The freshness curve: two metrics by how often lists are made; the live way apart.
+
+    With a `name` and a place `x` it is one of several in a picture.
+    """
     metrics = [metric for metric in ("hr", "ndcg") if all(metric in point.metrics for point in points)]
     curve = [point for point in points if not point.label.startswith("as published")]
     apart = [point for point in points if point.label.startswith("as published")]
@@ -71,7 +74,6 @@ def freshness(points: Sequence[FreshnessPoint], cutoff: int, *, style: str = "",
         series,
         [(place, _short(point.label)) for place, point in zip(places, ordered, strict=True)],
         labelled=True,
-        style=style,
         x=x,
     )
 

@@ -20,7 +20,7 @@ SERIES = 4
 
 _LEFT, _RIGHT, _TOP = 34, 348, 14
 _INTERVAL_USERS = 5
-_FEW_TICKS = 4
+_STEPS = 4
 _LINE = 52
 """Letters that fit in a line of labels."""
 
@@ -61,23 +61,21 @@ def text(content: str, x: float, y: float, class_: str = "", anchor: str = "star
     return tag("text", escape(content), x=x, y=y, class_=class_, text_anchor=anchor)
 
 
-def plot(title: str, description: str, height: float, *children: str, style: str = "", x: float = 0) -> str:
-    """The element that holds a plot; with `style` it stands alone."""
-    alone = {"xmlns": "http://www.w3.org/2000/svg"} if style else {}
+def plot(title: str, description: str, height: float, *children: str, x: float | None = None) -> str:
+    """The element that holds a plot; with `x` it has its place in a picture of several."""
+    place: dict[str, str | float] = {} if x is None else {"x": x, "width": WIDTH, "height": height}
     return tag(
         "svg",
         tag("title", escape(title)),
         tag("desc", escape(description)),
-        f"<style>{style}</style>" if style else "",
         *children,
         viewBox=f"0 0 {WIDTH} {height:g}",
         role="img",
-        **alone,
-        **({"x": x, "width": WIDTH, "height": height} if x else {}),
+        **place,
     )
 
 
-def ticks(low: float, high: float, count: int = _FEW_TICKS) -> list[float]:
+def ticks(low: float, high: float, count: int = _STEPS) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`, about `count` steps apart."""
     rough = max(high - low, 1e-9) / count
     size = 10.0 ** math.floor(math.log10(rough))
@@ -87,7 +85,7 @@ def ticks(low: float, high: float, count: int = _FEW_TICKS) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Three digits behind the point, without a leading zero's weight: 0.216, -0.004, 12.3."""
+    """Three digits behind the point, one from 10 on: 0.216, -0.004, 12.3."""
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}".replace("-0.000", "0.000")  # noqa: PLR2004 - two digits
 
 
@@ -128,14 +126,13 @@ def line_plot(
     *,
     bands: bool = False,
     labelled: bool = False,
-    style: str = "",
-    x: float = 0,
+    x: float | None = None,
 ) -> str:
     """Values over x with their intervals, as bars, or as a band for the first series; the y axis begins at 0."""
     everything = [point for one in series for point in one.points]
     marks = ticks(0, max(max(_top(point), 1e-6) for point in everything))
     key, above = legend([one.name for one in series])
-    if x or style:
+    if x is not None:
         key, above = tag("g", key, transform="translate(0 20)") + text(title, 4, 14, "title"), above + 20
     top, bottom = above + _TOP, above + 200
     low, high = min(place for place, _ in x_ticks), max(place for place, _ in x_ticks)
@@ -151,7 +148,7 @@ def line_plot(
     lines = max(name.count("\n") for _, name in x_ticks)
     for which, one in enumerate(series):
         drawn.append(_line(which % SERIES, one, across, up, bands=bands, labelled=labelled))
-    return plot(title, description, bottom + 24 + 13 * lines, *drawn, style=style, x=x)
+    return plot(title, description, bottom + 24 + 13 * lines, *drawn, x=x)
 
 
 def _top(point: Point) -> float:
@@ -261,7 +258,7 @@ def calibration_plot(title: str, description: str, points: Sequence[tuple[float,
 
 
 def beside(title: str, description: str, plots: Sequence[str], height: float, style: str) -> str:
-    """Plots side by side in one picture that stands alone."""
+    """Plots that have their places side by side, in one picture that stands alone."""
     return tag(
         "svg",
         tag("title", escape(title)),
