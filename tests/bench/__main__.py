@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import local
+from deploy.demo import movielens
 from tests.bench import (
     bytewax_fold,
     faust_per_event,
@@ -37,6 +38,7 @@ from tests.bench import (
     triton_alone,
     whole_path,
 )
+from tests.bench import replay as replay_log
 from workers.adapters.feast import apply
 from workers.settings import Settings
 
@@ -55,10 +57,12 @@ class Sizes:
     latency_s: float
     populations: tuple[int, ...]
     triton_s: float
+    replay_events: int
+    replay_users: int
 
 
-FULL = Sizes(60_000, 20_000, 600_000, 10_000, 30.0, (10_000, 100_000), 8.0)
-QUICK = Sizes(12_000, 4_000, 150_000, 5_000, 12.0, (5_000,), 4.0)
+FULL = Sizes(60_000, 20_000, 600_000, 10_000, 30.0, (10_000, 100_000), 8.0, 100_000, 25_000)
+QUICK = Sizes(12_000, 4_000, 150_000, 5_000, 12.0, (5_000,), 4.0, 30_000, 6_000)
 
 
 def whole(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
@@ -149,11 +153,53 @@ def population(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def replay(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
+    """A log through the serving code on one core (inference on both), the live path beside it."""
+    models = str(stack.models)
+    log = stack.directory / "movielens"
+    movielens.convert(movielens.FOLDER, log)
+    figures: dict[str, Any] = {}
+    for times in (1, 10):
+        topic = f"replay.{times}"
+        stream.produce(
+            kafka=stack.bootstrap, topic=topic, users=sizes.replay_users * times, events=sizes.replay_events * times
+        )
+        with harness.pinned(stack.processes["kafka"].pid, max(os.sched_getaffinity(0))):
+            figures[f"fold only{', ten times the log' if times > 1 else ''}"] = replay_log.run(
+                kafka=stack.bootstrap, topic=topic, timeout_s=900, pin_core=0
+            )
+            if times == 1:
+                live = freshet_fold.run(
+                    kafka=stack.bootstrap, topic=topic, events=sizes.replay_events, timeout_s=900, pin_core=0
+                )
+    figures["live, fold only"] = live
+    figures["lists, MovieLens-100K"] = replay_log.run(file=str(log / "events.jsonl"), models=models)
+    figures["lists, MovieLens-100K, one core"] = replay_log.run(
+        file=str(log / "events.jsonl"), models=models, pin_core=0
+    )
+    whole = whole_path.throughput(
+        stack,
+        "replay-live",
+        users=sizes.backlog_users,
+        events=sizes.backlog_events,
+        online_store="sqlite",
+        distribution="cycle",
+    )
+    figures["live, whole path"] = whole | {"lists_per_s": whole["users_per_s"]}
+    for name, row in figures.items():
+        if name.startswith("fold"):
+            row["x_live"] = round(row["events_per_s"] / live["events_per_s"], 2)
+        elif name.startswith("lists"):
+            row["x_live"] = round(row["lists_per_s"] / whole["users_per_s"], 2)
+    return figures
+
+
 PARTS: dict[str, Callable[[local.Stack, Sizes], dict[str, Any]]] = {
     "whole": whole,
     "fold": fold,
     "latency": latency,
     "population": population,
+    "replay": replay,
 }
 
 
@@ -162,6 +208,7 @@ SHOWN = {
     "fold": ("events_per_s", "x_quix", "cpu_us_per_event", "peak_rss_mb"),
     "latency": ("lists", "p50_ms", "p90_ms", "p99_ms"),
     "population": ("rss_mb", "state_disk_bytes_per_user", "restart_warm_s", "restart_wiped_s"),
+    "replay": ("events_per_s", "lists_per_s", "x_live", "cpu_us_per_event", "peak_rss_mb"),
 }
 """Columns of the tables; the JSON has everything."""
 

@@ -40,21 +40,26 @@ def client_config(settings: Settings) -> dict[str, Any]:
 
 
 def create_topic(settings: Settings, topic: str, partitions: int) -> bool:
-    """Create a topic with the broker's own replication; returns False where it exists. Raises `KafkaException`."""
-    [created] = AdminClient(client_config(settings)).create_topics([NewTopic(topic, partitions)]).values()
+    """Create a topic with the broker's own replication; returns False where it exists. Raises `DeliveryError`."""
+    admin = AdminClient(client_config(settings))
+    [created] = admin.create_topics([NewTopic(topic, partitions)]).values()
     try:
         created.result(DELIVERY_SECONDS)
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-            raise
+            raise DeliveryError(f"topic {topic} cannot be created: {error.args[0].str()}") from None
         return False
     return True
 
 
 def delete_topic(settings: Settings, topic: str) -> None:
-    """Delete a topic. Raises `KafkaException`."""
-    [deleted] = AdminClient(client_config(settings)).delete_topics([topic]).values()
-    deleted.result(DELIVERY_SECONDS)
+    """Delete a topic. Raises `DeliveryError`."""
+    admin = AdminClient(client_config(settings))
+    [deleted] = admin.delete_topics([topic]).values()
+    try:
+        deleted.result(DELIVERY_SECONDS)
+    except KafkaException as error:
+        raise DeliveryError(f"topic {topic} cannot be deleted: {error.args[0].str()}") from None
 
 
 class KafkaPublisher:

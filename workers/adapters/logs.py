@@ -19,6 +19,8 @@ from workers.settings import Settings
 RUN = 2048
 PATIENCE_SECONDS = 10.0
 """How long the broker may take to answer."""
+QUEUED_KB = 8192
+"""What a partition's consumer may hold ahead."""
 POLL_SECONDS = 0.1
 """How long a run may take to fill."""
 
@@ -215,6 +217,17 @@ def read_topic(settings: Settings, topic: str) -> Iterator[Record]:
             yield from run
 
 
+def behind(settings: Settings, topic: str) -> int:
+    """How many records of a topic the settings' group has not committed yet. Raises `LogError`."""
+    with _consumer(settings, settings.group) as consumer:
+        places = [TopicPartition(topic, partition) for partition in _partitions(consumer, settings, topic)]
+        left = 0
+        for place in consumer.committed(places, PATIENCE_SECONDS):
+            low, high = consumer.get_watermark_offsets(place, PATIENCE_SECONDS)
+            left += high - max(low, place.offset)
+    return left
+
+
 def _partitions(consumer: Consumer, settings: Settings, topic: str) -> list[int]:
     try:
         found = consumer.list_topics(topic, timeout=PATIENCE_SECONDS).topics[topic]
@@ -226,14 +239,16 @@ def _partitions(consumer: Consumer, settings: Settings, topic: str) -> list[int]
 
 
 @contextmanager
-def _consumer(settings: Settings) -> Iterator[Consumer]:
+def _consumer(settings: Settings, group: str | None = None) -> Iterator[Consumer]:
+    """A consumer that joins no group and commits nothing."""
     consumer = Consumer(
         client_config(settings)
         | {
-            "group.id": f"{settings.group}-replay",
+            "group.id": group or f"{settings.group}-replay",
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
             "enable.partition.eof": True,
+            "queued.max.messages.kbytes": QUEUED_KB,
             "allow.auto.create.topics": False,
         }
     )

@@ -21,7 +21,7 @@ from workers.cli.show import emit, plain, progress, rows, say
 from workers.settings import Settings, SettingsError
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
-    from workers.core.evaluation.results import Estimate
+    from workers.core.evaluation.results import Estimate, Verification
     from workers.ports import Record
     from workers.replay.job import Summary
 
@@ -33,12 +33,23 @@ def replay(
             metavar="SOURCE", help="`kafka`, `kafka:TOPIC`, an archive's folder, FILE.jsonl or FILE.parquet."
         ),
     ],
-    to: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for lists and results.")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for lists and results.", rich_help_panel="Output"),
+    ] = None,
     topic: Annotated[
-        str | None, typer.Option(metavar="TOPIC", help="A new topic for the lists, instead of Parquet files in --out.")
+        str | None,
+        typer.Option(
+            metavar="TOPIC",
+            help="A new topic for the lists, instead of Parquet files in --out.",
+            rich_help_panel="Output",
+        ),
     ] = None,
     items: Annotated[
-        str | None, typer.Option(metavar="FILE.jsonl|kafka", help="The catalogue; `kafka` reads the items topic.")
+        str | None,
+        typer.Option(
+            metavar="FILE.jsonl|kafka", help="The catalogue; `kafka` reads the items topic.", rich_help_panel="Source"
+        ),
     ] = None,
     model: Annotated[
         list[int] | None, typer.Option("--model", metavar="VERSION", help="Model version; may be given several times.")
@@ -48,36 +59,76 @@ def replay(
     speed: Annotated[
         str | None, typer.Option(metavar="10x", help="Event time per wall-clock time; full speed where left out.")
     ] = None,
-    start: Annotated[str | None, typer.Option("--from", metavar="TIME", help="First record time (UTC).")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="TIME", help="First record time (UTC).", rich_help_panel="Source")
+    ] = None,
     end: Annotated[
-        str | None, typer.Option("--until", metavar="TIME", help="Record time to stop before (UTC).")
+        str | None,
+        typer.Option("--until", metavar="TIME", help="Record time to stop before (UTC).", rich_help_panel="Source"),
     ] = None,
     offsets: Annotated[
-        list[str] | None, typer.Option(metavar="P:FIRST-LAST", help="Offsets of a partition; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="P:FIRST-LAST", help="Offsets of a partition; may be repeated.", rich_help_panel="Source"),
     ] = None,
-    evaluate: Annotated[bool, typer.Option("--evaluate", help="Judge each list by what the user did next.")] = False,
+    evaluate: Annotated[
+        bool,
+        typer.Option("--evaluate", help="Judge each list by what the user did next.", rich_help_panel="Evaluation"),
+    ] = False,
     freshness: Annotated[
-        bool, typer.Option("--freshness", help="Also judge lists made every minute, hour and day instead.")
+        bool,
+        typer.Option(
+            "--freshness",
+            help="Also judge lists made every minute, hour and day instead.",
+            rich_help_panel="Evaluation",
+        ),
     ] = False,
     burn_in: Annotated[
-        float, typer.Option(min=0, max=0.99, metavar="SHARE", help="First part of the log that is not judged.")
+        float,
+        typer.Option(
+            min=0,
+            max=0.99,
+            metavar="SHARE",
+            help="First part of the log that is not judged.",
+            rich_help_panel="Evaluation",
+        ),
     ] = 0.0,
     label_delay: Annotated[
         float,
-        typer.Option(min=0, metavar="SECONDS", help="Time until what a user did is known to the calibration."),
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Time until what a user did is known to the calibration.",
+            rich_help_panel="Evaluation",
+        ),
     ] = 0.0,
-    features: Annotated[bool, typer.Option("--features", help="Write every user's behaviour rows as well.")] = False,
+    features: Annotated[
+        bool, typer.Option("--features", help="Write every user's behaviour rows as well.", rich_help_panel="Output")
+    ] = False,
     training_rows: Annotated[
-        bool, typer.Option("--training-rows", help="Write rows to train on: state before, behaviour after.")
+        bool,
+        typer.Option(
+            "--training-rows", help="Write rows to train on: state before, behaviour after.", rich_help_panel="Output"
+        ),
     ] = False,
     fold_only: Annotated[bool, typer.Option("--fold-only", help="Fold, and make no lists.")] = False,
     batch: Annotated[int, typer.Option(min=1, metavar="N", help="Records taken at a time.")] = 2048,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare what was really published with the log, and report differences.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Compare what was really published with the log, and report differences.",
+            rich_help_panel="Verification",
+        ),
     ] = False,
     feature_users: Annotated[
-        int, typer.Option(min=0, metavar="N", help="With --verify: users whose online features are compared.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="With --verify: users whose online features are compared.",
+            rich_help_panel="Verification",
+        ),
     ] = 1000,
     config: Config = None,
     directory: Directory = Path(".freshet"),
@@ -96,7 +147,7 @@ def replay(
     window = (_time("--from", start), _time("--until", end), _offsets(offsets or []))
     command = "freshet " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     if verify:
-        _verify(settings, source, to, feature_users, command, as_json=json_)
+        _verify(settings, source, to, feature_users, command, through_triton=encoder == "triton", as_json=json_)
         return
     if to is None:
         raise UserError("--out DIR says where the lists go")
@@ -104,6 +155,7 @@ def replay(
         raise UserError("--fold-only makes no lists: leave out --model, --evaluate, --freshness and --topic")
     if topic and len(model or ()) > 1:
         raise UserError("--topic takes the lists of one --model: a user's newest list is the one that counts")
+    from workers.adapters.kafka import DeliveryError
     from workers.adapters.logs import LogError, Window
     from workers.core.bundle import BundleError
     from workers.ports import Unavailable
@@ -133,7 +185,7 @@ def replay(
         )
         with _bar() as bar:
             summary = asyncio.run(run_job(job, command, resume=resume, started=bar.start, advanced=bar.advance))
-    except (LogError, OutputTaken, CheckpointError, BundleError, Unavailable) as error:
+    except (LogError, OutputTaken, CheckpointError, BundleError, Unavailable, DeliveryError) as error:
         raise UserError(str(error)) from None
     if json_:
         emit(msgspec.to_builtins(summary))
@@ -244,18 +296,24 @@ def _shown(estimate: Estimate) -> str:
 
 
 def _verify(
-    settings: Settings, source: str, to: Path | None, feature_users: int, command: str, *, as_json: bool
+    settings: Settings,
+    source: str,
+    to: Path | None,
+    feature_users: int,
+    command: str,
+    *,
+    through_triton: bool,
+    as_json: bool,
 ) -> None:
     from workers.adapters.logs import LogError
     from workers.core.bundle import BundleError
     from workers.core.evaluation.results import Results, write_results
     from workers.ports import Unavailable
-    from workers.replay.verify import verify
 
     if to is not None and to.exists():
         raise UserError(f"{to} exists: choose another --out")
     try:
-        found = asyncio.run(verify(settings, source, _text_encoder(settings), feature_users))
+        found = asyncio.run(_verified(settings, source, feature_users, through_triton=through_triton))
     except (LogError, BundleError, Unavailable, SettingsError) as error:
         raise UserError(str(error)) from None
     if to is not None:
@@ -274,6 +332,14 @@ def _verify(
             typer.echo(f"{one.kind}: user {plain(one.user_id)} at {one.partition}:{one.offset}: {plain(one.detail)}")
     if any(found.mismatches.values()):
         raise typer.Exit(1)
+
+
+async def _verified(settings: Settings, source: str, feature_users: int, *, through_triton: bool) -> Verification:
+    from workers.replay.job import open_encoder
+    from workers.replay.verify import verify
+
+    async with open_encoder(settings, _text_encoder(settings), through_triton=through_triton) as encoder:
+        return await verify(settings, source, encoder, feature_users)
 
 
 def _speed(value: str | None) -> float | None:

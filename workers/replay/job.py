@@ -105,7 +105,10 @@ async def run_job(
     with closing(open_log(job.source, job.settings, job.window)) as log:
         fresh = _claim(job.folder, resume=resume)
         try:
-            async with _encoder(job) as encoder, _list_topic(job, max(log.partitions) + 1, fresh=fresh) as topic:
+            async with (
+                open_encoder(job.settings, job.text_encoder, through_triton=job.through_triton) as encoder,
+                _list_topic(job, max(log.partitions) + 1, fresh=fresh) as topic,
+            ):
                 return await _run(job, command, log, encoder, topic, fresh=fresh, started=started, advanced=advanced)
         except BaseException:
             if fresh and not _is_begun(job.folder):
@@ -239,15 +242,16 @@ def _identity(job: Job) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _encoder(job: Job) -> AsyncIterator[Encoder]:
-    if job.through_triton:
-        served = TritonEncoder(job.settings.triton, job.settings.triton_deadline, job.settings.encode_batch)
+async def open_encoder(settings: Settings, text_encoder: Path, *, through_triton: bool) -> AsyncIterator[Encoder]:
+    """The encoder in process, or Triton's; `text_encoder` is the folder of the one in process."""
+    if through_triton:
+        served = TritonEncoder(settings.triton, settings.triton_deadline, settings.encode_batch)
         try:
             yield served
         finally:
             await served.close()
     else:
-        with closing(OnnxEncoder(Path(job.settings.model_repository), job.text_encoder)) as encoder:
+        with closing(OnnxEncoder(Path(settings.model_repository), text_encoder)) as encoder:
             yield encoder
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from workers.core.events import BadEvent, decode_event
@@ -61,7 +63,10 @@ def _is_whole(records: Sequence[Record], offset: int) -> bool:
 
 
 class Fold:
-    """The states of all users at the end of a log, and at the events that lists are as of."""
+    """The states of all users at the end of a log, and at the events that lists are as of.
+
+    `recorded` stands in no order.
+    """
 
     def __init__(self, log: Log, settings: Settings, lists: Iterable[Recommendation]) -> None:
         """Reads the whole log; memory grows with its users and with the lists."""
@@ -70,8 +75,10 @@ class Fold:
             wanted[one.as_of.partition, one.as_of.offset].append(one)
         self.states: dict[str, UserState] = {}
         self.recorded: list[Recorded] = []
+        self.first_offsets: dict[int, int] = {}
         for partition in log.partitions:
             for run in log.read(partition):
+                self.first_offsets.setdefault(partition, run[0].offset)
                 for record in run:
                     event = decode_event(record.value, record.key, settings.behaviours, record.headers)
                     if isinstance(event, BadEvent):
@@ -172,8 +179,9 @@ def _partials(records: Sequence[Record]) -> dict[int, dict[int, Partial]]:
     newest: dict[int, Partial] = {}
     at: dict[int, dict[int, Partial]] = {}
     for record in records:
-        partial = decode_partial(record.value or b"")
-        newest = {**newest, partial.partition: partial}
+        with suppress(msgspec.DecodeError):  # a worker counts a bad one and goes on
+            partial = decode_partial(record.value or b"")
+            newest = {**newest, partial.partition: partial}
         at[record.offset] = newest
     return at
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from workers.core.state import UserState, decode_state, empty_state, encode_state
 from workers.ports import StateStore
 
-CACHED_USERS = 50_000
+CACHED_USERS = 20_000
 
 
 class States(Protocol):

@@ -1,22 +1,27 @@
 """Live against replayed: whether what was published is what the code says.
 
 Every published list is made again (`replay.recorded`) and compared slot by slot:
-item, score, source, propensity, reasons. Every user's last list must be as of
-their last event, and what the online store serves must be the fold's features
-and the encoder's vector. Nothing is compared with a tolerance.
+item, score, source, propensity, reasons. Every user's newest list must be as of
+their last event (an erased user's newest record is a tombstone), and what the
+online store serves must be the fold's features and the encoder's vector. Nothing
+is compared with a tolerance.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from workers.adapters.feast import open_feature_store
-from workers.adapters.logs import Window, open_log, read_topic
-from workers.adapters.onnx import OnnxEncoder
+from workers.adapters.logs import JsonLinesLog, LogError, Window, behind, open_log, read_topic
 from workers.core.bundle import Bundle, load_bundle
 from workers.core.evaluation.results import Mismatch, Verification
 from workers.core.features import behaviour_features, behaviour_row, featurise
@@ -24,48 +29,83 @@ from workers.core.recommendation import Recommendation, decode_recommendation, r
 from workers.core.rollout import MODEL
 from workers.core.state import Consent, UserState
 from workers.lists import MadeList
-from workers.ports import Encoder, FeatureStore
+from workers.ports import Encoder, FeatureStore, Record
 from workers.replay.models import encodable
 from workers.replay.recorded import Fold, Recorded, Remaker, SideInputTopics, embeddings_equal
 from workers.settings import Settings
 
 EXAMPLES = 20
 """Mismatches that are kept in full."""
+STANDSTILL_SECONDS = 10.0
+"""How long workers may commit nothing before they are taken to have stopped."""
 PERSONAL = ("lists", "last lists", "features", "embeddings")
 
 
-async def verify(settings: Settings, source: str, text_encoder: Path, feature_users: int) -> Verification:
+async def verify(settings: Settings, source: str, encoder: Encoder, feature_users: int) -> Verification:
     """Verify a live run: its events at `source`, its lists and side inputs on the settings' topics, its online store.
 
     Features are compared for up to `feature_users` users. Raises `LogError`,
     `BundleError`, `Unavailable`, `SettingsError`.
     """
-    log = open_log(source, settings, Window(None, None, {}))
-    published = [record for record in read_topic(settings, settings.recommendations_topic) if record.value is not None]
-    lists = [decode_recommendation(record.value or b"") for record in published]
-    folded = Fold(log, settings, lists)
-    log.close()
+    await _idle(settings)
+    with closing(open_log(source, settings, Window(None, None, {}))) as log:
+        if isinstance(log, JsonLinesLog):
+            raise LogError(f"{source} has no offsets: --verify reads `kafka`, or the archive of the events topic")
+        published = Published(read_topic(settings, settings.recommendations_topic))
+        folded = Fold(log, settings, published.lists)
+    for partition, first in folded.first_offsets.items():
+        if first:
+            raise LogError(
+                f"{source}, partition {partition}, begins at offset {first}: no state can be folded from its "
+                "beginning, verify against an archive that has it"
+            )
     topics = SideInputTopics(
         list(read_topic(settings, settings.items_topic)), list(read_topic(settings, settings.popularity_topic))
     )
     repository = Path(settings.model_repository)
-    encoder = OnnxEncoder(repository, text_encoder)
-    try:
-        verifier = Verifier(
-            settings, folded, topics, lambda version: Remaker(settings, version, encoder, repository, topics)
-        )
-        await verifier.lists()
-        verifier.last_lists()
-        if feature_users:
-            store = open_feature_store(settings)
+    verifier = Verifier(
+        settings, folded, published, topics, lambda version: Remaker(settings, version, encoder, repository, topics)
+    )
+    await verifier.lists()
+    verifier.last_lists()
+    if feature_users:
+        with closing(open_feature_store(settings)) as store:
             users = sorted(folded.states, key=_by_hash)[:feature_users]
-            try:
-                await verifier.features(store, encoder, users, repository)
-            finally:
-                store.close()
-    finally:
-        encoder.close()
+            await verifier.features(store, encoder, users, repository)
     return verifier.result()
+
+
+async def _idle(settings: Settings) -> None:
+    """Wait until the workers have come to the end of the log. Raises `LogError` where they stand still before it."""
+    fewest, since = behind(settings, settings.events_topic), time.monotonic()
+    while fewest:
+        if time.monotonic() - since > STANDSTILL_SECONDS:
+            raise LogError(
+                f"group {settings.group} stands {fewest:,} records before the end of {settings.events_topic}: "
+                "verify once its workers have come there"
+            )
+        await asyncio.sleep(0.2)
+        if (left := behind(settings, settings.events_topic)) < fewest:
+            fewest, since = left, time.monotonic()
+
+
+class Published:
+    """What stands on the recommendations topic: all lists, and each user's newest (None for a tombstone)."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.lists: list[Recommendation] = []
+        self.newest: dict[str, Recommendation | None] = {}
+        self.unreadable: list[tuple[Record, str]] = []
+        for record in records:
+            made = None
+            if record.value is not None:
+                try:
+                    made = decode_recommendation(record.value)
+                except msgspec.DecodeError as error:
+                    self.unreadable.append((record, str(error)))
+                    continue
+                self.lists.append(made)
+            self.newest[(record.key or b"").decode(errors="replace")] = made
 
 
 def _by_hash(user_id: str) -> bytes:
@@ -79,11 +119,13 @@ class Verifier:
         self,
         settings: Settings,
         folded: Fold,
+        published: Published,
         topics: SideInputTopics,
         remaker: Callable[[int], Remaker],
     ) -> None:
         self._settings = settings
         self._fold = folded
+        self._published = published
         self._topics = topics
         self._remaker = remaker
         self._compared: Counter[str] = Counter(dict.fromkeys(PERSONAL, 0))
@@ -97,6 +139,10 @@ class Verifier:
 
     async def lists(self) -> None:
         """Make every published list again. Raises `BundleError`, `Unavailable`."""
+        for record, why in self._published.unreadable:
+            self._compared["lists"] += 1
+            user = (record.key or b"").decode(errors="replace")
+            self._note("lists", user, -1, -1, f"record {record.offset} of the topic is no list: {why}")
         by_version: dict[int, list[Recorded]] = {}
         for one in self._fold.recorded:
             if one.state is None:
@@ -113,14 +159,18 @@ class Verifier:
                     self._differs("lists", one.list, detail)
 
     def last_lists(self) -> None:
-        """Every user whom the log ends with a list for has one as of their last event."""
-        newest = {(one.list.user_id, one.list.as_of.partition, one.list.as_of.offset) for one in self._fold.recorded}
+        """Every user's newest list is as of their last event; an erased user has none."""
         for user, state in self._fold.states.items():
-            if state.consent is Consent.ERASED:
-                continue
             self._compared["last lists"] += 1
-            if (user, state.partition, state.offset) not in newest:
-                self._note("last lists", user, state.partition, state.offset, "no list is as of the user's last event")
+            newest = self._published.newest.get(user)
+            if state.consent is Consent.ERASED:
+                if newest is not None:
+                    self._note("last lists", user, state.partition, state.offset, "erased, and still has a list")
+            elif newest is None:
+                self._note("last lists", user, state.partition, state.offset, "has no list")
+            elif (newest.as_of.partition, newest.as_of.offset) != (state.partition, state.offset):
+                detail = f"the newest list is as of {newest.as_of.partition}:{newest.as_of.offset}"
+                self._note("last lists", user, state.partition, state.offset, detail)
 
     async def features(self, store: FeatureStore, encoder: Encoder, users: Sequence[str], repository: Path) -> None:
         """What the store serves for these users."""
@@ -137,8 +187,16 @@ class Verifier:
             if wrong:
                 detail = f"{wrong[0]}: served {served.get(wrong[0])!r}, folded {expected[wrong[0]]!r}"
                 self._note("features", user, state.partition, state.offset, detail)
-            if encodable(state):
-                await self._embedding(user, state, served, encoder, repository, bundles)
+            if encodable(state) and (encoded := self._last_encoded(user, state)) is not None:
+                await self._embedding(user, encoded, served, encoder, repository, bundles)
+
+    def _last_encoded(self, user: str, state: UserState) -> UserState | None:
+        """The state that the user's vector is of: the last one, or the one before the encoder was away."""
+        newest = self._published.newest.get(user)
+        if newest is None or not newest.degraded:
+            return state
+        known = [one.state for one in self._fold.recorded if one.list.user_id == user and one.list.personalised]
+        return max(filter(None, known), key=_offset, default=None)
 
     async def _embedding(
         self,
@@ -169,6 +227,10 @@ class Verifier:
         self._mismatches[kind] += 1
         if len(self._examples) < EXAMPLES:
             self._examples.append(Mismatch(kind, user, partition, offset, detail))
+
+
+def _offset(state: UserState) -> int:
+    return state.offset
 
 
 def _difference(one: Recorded, made: MadeList) -> str:

@@ -1,0 +1,311 @@
+"""Replays on real parts: the same lists from every source, and a live run with kills that the code accounts for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from typer.testing import CliRunner, Result
+
+from deploy.local import Stack
+from tests.integration.test_worker import stream
+from tests.integration.world import World, until
+from workers.adapters.feast import open_feature_store
+from workers.cli import app
+from workers.core.events import Event, encode_event
+from workers.core.features import behaviour_features
+from workers.core.recommendation import decode_recommendation
+from workers.ports import FeatureRow
+from workers.settings import load_settings
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+REPO = str(ROOT / "feature_repo")
+EVENTS = stream(8, 500, users=30)
+POISON = [(b"{", b"user-1"), (b'{"event_id":"x"}', b"user-2"), (None, b"user-3")]
+LAST = EVENTS[-1].ts
+KILLS = 2
+
+
+@pytest.fixture(scope="module")
+def world(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A live run that is over: poison among its events, items that came meanwhile, one kill and one kill with a wipe.
+
+    Its settings are in the environment of the whole module.
+    """
+    folder = tmp_path_factory.mktemp("replayed")
+    world = World(stack, folder, f"replayed-{time.time_ns()}", FRESHET_EXPLORATION="0.3", FRESHET_FEATURE_REPO=REPO)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in world.settings.items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        try:
+            _live(world)
+            yield world
+        finally:
+            world.close()
+
+
+def _live(world: World) -> None:
+    third = len(EVENTS) // 3
+    for round_ in range(KILLS + 1):
+        worker = world.worker()
+        folded = partial(worker.metric, "freshet_events_folded_total")
+        world.item(f"new-{round_}", title=f"Star Wars part {round_}", category="Sci-Fi")
+        world.item("new-0", title=f"Titanic, cut {round_}", category="Drama")
+        world.send(EVENTS[round_ * third : (round_ + 1) * third if round_ < KILLS else None])
+        world.raw(*POISON[round_])
+        if round_ == KILLS:
+            world.send([Event("c1", "user-4", "user.erase", LAST), Event("c2", "user-5", "user.opt_out", LAST)])
+            until(partial(_is_committed, world), "all is processed", worker)
+            assert worker.terminate() == 0
+            return
+        until(lambda folded=folded: folded() > third / 3, "the worker is in mid-stream", worker)
+        worker.kill()
+        if round_:
+            shutil.rmtree(worker.data)
+
+
+def _is_committed(world: World) -> bool:
+    admin = KafkaAdminClient(bootstrap_servers=world.stack.bootstrap)
+    try:
+        offsets = admin.list_group_offsets({world.group: None})[world.group]
+    finally:
+        admin.close()
+    return sum(offset.offset for offset in offsets.values()) == len(world.records("events"))
+
+
+def freshet(*arguments: str) -> Result:
+    """Run a verb in this process."""
+    return CliRunner().invoke(app, list(arguments))
+
+
+def replayed(*arguments: str) -> dict[str, Any]:
+    """The summary of a replay."""
+    result = freshet("replay", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def verified(*arguments: str) -> tuple[int, dict[str, Any]]:
+    """Exit status and finding of a verification."""
+    result = freshet("replay", "kafka", "--verify", "--json", *arguments)
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_a_live_run_with_kills_is_what_the_code_says(world: World) -> None:
+    """Lists, last lists, features and embeddings: all compared, none differs, whichever encoder makes them again."""
+    status, found = verified()
+    users = {event.user_id for event in EVENTS}
+    assert (status, found["unverifiable"], found["examples"]) == (0, 0, [])
+    assert not any(found["mismatches"].values())
+    assert found["compared"]["lists"] == sum(record.value is not None for record in world.records("recommendations"))
+    assert found["compared"]["last lists"] == found["compared"]["features"] == len(users)
+    assert found["compared"]["embeddings"] == len(users) - 2
+    assert verified("--feature-users", "0", "--encoder", "triton")[1]["mismatches"] == dict.fromkeys(
+        found["compared"], 0
+    )
+
+
+def test_what_differs_is_reported(world: World, tmp_path: Path) -> None:
+    """A list that was tampered with, one that is none, a feature and a vector that are not the fold's are named."""
+    record = next(one for one in world.records("recommendations") if one.value and b'"user-7"' in one.value)
+    changed = json.loads(record.value)
+    changed["items"][0]["score"] += 0.00001
+    topic = world.topics["recommendations"]
+    world.producer.send(topic, json.dumps(changed).encode(), b"user-7")
+    world.producer.send(topic, b"{}", b"user-8")
+    world.producer.flush()
+    settings = load_settings()
+    store = open_feature_store(settings)
+    try:
+        served = _run(store.read("user-9"))
+        names = [feature.name for feature in behaviour_features(settings.behaviours)]
+        values = tuple(served[name] if name != "view_count" else 99 for name in names)
+        newer = served["last_event_time"] * 1000 + 10_000_000
+        _run(store.write_behaviour([FeatureRow("user-9", newer, values)]))
+        vector = [-number for number in served["embedding"]]
+        _run(store.write_embedding([FeatureRow("user-9", newer, (vector, served["model_version"]))]))
+    finally:
+        store.close()
+    out = tmp_path / "verification.json"
+    status, found = verified("--out", str(out))
+    assert status == 1
+    assert found["mismatches"] == {"lists": 2, "last lists": 1, "features": 1, "embeddings": 1}
+    details = {(one["kind"], one["user_id"]): one["detail"] for one in found["examples"]}
+    assert details["lists", "user-7"].startswith("slot 0: published Item(")
+    assert details["lists", "user-8"].startswith("record ")
+    assert details["last lists", "user-7"].startswith("the newest list is as of ")
+    assert details["features", "user-9"].startswith("view_count: served 99, folded ")
+    assert details["embeddings", "user-9"] == f"not what version {served['model_version']} gives"
+    assert json.loads(out.read_text())["verification"] == found
+
+
+def _run(reading: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(reading)
+
+
+def test_every_way_gives_the_same_lists(world: World, tmp_path: Path) -> None:
+    """In process and through Triton, in memory and on RocksDB, from four partitions, one, and a file: one digest.
+
+    Poison is a dead letter of the replay with the very bytes and headers that the live worker gave it.
+    """
+    topic = world.topics["events"]
+    one = replayed("kafka", "--items", "kafka", "--out", str(tmp_path / "one"))
+    assert one["counts"]["dead letters"] == len(POISON)
+    ways = [
+        ("--encoder", "triton"),
+        ("--state", "rocksdb", "--batch", "17"),
+        ("--topic", f"{topic}.again"),
+    ]
+    for number, way in enumerate(ways):
+        again = replayed("kafka", "--items", "kafka", "--out", str(tmp_path / str(number)), *way)
+        assert again["digests"] == one["digests"], way
+        assert again["counts"] == one["counts"]
+    _same_lists(world, f"{topic}.again", tmp_path / "one")
+    written = pq.read_table(tmp_path / "one" / "dead_letters").to_pylist()
+    live = {(r.key, r.value, tuple(r.headers)) for r in world.records("events.dlq")}
+    assert {(r["key"], r["value"], tuple(r["headers"])) for r in written} == live
+
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"".join(encode_event(event) + b"\n" for event in EVENTS))
+    from_file = replayed(str(file), "--out", str(tmp_path / "file"))
+    narrow = World(world.stack, tmp_path / "narrow", f"{world.group}-narrow", partitions=1)
+    narrow.send(EVENTS)
+    narrow.producer.close()
+    from_one = replayed(f"kafka:{narrow.topics['events']}", "--out", str(tmp_path / "from-one"))
+    assert from_one["digests"] == from_file["digests"]
+    assert from_one["counts"] == from_file["counts"]
+
+
+def _same_lists(world: World, topic: str, folder: Path) -> None:
+    """The topic holds the lists that the folder's Parquet files hold, and a tombstone for whom they have none."""
+    consumer = KafkaConsumer(bootstrap_servers=world.stack.bootstrap)
+    partitions = [TopicPartition(topic, number) for number in range(4)]
+    consumer.assign(partitions)
+    consumer.seek_to_beginning()
+    ends = consumer.end_offsets(partitions)
+    records = []
+    while any(consumer.position(partition) < end for partition, end in ends.items()):
+        records += [record for some in consumer.poll(500).values() for record in some]
+    consumer.close()
+    lists = [decode_recommendation(record.value) for record in records if record.value is not None]
+    assert {record.key for record in records if record.value is None} == {b"user-4"}
+    published = {(one.user_id, one.as_of.ts): [(item.item_id, item.score) for item in one.items] for one in lists}
+    rows = pq.read_table(folder / "lists").to_pylist()
+    assert len(rows) == len(lists)
+    assert published == {(r["user_id"], r["ts"]): list(zip(r["items"], r["scores"], strict=True)) for r in rows}
+
+
+@pytest.mark.parametrize("state", ["memory", "rocksdb"])
+def test_going_on_after_a_kill_is_as_if_never_cut_off(world: World, tmp_path: Path, state: str) -> None:
+    """SIGKILL behind a checkpoint, `--resume`: the same digest, counts and Parquet rows as without."""
+    at = ("kafka", "--items", "kafka", "--state", state, "--features", "--training-rows")
+    whole = replayed(*at, "--out", str(tmp_path / "whole"))
+    often = "import workers.replay.run as run; run.CHECKPOINT_SECONDS = 0.2; from workers.cli import app; app()"
+    cut = tmp_path / "cut"
+    command = [sys.executable, "-c", often, "replay", *at, "--batch", "20", "--speed", "2000x", "--out", str(cut)]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        until(lambda: len(list(cut.glob("lists/*.parquet"))) > 1, "there are checkpoints")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (cut / "replay.json").exists()
+    refused = freshet("replay", *at, "--out", str(cut))
+    assert "was cut off: --resume goes on" in refused.stderr
+    foreign = freshet("replay", *at, "--out", str(cut), "--resume", "--model", "1", "--burn-in", "0.5")
+    assert "holds another replay" in foreign.stderr
+    again = replayed(*at, "--out", str(cut), "--resume")
+    assert (again["digests"], again["counts"]) == (whole["digests"], whole["counts"])
+    for kind in ("lists", "features", "training_rows", "dead_letters"):
+        assert pq.read_table(cut / kind).equals(pq.read_table(tmp_path / "whole" / kind)), kind
+    assert sorted(path.name for path in cut.iterdir() if path.is_file()) == ["replay.json"]
+
+
+def test_what_cannot_be_replayed_is_one_line(world: World, tmp_path: Path) -> None:
+    """It says what to do, and nothing is left behind."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    lines = tmp_path / "events.jsonl"
+    lines.write_bytes(encode_event(EVENTS[0]) + b"\n")
+    out = ("--out", str(tmp_path / "out"))
+    live, events = world.topics["recommendations"], world.topics["events"]
+    refusals = {
+        ("kafka:nowhere", *out): "topic nowhere does not exist",
+        ("nowhere.jsonl", *out): "nowhere.jsonl does not exist",
+        (str(tmp_path / "full"), *out): "no log",
+        ("kafka", "--model", "9", *out): "user_encoder/9",
+        ("kafka", "--offsets", "7:0-9", *out): f"topic {events} has no partition 7",
+        ("kafka", "--offsets", "0:5", *out): "--offsets is PARTITION:FIRST-LAST",
+        ("kafka", "--from", "2090-01-01", *out): "holds no records in the window",
+        ("kafka", "--out", str(tmp_path / "full")): "is not empty",
+        ("kafka", "--topic", live, *out): "is the live recommendations topic",
+        ("kafka", "--topic", events, *out): "is the live events topic",
+        ("kafka", "--topic", f"{world.group}-user_state-changelog", *out): "belongs to the live group",
+        ("kafka", "--topic", "x", "--model", "1", "--model", "2", *out): "--topic takes the lists of one --model",
+        ("kafka", "--fold-only", "--evaluate", *out): "--fold-only makes no lists",
+        ("kafka", "--speed", "fast", *out): "--speed is a number of times",
+        ("kafka",): "--out DIR says where",
+        (str(lines), "--verify"): "has no offsets",
+        ("kafka", "--verify", "--out", str(lines)): "exists: choose another --out",
+    }
+    for arguments, line in refusals.items():
+        result = freshet("replay", *arguments)
+        assert result.exit_code == 1, arguments
+        assert line in result.stderr, (arguments, result.stderr)
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "full"]
+
+
+def test_windows_and_offsets(world: World, tmp_path: Path) -> None:
+    """Only the records asked for are replayed."""
+    fold = ("kafka", "--fold-only")
+    some = replayed(*fold, "--offsets", "0:3-12", "--offsets", "2:0-4", "--out", str(tmp_path / "offsets"))
+    assert some["records"] == 15
+    records = world.records("events")
+    middle = sorted(record.timestamp for record in records)[len(records) // 2]
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(middle / 1000)) + f".{middle % 1000:03d}"
+    before = replayed(*fold, "--until", moment, "--out", str(tmp_path / "before"))["records"]
+    after = replayed(*fold, "--from", moment, "--out", str(tmp_path / "after"))["records"]
+    assert before == sum(record.timestamp < middle for record in records)
+    assert before + after == len(records)
+
+
+def test_the_readme_s_transcript_runs(stack: Stack, tmp_path: Path) -> None:
+    """Every command of the replay section, as it stands there, beside a worker; a verification reads 0."""
+    section = (ROOT / "README.md").read_text().partition("## Replay\n")[2].partition("\n## ")[0]
+    [block] = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    assert "replay kafka --verify" in block
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / ".parts").symlink_to(ROOT / ".parts")
+    world = World(stack, tmp_path, f"transcript-{time.time_ns()}", partitions=2, FRESHET_FEATURE_REPO=REPO)
+    try:
+        world.worker()
+        done = subprocess.run(
+            ["bash", "-euxo", "pipefail", "-c", block],
+            cwd=tmp_path,
+            env=os.environ | world.settings | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+    finally:
+        world.close()
+    assert done.returncode == 0, done.stdout + done.stderr

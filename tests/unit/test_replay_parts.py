@@ -1,0 +1,232 @@
+"""The parts of a replay: the order of a log, what it writes and where, what a verification compares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.simulation.replays import START, ListLog
+from workers.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
+from workers.core.recommendation import (
+    AsOf,
+    Item,
+    Recommendation,
+    SideInputs,
+    Timings,
+    decode_recommendation,
+    encode_recommendation,
+    recommendation_id,
+)
+from workers.core.state import UserState, empty_state, fold
+from workers.lists import MadeList
+from workers.ports import Message, Record
+from workers.replay import output
+from workers.replay.actions import Moment
+from workers.replay.clock import Clock
+from workers.replay.job import OutputTaken, refuse_live
+from workers.replay.list_topic import ListTopic
+from workers.replay.merge import Position, steps
+from workers.replay.output import FolderOutput, Parts
+from workers.replay.recorded import Recorded
+from workers.replay.verify import Published, _difference
+from workers.settings import Settings
+
+SCHEMA = pa.schema([("number", pa.int64())])
+AS_OF = AsOf(0, 5, START)
+MADE = MadeList("live", [Item("a", 2.0, "model"), Item("b", 1.0, "cold")], SideInputs(1, 2, 3))
+
+
+def record(offset: int, ts: int, user: str = "u") -> Record:
+    """An event's record."""
+    return Record(offset, ts, user.encode(), encode_event(Event(f"e{offset}-{user}", user, "view", ts, "i")))
+
+
+def order(log: ListLog, positions: dict[int, Position] | None = None) -> list[tuple[int, int]]:
+    """Partition and offset of each step."""
+    return [(step.partition, step.record.offset) for step in steps(log, positions or {}, DEFAULT_BEHAVIOURS)]
+
+
+def test_partitions_are_merged_by_event_time() -> None:
+    """Earlier first, equal times by partition; a late record and a bad one keep their place in their partition."""
+    bad = Record(2, 0, None, b"{")
+    log = ListLog(
+        {
+            0: [record(0, START), record(1, START + 40), bad, record(3, START + 10)],
+            1: [record(0, START), record(1, START + 20), record(2, START + 50)],
+        }
+    )
+    assert order(log) == [(0, 0), (1, 0), (1, 1), (0, 1), (0, 2), (0, 3), (1, 2)]
+
+
+def test_a_merge_goes_on_where_it_stopped() -> None:
+    """From every step the rest comes in the same order: the clock of a partition is part of its position."""
+    log = ListLog(
+        {
+            0: [record(0, START), record(1, START + 40), record(2, START + 10), record(3, START + 15)],
+            1: [record(0, START + 5), record(1, START + 20), record(2, START + 41)],
+        }
+    )
+    whole = order(log)
+    positions: dict[int, Position] = {}
+    for number, step in enumerate(steps(log, {}, DEFAULT_BEHAVIOURS), 1):
+        positions[step.partition] = Position(step.record.offset + 1, step.clock)
+        assert order(log, positions) == whole[number:]
+
+
+def test_a_clock_is_the_same_after_a_checkpoint() -> None:
+    """Minutes, boundaries and counts: what comes after does not tell the two apart."""
+    clocks = [Clock(3600.0, (3600,), all_time=True) for _ in range(2)]
+    for clock in clocks:
+        for minute, item in enumerate("abac"):
+            clock.advance(START + minute * 1_800_000)
+            clock.add(item)
+    again = Clock(3600.0, (3600,), all_time=True)
+    again.restore(clocks[0].dump())
+    for clock in (again, clocks[1]):
+        clock.add("d")
+        clock.advance(START + 9_000_000)
+    for one, other in (
+        (again.counts, clocks[1].counts),
+        (again.all_time, clocks[1].all_time),
+        (again.at_boundary[0], clocks[1].at_boundary[0]),
+    ):
+        assert one.items == other.items
+        assert one.values.tolist() == other.values.tolist()
+    assert again.all_time.values.tolist() == [2.0, 1.0, 1.0, 1.0]
+    assert again.boundaries == clocks[1].boundaries
+
+
+def test_parts_are_cut_when_they_are_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory holds at most one part; what comes behind a checkpoint is removed, half-written files too."""
+    monkeypatch.setattr(output, "PART_ROWS", 3)
+    parts = Parts(tmp_path / "rows", SCHEMA)
+    for number in range(7):
+        parts.add((number,))
+    assert parts.number == 2
+    parts.cut()
+    assert pq.read_table(tmp_path / "rows")["number"].to_pylist() == list(range(7))
+    (tmp_path / "rows" / "part-000003.parquet.partial").write_bytes(b"half")
+    parts.discard_behind(1)
+    assert [path.name for path in (tmp_path / "rows").iterdir()] == ["part-000000.parquet"]
+    parts.add((9,))
+    parts.cut()
+    assert pq.read_table(tmp_path / "rows")["number"].to_pylist() == [0, 1, 2, 9]
+
+
+def test_who_left_is_in_no_features_and_training_rows(tmp_path: Path) -> None:
+    """Rows up to when they left are taken out; later ones, and those of others, stay."""
+    folder = FolderOutput(tmp_path, DEFAULT_BEHAVIOURS, features=True, training_rows=True)
+    for user in ("gone", "stays"):
+        state = empty_state(0)
+        for number in range(3):
+            event = Event(f"e{number}", user, "view", START + number, "i")
+            folder.training_row(state, event)
+            fold(state, event, 0, number)
+            folder.features(Moment(user, state, event, Clock(1.0).counts, (), judged=False))
+    folder.cut()
+    folder.forget({"gone": START + 1})
+    rows = pq.read_table(tmp_path / "training_rows").to_pylist()
+    assert [(row["user_id"], row["next_ts"] - START) for row in rows] == [
+        ("gone", 2),
+        ("stays", 0),
+        ("stays", 1),
+        ("stays", 2),
+    ]
+    features = pq.read_table(tmp_path / "features")["user"].to_pylist()
+    assert features == ["gone", "stays", "stays", "stays"]
+
+
+class Heard:
+    """A publisher that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    async def publish(self, messages: list[Message]) -> None:
+        """Keep it."""
+        self.messages += messages
+
+
+async def test_a_topic_gets_lists_as_a_worker_publishes_them() -> None:
+    """Keyed by user, with id and place in the log, all times the event's; a tombstone for who was erased."""
+    heard = Heard()
+    topic = ListTopic("mine", heard)
+    event = Event("e", "ann", "view", START, "i")
+    state = empty_state(0)
+    fold(state, event, 0, 5)
+    moment = Moment("ann", state, event, Clock(1.0).counts, (), judged=False)
+    topic.add(3, [(moment, MADE), (moment._replace(user_id="bob"), None)])
+    assert heard.messages == []
+    await topic.publish()
+    await topic.publish()
+    first, second = heard.messages
+    assert (first.topic, first.key, second) == ("mine", b"ann", Message("mine", b"bob", None))
+    made = decode_recommendation(first.value or b"")
+    assert made.recommendation_id == recommendation_id("ann", AS_OF, 3, degraded=False)
+    assert (made.items, made.as_of, made.model_version, made.personalised) == (MADE.items, AS_OF, 3, True)
+    assert made.timings == Timings(START, START, START, START, START)
+
+
+@pytest.mark.parametrize("topic", ["events", "items", "recommendations", "events.dlq", "models", "popularity"])
+def test_live_topics_are_refused(topic: str) -> None:
+    """And so is whatever belongs to the live group; any other name is free."""
+    with pytest.raises(OutputTaken, match="is the live"):
+        refuse_live(Settings(), topic)
+    with pytest.raises(OutputTaken, match="belongs to the live group"):
+        refuse_live(Settings(), "freshet-user_state-changelog")
+    refuse_live(Settings(), f"{topic}.again")
+
+
+def published(**changed: object) -> Recommendation:
+    """A list as it was published."""
+    fields: dict[str, object] = {
+        "recommendation_id": recommendation_id("ann", AS_OF, 3, degraded=False),
+        "user_id": "ann",
+        "items": MADE.items,
+        "model_version": 3,
+        "as_of": AS_OF,
+        "side_inputs": MADE.side_inputs,
+        "timings": Timings(START, 1, 2, 3, 4),
+        "degraded": False,
+        "personalised": True,
+    }
+    return Recommendation(**(fields | changed))  # type: ignore[arg-type]
+
+
+def state() -> UserState:
+    """The state that the list is as of."""
+    state = empty_state(0)
+    fold(state, Event("e", "ann", "view", START, "i"), 0, 5)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""),
+        ({"timings": Timings(START, 9, 9, 9, 9)}, ""),
+        ({"recommendation_id": "x"}, "recommendation_id x, should be "),
+        ({"variant": "bold"}, "variant 'bold', made again 'live'"),
+        ({"personalised": False}, "personalised False, should be True"),
+        ({"items": MADE.items[:1]}, "1 items, made again 2"),
+        ({"items": MADE.items[::-1]}, "slot 0: published Item(item_id='b'"),
+        ({"items": [MADE.items[0], Item("b", 1.00001, "cold")]}, "slot 1: published Item(item_id='b', score=1.00001"),
+        ({"items": [MADE.items[0], Item("b", 1.0, "cold", 0.5)]}, "slot 1: "),
+    ],
+)
+def test_every_difference_is_named(changed: dict[str, object], said: str) -> None:
+    """Id, variant, length and each slot, to the last digit; wall-clock times are the run's own."""
+    assert _difference(Recorded(published(**changed), state()), MADE).startswith(said)
+    assert bool(_difference(Recorded(published(**changed), state()), MADE)) == bool(said)
+
+
+def test_the_newest_of_the_topic_counts() -> None:
+    """A tombstone ends a user's lists, and what is no list is kept apart."""
+    value = encode_recommendation(published())
+    found = Published([Record(0, 0, b"ann", value), Record(1, 0, b"bob", b"{}"), Record(2, 0, b"ann", None)])
+    assert found.newest == {"ann": None}
+    assert len(found.lists) == 1
+    assert [record.offset for record, _ in found.unreadable] == [1]
