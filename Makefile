@@ -26,8 +26,9 @@ lint: setup
 
 test: setup-test lint
 	.parts/training-env/bin/python -m pytest -q -c /dev/null --rootdir=. -p no:cacheprovider \
-		tests/parity/test_torch_parity.py tests/quality
-	$(BIN)/pytest -q -m 'not bench' --ignore=tests/parity/test_torch_parity.py --ignore=tests/quality --durations=15
+		tests/parity/test_torch_parity.py tests/quality tests/training
+	$(BIN)/pytest -q -m 'not bench' --ignore=tests/parity/test_torch_parity.py --ignore=tests/quality \
+		--ignore=tests/training --durations=15
 
 unit: setup
 	$(BIN)/pytest -m 'not integration and not bench'

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from training.config import Config
 from training.dataset import Split
-from training.model import Config
+from training.model import Config as ModelConfig
 from workers.core.events import Event
 
 
 def model_card(
-    name: str,
+    config: Config,
+    network: ModelConfig,
     split: Split,
     metrics: str,
     untied: str,
     *,
-    config: Config,
     cold: int,
     prior_weight: float,
-    data_terms: str,
 ) -> str:
     """Markdown: what it is, its data and their terms, how it was measured, how to make it again."""
     parts = "\n".join(
@@ -29,21 +29,21 @@ def model_card(
             ("test", split.test),
         )
     )
-    return f"""# {name}
+    return f"""# {config.name}
 
-A causal transformer over a user's last {config.length} events ({config.dim} wide, {config.blocks} blocks) that ranks
+A causal transformer over a user's last {network.length} events ({network.dim} wide, {network.blocks} blocks) that ranks
 the next item. An item stands at its projected text embedding (all-MiniLM-L6-v2, int8) plus a learned residual, so an
 unseen item stands at its text alone.
 
 ## Data
 
-Terms: {data_terms}. The bundle holds item ids and weights; no event and no text of the data.
+Terms: {config.data_terms}. The bundle holds item ids and weights; no event and no text of the data.
 
 | part | events | users | period (UTC) |
 | --- | --- | --- | --- |
 {parts}
 
-The vocabulary is the {config.items:,} items of the training part; {cold:,} more of the catalogue are ranked by text
+The vocabulary is the {network.items:,} items of the training part; {cold:,} more of the catalogue are ranked by text
 alone.
 
 ## Quality

@@ -1,23 +1,30 @@
-"""Step 1, the log: JSON lines of events and items, split by time.
+"""Step 1, the log: JSON lines of events and items, cleaned and split by time.
 
 The log is a file in the format of the `events` topic, one event a line, and is
-decoded by the same `decode_event`. Lines must stand in time order, as a replay
-would deliver them.
+decoded by the same `decode_event`. What is not learned from is counted by its
+reason; the counts are printed and travel in the bundle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from training.config import Config
+from training.examples import histories
 from workers.core.catalogue import CatalogueItem, decode_item
-from workers.core.events import CONTROL_TYPES, DEFAULT_BEHAVIOURS, BadEvent, Event, decode_event
+from workers.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, BadReason, Event, decode_event, encode_event
 
-TRAIN_SHARE = 0.8
-VALIDATION_SHARE = 0.1
+CLOCK_SKEW_MS = 3_600_000
+"""How far ahead of the reader's clock an event's time may be."""
+MINUTE_MS = 60_000
+UNREADABLE_SHARE = 0.5
+"""With more of the lines than this unreadable the file is no log."""
 
 
 class DatasetError(Exception):
@@ -33,6 +40,20 @@ class _ItemKey(msgspec.Struct):
 
 
 @dataclass(frozen=True)
+class Log:
+    """Cleaned events in time order, none of them by a user who has since opted out or been erased.
+
+    `forgotten` are those users. `cleaning` counts by reason the events left out, and those `out of order`,
+    which were put into their place. `digest` is a sha256 of the events kept.
+    """
+
+    events: list[Event]
+    cleaning: dict[str, int]
+    digest: str
+    forgotten: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Split:
     """A global time split: no event of a later part happened before one of an earlier part."""
 
@@ -41,31 +62,116 @@ class Split:
     test: list[Event]
 
 
-def read_events(path: Path, behaviours: Collection[str] = DEFAULT_BEHAVIOURS) -> list[Event]:
-    """Decode a log. Raises `DatasetError` on the first line that is no event or goes back in time."""
-    key_of = msgspec.json.Decoder(_Key)
-    events: list[Event] = []
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            key = key_of.decode(line).user_id.encode()
-        except msgspec.DecodeError as error:
-            raise DatasetError(f"{path}:{number}: {error}") from None
-        event = decode_event(line, key, behaviours)
-        if isinstance(event, BadEvent):
-            raise DatasetError(f"{path}:{number}: {event.reason}: {event.detail}")
-        if events and event.ts < events[-1].ts:
-            raise DatasetError(f"{path}:{number}: ts {event.ts} goes back in time; sort the log by ts")
-        events.append(event)
-    if not events:
-        raise DatasetError(f"{path} holds no events")
-    return events
+def read_log(path: Path, config: Config, now_ms: int) -> Log:
+    """Decode and clean a log. Raises `DatasetError` where nothing can be learned from it."""
+    reader = _Reader(path, config.types)
+    events = list(reader.events())
+    cleaning = reader.left_out
+    if reader.lines and sum(cleaning.values()) > UNREADABLE_SHARE * reader.lines:
+        raise DatasetError(f"{reader.first}{_hint(reader.unknown, config)}")
+    kept: list[Event] = []
+    ids: set[str] = set()
+    newest = 0
+    for event in events:
+        if event.ts > now_ms + CLOCK_SKEW_MS:
+            cleaning["impossible time"] += 1
+        elif event.event_id in ids:
+            cleaning["duplicate"] += 1
+        else:
+            ids.add(event.event_id)
+            cleaning["out of order"] += event.ts < newest
+            newest = max(newest, event.ts)
+            kept.append(event)
+    kept.sort(key=_time)
+    kept = list(_without_floods(kept, config.flood_per_minute, cleaning))
+    forgotten = frozenset(event.user_id for event in kept if event.type in (OPT_OUT, ERASE))
+    behaviour = sum(event.type not in CONTROL_TYPES for event in kept)
+    applied = {id(event) for run in histories(kept) for event in run}
+    kept = [event for event in kept if id(event) in applied]
+    cleaning["opted out or erased"] += behaviour - len(kept)
+    if not kept:
+        raise DatasetError(f"{path} holds no events to learn from")
+    users = Counter(event.user_id for event in kept)
+    able = sum(events >= 2 for events in users.values())  # noqa: PLR2004 - one to read and one to predict
+    if able < config.min_users:
+        raise DatasetError(
+            f"{path}: {able} users have two events or more, too few to learn from (min_users is {config.min_users})"
+        )
+    digest = hashlib.sha256()
+    for event in kept:
+        digest.update(encode_event(event))
+    return Log(kept, {reason: count for reason, count in cleaning.items() if count}, digest.hexdigest(), forgotten)
+
+
+class _Reader:
+    """Lines of a log that are events; counts the others and keeps the first of them."""
+
+    def __init__(self, path: Path, types: Collection[str]) -> None:
+        self._path = path
+        self._types = types
+        self.left_out: Counter[str] = Counter()
+        self.unknown: Counter[str] = Counter()
+        self.first = ""
+        self.lines = 0
+
+    def events(self) -> Iterator[Event]:
+        key_of = msgspec.json.Decoder(_Key)
+        for number, line in _lines(self._path):
+            self.lines += 1
+            try:
+                key = key_of.decode(line).user_id.encode()
+            except msgspec.DecodeError as error:
+                self._note(number, "unreadable", str(error))
+                continue
+            event = decode_event(line, key, self._types)
+            if not isinstance(event, BadEvent):
+                yield event
+                continue
+            if event.reason is BadReason.UNKNOWN_TYPE:
+                self.unknown[msgspec.json.decode(line, type=_Type).type] += 1
+            reason = event.reason.value.replace("_", " ")
+            self._note(number, reason, f"{reason}: {event.detail}")
+
+    def _note(self, number: int, reason: str, detail: str) -> None:
+        self.left_out[reason] += 1
+        self.first = self.first or f"{self._path}:{number}: {detail}"
+
+
+class _Type(msgspec.Struct):
+    type: str
+
+
+def _hint(unknown: Counter[str], config: Config) -> str:
+    if not unknown:
+        return ""
+    found = ",".join([*config.types, *(kind for kind, _ in unknown.most_common())])
+    return f"; name the log's behaviour types: --types {found}, or [behaviours] in a settings file"
+
+
+def _time(event: Event) -> int:
+    return event.ts
+
+
+def _without_floods(events: Iterable[Event], most: int, cleaning: Counter[str]) -> Iterator[Event]:
+    """Leave out what a user does beyond `most` events a minute."""
+    counts: dict[str, tuple[int, int]] = {}
+    for event in events:
+        if event.type not in CONTROL_TYPES:
+            minute, count = counts.get(event.user_id, (-1, 0))
+            now = event.ts // MINUTE_MS
+            count = count + 1 if minute == now else 1
+            counts[event.user_id] = now, count
+            if count > most:
+                cleaning["flood"] += 1
+                continue
+        yield event
 
 
 def read_items(path: Path) -> dict[str, CatalogueItem]:
     """Decode an items file; a later line replaces an earlier one of the same id, as on the compacted topic."""
     key_of = msgspec.json.Decoder(_ItemKey)
     items: dict[str, CatalogueItem] = {}
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in _lines(path):
         try:
             key = key_of.decode(line).item_id.encode()
         except msgspec.DecodeError as error:
@@ -77,20 +183,24 @@ def read_items(path: Path) -> dict[str, CatalogueItem]:
     return items
 
 
-def split_by_time(events: list[Event]) -> Split:
-    """First 80 % of the log train, next 10 % validation, last 10 % test."""
-    train = int(len(events) * TRAIN_SHARE)
-    validation = int(len(events) * (TRAIN_SHARE + VALIDATION_SHARE))
-    return Split(events[:train], events[train:validation], events[validation:])
+def split_by_time(events: list[Event], validation_share: float = 0.1, test_share: float = 0.1) -> Split:
+    """The last `test_share` of the log test, what comes before validation, the rest train."""
+    test = len(events) - int(len(events) * test_share)
+    validation = test - int(len(events) * validation_share)
+    return Split(events[:validation], events[validation:test], events[test:])
 
 
-def vocabulary(events: Iterable[Event]) -> list[str]:
-    """The items of a version, in index order: those with at least one event, by first appearance."""
-    return list(dict.fromkeys(event.item_id for event in events if event.item_id and event.type not in CONTROL_TYPES))
+def vocabulary(events: Iterable[Event], known: Iterable[str] = ()) -> list[str]:
+    """The items of a version, in index order: the `known` ones, then those with an event by first appearance."""
+    own = (event.item_id for event in events if event.item_id and event.type not in CONTROL_TYPES)
+    return list(dict.fromkeys([*known, *own]))
 
 
-def _lines(path: Path) -> list[bytes]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
-        return [line for line in path.read_bytes().splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise DatasetError(f"{path} does not exist") from None
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.rstrip(b"\r\n")
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}") from None

@@ -15,7 +15,7 @@ results leave out every event that is not later than the user's previous one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from training.examples import states_before
 from workers.core.events import CONTROL_TYPES, Event
 from workers.core.features import Tensors, featurise
-from workers.core.state import UserState
+from workers.core.state import HISTORY, UserState
 
 CUTOFF = 10
 BATCH = 256
@@ -70,10 +70,14 @@ class Replay:
         type_index: Mapping[str, int],
         half_life_s: float,
         length: int,
+        *,
+        history: int = HISTORY,
+        targets: Collection[str] | None = None,
     ) -> None:
         """`catalogue` are all M item ids, the vocabulary first; events on other items are skipped.
 
-        `length` events are read by the encoder, and kept.
+        `length` events are read by the encoder, `history` are kept. Events of other
+        types than `targets` (None: all) are folded and not evaluated.
         """
         self.events = events
         self.row = {item: row for row, item in enumerate(catalogue)}
@@ -81,6 +85,8 @@ class Replay:
         self._type_index = type_index
         self._half_life_ms = half_life_s * 1000
         self._length = length
+        self._history = history
+        self._targets = targets
 
     def batches(self, start: int, stop: int, every: int = 1) -> Iterator[Batch]:
         """Evaluate events `start` to `stop`, or each `every`-th of them."""
@@ -88,14 +94,15 @@ class Replay:
         recent = np.zeros(len(self.row), np.float32)
         clock = self.events[0].ts
         pending: list[_Row] = []
-        for place, (event, state, first) in enumerate(states_before(self.events[:stop], {}, self._length)):
+        for place, (event, state, first) in enumerate(states_before(self.events[:stop], {}, self._history)):
             row = self.row.get(event.item_id or "")
             if not first or row is None:
                 continue
             if event.ts > clock:
                 recent *= 0.5 ** ((event.ts - clock) / self._half_life_ms)
                 clock = event.ts
-            if place >= start and place % every == 0:
+            aimed = self._targets is None or event.type in self._targets
+            if aimed and place >= start and place % every == 0:
                 pending.append(self._row(event, state, row, popular, recent))
                 if len(pending) == BATCH:
                     yield _stack(pending)

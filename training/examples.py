@@ -14,7 +14,7 @@ Two views of one log:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -106,8 +106,14 @@ def windows(
     item_index: Mapping[str, int],
     type_index: Mapping[str, int],
     length: int,
+    *,
+    targets: Collection[str] | None = None,
+    since: int = 0,
 ) -> Examples:
     """Training rows of `length` events over users' histories.
+
+    An event trains the next item where its type is among `targets` (None: all), and
+    nothing where it is older than `since` (ms). Rows that train nothing are left out.
 
     A history's first row opens with one padding position, whose target is the first
     event: an empty history is an example too. Later rows start half a
@@ -116,18 +122,27 @@ def windows(
     """
     rows: list[tuple[NDArray[np.int32], ...]] = []
     for run in histories:
-        rows.extend(_user_rows(run, item_index, type_index, length))
+        aimed = np.array([targets is None or event.type in targets for event in run])
+        fresh = np.array([event.ts >= since for event in run])
+        rows.extend(_user_rows(run, item_index, type_index, length, aimed & fresh, fresh))
     if not rows:
         raise ValueError("the log has no behaviour events to learn from")
     return Examples(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
 def _user_rows(
-    run: list[Event], item_index: Mapping[str, int], type_index: Mapping[str, int], length: int
+    run: list[Event],
+    item_index: Mapping[str, int],
+    type_index: Mapping[str, int],
+    length: int,
+    item_aims: NDArray[np.bool_],
+    type_aims: NDArray[np.bool_],
 ) -> Iterator[tuple[NDArray[np.int32], ...]]:
     items = np.array([item_index.get(event.item_id or "", UNKNOWN) for event in run], np.int32)
     types = np.array([type_index.get(event.type, 0) for event in run], np.int32)
     gaps = gap_bucket(np.diff(np.array([event.ts for event in run], np.int64), prepend=run[0].ts))
+    aimed_items = np.where(item_aims & (items != UNKNOWN), items, IGNORE).astype(np.int32)
+    aimed_types = np.where(type_aims & (types != 0), types, IGNORE).astype(np.int32)
     trained = 0  # targets already covered
     start = -1  # -1 is the padding position before the first event
     while trained < len(run):
@@ -135,20 +150,19 @@ def _user_rows(
         inputs = slice(max(start, 0), stop)
         row_gaps = gaps[inputs].copy()
         row_gaps[:1] = 1  # the previous event is not in the state: its gap is unknown
-        next_items = items[start + 1 : stop + 1].copy()
-        next_types = types[start + 1 : stop + 1].copy()
+        next_items = aimed_items[start + 1 : stop + 1].copy()
+        next_types = aimed_types[start + 1 : stop + 1].copy()
         done = trained - (start + 1)
         next_items[:done] = IGNORE
         next_types[:done] = IGNORE
-        next_items[next_items == UNKNOWN] = IGNORE
-        next_types[next_types == 0] = IGNORE
-        yield (
-            _right(items[inputs], PADDING, length),
-            _right(types[inputs], 0, length),
-            _right(row_gaps, 0, length),
-            _right(next_items, IGNORE, length),
-            _right(next_types, IGNORE, length),
-        )
+        if (next_items != IGNORE).any() or (next_types != IGNORE).any():
+            yield (
+                _right(items[inputs], PADDING, length),
+                _right(types[inputs], 0, length),
+                _right(row_gaps, 0, length),
+                _right(next_items, IGNORE, length),
+                _right(next_types, IGNORE, length),
+            )
         trained = stop + 1
         start += max(1, length // 2)
 

@@ -9,7 +9,9 @@ written last, makes the folder a bundle.
 from __future__ import annotations
 
 import json
+import logging
 import platform
+import warnings
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from training.config import Config
 from training.model import ItemTower, UserEncoder
 from workers.core import bundle
 from workers.core.features import (
@@ -94,14 +97,14 @@ def export_bundle(
     encoder: UserEncoder,
     out: Path,
     item_ids: list[str],
-    types: list[str],
     text_embeddings: NDArray[np.float32],
     *,
-    name: str,
+    config: Config,
     prior_weight: float,
-    half_life_s: float,
     metrics: dict[str, dict[str, float]],
-    licence: str,
+    data: bundle.Data,
+    commit: str,
+    parent: str,
     model_card: str,
 ) -> None:
     """Write the bundle at `out`, which must not exist or be empty. Raises `ExportError`."""
@@ -110,7 +113,7 @@ def export_bundle(
         raise ExportError(f"{out} is not empty")
     encoder = encoder.cpu().eval()
     served = ServedEncoder(encoder).eval()
-    golden = golden_inputs(len(item_ids), len(types), encoder.config.length)
+    golden = golden_inputs(len(item_ids), len(config.types), encoder.config.length)
     export_graph(served, golden, USER_ENCODER_OUTPUTS, out / "model.onnx")
     tower: ItemTower = encoder.tower
     export_graph(
@@ -140,21 +143,25 @@ def export_bundle(
     bundle.write_manifest(
         out,
         bundle.Manifest(
-            name=name,
+            name=config.name,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             dim=encoder.config.dim,
             length=encoder.config.length,
-            types=types,
+            types=config.types,
             prior_weight=prior_weight,
-            popularity_half_life_s=half_life_s,
+            popularity_half_life_s=config.popularity_half_life,
             metrics=metrics,
             environment={
                 "python": platform.python_version(),
                 **{package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")},
                 "opset": str(OPSET),
             },
-            licence=licence,
+            licence=config.data_terms,
             files={file.name: bundle.sha256(file) for file in sorted(out.iterdir())},
+            text_fields=list(config.text_fields),
+            data=data,
+            commit=commit,
+            parent=parent,
         ),
     )
 
@@ -180,15 +187,18 @@ def check_parity(folder: Path) -> None:
 def export_graph(module: nn.Module, example: Tensors, outputs: tuple[TensorSpec, ...], path: Path) -> None:
     """Trace `module` to ONNX: batch dynamic, everything else fixed, weights inside the one file."""
     batch = torch.export.Dim("batch", min=1, max=4096)
-    program = torch.onnx.export(
-        module.eval(),
-        tuple(torch.from_numpy(value) for value in example.values()),
-        dynamo=True,
-        dynamic_shapes=tuple({0: batch} for _ in example),
-        input_names=list(example),
-        opset_version=OPSET,
-        verbose=False,
-    )
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own: torchvision is absent, an axis has one name
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(torch.from_numpy(value) for value in example.values()),
+            dynamo=True,
+            dynamic_shapes=tuple({0: batch} for _ in example),
+            input_names=list(example),
+            opset_version=OPSET,
+            verbose=False,
+        )
     if program is None:
         raise ExportError(f"torch exported nothing for {path.name}")
     # `output_names` would clash with the exporter's own name for the result of an embedding look-up.

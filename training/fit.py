@@ -1,9 +1,14 @@
-"""The fit: steps over rows of like length until validation no longer gains.
+"""Step 4, the fit: steps over rows of like length until validation no longer gains, resumable after a kill.
 
 A step takes about `positions` targets, from rows of like length cut to the
 longest of them: where histories are short, most of a row of full length is
 padding. Above `FULL_SOFTMAX` items the softmax is sampled (`losses.Sampler`)
 and a step computes only the item vectors that it meets.
+
+What is validated and kept is the exponential moving average of the weights
+over steps, steadier than the last ones. All randomness is in the checkpoint,
+so a run that was killed and goes on ends with the weights of one that was not
+(on the same machine, with as many threads).
 """
 # ruff: noqa: T201 - printed lines are its interface
 
@@ -11,14 +16,16 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.checkpoint import Checkpoint
 from training.examples import IGNORE, Examples
 from training.losses import Sampler, multi_task_loss, next_item_loss, next_type_loss
 from training.model import UserEncoder
@@ -26,6 +33,9 @@ from workers.core.features import FIRST_ITEM, PADDING
 
 FULL_SOFTMAX = 4000
 """Catalogues up to this many items are scored whole at every step."""
+
+Rows = Callable[[np.random.Generator], Examples]
+Score = Callable[[UserEncoder], float]
 
 
 @dataclass(frozen=True)
@@ -42,50 +52,170 @@ class Options:
     validate_every: int = 2
     seed: int = 0
     threads: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class FitError(Exception):
+    """The training cannot go on; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch's figures; `score` is the validation's, where there was one."""
+
+    number: int
+    loss: float
+    seconds: float
+    score: float | None
+    best: bool
+
+    def __str__(self) -> str:
+        line = f"epoch {self.number:3d}  loss {self.loss:.4f}  {self.seconds:.1f} s"
+        if self.score is not None:
+            line += f"  validation NDCG@10 {self.score:.4f}" + ("  best" if self.best else "")
+        return line
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The best moving average of the weights, its epoch counted from 1, and its score."""
+
+    model: UserEncoder
+    epoch: int
+    score: float
+
+
+def device_of(options: Options) -> torch.device:
+    """Where to train. Raises `FitError` where a GPU is asked for and none is there."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise FitError("device is cuda and torch finds no GPU here: set it to cpu, or to auto")
+    wanted = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def _print(epoch: Epoch) -> None:
+    print(epoch, flush=True)
 
 
 def fit(
     model: UserEncoder,
-    rows: Callable[[np.random.Generator], Examples],
-    validate: Callable[[UserEncoder], float],
+    rows: Rows,
+    validate: Score,
     options: Options,
-) -> tuple[UserEncoder, int]:
-    """Train; returns the best moving average of the weights and its epoch, counted from 1.
+    *,
+    report: Callable[[Epoch], None] = _print,
+    advance: Callable[[int, int], None] = lambda _done, _total: None,
+    checkpoint: Checkpoint | None = None,
+) -> Fitted:
+    """Train until `patience` validations were no better; `rows` makes an epoch's examples.
 
-    `rows` makes an epoch's examples. What is validated and kept is the
-    exponential moving average of the weights over steps, steadier than the last ones.
+    `report` is told each epoch and `advance` each step, which may raise to stop.
+    Raises `FitError`, and `OSError` where a checkpoint cannot be written.
     """
-    torch.manual_seed(options.seed)
-    random = np.random.default_rng(options.seed)
-    optimiser = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=options.weight_decay)
-    average = copy.deepcopy(model).eval()
-    best, best_epoch, best_model, step = -1.0, 0, average, 0
-    for epoch in range(1, options.epochs + 1):
+    run = _Run(model, options)
+    stored = checkpoint.load() if checkpoint is not None else None
+    if stored is not None:
+        run.restore(*stored)
+    while run.epoch < options.epochs and run.epoch - run.best_epoch < options.patience * options.validate_every:
+        report(run.train_epoch(rows, validate, advance))
+        if checkpoint is not None:
+            checkpoint.save(*run.dump())
+    best = copy.deepcopy(run.average).cpu()
+    best.load_state_dict(run.best)
+    return Fitted(best.eval(), run.best_epoch, run.best_score)
+
+
+class _Run:
+    """The changing parts of a fit."""
+
+    def __init__(self, model: UserEncoder, options: Options) -> None:
+        self.options = options
+        self.device = device_of(options)
+        torch.manual_seed(options.seed)
+        self.random = np.random.default_rng(options.seed)
+        self.model = model.to(self.device)
+        self.average = copy.deepcopy(self.model).eval()
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), options.learning_rate, weight_decay=options.weight_decay
+        )
+        self.best = _state(self.average)
+        self.best_score, self.best_epoch = -1.0, 0
+        self.epoch = self.step = 0
+
+    def train_epoch(self, rows: Rows, validate: Score, advance: Callable[[int, int], None]) -> Epoch:
         started = time.perf_counter()
-        model.train()
-        losses: list[float] = []
-        examples = rows(random)
-        sampler = _sampler(examples, model, options)
-        for batch in batches(examples, options.positions, random):
+        self.epoch += 1
+        options, examples = self.options, rows(self.random)
+        sampler = _sampler(examples, self.model, options)
+        steps = list(batches(examples, options.positions, self.random))
+        losses = []
+        self.model.train()
+        for done, batch in enumerate(steps, 1):
+            losses.append(self._step(batch, sampler))
+            advance(done, len(steps))
+        loss = float(np.mean(losses))
+        if not np.isfinite(loss):
+            raise FitError(f"the loss is no number in epoch {self.epoch}: set a smaller learning_rate")
+        score = None
+        if self.epoch % options.validate_every == 0 or self.epoch == options.epochs:
+            score = validate(self.average)
+            if score > self.best_score:
+                self.best_score, self.best_epoch, self.best = score, self.epoch, _state(self.average)
+        return Epoch(self.epoch, loss, time.perf_counter() - started, score, self.best_epoch == self.epoch)
+
+    def _step(self, batch: Examples, sampler: Sampler | None) -> float:
+        model = self.model
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = step_loss(model, batch, sampler)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            losses.append(loss.item())
-            step += 1
-            _follow(average, model, min(options.average, (1 + step) / (10 + step)))
-        line = f"epoch {epoch:3d}  loss {np.mean(losses):.4f}  {time.perf_counter() - started:.1f} s"
-        if epoch % options.validate_every == 0 or epoch == options.epochs:
-            score = validate(average)
-            line += f"  validation NDCG@10 {score:.4f}"
-            if score > best:
-                best, best_epoch, best_model = score, epoch, copy.deepcopy(average)
-                line += "  best"
-        print(line, flush=True)
-        if epoch - best_epoch >= options.patience * options.validate_every:
-            break
-    return best_model, best_epoch
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        self._follow(min(self.options.average, (1 + self.step) / (10 + self.step)))
+        return loss.item()
+
+    @torch.no_grad()
+    def _follow(self, decay: float) -> None:
+        """Move the averaged weights towards the newest ones."""
+        for kept, newest in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            kept.lerp_(newest, 1 - decay)
+
+    def dump(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the next epoch depends on."""
+        tensors = {"random": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": value for name, value in moments.items()}
+        facts = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_epoch": self.best_epoch,
+            "best_score": self.best_score,
+            "random": self.random.bit_generator.state,
+        }
+        return tensors, facts
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Take over what `dump` gave."""
+        self.model.load_state_dict(_part(tensors, "model."))
+        self.average.load_state_dict(_part(tensors, "average."))
+        self.best = _part(tensors, "best.")
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "optimiser.").items():
+            number, _, moment = name.partition(".")
+            moments.setdefault(int(number), {})[moment] = value
+        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
+        self.epoch, self.step = facts["epoch"], facts["step"]
+        self.best_epoch, self.best_score = facts["best_epoch"], facts["best_score"]
+        self.random.bit_generator.state = facts["random"]
+        torch.set_rng_state(tensors["random"])
+        if "random.cuda" in tensors and self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
 
 
 def batches(examples: Examples, positions: int, random: np.random.Generator) -> Iterator[Examples]:
@@ -104,14 +234,16 @@ def batches(examples: Examples, positions: int, random: np.random.Generator) -> 
 
 def step_loss(model: UserEncoder, batch: Examples, sampler: Sampler | None) -> Tensor:
     """The objective on one step's rows."""
+    device = model.text.device
     item_index, event_type, time_gap, next_item, next_type = (
-        torch.from_numpy(np.ascontiguousarray(getattr(batch, name))) for name in Examples.__dataclass_fields__
+        torch.from_numpy(np.ascontiguousarray(getattr(batch, name))).to(device)
+        for name in Examples.__dataclass_fields__
     )
     sample = None
     if sampler is None:
         vectors = model.item_vectors()
     else:
-        drawn, expected = sampler.draw()
+        drawn, expected = (part.to(device) for part in sampler.draw())
         met = torch.cat([item_index.flatten(), next_item.flatten()]) - FIRST_ITEM
         rows = torch.unique(torch.cat([met[met >= 0].long(), drawn]))  # ascending
         vectors = model.item_vectors(rows)
@@ -136,8 +268,9 @@ def _sampler(examples: Examples, model: UserEncoder, options: Options) -> Sample
     return Sampler(torch.from_numpy(np.bincount(targets, minlength=model.config.items)), options.negatives)
 
 
-@torch.no_grad()
-def _follow(average: UserEncoder, model: UserEncoder, decay: float) -> None:
-    """Move the averaged weights towards the newest ones."""
-    for kept, newest in zip(average.parameters(), model.parameters(), strict=True):
-        kept.lerp_(newest, 1 - decay)
+def _state(model: UserEncoder) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

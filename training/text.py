@@ -8,8 +8,10 @@ and in the served model, which is also the faster way on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import onnxruntime
@@ -21,10 +23,18 @@ from workers.core.features import TEXT_DIM
 MAX_TOKENS = 128
 
 
+class TextError(Exception):
+    """There is no text encoder to read items with."""
+
+
 class TextEncoder:
     """all-MiniLM-L6-v2 (int8, ONNX) in process: `folder` holds `model.onnx` and `tokenizer.json`."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises `TextError`."""
+        for needed in ("model.onnx", "tokenizer.json"):
+            if not (folder / needed).is_file():
+                raise TextError(f"no text encoder: {folder / needed} does not exist (`make setup` fetches it)")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
@@ -49,3 +59,44 @@ class TextEncoder:
         hidden = self._session.run(None, feeds)[0][0]  # [tokens, TEXT_DIM]
         mean: NDArray[np.float32] = hidden.mean(axis=0)
         return mean / max(float(np.linalg.norm(mean)), 1e-12)
+
+
+class RememberedTexts:
+    """Text embeddings kept in a file, so that a periodic run reads each text once."""
+
+    def __init__(self, encoder: TextEncoder, file: Path) -> None:
+        self._encoder = encoder
+        self._file = file
+        self._known: dict[bytes, NDArray[np.float32]] = {}
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                self._known = dict(zip(stored["keys"].tolist(), stored["vectors"], strict=True))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # none yet, or cut short
+            self._known = {}
+
+    def encode(
+        self, texts: Sequence[str], advance: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> NDArray[np.float32]:
+        """Text embeddings `[len(texts), TEXT_DIM]`; an item without text has nought."""
+        new = list(dict.fromkeys(text for text in texts if text and _key(text) not in self._known))
+        for done, text in enumerate(new, 1):
+            self._known[_key(text)] = self._encoder.encode([text])[0]
+            advance(done, len(new))
+        if new:
+            _store(self._file, self._known)
+        rows = np.zeros((len(texts), TEXT_DIM), np.float32)
+        for row, text in enumerate(texts):
+            if text:
+                rows[row] = self._known[_key(text)]
+        return rows
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).hexdigest().encode()
+
+
+def _store(file: Path, known: Mapping[bytes, NDArray[np.float32]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial.npz")
+    np.savez(partial, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
+    partial.rename(file)

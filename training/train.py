@@ -1,29 +1,44 @@
-"""Train a model version: an event log and an items file in, a bundle out.
+"""Train a model version: an event log and an items file in, a bundle that has passed a gate out.
 
     python -m training.train --events log.jsonl --items items.jsonl \
-        --text-encoder .parts/text_encoder --out bundle/
+        --config deploy/domains/films.toml --out bundle/
 
-The one that runs all the other steps; the fit itself is `training/fit.py`. The epoch, the
+Step 4 of the folder, and the one that runs all the others. The epoch, the
 prior's weight and the baseline's window are those with the best NDCG@10 on the
 untied events of the validation part; the test part is used once, at the end.
+
+A run that was killed goes on where it stood when the same command is given
+again. An incremental run starts from the live version's weights, learns the
+events since its last one and some older ones, and lets new items in. Status:
+0 a bundle was written, 1 it could not be, 3 the gate refused it.
 """
-# ruff: noqa: T201 - printed lines are its interface
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import fcntl
+import hashlib
+import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training import gate
 from training.card import model_card
-from training.dataset import DatasetError, Split, read_events, read_items, split_by_time, vocabulary
+from training.checkpoint import Checkpoint
+from training.config import Config, ConfigError, load_config
+from training.dataset import DatasetError, Log, Split, read_items, read_log, split_by_time, vocabulary
 from training.evaluate import (
-    DAY_MS,
     Batch,
     CoOccurrence,
     Floats,
@@ -39,121 +54,352 @@ from training.evaluate import (
 )
 from training.examples import Examples, histories, shuffle_ties, windows
 from training.export import ExportError, export_bundle
-from training.fit import Options, fit
-from training.model import Config, UserEncoder
-from training.text import TextEncoder
-from workers.core.events import DEFAULT_BEHAVIOURS
+from training.fit import Epoch, FitError, Fitted, Options, fit
+from training.model import Config as ModelConfig
+from training.model import UserEncoder
+from training.search import search
+from training.show import progress, say
+from training.text import RememberedTexts, TextEncoder, TextError
+from training.tracking import Tracker
+from training.warm import WarmStartError, warm_start
+from workers.core.bundle import Bundle, BundleError, Data, load_bundle, write_manifest
+from workers.core.events import Event
 from workers.core.features import FIRST_ITEM, USER_ENCODER_INPUTS
 
 PRIOR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 CO_OCCURRENCE_LAST = (1, 5, 10, 50)
+CO_OCCURRENCE_ITEMS = 5000
+"""Catalogues up to this size get the co-occurrence baseline, which is quadratic in it."""
 ENCODER = "encoder"
 SERVED = "encoder + prior"
 UNTIED = "untied_"
-BASELINES = ("popularity", "recent popularity", "co-occurrence")
+MIN_NEW_EVENTS = 100
+"""An incremental run with fewer has nothing to learn."""
+REFUSED = 3
+ROOT = Path(__file__).resolve().parents[1]
+EXPECTED = (
+    BundleError,
+    ConfigError,
+    DatasetError,
+    ExportError,
+    FitError,
+    TextError,
+    WarmStartError,
+)
+
+
+class NothingNewError(Exception):
+    """Too little has happened since the live version was trained."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run's places.
+
+    `live` is the version that the gate compares with; an `incremental` run
+    starts from it. `source` says where the log comes from, for the record.
+    """
+
+    events: Path
+    items: Path | None
+    out: Path
+    work: Path
+    text_encoder: Path
+    source: str
+    live: Path | None = None
+    incremental: bool = False
+    search_seconds: float | None = None
+    tracking: str | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """A log ready to learn from; catalogue = `item_ids`, the vocabulary, then `others`, and `texts` its embeddings."""
+
+    log: Log
+    split: Split
+    runs: list[list[Event]]
+    since: int
+    item_ids: list[str]
+    others: list[str]
+    texts: NDArray[np.float32]
+    without_text: int
+
+    @property
+    def known(self) -> NDArray[np.float32]:
+        """The vocabulary's text embeddings."""
+        return self.texts[: len(self.item_ids)]
+
+    @property
+    def unseen(self) -> NDArray[np.float32]:
+        """The others' text embeddings."""
+        return self.texts[len(self.item_ids) :]
+
+    @property
+    def item_index(self) -> dict[str, int]:
+        """Item id to the encoder's index."""
+        return {item: row + FIRST_ITEM for row, item in enumerate(self.item_ids)}
+
+
+def train(job: Job, config: Config) -> bool:
+    """Run every step; returns whether the gate accepted. Raises one of `EXPECTED`, `NothingNewError`, `OSError`."""
+    _check_out(job.out)
+    _check_model(config)
+    torch.set_num_threads(config.threads)
+    with _alone(job.work):
+        parent = load_bundle(job.live) if job.live is not None else None
+        material = _material(job, config, parent)
+        run = _run_digest(config, material.log, parent if job.incremental else None)
+        tracker = Tracker(job.tracking, config.name, run) if job.tracking else None
+        try:
+            accepted = _train(job, config, material, parent, run, tracker)
+        except KeyboardInterrupt:
+            raise  # the run goes on with the next command
+        except BaseException:
+            if tracker is not None:
+                tracker.end(failed=True)
+            raise
+        if tracker is not None:
+            tracker.end()
+        return accepted
+
+
+def _train(
+    job: Job, config: Config, material: Material, live: Bundle | None, run: str, tracker: Tracker | None
+) -> bool:
+    replay = Replay(
+        material.log.events,
+        [*material.item_ids, *material.others],
+        material.item_index,
+        {kind: row + 1 for row, kind in enumerate(config.types)},
+        config.popularity_half_life,
+        _model_config(config, material).length,
+        history=config.history,
+        targets=config.targeted,
+    )
+    parent = live if job.incremental else None
+    if job.search_seconds:
+        config = search(_objective(material, replay, parent), config, job.search_seconds, say)
+    if tracker is not None:
+        tracker.note(_parameters(config), _tags(job, material))
+
+    def report(epoch: Epoch) -> None:
+        say(str(epoch))
+        if tracker is not None:
+            scores = {"loss": epoch.loss} | ({} if epoch.score is None else {"validation ndcg@10": epoch.score})
+            tracker.log(scores, epoch.number)
+
+    checkpoint = Checkpoint(job.work / "checkpoint.safetensors", run)
+    stored = checkpoint.load()
+    if stored is not None:
+        say(f"going on after epoch {stored[1]['epoch']} of a run that was stopped")
+    model = _model(config, material, parent)
+    say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
+    with progress("epoch") as advance:
+        fitted = fit(
+            model,
+            _rows(config, material),
+            _validator(material, replay),
+            _options(config),
+            report=report,
+            advance=advance,
+            checkpoint=checkpoint,
+        )
+    prior_weight, metrics = _measure(fitted, material, replay)
+    if tracker is not None:
+        tracker.log({f"test {name} {key}": value for name, values in metrics.items() for key, value in values.items()})
+    accepted = _write(job, config, material, live, fitted, prior_weight, metrics)
+    if tracker is not None:
+        tracker.note({}, {"gate": "accepted" if accepted else "refused", "bundle": str(job.out)})
+    checkpoint.remove()
+    return accepted
+
+
+def _material(job: Job, config: Config, live: Bundle | None) -> Material:
+    log = read_log(job.events, config, int(time.time() * 1000))
+    items = read_items(job.items) if job.items is not None else {}
+    since, split = 0, split_by_time(log.events, config.validation_share, config.test_share)
+    if job.incremental and live is not None:
+        since = live.manifest.data.last + 1
+        new = [event for event in log.events if event.ts >= since]
+        if len(new) < MIN_NEW_EVENTS:
+            raise NothingNewError(f"{len(new)} events since the live version was trained: nothing to learn yet")
+        ends = split_by_time(new, config.validation_share, config.test_share)
+        split = Split(log.events[: len(log.events) - len(new)] + ends.train, ends.validation, ends.test)
+    if not (split.validation and split.test):
+        raise DatasetError(f"{job.events}: {len(log.events)} events are too few to hold some back and judge by them")
+    inside = set(map(id, split.train))
+    runs = [run for run in ([e for e in run if id(e) in inside] for run in histories(log.events)) if run]
+    item_ids = vocabulary((event for run in runs for event in run), live.item_ids if since and live else ())
+    others = sorted(set(items) - set(item_ids))
+    texts = [items[item].text(config.text_fields) if item in items else "" for item in [*item_ids, *others]]
+    without = sum(not text for text in texts[: len(item_ids)])
+    _tell_log(log, config, since, split)
+    say(f"{len(item_ids):,} items in the vocabulary, {without:,} of them without text; {len(others):,} more to rank")
+    with progress("texts") as advance:
+        vectors = RememberedTexts(TextEncoder(job.text_encoder), job.work / "texts.npz").encode(texts, advance)
+    return Material(log, split, runs, since, item_ids, others, vectors, without)
+
+
+def _tell_log(log: Log, config: Config, since: int, split: Split) -> None:
+    users = len({event.user_id for event in log.events})
+    say(f"{len(log.events):,} events of {users:,} users")
+    for reason, count in sorted(log.cleaning.items()):
+        say(f"  {'put in order' if reason == 'out of order' else 'left out'}: {count:,} {reason}")
+    if since:
+        new = len(split.validation) + len(split.test) + sum(event.ts >= since for event in split.train)
+        say(f"{new:,} of them are new; older ones are rehearsed {config.rehearsal:g} to one")
+
+
+def _model_config(config: Config, material: Material) -> ModelConfig:
+    return ModelConfig(items=len(material.item_ids), types=len(config.types), **config.model)
+
+
+def _check_model(config: Config) -> None:
+    """See that `[training.model]` names fields of `training.model.Config`, with values of their kind."""
+    fields = {field.name: field for field in dataclasses.fields(ModelConfig) if field.name not in ("items", "types")}
+    for name, value in config.model.items():
+        if name not in fields:
+            raise ConfigError(f"[training.model]: {name!r} is no setting, there are {', '.join(fields)}")
+        kind = type(fields[name].default)
+        if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
+            raise ConfigError(f"[training.model]: {name} is a {kind.__name__}, not {value!r}")
+
+
+def _options(config: Config) -> Options:
+    return Options(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Options)})
+
+
+def _model(config: Config, material: Material, parent: Bundle | None) -> UserEncoder:
+    torch.manual_seed(config.seed)
+    model = UserEncoder(_model_config(config, material), torch.from_numpy(material.known))
+    if parent is not None:
+        warm_start(model, parent, material.item_ids, config.types)
+    return model
+
+
+def _rows(config: Config, material: Material) -> Callable[[np.random.Generator], Examples]:
+    """An epoch's examples: all, or in an incremental run the new ones and a sample of users' older ones."""
+    type_index = {kind: row + 1 for row, kind in enumerate(config.types)}
+    length, item_index = _model_config(config, material).length, material.item_index
+
+    def cut(runs: Sequence[list[Event]], since: int = 0) -> Examples:
+        return windows(runs, item_index, type_index, length, targets=config.targeted, since=since)
+
+    def rows(random: np.random.Generator) -> Examples:
+        runs = shuffle_ties(material.runs, random)
+        new = cut(runs, material.since)
+        wanted = int(config.rehearsal * len(new)) if material.since else 0
+        parts = [new]
+        for number in random.permutation(len(runs)):
+            if wanted <= 0:
+                break
+            parts.append(cut([runs[number]]))
+            wanted -= len(parts[-1])
+        return Examples(*(np.concatenate(columns) for columns in zip(*map(_columns, parts), strict=True)))
+
+    return rows
+
+
+def _columns(examples: Examples) -> list[NDArray[np.int32]]:
+    return [getattr(examples, name) for name in Examples.__dataclass_fields__]
+
+
+def _validator(material: Material, replay: Replay) -> Callable[[UserEncoder], float]:
+    """NDCG@10 on every other untied event of the validation part."""
+    start = len(material.split.train)
+    stop = start + len(material.split.validation)
+
+    def validate(candidate: UserEncoder) -> float:
+        rankers: dict[str, Ranker] = {ENCODER: encoder_ranker(candidate, material.unseen)}
+        return _untied_ndcg(_evaluate(replay, start, stop, rankers, every=2)[ENCODER])
+
+    return validate
+
+
+def _evaluate(
+    replay: Replay, start: int, stop: int, rankers: Mapping[str, Ranker], every: int = 1
+) -> dict[str, Result]:
+    try:
+        return evaluate(replay.batches(start, stop, every), rankers)
+    except ValueError as error:
+        raise DatasetError(str(error)) from None
+
+
+def _untied_ndcg(result: Result) -> float:
+    """By untied events, or by all where every event is tied."""
+    untied = result.only_untied()
+    return (untied if len(untied.users) else result).ndcg
 
 
 def encoder_ranker(model: UserEncoder, other_texts: NDArray[np.float32]) -> Ranker:
     """Rank by the encoder; items outside the vocabulary stand at the item tower's vector of their text."""
     model.eval()
+    device = model.text.device
     with torch.no_grad():
         vectors = model.item_vectors()  # [N, D]
-        table = torch.cat([vectors, model.tower(torch.from_numpy(other_texts))])  # [M, D]
+        table = torch.cat([vectors, model.tower(torch.from_numpy(other_texts).to(device))])  # [M, D]
 
     def score(batch: Batch) -> Floats:
         with torch.no_grad():
-            inputs = (torch.from_numpy(batch.tensors[spec.name]) for spec in USER_ENCODER_INPUTS)
+            inputs = (torch.from_numpy(batch.tensors[spec.name]).to(device) for spec in USER_ENCODER_INPUTS)
             user = model(*inputs, vectors, last_only=True)[:, 0]  # [B, D]
-            scores: Floats = (user @ table.T).numpy()
+            scores: Floats = (user @ table.T).cpu().numpy()
         return scores
 
     return score
 
 
-def _best(results: dict[str, Result]) -> str:
-    return max(results, key=lambda name: results[name].only_untied().ndcg)
+class _Once:
+    """A ranker that scores a batch once for all who ask in turn."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        self._ranker = ranker
+        self._last: tuple[Batch, Floats] | None = None
+
+    def __call__(self, batch: Batch) -> Floats:
+        if self._last is None or self._last[0] is not batch:
+            self._last = batch, self._ranker(batch)
+        return self._last[1]
 
 
-def train(
-    split: Split,
-    item_texts: dict[str, str],
-    text_encoder: TextEncoder,
-    out: Path,
-    *,
-    types: list[str],
-    options: Options,
-    name: str,
-    half_life_s: float,
-    data_terms: str,
-) -> dict[str, dict[str, float]]:
-    """Run every step after reading; returns the test metrics by ranker."""
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    runs = histories(split.train)
-    item_ids = vocabulary(event for run in runs for event in run)
-    others = sorted(set(item_texts) - set(item_ids))
-    print(f"{len(item_ids)} items in the vocabulary, {len(others)} more in the catalogue; embedding their texts")
-    texts = text_encoder.encode(item_texts.get(item, "") for item in [*item_ids, *others])
-    known, unseen = texts[: len(item_ids)], texts[len(item_ids) :]
-    item_index = {item: row + FIRST_ITEM for row, item in enumerate(item_ids)}
-    type_index = {kind: row + 1 for row, kind in enumerate(types)}
-    print(f"{sum(map(len, runs))} events to learn from, {len(runs)} histories")
+def _objective(
+    material: Material, replay: Replay, parent: Bundle | None
+) -> Callable[[Config, Callable[[Epoch], None]], float]:
+    def objective(config: Config, report: Callable[[Epoch], None]) -> float:
+        model = _model(config, material, parent)
+        return fit(model, _rows(config, material), _validator(material, replay), _options(config), report=report).score
 
-    events = [*split.train, *split.validation, *split.test]
-    validation, test = len(split.train), len(split.train) + len(split.validation)
-    config = Config(len(item_ids), len(types))
-    replay = Replay(events, [*item_ids, *others], item_index, type_index, half_life_s, config.length)
-    model = UserEncoder(config, torch.from_numpy(known))
-    print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
+    return objective
 
-    def rows(random: np.random.Generator) -> Examples:
-        return windows(shuffle_ties(runs, random), item_index, type_index, config.length)
 
-    def validate(candidate: UserEncoder) -> float:
-        rankers: dict[str, Ranker] = {ENCODER: encoder_ranker(candidate, unseen)}
-        return evaluate(replay.batches(validation, test, every=2), rankers)[ENCODER].only_untied().ndcg
-
-    model, best_epoch = fit(model, rows, validate, options)
-    encoder = encoder_ranker(model, unseen)
+def _measure(fitted: Fitted, material: Material, replay: Replay) -> tuple[float, dict[str, dict[str, float]]]:
+    """The prior's weight by the validation part, and the metrics of the test part by ranker."""
+    validation = len(material.split.train)
+    test = validation + len(material.split.validation)
+    encoder = _Once(encoder_ranker(fitted.model, material.unseen))
     priors: dict[str, Ranker] = {f"{weight:g}": with_prior(encoder, weight) for weight in PRIOR_WEIGHTS}
-    prior_weight = float(_best(evaluate(replay.batches(validation, test), priors)))
-    counts: dict[str, Ranker] = {str(last): CoOccurrence(split.train, replay.row, last) for last in CO_OCCURRENCE_LAST}
-    last = _best(evaluate(replay.batches(validation, test), counts))
-    rankers: dict[str, Ranker] = {
-        **dict(zip(BASELINES, (popularity, recent_popularity, counts[last]), strict=True)),
-        ENCODER: encoder,
-        SERVED: with_prior(encoder, prior_weight),
-    }
-    print(f"best epoch {best_epoch}, prior weight {prior_weight:g}, co-occurrence over the last {last} items; testing")
-    results = evaluate(replay.batches(test, len(events)), rankers)
-    best_baseline = max(BASELINES, key=lambda name: results[name].ndcg)
+    prior_weight = float(_best(_evaluate(replay, validation, test, priors)))
+    baselines: dict[str, Ranker] = {"popularity": popularity, "recent popularity": recent_popularity}
+    if len(replay.row) <= CO_OCCURRENCE_ITEMS:
+        counts: dict[str, Ranker] = {
+            str(last): CoOccurrence(material.split.train, replay.row, last) for last in CO_OCCURRENCE_LAST
+        }
+        baselines["co-occurrence"] = counts[_best(_evaluate(replay, validation, test, counts))]
+    rankers = {**baselines, ENCODER: encoder, SERVED: with_prior(encoder, prior_weight)}
+    say(f"best epoch {fitted.epoch}, prior weight {prior_weight:g}; testing")
+    results = _evaluate(replay, test, len(material.log.events), rankers)
+    best_baseline = max(baselines, key=lambda name: results[name].ndcg)
     results[f"{SERVED} over {best_baseline}"] = difference(results[SERVED], results[best_baseline])
     metrics = {ranker: _metrics(result) for ranker, result in results.items()}
-    print(table(metrics))
-    print(f"events later than the user's previous one alone:\n{table(metrics, UNTIED)}")
-    export_bundle(
-        model,
-        out,
-        item_ids,
-        types,
-        known,
-        name=name,
-        prior_weight=prior_weight,
-        half_life_s=half_life_s,
-        metrics=metrics,
-        licence=data_terms,
-        model_card=model_card(
-            name,
-            split,
-            table(metrics),
-            table(metrics, UNTIED),
-            config=config,
-            cold=len(others),
-            prior_weight=prior_weight,
-            data_terms=data_terms,
-        ),
-    )
-    return metrics
+    say(_told(metrics))
+    if metrics[SERVED]["events"] != len(results[SERVED].only_untied().users):
+        say(f"events later than the user's previous one alone:\n{_told(metrics, UNTIED)}")
+    return prior_weight, metrics
+
+
+def _best(results: Mapping[str, Result]) -> str:
+    return max(results, key=lambda name: _untied_ndcg(results[name]))
 
 
 def _metrics(result: Result) -> dict[str, float]:
@@ -164,6 +410,19 @@ def _metrics(result: Result) -> dict[str, float]:
             mean = float(values.mean()) if len(values) else 0.0
             metrics |= {prefix + name: mean, f"{prefix}{name}_low": low, f"{prefix}{name}_high": high}
     return metrics
+
+
+def _told(metrics: dict[str, dict[str, float]], prefix: str = "") -> str:
+    """The test metrics with their 95 % intervals, as a person reads them in a terminal."""
+    width = max(map(len, metrics))
+    lines = [f"  {'':<{width}}  {'HR@10':<26}NDCG@10"]
+    for name, values in metrics.items():
+        cells = (
+            f"{values[key]:7.4f}  [{values[key + '_low']:.4f}, {values[key + '_high']:.4f}]"
+            for key in (f"{prefix}hr@10", f"{prefix}ndcg@10")
+        )
+        lines.append(f"  {name:<{width}}  " + "".join(f"{cell:<26}" for cell in cells).rstrip())
+    return "\n".join(lines)
 
 
 def table(metrics: dict[str, dict[str, float]], prefix: str = "") -> str:
@@ -178,75 +437,176 @@ def table(metrics: dict[str, dict[str, float]], prefix: str = "") -> str:
     return "\n".join(lines)
 
 
-def _check_folders(text_encoder: Path, out: Path) -> None:
-    for needed in ("model.onnx", "tokenizer.json"):
-        if not (text_encoder / needed).is_file():
-            raise DatasetError(f"no text encoder: {text_encoder / needed} does not exist")
-    if out.exists() and any(out.iterdir()):
-        raise DatasetError(f"{out} is not empty")
+def _write(
+    job: Job,
+    config: Config,
+    material: Material,
+    live: Bundle | None,
+    fitted: Fitted,
+    prior_weight: float,
+    metrics: dict[str, dict[str, float]],
+) -> bool:
+    """The bundle, made beside its place and moved there whole; returns whether the gate accepted it."""
+    partial = job.out.with_name(f".{job.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    split, log = material.split, material.log
+    export_bundle(
+        fitted.model,
+        partial,
+        material.item_ids,
+        material.known,
+        config=config,
+        prior_weight=prior_weight,
+        metrics=metrics,
+        data=Data(
+            source=job.source,
+            digest=log.digest,
+            first=log.events[0].ts,
+            last=log.events[-1].ts,
+            events=len(log.events),
+            users=len({event.user_id for event in log.events}),
+            cleaning={**log.cleaning, "items without text": material.without_text},
+        ),
+        commit=_commit(),
+        parent=live.path.name if live is not None and job.incremental else "",
+        model_card=model_card(
+            config,
+            fitted.model.config,
+            split,
+            table(metrics),
+            table(metrics, UNTIED),
+            cold=len(material.others),
+            prior_weight=prior_weight,
+        ),
+    )
+    candidate = load_bundle(partial)
+    ground = gate.Ground(
+        log.events,
+        len(split.train) + len(split.validation),
+        [*material.item_ids, *material.others],
+        material.texts,
+        log.forgotten,
+    )
+    decision = gate.judge(candidate, live, ground, config, job.work / "canary.json")
+    say(gate.report(decision))
+    write_manifest(partial, msgspec.structs.replace(candidate.manifest, gate=decision))
+    if job.out.exists():
+        job.out.rmdir()
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    partial.rename(job.out)
+    return decision.accepted
+
+
+def _parameters(config: Config) -> dict[str, object]:
+    values = msgspec.to_builtins(config)
+    flat = {f"{group}.{name}": value for group in ("model", "gate") for name, value in values.pop(group).items()}
+    return {**values, **flat}
+
+
+def _tags(job: Job, material: Material) -> dict[str, str]:
+    events = material.log.events
+    return {
+        "commit": _commit(),
+        "source": job.source,
+        "data.digest": material.log.digest,
+        "data.first": str(events[0].ts),
+        "data.last": str(events[-1].ts),
+        "data.cleaning": ", ".join(f"{count} {reason}" for reason, count in material.log.cleaning.items()) or "none",
+    }
+
+
+def _commit() -> str:
+    """The commit of the code that runs, with `+` where files differ from it; empty outside a checkout."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
+
+
+def _run_digest(config: Config, log: Log, parent: Bundle | None) -> str:
+    start = parent.manifest.files["weights.safetensors"] if parent is not None else ""
+    return hashlib.sha256(f"{config.digest} {log.digest} {start} {torch.__version__}".encode()).hexdigest()
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DatasetError(f"{out} is taken: move it away, or name another folder with --out")
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Never two runs in one folder: the lock goes with the process that holds it."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetError(f"another training run is at work in {work}") from None
+        yield
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="training.train", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--events", type=Path, required=True, help="event log, JSON lines in time order")
-    parser.add_argument("--items", type=Path, required=True, help="catalogue, JSON lines")
+    parser.add_argument("--events", type=Path, required=True, help="event log, JSON lines")
+    parser.add_argument("--items", type=Path, help="catalogue, JSON lines; without it items have no text")
+    parser.add_argument("--config", type=Path, help="settings file of the domain")
     parser.add_argument("--out", type=Path, required=True, help="folder for the bundle; must not exist or be empty")
-    parser.add_argument(
-        "--text-encoder",
-        type=Path,
-        default=Path(".parts/text_encoder"),
-        help="folder with model.onnx and tokenizer.json (default: %(default)s)",
-    )
-    parser.add_argument("--name", default="freshet", help="name in the manifest (default: %(default)s)")
-    parser.add_argument(
-        "--types",
-        default=",".join(DEFAULT_BEHAVIOURS),
-        help="behaviour types, comma-separated (default: %(default)s)",
-    )
-    parser.add_argument("--data-terms", default="unstated", help="terms of the training data, for the model card")
-    parser.add_argument("--half-life-days", type=float, default=7.0, help="popularity prior (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=Options.epochs, help="at most (default: %(default)s)")
-    parser.add_argument(
-        "--positions", type=int, default=Options.positions, help="targets a step (default: %(default)s)"
-    )
-    parser.add_argument("--learning-rate", type=float, default=Options.learning_rate, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=Options.seed, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=Options.threads, help="torch threads (default: %(default)s)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, text vectors and tracking")
+    parser.add_argument("--text-encoder", type=Path, required=True, help="folder with model.onnx and tokenizer.json")
+    parser.add_argument("--live", type=Path, help="the version folder that the candidate is compared with")
+    parser.add_argument("--incremental", action="store_true", help="start from the weights of --live")
+    parser.add_argument("--source", default="", help="where the log comes from, for the record")
+    parser.add_argument("--search", type=float, metavar="SECONDS", help="first search hyperparameters for so long")
+    parser.add_argument("--tracking", metavar="URI", help="MLflow store; `none` keeps no record")
+    parser.add_argument("--types", help="behaviour types, comma-separated, in place of the settings' behaviours")
+    for name, kind in (("name", str), ("epochs", int), ("positions", int), ("seed", int), ("threads", int)):
+        parser.add_argument(f"--{name}", type=kind)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--data-terms", help="terms of the training data")
     return parser.parse_args(arguments)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    given = parse()
-    types = [kind for kind in given.types.split(",") if kind]
-    options = Options(
-        epochs=given.epochs,
-        positions=given.positions,
-        learning_rate=given.learning_rate,
-        seed=given.seed,
-        threads=given.threads,
+    given = parse(arguments)
+    named = ("name", "epochs", "positions", "seed", "threads", "learning_rate", "data_terms")
+    flags = {name: getattr(given, name) for name in named}
+    if given.types:
+        flags["behaviours"] = dict.fromkeys((kind for kind in given.types.split(",") if kind), 1.0)
+    default = f"sqlite:///{(given.work / 'tracking.db').absolute()}"
+    job = Job(
+        events=given.events,
+        items=given.items,
+        out=given.out,
+        work=given.work,
+        text_encoder=given.text_encoder,
+        source=given.source or given.events.name,
+        live=given.live,
+        incremental=given.incremental,
+        search_seconds=given.search,
+        tracking=None if given.tracking == "none" else given.tracking or default,
     )
     started = time.perf_counter()
     try:
-        _check_folders(given.text_encoder, given.out)
-        split = split_by_time(read_events(given.events, types))
-        train(
-            split,
-            {item.item_id: item.text for item in read_items(given.items).values()},
-            TextEncoder(given.text_encoder),
-            given.out,
-            types=types,
-            options=options,
-            name=given.name,
-            half_life_s=given.half_life_days * DAY_MS / 1000,
-            data_terms=given.data_terms,
-        )
-    except (DatasetError, ExportError) as error:
-        print(error, file=sys.stderr)
+        accepted = train(job, load_config(given.config, **flags))
+    except NothingNewError as nothing:
+        say(str(nothing))
+        return 0
+    except EXPECTED as error:
+        sys.stderr.write(f"{error}\n")
         return 1
-    print(f"{given.out} in {time.perf_counter() - started:.0f} s")
-    return 0
+    except OSError as error:
+        sys.stderr.write(f"{error.filename or given.work}: {error.strerror or error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from the last epoch\n")
+        return 130
+    say(f"{job.out} in {time.perf_counter() - started:.0f} s")
+    return 0 if accepted else REFUSED
 
 
 if __name__ == "__main__":

@@ -126,7 +126,9 @@ class Runtime:
         settings = self.settings
         self.publisher = KafkaPublisher(settings)
         self.encoder = TritonEncoder(settings.triton, settings.triton_deadline, settings.encode_batch)
-        self.model = LiveModel(self.encoder, Path(settings.model_repository), Path(settings.trusted_keys))
+        self.model = LiveModel(
+            self.encoder, Path(settings.model_repository), Path(settings.trusted_keys), settings.text_fields
+        )
         self.readers = [
             SideInputReader(settings, settings.models_topic, self.model.apply_models),
             SideInputReader(settings, settings.items_topic, self.model.apply_items),

@@ -22,7 +22,7 @@ import msgspec
 from workers import metrics
 from workers.core import rollout
 from workers.core.bundle import Bundle, BundleError, load_bundle
-from workers.core.catalogue import Catalogue, CatalogueItem, Text
+from workers.core.catalogue import TEXT_FIELDS, Catalogue, CatalogueItem, Text
 from workers.core.popularity import Partial, decode_partial, total
 from workers.core.ranking import ItemSpace
 from workers.core.recommendation import SideInputs
@@ -56,12 +56,22 @@ class Live:
 class LiveModel:
     """Folds the side-input topics and keeps `live` current. Not thread-safe: event loop only."""
 
-    def __init__(self, encoder: Encoder, repository: Path, trusted: Path | None = None) -> None:
-        """`trusted` is the folder of the keys that may sign a version; without one, signatures are not asked for."""
+    def __init__(
+        self,
+        encoder: Encoder,
+        repository: Path,
+        trusted: Path | None = None,
+        text_fields: Sequence[str] = TEXT_FIELDS,
+    ) -> None:
+        """`trusted` is the folder of the keys that may sign a version; without one, signatures are not asked for.
+
+        `text_fields` are the fields of a catalogue item that its text is joined from.
+        """
         self._encoder = encoder
         self._repository = repository
         self._trusted = trusted
-        self._catalogue = Catalogue()
+        self._catalogue = Catalogue(text_fields)
+        self._text_fields = tuple(text_fields)
         self._partials: dict[int, Partial] = {}
         self._offsets = {"items": -1, "popularity": -1, "models": -1}
         self._uncharted: deque[Text] = deque()
@@ -99,7 +109,7 @@ class LiveModel:
                 self._uncharted.append(text)
                 self._work.set()
             if self.live is not None:
-                self.live.space.set_available(item.item_id, _is_rankable(item, self.live.space))
+                self.live.space.set_available(item.item_id, self._is_rankable(item, self.live.space))
         self._note_side_inputs()
 
     def apply_popularity(self, records: Sequence[Record]) -> None:
@@ -180,7 +190,7 @@ class LiveModel:
         version = int(bundle.path.name)
         space.set_popularity(total(self._partials.values()))
         for item in self._catalogue.items.values():
-            space.set_available(item.item_id, _is_rankable(item, space))
+            space.set_available(item.item_id, self._is_rankable(item, space))
         self._uncharted = deque(
             text for text in self._uncharted if text.offset > charted and not space.is_trained(text.item_id)
         )
@@ -208,7 +218,7 @@ class LiveModel:
                 waiting.popleft()
             for text in batch:
                 item = self._catalogue.items[text.item_id]
-                live.space.set_available(text.item_id, _is_rankable(item, live.space))
+                live.space.set_available(text.item_id, self._is_rankable(item, live.space))
             self._note_side_inputs()
             metrics.COLD_ITEMS.set(live.space.size - live.space.trained)
 
@@ -217,11 +227,13 @@ class LiveModel:
         return load_bundle(folder) if self._trusted is None else load_trusted(folder, self._trusted)
 
     def _space(self, bundle: Bundle) -> ItemSpace:
+        if tuple(bundle.manifest.text_fields) != self._text_fields:
+            theirs, ours = ", ".join(bundle.manifest.text_fields), ", ".join(self._text_fields)
+            log.warning("texts differ", extra={"why": f"the version was trained on {theirs}, new items have {ours}"})
         return ItemSpace(bundle.item_ids, bundle.item_vectors)
 
-
-def _is_rankable(item: CatalogueItem, space: ItemSpace) -> bool:
-    return item.available and (bool(item.text) or space.is_trained(item.item_id))
+    def _is_rankable(self, item: CatalogueItem, space: ItemSpace) -> bool:
+        return item.available and (bool(self._catalogue.text(item)) or space.is_trained(item.item_id))
 
 
 def _bad(topic: str, record: Record, why: str) -> None:

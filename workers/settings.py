@@ -15,10 +15,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from workers.core.catalogue import TEXT_FIELDS, TextField
 from workers.core.events import DEFAULT_BEHAVIOURS
 from workers.core.state import HISTORY
 
 PREFIX = "FRESHET_"
+TRAINING = "training"
+"""The table of a settings file that is for `freshet train` alone."""
 SECRETS = frozenset({"kafka_password"})
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -86,6 +89,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Behaviour types with their weights."""
     history: Annotated[int, msgspec.Meta(ge=1, le=1000)] = HISTORY
     """Recent events kept per user; a model version reads the last of them, as many as it was trained with."""
+    text_fields: tuple[TextField, ...] = TEXT_FIELDS
+    """Fields of a catalogue item that its text is joined from, in order."""
     list_size: Annotated[int, msgspec.Meta(ge=1, le=50)] = 10
     max_batch_events: Positive = 2048
     """Most events folded as one micro-batch."""
@@ -112,9 +117,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 _EXAMPLES = {
     "behaviours": '{"view": 1, "click": 2}',
+    "text_fields": '["title", "category"]',
     "variants": '{"control": {"share": 0.5}, "diverse": {"share": 0.5, "diversity": 0.3}}',
 }
-"""Settings that are mappings, with an example of their JSON."""
+"""Settings that are mappings or lists, with an example of their JSON."""
 
 
 def load_settings(
@@ -126,6 +132,7 @@ def load_settings(
     if file is not None:
         try:
             merged.update(tomllib.loads(file.read_text()))
+            merged.pop(TRAINING, None)
         except FileNotFoundError:
             raise SettingsError(f"settings file {file} does not exist") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -149,7 +156,7 @@ def load_settings(
 
 
 def _structured(variable: str, name: str, value: str) -> Any:
-    """A mapping is written as JSON in its environment variable."""
+    """A mapping or list is written as JSON in its environment variable."""
     if name not in _EXAMPLES:
         return value
     try:

@@ -218,8 +218,9 @@ def test_states_before_continue_a_log() -> None:
 def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
     """An exported bundle gives torch's scores and vectors for inputs that the export never saw, at any batch size."""
     onnxruntime = pytest.importorskip("onnxruntime")
+    from training.config import Config  # noqa: PLC0415 - with the others
     from training.export import ServedEncoder, export_bundle, golden_inputs  # noqa: PLC0415 - imports torch
-    from workers.core.bundle import load_bundle  # noqa: PLC0415
+    from workers.core.bundle import Data, load_bundle  # noqa: PLC0415
 
     model = small_model(7)
     item_ids = [f"i{number}" for number in range(ITEMS)]
@@ -227,18 +228,20 @@ def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
         model,
         tmp_path / "bundle",
         item_ids,
-        TYPES,
         model.text.numpy(),
-        name="test",
+        config=Config(behaviours=dict.fromkeys(TYPES, 1.0), text_fields=("title",)),
         prior_weight=0.5,
-        half_life_s=3600.0,
         metrics={},
-        licence="none",
+        data=Data(digest="of the log"),
+        commit="",
+        parent="3",
         model_card="test\n",
     )
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.item_ids == item_ids
-    assert bundle.manifest.length == LENGTH
+    manifest = bundle.manifest
+    assert (manifest.length, manifest.text_fields, manifest.parent) == (LENGTH, ["title"], "3")
+    assert manifest.data.digest == "of the log"
     torch.testing.assert_close(torch.from_numpy(bundle.item_vectors), model.item_vectors().detach())
     session = onnxruntime.InferenceSession(str(bundle.path / "model.onnx"), providers=["CPUExecutionProvider"])
     served = ServedEncoder(model).eval()

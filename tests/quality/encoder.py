@@ -64,9 +64,9 @@ def train_encoder(split: LeaveOneOut, texts: Floats, recipe: Recipe, seed: int) 
         return float(judge(scorer(candidate, texts, index)[0], cases).gain.mean())
 
     model = UserEncoder(config, torch.from_numpy(texts[trained]))
-    model, epoch = fit(model, _always(examples), validate, recipe.options)
-    score, table = scorer(model, texts, index)
-    return Trained(model, score, table, epoch, time.perf_counter() - started)
+    fitted = fit(model, _always(examples), validate, recipe.options)
+    score, table = scorer(fitted.model, texts, index)
+    return Trained(fitted.model, score, table, fitted.epoch, time.perf_counter() - started)
 
 
 def scorer(model: UserEncoder, texts: Floats, index: NDArray[np.int64]) -> tuple[Scorer, Floats]:

@@ -176,12 +176,13 @@ def _train(events: list[Event], texts: Floats, recipe: Recipe, seed: int) -> tup
     torch.set_num_threads(recipe.options.threads)
     config = Config(len(items), len(kinds), **recipe.shape)  # type: ignore[arg-type]
     types = {kind: number + 1 for number, kind in enumerate(kinds)}
-    model, _ = fit(
+    fitted = fit(
         UserEncoder(config, torch.from_numpy(texts[rows])),
         lambda random: windows(shuffle_ties(runs, random), index, types, config.length),
         lambda _: 0.0,
         recipe.options,
     )
+    model = fitted.model
     with torch.no_grad():
         table = model.tower(torch.from_numpy(texts))
         table[rows] = model.item_vectors()

@@ -13,9 +13,10 @@ def test_items_survive_the_codec() -> None:
 
 def test_the_text_is_what_there_is_of_it() -> None:
     """Title, category and description, without the empty ones."""
-    assert CatalogueItem("i", "Heat", "a heist", "thriller").text == "Heat. thriller. a heist"
-    assert CatalogueItem("i", "Heat").text == "Heat"
-    assert CatalogueItem("i").text == ""
+    assert CatalogueItem("i", "Heat", "a heist", "thriller").text() == "Heat. thriller. a heist"
+    assert CatalogueItem("i", "Heat", "a heist", "thriller").text(["description", "title"]) == "a heist. Heat"
+    assert CatalogueItem("i", "Heat").text() == "Heat"
+    assert CatalogueItem("i").text() == ""
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_a_taken_port_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_train_without_its_environment_says_what_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One line names the command that makes the environment."""
-    monkeypatch.setattr("workers.cli.model.TRAINING_PYTHON", tmp_path / "python")
+    monkeypatch.setattr("workers.cli.train.TRAINING_PYTHON", tmp_path / "python")
     assert fails("train", "--epochs", "1") == (
         "freshet: the training environment is missing: run `make setup-training`"
     )

@@ -184,7 +184,7 @@ def wiring(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callabl
         port = 1
 
         def __init__(self, *arguments: object, **_: object) -> None:
-            opened.append(tuple(str(one) for one in arguments if isinstance(one, str | int | float | Path)))
+            opened.append(tuple(str(one) for one in arguments if isinstance(one, str | int | float | Path | tuple)))
 
         async def start(self, *_: object) -> None:
             """Start."""
@@ -260,6 +260,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "health_port": ("wiring", 8080),
     "behaviours": ("published", {"view": 1.0, "listen": 1.0}),
     "history": ("published", 1),
+    "text_fields": ("wiring", ("title",)),
     "list_size": ("published", 3),
     "max_batch_events": ("consumer", 7),
     "encode_batch": ("published", 1),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from training.dataset import DatasetError, read_events, read_items, split_by_time, vocabulary
-from workers.core.events import Event, encode_event
+from training.config import Config
+from training.dataset import DatasetError, Log, read_items, read_log, split_by_time, vocabulary
+from workers.core.events import ERASE, Event, encode_event
+
+NOW = 1_700_000_000_000
+HOUR = 3_600_000
 
 
 def event(number: int, ts: int, kind: str = "view", item: str | None = None) -> Event:
-    return Event(f"e{number}", "u", kind, 1_700_000_000_000 + ts, item or f"i{number}")
+    return Event(f"e{number}", "u", kind, NOW + ts, item or f"i{number}")
 
 
 def write(path: Path, events: list[Event]) -> Path:
@@ -19,42 +24,89 @@ def write(path: Path, events: list[Event]) -> Path:
     return path
 
 
+def read(path: Path, **config: Any) -> Log:
+    return read_log(path, Config(min_users=1, **config), NOW + HOUR)
+
+
 def test_reads_what_the_topic_holds(tmp_path: Path) -> None:
     """A log is the events topic in a file: it is decoded by the core."""
     events = [event(number, number) for number in range(3)]
-    assert read_events(write(tmp_path / "log", events)) == events
+    log = read(write(tmp_path / "log", events))
+    assert (log.events, log.cleaning) == (events, {})
 
 
-def test_a_log_that_goes_back_in_time_is_refused(tmp_path: Path) -> None:
-    """Order is what makes examples point-in-time correct."""
-    path = write(tmp_path / "log", [event(0, 5), event(1, 4)])
-    with pytest.raises(DatasetError, match=r"log:2: .*goes back in time"):
-        read_events(path)
+def test_the_digest_is_of_what_is_kept(tmp_path: Path) -> None:
+    """Other bytes of the same events give the same digest, another event another one."""
+    events = [event(number, number) for number in range(3)]
+    one = read(write(tmp_path / "log", events)).digest
+    (tmp_path / "log").write_bytes(b"\n\n" + (tmp_path / "log").read_bytes() + b"not json\n")
+    assert read(tmp_path / "log").digest == one
+    assert read(write(tmp_path / "log", [*events, event(9, 9)])).digest != one
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    """Duplicates, impossible times, floods, unreadable lines and the forgotten, each by its reason."""
+    kept = [event(number, number) for number in range(5)]
+    flood = [event(100 + number, 60_000 + number) for number in range(12)]
+    log = write(
+        tmp_path / "log",
+        [
+            *kept,
+            kept[0],
+            event(50, 3 * HOUR),
+            *flood,
+            Event("o1", "v", "view", NOW + 7, "i"),
+            Event("o2", "v", ERASE, NOW + 8),
+        ],
+    )
+    with log.open("ab") as file:
+        file.write(b'not json\n{"event_id":"x","user_id":"u","type":"view","ts":5,"item_id":"i"}\n')
+    read_back = read(log, flood_per_minute=10)
+    assert read_back.events == [*kept, *flood[:10]]
+    assert read_back.forgotten == {"v"}
+    assert read_back.cleaning == {
+        "duplicate": 1,
+        "impossible time": 1,
+        "flood": 2,
+        "out of order": 2,
+        "unreadable": 1,
+        "invalid": 1,
+        "opted out or erased": 1,
+    }
+
+
+def test_a_log_out_of_order_is_put_in_order(tmp_path: Path) -> None:
+    """Partitions written one after the other are one log: examples are point-in-time correct by event time."""
+    events = [event(number, number) for number in range(6)]
+    log = read(write(tmp_path / "log", [*events[3:], *events[:3]]))
+    assert (log.events, log.cleaning) == (events, {"out of order": 3})
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"event_id":"e","user_id":"u","type":"like","ts":1700000000000,"item_id":"i"}', "unknown_type"),
-        (b'{"event_id":"e","user_id":"u","type":"view","ts":1700000000000}', "missing_item"),
+        (b'{"event_id":"e","user_id":"u","type":"like","ts":1700000000000,"item_id":"i"}', "--types view,click,.*like"),
+        (b'{"event_id":"e","user_id":"u","type":"view","ts":1700000000000}', "missing item"),
         (b"not json", "log:1: "),
         (b"[]", "log:1: "),
     ],
 )
-def test_a_line_that_is_no_event_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
-    """The first bad line stops the run with its number and its reason."""
+def test_a_file_that_is_no_log_is_refused(tmp_path: Path, line: bytes, reason: str) -> None:
+    """Where most lines are no events, the first one is named with its reason."""
     (tmp_path / "log").write_bytes(line)
     with pytest.raises(DatasetError, match=reason):
-        read_events(tmp_path / "log")
+        read(tmp_path / "log")
 
 
 def test_no_log_is_said(tmp_path: Path) -> None:
-    """A missing or empty file is one line, not a traceback from deep inside."""
-    with pytest.raises(DatasetError, match="does not exist"):
-        read_events(tmp_path / "nothing")
+    """A missing or empty file, and one of too few users, is one line, not a traceback from deep inside."""
+    with pytest.raises(DatasetError, match="No such file"):
+        read(tmp_path / "nothing")
     (tmp_path / "empty").write_bytes(b"\n")
     with pytest.raises(DatasetError, match="holds no events"):
-        read_events(tmp_path / "empty")
+        read(tmp_path / "empty")
+    with pytest.raises(DatasetError, match="1 users have two events or more"):
+        read_log(write(tmp_path / "log", [event(n, n) for n in range(9)]), Config(min_users=2), NOW)
 
 
 def test_the_last_upsert_of_an_item_stands(tmp_path: Path) -> None:
@@ -75,3 +127,4 @@ def test_vocabulary_is_what_had_an_event() -> None:
     """Items in order of first appearance, each once; control events bring none."""
     events = [event(0, 0, item="b"), event(1, 1, item="a"), event(2, 2, item="b"), event(3, 3, "user.opt_out", "c")]
     assert vocabulary(events) == ["b", "a"]
+    assert vocabulary(events, ["z", "a"]) == ["z", "a", "b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from training.examples import IGNORE, histories, shuffle_ties, windows
 from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event
@@ -66,3 +67,23 @@ def test_only_ties_are_shuffled() -> None:
     assert first != tied
     assert sorted(e.event_id for e in first) == sorted(e.event_id for e in tied)
     assert second == apart
+
+
+def test_targets_alone_are_predicted() -> None:
+    """An event of another behaviour stands in the history and trains the next type, not the next item."""
+    run = [event(number) for number in range(4)]
+    run[1] = Event("e1", "u", "like", run[1].ts, "i1")
+    examples = windows([run], INDEX, {"view": 1, "like": 2}, LENGTH, targets={"view"})
+    assert examples.next_item[0, -4:].tolist() == [2, IGNORE, 4, 5]
+    assert examples.next_type[0, -4:].tolist() == [1, 2, 1, 1]
+    assert examples.item_index[0, -3:].tolist() == [2, 3, 4]
+
+
+def test_only_what_is_new_is_trained() -> None:
+    """Older events are context: rows that would train nothing are left out, the others know the past."""
+    old, new = [event(number) for number in range(60)], [event(number, user="v") for number in range(3)]
+    examples = windows([old, new], INDEX, {"view": 1}, LENGTH, since=old[57].ts)
+    assert examples.next_item[examples.next_item != IGNORE].tolist() == [59, 60, 61]
+    assert (examples.item_index[0] != 0).sum() >= LENGTH // 2
+    with pytest.raises(ValueError, match="no behaviour events"):
+        windows([new], INDEX, {"view": 1}, LENGTH, since=old[57].ts)

@@ -21,6 +21,7 @@ from workers.cli import (
     signing,
     stack,
     tail,
+    train,
     worker,
 )
 from workers.cli.errors import Group
@@ -48,11 +49,7 @@ app.command("inspect", rich_help_panel="Streams")(inspect_user.inspect_user)
 app.command("replay", rich_help_panel="Streams")(replay.replay)
 app.command("report", rich_help_panel="Streams")(report.report)
 app.add_typer(dlq.app, name="dlq", rich_help_panel="Streams")
-app.command(
-    "train",
-    rich_help_panel="Models",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)(model.train)
+app.command("train", rich_help_panel="Models")(train.train)
 app.command(
     "bench",
     rich_help_panel="Local stack",

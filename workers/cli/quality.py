@@ -9,7 +9,7 @@ import typer
 
 from deploy.local.parts import ROOT
 from workers.cli.errors import UserError
-from workers.cli.model import TRAINING_PYTHON
+from workers.cli.train import TRAINING_PYTHON
 
 
 def quality(context: typer.Context) -> None:

@@ -144,7 +144,7 @@ def replay(
     for name, value, allowed in (("--encoder", encoder, ("onnx", "triton")), ("--state", state, ("memory", "rocksdb"))):
         if value not in allowed:
             raise UserError(f"{name} is {' or '.join(allowed)}, not {value!r}")
-    window = (_time("--from", start), _time("--until", end), _offsets(offsets or []))
+    window = (record_time("--from", start), record_time("--until", end), _offsets(offsets or []))
     command = "freshet " + " ".join(shlex.quote(word) for word in sys.argv[1:])
     if verify:
         _verify(settings, source, to, feature_users, command, through_triton=encoder == "triton", as_json=json_)
@@ -354,7 +354,8 @@ def _speed(value: str | None) -> float | None:
     return speed
 
 
-def _time(option: str, value: str | None) -> int | None:
+def record_time(option: str, value: str | None) -> int | None:
+    """A moment in ms, UTC where no zone is given. Raises `UserError`."""
     if value is None:
         return None
     try:

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.core.catalogue import TEXT_FIELDS
 from workers.core.features import FIRST_ITEM
 
 MANIFEST = "manifest.json"
@@ -28,6 +29,33 @@ class BundleError(Exception):
     """The folder is no usable bundle; the message says what is wrong."""
 
 
+class Data(msgspec.Struct, frozen=True):
+    """The log that a version was trained on: times in ms, a sha256 of the events, and what was left out of it."""
+
+    source: str = ""
+    digest: str = ""
+    first: int = 0
+    last: int = 0
+    events: int = 0
+    users: int = 0
+    cleaning: dict[str, int] = {}
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One thing that a gate looked at; `detail` has the figures."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Whether a candidate may be published, and why."""
+
+    accepted: bool
+    checks: list[Check]
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """Facts of a bundle.
 
@@ -35,7 +63,9 @@ class Manifest(msgspec.Struct, frozen=True):
     recent events the encoder reads (the first versions did not say so, and read
     50). `types` are the behaviour types the encoder knows, index 1 first.
     `prior_weight` is the weight of the log popularity prior beside the
-    encoder's score, fitted on the validation split. `files` maps each file to its sha256.
+    encoder's score, fitted on the validation split. `files` maps each file to its
+    sha256. `text_fields` are what items' texts were joined from, `commit` is the
+    code that trained, and `parent` the version whose weights were the start.
     """
 
     name: str
@@ -49,6 +79,11 @@ class Manifest(msgspec.Struct, frozen=True):
     licence: str
     files: dict[str, str]
     length: int = 50
+    text_fields: list[str] = msgspec.field(default_factory=lambda: list(TEXT_FIELDS))
+    data: Data = Data()
+    commit: str = ""
+    parent: str = ""
+    gate: Decision | None = None
 
 
 class Bundle(msgspec.Struct, frozen=True):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
 from workers.core.events import Id
+
+TextField = Literal["title", "category", "description"]
+TEXT_FIELDS: tuple[TextField, ...] = ("title", "category", "description")
+"""Fields of an item that its text is joined from, in order, unless the settings say otherwise."""
 
 
 class CatalogueItem(msgspec.Struct, frozen=True, gc=False):
@@ -19,10 +24,9 @@ class CatalogueItem(msgspec.Struct, frozen=True, gc=False):
     price: Annotated[float, msgspec.Meta(ge=0)] | None = None
     available: bool = True
 
-    @property
-    def text(self) -> str:
-        """What the text encoder reads."""
-        return ". ".join(part for part in (self.title, self.category, self.description) if part)
+    def text(self, fields: Sequence[str] = TEXT_FIELDS) -> str:
+        """What the text encoder reads: these of its fields that hold something."""
+        return ". ".join(part for field in fields if (part := getattr(self, field)))
 
 
 class Text(NamedTuple):
@@ -37,10 +41,11 @@ class Catalogue:
     """The fold of the items topic.
 
     `texts` stand in the order in which items first had a text: a newer text
-    keeps the item's place.
+    keeps the item's place. `text_fields` are what texts are joined from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, text_fields: Sequence[str] = TEXT_FIELDS) -> None:
+        self._text_fields = text_fields
         self.items: dict[str, CatalogueItem] = {}
         self.texts: dict[str, Text] = {}
 
@@ -57,9 +62,14 @@ class Catalogue:
             return item
         self.items[item.item_id] = item
         known = self.texts.get(item.item_id)
-        if item.text and (known is None or known.text != item.text):
-            self.texts[item.item_id] = Text(offset, item.item_id, item.text)
+        text = self.text(item)
+        if text and (known is None or known.text != text):
+            self.texts[item.item_id] = Text(offset, item.item_id, text)
         return item
+
+    def text(self, item: CatalogueItem) -> str:
+        """What an item is placed by."""
+        return item.text(self._text_fields)
 
 
 _decoder = msgspec.json.Decoder(CatalogueItem)

@@ -256,7 +256,7 @@ async def open_encoder(settings: Settings, text_encoder: Path, *, through_triton
 
 
 async def _model(job: Job, version: int, encoder: Encoder) -> ReplayedModel:
-    side_inputs = LiveModel(encoder, Path(job.settings.model_repository))
+    side_inputs = LiveModel(encoder, Path(job.settings.model_repository), text_fields=job.settings.text_fields)
     await side_inputs.start(version)
     assert side_inputs.live is not None
     space = side_inputs.live.space

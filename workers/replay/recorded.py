@@ -99,6 +99,7 @@ class Remaker:
     ) -> None:
         self.version = version
         self._maker = ListMaker(settings)
+        self._text_fields = settings.text_fields
         self._encoder = encoder
         self._repository = repository
         self._topics = topics
@@ -155,7 +156,7 @@ class Remaker:
         """The version with the catalogue as it stood; going back means beginning anew."""
         model = self._model
         if model is None or side_inputs.items < self._at.items or side_inputs.charted < self._at.charted:
-            model = self._model = LiveModel(self._encoder, self._repository)
+            model = self._model = LiveModel(self._encoder, self._repository, text_fields=self._text_fields)
             self._items_read = 0
             await model.start(self.version)
         due: list[Record] = []

@@ -1,0 +1,103 @@
+"""The fit: it learns, it stops, and after a kill it ends where it would have ended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.worlds import ITEMS, MODEL, walk
+from training.checkpoint import Checkpoint
+from training.examples import Examples, histories, windows
+from training.fit import Epoch, FitError, Fitted, Options, fit
+from training.model import Config as ModelConfig
+from training.model import UserEncoder
+
+INDEX = {f"i{number}": number + 2 for number in range(ITEMS)}
+OPTIONS = Options(epochs=6, validate_every=2, positions=128, learning_rate=0.02)
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+def model() -> UserEncoder:
+    torch.manual_seed(1)
+    return UserEncoder(ModelConfig(items=ITEMS, types=1, **{**MODEL, "dropout": 0.3}), torch.randn(ITEMS, 384))
+
+
+def rows(random: np.random.Generator) -> Examples:
+    runs = histories(walk())
+    return windows([runs[number] for number in random.permutation(len(runs))], INDEX, {"view": 1}, MODEL["length"])
+
+
+def weight(candidate: UserEncoder) -> float:
+    """A score that depends on every weight, and so tells one run from another."""
+    return float(sum(parameter.detach().abs().sum() for parameter in candidate.parameters()))
+
+
+def run(options: Options, report: Callable[[Epoch], None], checkpoint: Checkpoint | None = None) -> Fitted:
+    return fit(model(), rows, weight, options, report=report, checkpoint=checkpoint)
+
+
+def same(one: Fitted, other: Fitted) -> bool:
+    pairs = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    return (one.epoch, one.score) == (other.epoch, other.score) and all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 5])
+def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, killed_after: int) -> None:
+    """Weights, best epoch and score are those of a run that nothing happened to, to the last bit."""
+    whole = run(OPTIONS, lambda _: None)
+
+    def kill(epoch: Epoch) -> None:
+        if epoch.number > killed_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(OPTIONS, kill, Checkpoint(tmp_path / "c.safetensors", "ring"))
+    epochs: list[int] = []
+    again = run(OPTIONS, lambda epoch: epochs.append(epoch.number), Checkpoint(tmp_path / "c.safetensors", "ring"))
+    assert epochs == list(range(killed_after + 1, OPTIONS.epochs + 1))
+    assert same(again, whole)
+
+
+def test_a_seed_decides_a_run() -> None:
+    """The same seed gives the same weights, another one others."""
+    short = dataclasses.replace(OPTIONS, epochs=2)
+    assert same(run(short, lambda _: None), run(short, lambda _: None))
+    other = run(dataclasses.replace(short, seed=1), lambda _: None)
+    assert not same(run(short, lambda _: None), other)
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
+    """Other data or settings start anew, and so does a file that is cut short."""
+    path = tmp_path / "c.safetensors"
+    Checkpoint(path, "one").save({"x": torch.ones(2)}, {"epoch": 3})
+    assert Checkpoint(path, "other").load() is None
+    tensors, facts = Checkpoint(path, "one").load() or ({}, {})
+    assert (tensors["x"].tolist(), facts["epoch"]) == ([1.0, 1.0], 3)
+    path.write_bytes(path.read_bytes()[:-3])
+    assert Checkpoint(path, "one").load() is None
+
+
+def test_patience_ends_a_run() -> None:
+    """After so many validations without a better one; the best one's weights are kept."""
+    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
+    seen: list[float | None] = []
+    options = dataclasses.replace(OPTIONS, epochs=50, validate_every=1, patience=2)
+    fitted = fit(model(), rows, lambda _: next(scores), options, report=lambda epoch: seen.append(epoch.score))
+    assert (seen, fitted.epoch, fitted.score) == ([0.5, 0.4, 0.3], 1, 0.5)
+
+
+def test_a_loss_that_is_no_number_is_said() -> None:
+    """Training stops in one line that names what to change."""
+    broken = model()
+    with torch.no_grad():
+        broken.residual.weight.fill_(float("nan"))
+    with pytest.raises(FitError, match="smaller learning_rate"):
+        fit(broken, rows, weight, OPTIONS, report=lambda _: None)

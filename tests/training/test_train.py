@@ -1,0 +1,248 @@
+"""From a log to a bundle: the whole job, on a log of seconds."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.numpy import load_file
+
+from tests.training.conftest import arguments
+from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
+from training import gate, search, train
+from training.config import Config
+from training.fit import Epoch
+from training.model import Config as ModelConfig
+from training.model import UserEncoder
+from training.train import REFUSED, main
+from training.warm import warm_start
+from workers.core.bundle import load_bundle
+from workers.core.events import ERASE, OPT_OUT, Event
+
+
+def run(folder: Path, out: str, *more: str, events: str = "events.jsonl", work: str = "work") -> int:
+    return main([*arguments(folder, events), "--out", str(folder / out), "--work", str(folder / work), *more])
+
+
+def test_the_bundle_says_what_it_is_of(first: Path) -> None:
+    """Data window, digest, cleaning, settings and the gate's reasons are in the manifest, and the ring is learned."""
+    bundle = load_bundle(first / "first")
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.types, manifest.dim, manifest.length) == ("ring", ["view"], 16, 8)
+    assert (manifest.data.first, manifest.data.events, manifest.data.users) == (NOW, 360, 30)
+    assert manifest.data.cleaning == {"items without text": 1}
+    assert len(manifest.data.digest) == 64
+    assert manifest.gate is not None
+    assert manifest.gate.accepted
+    assert {check.name for check in manifest.gate.checks} == {"finite", "size", "latency", "quality"}
+    assert manifest.metrics["encoder"]["ndcg@10"] > 0.8
+    assert bundle.item_vectors.shape == (ITEMS, 16)
+    assert not (first / "work" / "checkpoint.safetensors").exists()
+    assert sorted(path.name for path in first.glob(".*")) == []
+
+
+def test_an_incremental_run_goes_on_from_the_live_version(first: Path) -> None:
+    """New items enter behind the known ones, which keep their indexes; the gate compares with the live version."""
+    more = [Event(f"n{e.event_id}", e.user_id, "view", e.ts + 1, "new") for e in walk(steps=16)[-20:]]
+    write_log(first / "more.jsonl", [*walk(steps=18), *more])
+    assert run(first, "second", "--live", str(first / "first"), "--incremental", events="more.jsonl") in (0, REFUSED)
+    before, after = load_bundle(first / "first"), load_bundle(first / "second")
+    assert after.item_ids == [*before.item_ids, "new"]
+    assert after.manifest.parent == "first"
+    assert after.manifest.data.last > before.manifest.data.last
+    assert after.manifest.gate is not None
+    names = [check.name for check in after.manifest.gate.checks]
+    assert names == ["finite", "size", "latency", "quality", "coverage", "diversity", "canary set"]
+    assert json.loads((first / "work" / "canary.json").read_bytes())
+
+
+def test_nothing_new_is_no_version(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The log of the live version over again ends well, with a line and without a bundle."""
+    assert run(first, "none", "--live", str(first / "first"), "--incremental") == 0
+    assert "nothing to learn yet" in capsys.readouterr().out
+    assert not (first / "none").exists()
+
+
+def test_a_run_killed_for_real_ends_with_the_same_bundle(first: Path) -> None:
+    """SIGKILL in the middle of an epoch, the same command again: weights and graphs are equal byte by byte."""
+    folder = first / "killed"
+    folder.mkdir()
+    write_log(folder / "events.jsonl", walk())
+    write_items(folder / "items.jsonl", without=[3])
+    write_config(folder / "ring.toml", epochs=4)
+    script = (
+        "import sys; from tests.training.conftest import Texts; from training import train; "
+        "train.TextEncoder = Texts; sys.exit(train.main(sys.argv[1:]))"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        *arguments(folder),
+        "--out",
+        str(folder / "out"),
+        "--work",
+        str(folder / "work"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=train.ROOT) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch   2"):
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "out").exists()
+    assert run(folder, "out") == 0
+    for name in ("weights.safetensors", "model.onnx", "item_vectors.npy"):
+        assert (folder / "out" / name).read_bytes() == (first / "first" / name).read_bytes(), name
+
+
+def test_who_is_forgotten_is_in_no_row(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a user who opted out or was erased is learned from, judged by, or kept as a canary."""
+    events = walk()
+    last = events[-1].ts
+    gone = [Event("o", "u1", OPT_OUT, last + 1), Event("r", "u2", ERASE, last + 2)]
+    only = [Event(f"s{n}", "u1", "view", NOW + n, "secret") for n in range(3)]
+    write_log(first / "gone.jsonl", sorted([*only, *events, *gone], key=lambda event: event.ts))
+    seen: list[Event] = []
+    monkeypatch.setattr(train, "shuffle_ties", lambda runs, _: seen.extend(e for run in runs for e in run) or runs)
+    monkeypatch.setattr(train, "_write", lambda *_: True)
+    judged: list[str] = []
+    real = train.evaluate
+    monkeypatch.setattr(
+        train, "evaluate", lambda batches, rankers: real((judged.extend(b.users) or b for b in batches), rankers)
+    )
+    assert run(first, "gone", events="gone.jsonl", work="gone-work") == 0
+    assert {event.user_id for event in seen} == {f"u{n}" for n in range(30)} - {"u1", "u2"}
+    assert judged
+    assert not {"u1", "u2"} & set(judged)
+    assert "secret" not in {event.item_id for event in seen}
+
+
+@pytest.mark.parametrize(
+    ("events", "more", "why"),
+    [
+        ("missing.jsonl", [], "No such file"),
+        ("empty.jsonl", [], "holds no events to learn from"),
+        ("few.jsonl", [], "too few to learn from"),
+        ("events.jsonl", ["--types", "click"], r"unknown type.*--types click,view"),
+        ("items.jsonl", [], "items.jsonl:1: "),
+        ("events.jsonl", ["--config", "nowhere.toml"], "nowhere.toml"),
+        ("events.jsonl", ["--live", "nowhere"], "nowhere has no manifest"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    first: Path, capsys: pytest.CaptureFixture[str], events: str, more: list[str], why: str
+) -> None:
+    """It says what to do, exits with 1 and leaves nothing behind."""
+    (first / "empty.jsonl").write_text("")
+    write_log(first / "few.jsonl", walk(users=3))
+    assert run(first, "bad", *more, events=events) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.search(why, said), said
+    assert not (first / "bad").exists()
+
+
+def test_never_two_at_once(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second run in the same folder says so and ends; the lock goes with its process."""
+    with (first / "work" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(first, "bad") == 1
+    assert "another training run" in capsys.readouterr().err
+
+
+def test_a_worse_candidate_is_refused(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that has learned nothing against one that knows the ring: not published, and the reasons are kept."""
+    status = run(first, "worse", "--live", str(first / "first"), "--epochs", "1", "--learning-rate", "1e-6")
+    assert status == REFUSED
+    assert "FAIL quality" in capsys.readouterr().out
+    decision = load_bundle(first / "worse").manifest.gate
+    assert decision is not None
+    assert not decision.accepted
+    assert not next(check for check in decision.checks if check.name == "quality").passed
+
+
+def test_a_canary_set_forgets_who_asks(first: Path) -> None:
+    """A frozen user who is erased leaves the set; the others stay frozen."""
+    config, events = Config(behaviours={"view": 1.0}), walk()
+    ids = [f"i{number}" for number in range(ITEMS)]
+    texts = np.zeros((ITEMS, 384), np.float32)
+    ground = gate.Ground(events, 300, ids, texts, frozenset())
+    path = first / "frozen.json"
+    frozen = gate._canaries(path, ground, config)
+    gone = frozen[0].user_id
+    later = gate.Ground(events, 10, ids, texts, frozenset({gone}))
+    kept = gate._canaries(path, later, config)
+    assert kept == [case for case in frozen if case.user_id != gone]
+    assert f'"{gone}"' not in path.read_text()
+
+
+def test_runs_are_tracked(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters, curves, the commit, and the data window with its digest are in the local store."""
+    monkeypatch.setattr(train, "_write", lambda *_: True)
+    uri = f"sqlite:///{first / 'tracking.db'}"
+    assert run(first, "tracked", "--tracking", uri, work="tracked-work") == 0
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("ring")
+    assert experiment is not None
+    [found] = client.search_runs([experiment.experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["learning_rate"] == "0.02"
+    assert found.data.tags["data.digest"] == load_bundle(first / "first").manifest.data.digest
+    assert found.data.tags["data.first"] == str(NOW)
+    assert "commit" in found.data.tags
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3, 4]
+
+
+def test_a_search_keeps_the_best(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The given settings are the first trial; what is trained afterwards is the best of all."""
+    tried: list[Config] = []
+
+    def objective(config: Config, report: object) -> float:
+        tried.append(config)
+        assert callable(report)
+        score = 1.0 - abs(config.learning_rate - 0.004)
+        report(Epoch(1, 1.0, 0.1, score, best=True))
+        return score
+
+    given = Config(learning_rate=0.002)
+    said: list[str] = []
+    best = search.search(objective, given, 1.0, said.append)
+    assert tried[0].learning_rate == pytest.approx(given.learning_rate)
+    assert len(tried) > 3
+    assert abs(best.learning_rate - 0.004) == min(abs(one.learning_rate - 0.004) for one in tried)
+    assert said[-1].startswith(f"best of {len(tried)} trials")
+
+
+def test_a_warm_start_of_another_shape_is_said(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The live version's weights do not fit a wider model: one line that says what to do."""
+    write_log(first / "more2.jsonl", walk(steps=18))
+    shutil.copy(first / "ring.toml", first / "wide.toml")
+    wide = (first / "wide.toml").read_text().replace("dim = 16", "dim = 32")
+    (first / "wide.toml").write_text(wide)
+    live = ["--live", str(first / "first"), "--incremental", "--config", str(first / "wide.toml")]
+    assert run(first, "bad", *live, events="more2.jsonl") == 1
+    assert "train anew" in capsys.readouterr().err
+
+
+def test_a_known_item_keeps_its_place(first: Path) -> None:
+    """A warm start moves nothing: every item of the live version stands where it stood, new ones at their text."""
+    live = load_bundle(first / "first")
+    model = UserEncoder(ModelConfig(items=ITEMS + 1, types=2, **MODEL), torch.randn(ITEMS + 1, 384)).eval()
+    warm_start(model, live, ["new", *live.item_ids], ["click", "view"])
+    vectors = model.item_vectors().detach()
+    np.testing.assert_allclose(vectors[1:].numpy(), live.item_vectors, atol=1e-5)
+    torch.testing.assert_close(vectors[0], model.tower(model.text[:1])[0])
+    stored = load_file(live.path / "weights.safetensors")
+    np.testing.assert_array_equal(model.type_embedding.weight[2].detach().numpy(), stored["type_embedding.weight"][1])

@@ -1,0 +1,49 @@
+"""A tiny log whose right answer is known: every user walks a ring of items, one further at each event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from workers.core.events import Event, encode_event
+
+NOW = 1_700_000_000_000
+ITEMS = 24
+MODEL = {"length": 8, "dim": 16, "feed_forward": 16, "blocks": 1, "dropout": 0.0}
+
+
+def walk(users: int = 30, steps: int = 12, start: int = 0) -> list[Event]:
+    """Users take turns; user u views item u + step at each of its steps."""
+    return [
+        Event(f"u{user}-{step}", f"u{user}", "view", NOW + (step * users + user) * 60_000, f"i{(user + step) % ITEMS}")
+        for step in range(start, start + steps)
+        for user in range(users)
+    ]
+
+
+def write_log(path: Path, events: Iterable[Event]) -> Path:
+    """The events as a file of JSON lines."""
+    path.write_bytes(b"".join(encode_event(event) + b"\n" for event in events))
+    return path
+
+
+def write_items(path: Path, without: Iterable[int] = ()) -> Path:
+    """A catalogue of the ring's items and one more that nobody has seen."""
+    missing = set(without)
+    lines: list[dict[str, Any]] = [
+        {"item_id": f"i{number}", "title": "" if number in missing else f"film number {number}"}
+        for number in range(ITEMS + 1)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def write_config(path: Path, **training: Any) -> Path:
+    """A settings file for the ring: views alone, a small model."""
+    given = {"name": "ring", "epochs": 4, "validate_every": 2, "positions": 128, "learning_rate": 0.02, **training}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in given.items()]
+    model = [f"{name} = {json.dumps(value)}" for name, value in MODEL.items()]
+    path.write_text("\n".join(["[behaviours]", "view = 1.0", "[training]", *lines, "[training.model]", *model, ""]))
+    return path

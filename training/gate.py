@@ -1,0 +1,287 @@
+"""Step 7, the gate: may this candidate follow the live version?
+
+Both are run from their exported files over the same events (`training.evaluate`)
+and compared event by event, so the interval is that of a paired difference.
+Where nothing is live yet, the candidate must not be worse than recent
+popularity. torch = ONNX on golden inputs is held at export; Triton's answer to
+the same inputs is checked by `freshet publish` before anybody is served.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from training.config import Config, Gate
+from training.evaluate import (
+    CUTOFF,
+    Batch,
+    Floats,
+    Ranker,
+    Replay,
+    Result,
+    difference,
+    rank_of_target,
+    recent_popularity,
+    result_of,
+    user_bootstrap,
+    with_prior,
+)
+from training.examples import states_before
+from workers.core.bundle import Bundle, Check, Decision
+from workers.core.events import Event
+from workers.core.features import (
+    ITEM_TOWER_INPUTS,
+    ITEM_TOWER_OUTPUTS,
+    USER_ENCODER_INPUTS,
+    USER_ENCODER_OUTPUTS,
+    featurise,
+)
+from workers.core.state import decode_state, encode_state
+
+CANARIES = 200
+TIMED_BATCH = 64
+TIMED_RUNS = 5
+LISTS_MEASURED = 1000
+"""Lists whose items' distances are measured."""
+EMBEDDING = USER_ENCODER_OUTPUTS[2].name
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What candidate and live version are judged on.
+
+    `catalogue` are the ids of all M items and `texts` `[M, TEXT_DIM]` their text
+    embeddings; events from `start` on are judged. `forgotten` users have opted
+    out or were erased.
+    """
+
+    events: Sequence[Event]
+    start: int
+    catalogue: Sequence[str]
+    texts: Floats
+    forgotten: Collection[str]
+
+
+class Served:
+    """A version's exported graphs, as a ranker of a catalogue."""
+
+    def __init__(self, version: Bundle, ground: Ground) -> None:
+        self.version = version
+        self._encoder = _open(version.path / "model.onnx")
+        tower = _open(version.path / "item_tower.onnx")
+        [table] = tower.run([ITEM_TOWER_OUTPUTS[0].name], {ITEM_TOWER_INPUTS[0].name: ground.texts})
+        self._table: Floats = np.array(table)  # [M, D]
+        row = {item: number for number, item in enumerate(ground.catalogue)}
+        known = [(row[item], place) for place, item in enumerate(version.item_ids) if item in row]
+        rows, places = (list(column) for column in zip(*known, strict=True)) if known else ([], [])
+        self._table[rows] = version.item_vectors[places]
+
+    def __call__(self, batch: Batch) -> Floats:
+        """Scores `[B, M]`, without the prior."""
+        return self.scores({spec.name: batch.tensors[spec.name] for spec in USER_ENCODER_INPUTS})
+
+    def scores(self, tensors: Mapping[str, NDArray[np.int32]]) -> Floats:
+        """Scores `[B, M]` for encoder inputs."""
+        [embedding] = self._encoder.run([EMBEDDING], dict(tensors))
+        scores: Floats = embedding @ self._table.T
+        return scores
+
+    def milliseconds(self) -> float:
+        """Time a user in the whole graph at batch 64 on one thread: the best of a few runs."""
+        with np.load(self.version.path / "golden.npz", allow_pickle=False) as golden:
+            feeds = {
+                spec.name: np.resize(golden[spec.name], (TIMED_BATCH, self.version.manifest.length))
+                for spec in USER_ENCODER_INPUTS
+            }
+        best = np.inf
+        for _ in range(TIMED_RUNS):
+            started = time.perf_counter()
+            self._encoder.run(None, feeds)
+            best = min(best, time.perf_counter() - started)
+        return best * 1000 / TIMED_BATCH
+
+
+@dataclass(frozen=True)
+class _Judged:
+    result: Result
+    coverage: float
+    """Part of the catalogue that stands in some list."""
+    diversity: float
+    """Mean distance, 1 - cosine of the text embeddings, between the items of a list."""
+
+
+def judge(candidate: Bundle, live: Bundle | None, ground: Ground, config: Config, canary: Path) -> Decision:
+    """Decide on a candidate. `canary` is the file of the frozen set, made here where there is none."""
+    gate = config.gate
+    checks = [_finite(candidate), _size(candidate, gate)]
+    served = Served(candidate, ground)
+    checks.append(_latency(served, gate))
+    ours = _judge(candidate, served, ground, config)
+    if live is None:
+        theirs = _judge(candidate, recent_popularity, ground, config)
+        checks.append(_quality("recent popularity", ours.result, theirs.result, gate))
+    else:
+        running = Served(live, ground)
+        theirs = _judge(live, running, ground, config)
+        checks += [
+            _quality(f"version {live.path.name}", ours.result, theirs.result, gate),
+            _floor("coverage", ours.coverage, theirs.coverage, gate.coverage),
+            _floor("diversity", ours.diversity, theirs.diversity, gate.diversity),
+        ]
+        cases = _canaries(canary, ground, config)
+        checks.append(
+            _floor("canary set", *(_canary_score(one, cases, ground) for one in (served, running)), gate.canary)
+        )
+    return Decision(all(check.passed for check in checks), checks)
+
+
+def _judge(version: Bundle, scorer: Ranker, ground: Ground, config: Config) -> _Judged:
+    manifest = version.manifest
+    ranker = with_prior(scorer, manifest.prior_weight) if isinstance(scorer, Served) else scorer
+    users: list[str] = []
+    untied: list[NDArray[np.bool_]] = []
+    ranks: list[NDArray[np.int64]] = []
+    tops: list[NDArray[np.int64]] = []
+    stop = len(ground.events)
+    every = max(1, (stop - ground.start) // config.gate.events)
+    for batch in _replay(version, ground, config).batches(ground.start, stop, every):
+        scores = ranker(batch)
+        users.extend(batch.users)
+        untied.append(batch.untied)
+        ranks.append(rank_of_target(scores, batch.target, batch.seen))
+        tops.append(_top(np.where(batch.seen, -np.inf, scores)))
+    if not users:
+        raise ValueError("no event to judge a candidate on: the newest part of the log is empty or all seen before")
+    lists = np.concatenate(tops)
+    size = min(CUTOFF, lists.shape[1])
+    unit = ground.texts / np.maximum(np.linalg.norm(ground.texts, axis=1, keepdims=True), 1e-9)
+    inside = unit[lists[:LISTS_MEASURED]]  # [lists, size, TEXT_DIM]
+    alike = np.matmul(inside, inside.transpose(0, 2, 1)).sum(axis=(1, 2)) - (inside**2).sum(axis=(1, 2))
+    diversity = 1 - float(alike.mean()) / max(size * (size - 1), 1)
+    return _Judged(
+        result_of(users, np.concatenate(ranks), np.concatenate(untied)),
+        len(np.unique(lists)) / len(ground.catalogue),
+        diversity,
+    )
+
+
+def _replay(version: Bundle, ground: Ground, config: Config) -> Replay:
+    manifest = version.manifest
+    return Replay(
+        ground.events,
+        ground.catalogue,
+        version.item_index,
+        version.type_index,
+        manifest.popularity_half_life_s,
+        manifest.length,
+        history=config.history,
+        targets=config.targeted,
+    )
+
+
+def _top(scores: Floats) -> NDArray[np.int64]:
+    """The first rows `[B, CUTOFF]` of `scores` `[B, M]`, in no order."""
+    size = min(CUTOFF, scores.shape[1])
+    return np.argpartition(-scores, size - 1, axis=1)[:, :size]
+
+
+def _finite(candidate: Bundle) -> Check:
+    weights = load_file(candidate.path / "weights.safetensors")
+    bad = sorted(name for name, values in weights.items() if not np.isfinite(values).all())
+    return Check("finite", not bad, f"NaN or infinity in {', '.join(bad)}" if bad else f"{len(weights)} tensors")
+
+
+def _size(candidate: Bundle, gate: Gate) -> Check:
+    size = sum(file.stat().st_size for file in candidate.path.iterdir()) / MEGABYTE
+    return Check("size", size <= gate.size_mb, f"{size:.1f} MB of {gate.size_mb:g} allowed")
+
+
+def _latency(served: Served, gate: Gate) -> Check:
+    taken = served.milliseconds()
+    return Check("latency", taken <= gate.latency_ms, f"{taken:.3f} ms a user of {gate.latency_ms:g} allowed")
+
+
+def _quality(name: str, ours: Result, theirs: Result, gate: Gate) -> Check:
+    """Refuses what is shown to be worse, and what lacks more than is tolerated."""
+    paired = difference(ours, theirs)
+    low, high = user_bootstrap(paired.users, paired.gain)
+    passed = high >= 0 and paired.ndcg >= -gate.tolerance * theirs.ndcg
+    detail = (
+        f"NDCG@10 {ours.ndcg:.4f} against {theirs.ndcg:.4f} of {name}, {paired.ndcg:+.4f} [{low:+.4f}, {high:+.4f}]"
+    )
+    return Check("quality", passed, f"{detail} over {len(ours.users):,} events")
+
+
+def _floor(name: str, ours: float, theirs: float, part: float) -> Check:
+    return Check(name, ours >= part * theirs, f"{ours:.4f} against {theirs:.4f}, at least {part:g} of it")
+
+
+class _Case(msgspec.Struct, frozen=True):
+    """A frozen user: the state before an event (base64 of its stored form), and the item of the event."""
+
+    user_id: str
+    state: str
+    item: str
+
+
+def _canaries(path: Path, ground: Ground, config: Config) -> list[_Case]:
+    """The frozen set, without users who have since asked to be forgotten; frozen now where there is none."""
+    try:
+        cases = msgspec.json.decode(path.read_bytes(), type=list[_Case])
+    except (FileNotFoundError, msgspec.DecodeError):
+        cases = _freeze(ground, config)
+    kept = [case for case in cases if case.user_id not in ground.forgotten]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(kept))
+    return kept
+
+
+def _freeze(ground: Ground, config: Config) -> list[_Case]:
+    rankable = set(ground.catalogue)
+    cases: list[_Case] = []
+    for place, (event, state, first) in enumerate(states_before(ground.events, {}, config.history)):
+        if place >= ground.start and first and event.item_id in rankable and event.type in config.targeted:
+            cases.append(_Case(event.user_id, base64.b64encode(encode_state(state)).decode(), event.item_id))
+    picked = np.random.default_rng(0).permutation(len(cases))[:CANARIES]
+    return [cases[number] for number in sorted(picked)]
+
+
+def _canary_score(served: Served, cases: Sequence[_Case], ground: Ground) -> float:
+    """NDCG@10 by the encoder alone: a frozen user has no popularity of the day."""
+    row = {item: number for number, item in enumerate(ground.catalogue)}
+    known = [case for case in cases if case.item in row]
+    if not known:
+        return 0.0
+    states = [decode_state(base64.b64decode(case.state)) for case in known]
+    version = served.version
+    scores = served.scores(featurise(states, version.item_index, version.type_index, version.manifest.length))
+    seen = np.zeros(scores.shape, np.bool_)
+    for place, state in enumerate(states):
+        seen[place, [row[item] for item in (*state.items, *state.seen) if item in row]] = True
+    target = np.array([row[case.item] for case in known])
+    ranks = rank_of_target(scores, target, seen)
+    return result_of([case.user_id for case in known], ranks, np.ones(len(known), np.bool_)).ndcg
+
+
+def report(decision: Decision) -> str:
+    """The decision and its reasons, a line each."""
+    lines = [f"  {'ok  ' if check.passed else 'FAIL'} {check.name:<10} {check.detail}" for check in decision.checks]
+    verdict = "accepted" if decision.accepted else "refused: it will not be published"
+    return "\n".join([*lines, f"gate: {verdict}"])
+
+
+def _open(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,108 @@
+"""Hyperparameters in bounded time, with Optuna: the settings given are the first trial, so the best is no worse.
+
+A trial that is behind the median of the others at the same epoch is stopped,
+and so is the one that is under way when the time is over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from training.config import Config
+from training.fit import Epoch
+
+Objective = Callable[[Config, Callable[[Epoch], None]], float]
+"""Trains with a config, telling each epoch, and returns the validation's score."""
+
+POSITIONS = (1024, 2048, 4096)
+DROPOUT = 0.2
+ITEM_DROPOUT = 0.15
+
+
+class OutOfTimeError(Exception):
+    """The search's time is over in the middle of a trial."""
+
+
+def search(objective: Objective, config: Config, seconds: float, say: Callable[[str], None]) -> Config:
+    """The config with the best score that `seconds` of trials found."""
+    import optuna  # noqa: PLC0415 - only where there is a search
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    deadline = time.monotonic() + seconds
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=config.seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+    )
+    study.enqueue_trial(
+        {
+            "learning_rate": config.learning_rate,
+            "weight_decay": config.weight_decay,
+            "positions": config.positions,
+            "dropout": config.model.get("dropout", DROPOUT),
+            "item_dropout": config.model.get("item_dropout", ITEM_DROPOUT),
+        },
+    )
+
+    def run(trial: Any) -> float:
+        best = -1.0
+
+        def report(epoch: Epoch) -> None:
+            nonlocal best
+            if epoch.score is not None:
+                best = max(best, epoch.score)
+                trial.report(epoch.score, epoch.number)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+            if time.monotonic() > deadline:
+                raise OutOfTimeError
+
+        tried = _suggest(trial, config)
+        try:
+            score = objective(tried, report)
+        except OutOfTimeError:
+            if best < 0:
+                raise optuna.TrialPruned from None
+            score = best
+        except optuna.TrialPruned:
+            say(f"trial {trial.number}: stopped, behind the others  {_told(trial.params)}")
+            raise
+        say(f"trial {trial.number}: validation NDCG@10 {score:.4f}  {_told(trial.params)}")
+        return score
+
+    study.optimize(run, timeout=seconds)
+    try:
+        best = study.best_trial
+    except ValueError:
+        say("the search's time ended before the first validation: the settings stay as they are")
+        return config
+    say(f"best of {len(study.trials)} trials: {best.value:.4f}  {_told(best.params)}")
+    return _with(config, best.params)
+
+
+def _suggest(trial: Any, config: Config) -> Config:
+    steps = sorted({*POSITIONS, config.positions})
+    return _with(
+        config,
+        {
+            "learning_rate": trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
+            "weight_decay": trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),
+            "positions": trial.suggest_categorical("positions", steps),
+            "dropout": trial.suggest_float("dropout", 0.0, 0.5),
+            "item_dropout": trial.suggest_float("item_dropout", 0.0, 0.5),
+        },
+    )
+
+
+def _with(config: Config, found: dict[str, Any]) -> Config:
+    model = {**config.model, "dropout": found["dropout"], "item_dropout": found["item_dropout"]}
+    names = ("learning_rate", "weight_decay", "positions")
+    return msgspec.structs.replace(config, model=model, **{name: found[name] for name in names})
+
+
+def _told(found: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {value:.3g}" for name, value in found.items())
