@@ -65,7 +65,7 @@ def train(
         str | None, typer.Option(metavar="FILE.jsonl|kafka", help="The catalogue; without one items have no text.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the bundle.  [default: DIR/bundle]")
+        Path | None, typer.Option(metavar="DIR", help="Folder for the bundle; `bundle` in --dir where left out.")
     ] = None,
     start: Annotated[str | None, typer.Option("--from", metavar="TIME", help="Leave out records before (UTC).")] = None,
     end: Annotated[
@@ -73,7 +73,9 @@ def train(
     ] = None,
     live: Annotated[
         Path | None,
-        typer.Option(metavar="VERSION_DIR", help="What the gate compares with.  [default: the newest version served]"),
+        typer.Option(
+            metavar="VERSION_DIR", help="What the gate compares with; in an incremental run the newest version served."
+        ),
     ] = None,
     incremental: Annotated[
         bool, typer.Option("--incremental", help="Start from the live version and learn what is new since.")
@@ -95,7 +97,7 @@ def train(
     tracking: Annotated[
         str | None,
         typer.Option(
-            metavar="URI|none", help="MLflow store.  [default: DIR/training/tracking.db]", rich_help_panel=_TUNING
+            metavar="URI|none", help="MLflow store; an SQLite file in --dir where left out.", rich_help_panel=_TUNING
         ),
     ] = None,
     data_terms: Annotated[
