@@ -51,6 +51,7 @@ alone.
 Test part, next item, full ranking over the whole catalogue, seen items filtered, each event ranked from the state
 before it. Weights see the training part only; histories and popularity counts run up to the event. 95 % intervals
 are a bootstrap over users. Every choice (epoch, prior weight, co-occurrence's window) was made on validation.
+{config.note}
 
 {metrics}
 

@@ -65,6 +65,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str = "freshet"
     data_terms: str = "unstated"
     """Terms of the training data; the weights stand under them too."""
+    note: str = ""
+    """What else the model card should say of the data or its use."""
     targets: tuple[str, ...] = ()
     """Behaviour types that are predicted and judged; all where none is named."""
     validation_share: Share = 0.1

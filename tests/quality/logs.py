@@ -81,7 +81,7 @@ def movielens_100k(folder: Path) -> tuple[Sequences, Stream]:
         [row[rating[1]] for rating in ratings],
         [RATING_TYPES[int(float(rating[2]))] for rating in ratings],
         [int(float(rating[3])) * 1000 for rating in ratings],
-        [CatalogueItem(film[0], film[1], category=film[3], description=film[2]).text for film in films],
+        [CatalogueItem(film[0], film[1], category=film[3], description=film[2]).text() for film in films],
     )
     return sequences(stream), stream
 

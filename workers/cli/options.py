@@ -92,7 +92,9 @@ def as_environment(settings: Settings) -> dict[str, str]:
     variables = {}
     for name, value in msgspec.to_builtins(settings).items():
         if value is not None:
-            variables[PREFIX + name.upper()] = json.dumps(value) if isinstance(value, Mapping | list) else str(value)
+            variables[PREFIX + name.upper()] = (
+                json.dumps(value) if isinstance(value, Mapping | list | tuple) else str(value)
+            )
     return variables
 
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from deploy.demo import movielens
@@ -51,6 +52,8 @@ class _Job:
     live: Path | None
     incremental: bool
     key: Path | None
+    served_by: list[str]
+    """Options by which `freshet publish` finds the stack."""
 
 
 def train(
@@ -125,10 +128,10 @@ def train(
             raise UserError("--events says where new events come from: an archive's folder, or kafka")
         events, items = _movielens(directory)
         config, name, data_terms = config or FILMS, name or "movielens-100k", data_terms or movielens.TERMS
+    if types is not None:
+        settings = msgspec.structs.replace(settings, behaviours=dict.fromkeys(types.split(","), 1.0))
     work = directory / "training"
-    arguments = ["--work", str(work), "--text-encoder", str(TEXT_ENCODER)]
-    for option, value in {
-        "config": config,
+    tuning = {
         "types": types,
         "name": name,
         "epochs": epochs,
@@ -139,40 +142,42 @@ def train(
         "tracking": tracking,
         "data-terms": data_terms,
         "search": _seconds("--search", search) if search else None,
-    }.items():
-        if value is not None:
-            arguments += [f"--{option}", str(value)]
+    }
+    reach = {"config": config, "dir": directory, "kafka": kafka, "triton": triton}
     job = _Job(
         settings,
         events,
         items,
         (record_time("--from", start), record_time("--until", end)),
         work,
-        arguments,
+        ["--work", str(work), "--text-encoder", str(TEXT_ENCODER), *_flags({"config": config, **tuning})],
         live,
         incremental,
         key,
+        _flags(reach),
     )
-    passed_on = [
-        part
-        for flag, value in (("--config", config), ("--dir", directory))
-        if value is not None
-        for part in (flag, str(value))
-    ]
     if interval is None:
-        bundle = out or directory / "bundle"
-        status = _run(job, bundle, polite=False)
-        if status == 0 and publish and (bundle / MANIFEST).is_file():
-            status = _publish(bundle, passed_on)
-        raise typer.Exit(status)
+        raise typer.Exit(_once(job, out or directory / "bundle", publish=publish))
     for number, due in enumerate(_ticks(interval), 1):
         bundle = directory / "candidates" / _stamp()
         say(f"run {number}: {bundle}")
-        status = _run(job, bundle, polite=True)
-        if status == 0 and publish and (bundle / MANIFEST).is_file():
-            status = _publish(bundle, passed_on)
+        status = _once(job, bundle, publish=publish, polite=True)
         _tidy(bundle.parent)
         say(f"run {number} ended with status {status}; the next one starts at {due:%H:%M:%S} UTC")
+
+
+def _once(job: _Job, bundle: Path, *, publish: bool, polite: bool = False) -> int:
+    """Train, and publish what was accepted; the exit status."""
+    status = _run(job, bundle, polite=polite)
+    if status or not (bundle / MANIFEST).is_file():
+        return status
+    key = job.key or local_keys(job.work.parent)
+    say(f"signed by {sign_bundle(bundle, key)[:16]}, {key}")
+    if publish:
+        command = [sys.executable, "-m", "workers.cli", "publish", str(bundle), *job.served_by]
+        return subprocess.run(command, check=False).returncode
+    say(f"bring it into service with `freshet publish {bundle}`")
+    return 0
 
 
 def _run(job: _Job, out: Path, *, polite: bool) -> int:
@@ -192,11 +197,7 @@ def _run(job: _Job, out: Path, *, polite: bool) -> int:
     if polite:
         command = ["nice", "-n", "19", *command]
     search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    status = subprocess.run(command, env={**os.environ, "PYTHONPATH": search}, check=False).returncode
-    if status == 0 and (out / MANIFEST).is_file():
-        key = job.key or local_keys(job.work.parent)
-        say(f"signed by {sign_bundle(out, key)[:16]}, {key}")
-    return status
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": search}, check=False).returncode
 
 
 def _live(job: _Job) -> Path | None:
@@ -269,17 +270,16 @@ def _catalogue(source: str, job: _Job) -> Path:
     return path
 
 
-def _publish(bundle: Path, passed_on: list[str]) -> int:
-    command = [sys.executable, "-m", "workers.cli", "publish", str(bundle), *passed_on]
-    return subprocess.run(command, check=False).returncode
-
-
 def _ticks(interval: float) -> Iterator[datetime]:
     """When the run after this one is due: now, and then every so often; a run that takes longer delays the next."""
     while True:
         due = time.time() + interval
         yield datetime.fromtimestamp(due, UTC)
         time.sleep(max(0.0, due - time.time()))
+
+
+def _flags(values: Mapping[str, object]) -> list[str]:
+    return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
 
 
 def _stamp() -> str:
