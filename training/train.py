@@ -66,7 +66,7 @@ from workers.core.bundle import Bundle, BundleError, Data, load_bundle, write_ma
 from workers.core.events import Event
 from workers.core.features import FIRST_ITEM, USER_ENCODER_INPUTS
 
-PRIOR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+PRIOR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
 CO_OCCURRENCE_LAST = (1, 5, 10, 50)
 CO_OCCURRENCE_ITEMS = 5000
 """Catalogues up to this size get the co-occurrence baseline, which is quadratic in it."""
@@ -415,13 +415,13 @@ def _metrics(result: Result) -> dict[str, float]:
 def _told(metrics: dict[str, dict[str, float]], prefix: str = "") -> str:
     """The test metrics with their 95 % intervals, as a person reads them in a terminal."""
     width = max(map(len, metrics))
-    lines = [f"  {'':<{width}}  {'HR@10':<26}NDCG@10"]
+    lines = [f"  {'':<{width}}  {'HR@10':>7}{'':<21}NDCG@10"]
     for name, values in metrics.items():
         cells = (
             f"{values[key]:7.4f}  [{values[key + '_low']:.4f}, {values[key + '_high']:.4f}]"
             for key in (f"{prefix}hr@10", f"{prefix}ndcg@10")
         )
-        lines.append(f"  {name:<{width}}  " + "".join(f"{cell:<26}" for cell in cells).rstrip())
+        lines.append(f"  {name:<{width}}  " + "  ".join(f"{cell:<26}" for cell in cells).rstrip())
     return "\n".join(lines)
 
 
