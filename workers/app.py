@@ -27,7 +27,7 @@ from workers.adapters.feast import open_feature_store
 from workers.adapters.kafka import KafkaPublisher, SideInputReader, client_config
 from workers.adapters.triton import TritonEncoder
 from workers.core.rollout import MODEL
-from workers.health import Health, HealthServer, JsonFormatter
+from workers.health import Health, HealthServer, JsonFormatter, write_port
 from workers.live_model import LiveModel
 from workers.pipeline import Pipeline
 from workers.ports import Unavailable
@@ -119,7 +119,7 @@ class Runtime:
         self.features = open_feature_store(settings)
         self.server = HealthServer(self.health, settings.health_host, settings.health_port)
         log.info("health", extra={"port": self.server.port})
-        _write_port(settings, self.server.port)
+        write_port(settings.data_dir, self.server.port)
 
     async def start(self) -> None:
         """Open every other edge and make a model live."""
@@ -323,9 +323,3 @@ def _credentials(settings: Settings) -> Any:
 def _instance_id(settings: Settings) -> str:
     """Static membership: a restarted worker takes its partitions back without a session timeout."""
     return f"{settings.group}-{socket.gethostname()}-{Path(settings.data_dir).resolve().name}"
-
-
-def _write_port(settings: Settings, port: int) -> None:
-    folder = Path(settings.data_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "health.port").write_text(str(port))

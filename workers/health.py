@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -60,6 +61,20 @@ class HealthServer:
         """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
+
+
+def write_port(data_dir: str, port: int) -> None:
+    """Leave the port of the pages in `health.port` of a worker's folder."""
+    folder = Path(data_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "health.port").write_text(str(port))
+
+
+def json_logs() -> None:
+    """Log JSON lines to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def _handler(health: Health) -> type[BaseHTTPRequestHandler]:

@@ -27,3 +27,14 @@ BREAKER_OPEN = Gauge("freshet_encoder_breaker_open", "1 while the circuit breake
 COLD_ITEMS = Gauge("freshet_cold_items", "Rankable items that the model version was not trained on.")
 BAD_SIDE_INPUTS = Counter("freshet_bad_side_inputs_total", "Unreadable records of side-input topics.", ["topic"])
 FEATURE_RETRIES = Counter("freshet_feature_write_retries_total", "Feature-store writes tried again.")
+
+ARCHIVED = Counter("freshet_archived_records_total", "Records in finished files of the archive.", ["topic"])
+ARCHIVE_FILES = Counter("freshet_archive_files_total", "Files of the archive: added, and merged away.", ["change"])
+ARCHIVE_LOST = Counter(
+    "freshet_archive_lost_offsets_total", "Offsets that retention took before they were archived.", ["topic"]
+)
+ARCHIVE_LAG = Gauge(
+    "freshet_archive_lag_records",
+    "Records behind the end of the partition, those not in a finished file included.",
+    ["topic", "partition"],
+)

@@ -81,6 +81,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     data_dir: str = ".freshet/worker"
     """RocksDB files and Faust's data; each worker has its own."""
+    archive_dir: str = ".freshet/archive"
+    """Parquet files of the events and items topics, and Feast's history; shared by the archivers of a group."""
+    archive_roll: Seconds = 60.0
+    """Longest time that archived records wait for their file."""
+    archive_file_mb: Positive = 128
+    """Size of a full file; smaller ones are merged up to it."""
     health_host: str = "127.0.0.1"
     health_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     """Port of `/healthz`, `/readyz` and `/metrics`; 0 picks a free one."""

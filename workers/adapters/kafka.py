@@ -203,6 +203,11 @@ class SideInputReader:
         return int(at.offset) if at.offset >= 0 else 0
 
 
+def record_of(message: Any) -> Record:
+    """What a consumer fetched, headers included."""
+    return Record(message.offset(), message.timestamp()[1], message.key(), message.value(), message.headers() or ())
+
+
 def _records(messages: Sequence[Any]) -> list[Record]:
     """The records among what was consumed. Raises `KafkaException` for a fatal error; librdkafka mends others."""
     for message in messages:

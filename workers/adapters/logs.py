@@ -1,18 +1,28 @@
-"""Logs to replay: Kafka topics and files of JSON lines, read a run at a time."""
+"""Logs to replay: Kafka topics, archives of them, and files of JSON lines, read a run at a time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from workers.adapters.kafka import client_config
+from workers.adapters.archive import (
+    ArchiveError,
+    Segment,
+    chains,
+    date_name,
+    day_of,
+)
+from workers.adapters.archive_rows import PARTITION_KEY, SCHEMA_KEY, SCHEMA_VERSION, read_records
+from workers.adapters.kafka import client_config, record_of
 from workers.ports import Record
 from workers.settings import Settings
 
@@ -57,16 +67,32 @@ class Window(NamedTuple):
         return self.start_ms is None and self.end_ms is None and not self.offsets
 
 
-def open_log(source: str, settings: Settings, window: Window) -> KafkaLog | JsonLinesLog:
-    """Open `kafka`, `kafka:TOPIC` or a file of JSON lines. Raises `LogError`."""
+def open_log(source: str, settings: Settings, window: Window) -> KafkaLog | ArchiveLog | JsonLinesLog:
+    """Open `kafka`, `kafka:TOPIC`, an archive's folder or file, or a file of JSON lines. Raises `LogError`."""
+    _check(window)
     if source == "kafka" or source.startswith("kafka:"):
         return KafkaLog(source.removeprefix("kafka").removeprefix(":") or settings.events_topic, settings, window)
     path = Path(source)
     if not path.exists():
-        raise LogError(f"{source} does not exist: name a file of JSON lines, or kafka:TOPIC")
+        raise LogError(f"{source} does not exist: name an archive's folder, a file of JSON lines, or kafka:TOPIC")
+    if path.is_dir():
+        return ArchiveLog(_topic_folder(path, settings.events_topic), window)
+    if path.suffix == ".parquet":
+        return ArchiveLog(path, window)
     if path.suffix not in {".jsonl", ".ndjson", ".json"}:
-        raise LogError(f"{source} is no log: name a file of JSON lines (*.jsonl), or kafka:TOPIC")
+        raise LogError(
+            f"{source} is no log: name an archive's folder, one of its *.parquet, JSON lines (*.jsonl), or kafka:TOPIC"
+        )
     return JsonLinesLog(path, window)
+
+
+def _check(window: Window) -> None:
+    """Raises `LogError` where nothing can be in the window."""
+    if window.start_ms is not None and window.end_ms is not None and window.start_ms >= window.end_ms:
+        raise LogError("the window is empty: it ends before it begins")
+    for partition, (first, last) in window.offsets.items():
+        if last is not None and last < first:
+            raise LogError(f"the window is empty: partition {partition} ends at offset {last}, before {first}")
 
 
 class _Head(msgspec.Struct):
@@ -120,6 +146,189 @@ def _record(offset: int, line: bytes) -> Record:
         return Record(offset, head.ts, head.user_id.encode(), line)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return Record(offset, 0, None, line)
+
+
+def _topic_folder(path: Path, topic: str) -> Path:
+    """The folder of a topic's files: within the archive's, or the one that was named itself."""
+    for folder in (path / topic, path):
+        if any(folder.glob("date=*")):
+            return folder
+    raise EmptyLog(f"{path} holds no archived events: neither {topic}/date=… nor date=…")
+
+
+class ArchiveLog:
+    """What `freshet archive` wrote of a topic, or one file of it; read as the topic would be.
+
+    Files are found when it is opened; where some have been merged since, the
+    merged one is read on.
+    """
+
+    def __init__(self, path: Path, window: Window) -> None:
+        self.name = str(path)
+        self._path = path
+        self._window = window
+        self._segments = self._found()
+        self.partitions = sorted(self._segments)
+        if unknown := sorted(set(window.offsets) - set(self.partitions)):
+            raise LogError(f"{path} has no partition {unknown[0]}")
+        self._ranges = {partition: self._range(partition) for partition in self.partitions}
+        self.total = sum(self._checked(partition) for partition in self.partitions)
+        if not self.total:
+            raise EmptyLog(f"{path} holds no records in the window")
+
+    def _found(self) -> dict[int, list[Segment]]:
+        try:
+            if self._path.is_dir():
+                return {chain.partition: found for chain in chains(self._path) if (found := chain.segments())}
+            with _opened(self._path) as file:
+                limits = [_limits(file, group, "offset") for group in range(file.num_row_groups)]
+                partition = int(file.metadata.metadata[PARTITION_KEY])
+            first, last = min(low for low, _ in limits), max(high for _, high in limits)
+            return {partition: [Segment(self._path, first, last, self._path.stat().st_size)]}
+        except ArchiveError as error:
+            raise LogError(str(error)) from None
+
+    def _range(self, partition: int) -> tuple[int, int]:
+        """First offset and end, within the window."""
+        segments = self._segments[partition]
+        low, high = segments[0].first, segments[-1].last + 1
+        first, end = low, high
+        if self._window.start_ms is not None:
+            first = self._offset_at(segments, self._window.start_ms)
+        if self._window.end_ms is not None:
+            end = self._offset_at(segments, self._window.end_ms)
+        if self._window.offsets:
+            wanted, last = self._window.offsets.get(partition, (0, -1))
+            if last is None or last >= wanted:
+                if wanted < low:
+                    raise LogError(
+                        f"{self.name}, partition {partition}: offset {wanted} is not there, the first is {low}"
+                    )
+                first = max(first, wanted)
+            end = end if last is None else min(end, last + 1)
+        return first, end
+
+    def _offset_at(self, segments: Sequence[Segment], ms: int) -> int:
+        """The first offset with this record time or a later one, as a broker would find it; the end where none has."""
+        for segment in segments:
+            if self._path.is_dir() and segment.path.parent.name < date_name(day_of(ms)):
+                continue
+            with _opened(segment.path) as file:
+                for group in range(file.num_row_groups):
+                    if _limits(file, group, "timestamp")[1].timestamp() * 1000 >= ms:
+                        for run in _read(file, segment.path, [group]):
+                            for record in run:
+                                if record.timestamp >= ms:
+                                    return record.offset
+        return segments[-1].last + 1
+
+    def _checked(self, partition: int) -> int:
+        """How many records there are in the window, every file of it looked at. Raises `LogError`."""
+        first, end = self._ranges[partition]
+        segments = [one for one in self._segments[partition] if one.first < end and one.last >= first]
+        for before, after in pairwise(segments):
+            if after.first > before.last + 1:
+                raise self._missing(partition, before.last + 1, after.first - 1)
+        count = 0
+        for segment in segments:
+            with _opened(segment.path) as file:
+                if not _fits(file, segment):
+                    raise LogError(f"{segment.path} holds other offsets than its name says: restore it")
+                count += min(file.metadata.num_rows, min(end, segment.last + 1) - max(first, segment.first))
+        return count
+
+    def _missing(self, partition: int, first: int, last: int) -> LogError:
+        return LogError(
+            f"{self.name}, partition {partition}: offsets {first} to {last} are missing: "
+            f"restore their files, or replay what there is with --offsets"
+        )
+
+    def read(self, partition: int, start: int = 0) -> Iterator[list[Record]]:
+        """Runs of a partition from an offset on."""
+        first, end = self._ranges[partition]
+        position = max(first, start)
+        while position < end:
+            segment, file = self._at(partition, position)
+            with file:
+                groups = [
+                    group for group in range(file.num_row_groups) if _limits(file, group, "offset")[1] >= position
+                ]
+                for run in _read(file, segment.path, groups):
+                    some = run
+                    if run[0].offset < position or run[-1].offset >= end:
+                        some = [record for record in run if position <= record.offset < end]
+                    if some:
+                        yield some
+            position = segment.last + 1
+
+    def _at(self, partition: int, position: int) -> tuple[Segment, pq.ParquetFile]:
+        """The file that holds an offset, looked for again where it has just been merged into another."""
+        for _ in range(MERGES_AT_ONCE):
+            segment = next((one for one in self._segments[partition] if one.last >= position), None)
+            if segment is None or segment.first > position:
+                break
+            try:
+                return segment, _opened(segment.path)
+            except FileNotFoundError:
+                self._segments = self._found()
+        raise self._missing(partition, position, position)
+
+    def close(self) -> None:
+        """Files are open only while they are read."""
+
+
+MERGES_AT_ONCE = 5
+"""So often a file may be merged away between being found and being opened."""
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    """A file of an archive. Raises `LogError`, `FileNotFoundError`."""
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from None
+    version = (file.metadata.metadata or {}).get(SCHEMA_KEY, b"").decode()
+    if version != SCHEMA_VERSION:
+        file.close()
+        if not version:
+            raise LogError(f"{path} was not written by `freshet archive`: its records have no offsets to replay by")
+        raise LogError(
+            f"{path} has archive schema {version}, this freshet reads {SCHEMA_VERSION}: use the one that wrote it"
+        )
+    return file
+
+
+def _read(file: pq.ParquetFile, path: Path, groups: Sequence[int]) -> Iterator[list[Record]]:
+    try:
+        yield from read_records(file, RUN, groups)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> LogError:
+    return LogError(
+        f"{path} is cut off or damaged ({str(error).splitlines()[0]}): "
+        f"restore it, or leave its offsets out with --offsets"
+    )
+
+
+def _fits(file: pq.ParquetFile, segment: Segment) -> bool:
+    """Whether a file's offsets are those of its name."""
+    groups = file.num_row_groups
+    if not groups:
+        return True
+    return bool(
+        segment.first <= _limits(file, 0, "offset")[0] and _limits(file, groups - 1, "offset")[1] == segment.last
+    )
+
+
+def _limits(file: pq.ParquetFile, group: int, column: str) -> tuple[Any, Any]:
+    """The smallest and the largest value of a column in a row group."""
+    row_group = file.metadata.row_group(group)
+    statistics = row_group.column(file.schema_arrow.get_field_index(column)).statistics
+    return statistics.min, statistics.max
 
 
 class KafkaLog:
@@ -188,7 +397,7 @@ class KafkaLog:
                             raise LogError(f"{where}: {message.error().str()}")
                         position = end
                     elif message.offset() < end:
-                        run.append(_of(message))
+                        run.append(record_of(message))
                         position = message.offset() + 1
                     else:
                         position = end
@@ -200,10 +409,6 @@ class KafkaLog:
 
 
 _PARTITION_EOF = -191
-
-
-def _of(message: Any) -> Record:
-    return Record(message.offset(), message.timestamp()[1], message.key(), message.value(), message.headers() or ())
 
 
 def read_topic(settings: Settings, topic: str) -> Iterator[Record]:

@@ -8,6 +8,7 @@ import logging
 import typer
 
 from workers.cli import (
+    archive,
     bench,
     check,
     demo,
@@ -42,6 +43,7 @@ app.command("up", rich_help_panel="Local stack")(stack.up)
 app.command("down", rich_help_panel="Local stack")(stack.down)
 app.command("demo", rich_help_panel="Local stack")(demo.demo)
 app.command("worker", rich_help_panel="Workers")(worker.worker)
+app.command("archive", rich_help_panel="Workers")(archive.archive)
 app.command("check", rich_help_panel="Workers")(check.check)
 app.command("produce", rich_help_panel="Streams")(produce.produce)
 app.command("tail", rich_help_panel="Streams")(tail.tail)

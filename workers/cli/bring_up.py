@@ -153,7 +153,7 @@ def last_words(log: Path) -> str:
 
 def _own(stack: Stack) -> dict[str, Any]:
     """The addresses of what was just started win over any other source; its folders do not."""
-    folders = ("feature_repo", "feast_dir", "data_dir", "trusted_keys")
+    folders = ("feature_repo", "feast_dir", "data_dir", "archive_dir", "trusted_keys")
     return {name: value for name, value in addresses(stack).items() if name not in folders}
 
 

@@ -77,6 +77,7 @@ def addresses(stack: Stack) -> dict[str, Any]:
         "data_dir": str(stack.directory / "worker"),
         "feast_dir": str(stack.directory / "feast"),
         "trusted_keys": str(keys if (keys := stack.directory / "keys").is_dir() else SHIPPED_KEYS),
+        "archive_dir": str(stack.directory / "archive"),
     }
     if "kafka" in stack.parts:
         found["kafka"] = stack.bootstrap

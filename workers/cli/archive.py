@@ -1,0 +1,55 @@
+"""`archive`: the worker role that keeps the topics as Parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from workers.cli.errors import UserError
+from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Kafka, resolve
+
+
+def archive(
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder of the archive; shared by the archivers of a group."),
+    ] = None,
+    config: Config = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    kafka: Kafka = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="The workers' consumer group; archivers are one beside it.", rich_help_panel="Settings"),
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Folder of this archiver's own data.", rich_help_panel="Settings")
+    ] = None,
+    health_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port of /healthz, /readyz and /metrics.", rich_help_panel="Settings"),
+    ] = None,
+) -> None:
+    """Keep the events and items topics as Parquet, each record exactly once, until SIGTERM; logs are JSON on stderr."""
+    effective = resolve(
+        config,
+        directory,
+        kafka=kafka,
+        group=group,
+        archive_dir=str(to) if to is not None else None,
+        data_dir=str(state_dir) if state_dir is not None else None,
+        health_port=health_port,
+    )
+    settings = effective.settings
+    if effective.sources["data_dir"] in ("default", str(directory / "stack.json")):  # that is a stream worker's
+        settings = msgspec.structs.replace(settings, data_dir=str(directory / "archiver"))
+    from workers.adapters.archive import ArchiveError
+    from workers.archiver import run
+
+    try:
+        status = run(settings)
+    except ArchiveError as error:
+        raise UserError(str(error)) from None
+    raise typer.Exit(status)
