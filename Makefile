@@ -67,7 +67,7 @@ freshness-deskdrop:
 COMPILE := uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--python-version 3.11 --no-annotate --no-header
 lock:
-	$(COMPILE) pyproject.toml --extra dev --extra bench -o deploy/requirements/worker.txt
+	$(COMPILE) pyproject.toml --extra dev --extra history --extra bench -o deploy/requirements/worker.txt
 	for part in triton training peers uv; do \
 		$(COMPILE) deploy/requirements/$$part.in -o deploy/requirements/$$part.txt || exit 1; done
 	$(COMPILE) --no-deps deploy/requirements/data.in -o deploy/requirements/data.txt

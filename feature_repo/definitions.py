@@ -2,7 +2,8 @@
 
 `feast apply` imports this file as a top-level module and registers every Feast
 object it finds; the behaviour types are then those of FRESHET_BEHAVIOURS (JSON)
-or the default ones. A worker calls `define` with the types of its settings.
+or the default ones, and the history is that of the archive in FRESHET_ARCHIVE_DIR.
+A worker calls `define` with the types and the archive of its settings.
 """
 
 # ruff: noqa: INP001 - `feast apply` wants a folder of top-level modules, not a package
@@ -15,6 +16,7 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource
+from feast.data_format import ParquetFormat
 from feast.types import Array, FeastType, Float32, Int64, String
 from feast.value_type import ValueType
 
@@ -41,16 +43,18 @@ class Definitions(NamedTuple):
     user_encoder: FeatureService
 
 
-def define(behaviours: Collection[str]) -> Definitions:
-    """The Feast objects for these behaviour types."""
+def define(behaviours: Collection[str], archive: str) -> Definitions:
+    """The Feast objects for these behaviour types, and an archive's folder for their history."""
     user = Entity(
         name="user",
         join_keys=["user_id"],
         value_type=ValueType.STRING,
         description="whoever the events belong to; the key of the events topic",
     )
-    behaviour = _view("user_behaviour", "what the user did: the fold of their events", user, _behaviour(behaviours))
-    embedding = _view("user_embedding", "the user's vector and the model that made it", user, _embedding())
+    behaviour = _view(
+        "user_behaviour", "what the user did: the fold of their events", user, _behaviour(behaviours), archive
+    )
+    embedding = _view("user_embedding", "the user's vector and the model that made it", user, _embedding(), archive)
     return Definitions(
         user,
         behaviour,
@@ -63,12 +67,17 @@ def define(behaviours: Collection[str]) -> Definitions:
     )
 
 
-def _view(name: str, description: str, user: Entity, schema: Sequence[Field]) -> FeatureView:
-    """A view that is pushed to; its file is where an offline history would lie, none is needed to serve.
+def _view(name: str, description: str, user: Entity, schema: Sequence[Field], archive: str) -> FeatureView:
+    """A view that is pushed to, and whose history lies in the archive: `freshet features` writes the behaviour rows.
 
-    Online rows do not expire: Feast applies a ttl to historical joins alone.
+    Neither online rows nor those of the history expire: there is no ttl.
     """
-    history = FileSource(name=f"{name}_history", path=f"../.feast/{name}.parquet", timestamp_field="event_timestamp")
+    history = FileSource(
+        name=f"{name}_history",
+        path=f"{archive}/{name}/*/*.parquet",
+        file_format=ParquetFormat(),
+        timestamp_field="event_timestamp",
+    )
     return FeatureView(
         name=name,
         description=description,
@@ -97,5 +106,6 @@ def _field(feature: Feature) -> Field:
 
 
 user, user_behaviour, user_embedding, user_encoder = define(
-    json.loads(os.environ.get("FRESHET_BEHAVIOURS", "null")) or DEFAULT_BEHAVIOURS
+    json.loads(os.environ.get("FRESHET_BEHAVIOURS", "null")) or DEFAULT_BEHAVIOURS,
+    os.environ.get("FRESHET_ARCHIVE_DIR", "../.freshet/archive"),
 )

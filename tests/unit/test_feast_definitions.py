@@ -56,7 +56,7 @@ def core_fields(features: Collection[Feature]) -> set[tuple[str, str, str]]:
 @pytest.mark.parametrize("behaviours", [list(DEFAULT_BEHAVIOURS), ["listen"], ["add-to-cart", "wish list", "it's"]])
 def test_views_have_the_cores_features(definitions: ModuleType, behaviours: list[str]) -> None:
     """Names, types and descriptions are the core's, whatever the behaviour types."""
-    defined = definitions.define(behaviours)
+    defined = definitions.define(behaviours, "archive")
     assert fields(defined.user_behaviour) == core_fields(behaviour_features(behaviours))
     assert fields(defined.user_embedding) == core_fields(EMBEDDING_FEATURES)
 

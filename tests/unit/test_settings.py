@@ -1,19 +1,25 @@
 """Settings: sources in order, bad ones named, secrets masked, and each one changes something."""
 
 import asyncio
+import random
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 import yaml
+from confluent_kafka import TopicPartition
 
 from tests.simulation.fakes import World, event, lists
+from workers import archiver
 from workers.adapters.kafka import client_config
 from workers.core.popularity import decode_partial
+from workers.health import Health
 from workers.lists import ListMaker
 from workers.ports import Record
 from workers.settings import SECRETS, Settings, SettingsError, Variant, load_settings
@@ -235,6 +241,63 @@ def feast(tmp_path: Path) -> Callable[[Settings], object]:
     return observe
 
 
+class Topic:
+    """A consumer of one partition with one large record a fetch; a fetch takes ten seconds."""
+
+    def __init__(self, _config: object) -> None:
+        self.fetches = 0
+        self.commits: list[int] = []
+
+    def subscribe(self, topics: list[str], on_assign: Callable[..., None], **_: object) -> None:
+        """Assign the first partition at once."""
+        on_assign(self, [TopicPartition(topics[0], 0)])
+
+    def consume(self, *_: object) -> list[Any]:
+        """One record more."""
+        self.fetches += 1
+        message, offset = Mock(), self.fetches - 1
+        message.error.return_value = None
+        message.topic.return_value, message.partition.return_value, message.offset.return_value = "events", 0, offset
+        message.timestamp.return_value, message.key.return_value, message.headers.return_value = (1, offset), b"k", None
+        message.value.return_value = random.Random(offset).randbytes(300_000)
+        return [message]
+
+    def get_watermark_offsets(self, *_: object, **__: object) -> tuple[int, int]:
+        """It began empty."""
+        return 0, self.fetches
+
+    def commit(self, offsets: list[TopicPartition], **_: object) -> None:
+        """Keep where a file ended."""
+        self.commits.append(offsets[0].offset)
+
+    def incremental_assign(self, _partitions: object) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+@pytest.fixture
+def archived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Settings], object]:
+    """Where an archiver's files end, and where they lie."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(archiver, "Consumer", Topic)
+    monkeypatch.setattr("workers.adapters.archive.ROW_GROUP_BYTES", 1)
+
+    def observe(settings: Settings) -> object:
+        one = archiver.Archiver(settings, Health())
+        monkeypatch.setattr(archiver.time, "monotonic", lambda: one._consumer.fetches * 10.0)
+        stopping = Mock()
+        stopping.is_set = lambda: one._consumer.fetches == 20
+        one.run(stopping)
+        folders = [str(folder) for folder in tmp_path.iterdir()]
+        for folder in folders:
+            shutil.rmtree(folder)
+        return one._consumer.commits, folders
+
+    return observe
+
+
 CHANGES: dict[str, tuple[str, Any]] = {
     "kafka": ("client", "10.0.0.1:9092"),
     "kafka_security": ("security", "SSL"),
@@ -256,6 +319,9 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "online_store": ("feast", "redis://127.0.0.1:6379"),
     "feast_dir": ("feast", "elsewhere"),
     "data_dir": ("consumer", "elsewhere"),
+    "archive_dir": ("archived", "elsewhere"),
+    "archive_roll": ("archived", 20.0),
+    "archive_file_mb": ("archived", 1),
     "health_host": ("wiring", "0.0.0.0"),  # noqa: S104 - only observed
     "health_port": ("wiring", 8080),
     "behaviours": ("published", {"view": 1.0, "listen": 1.0}),

@@ -125,8 +125,7 @@ class Chain:
         while none outweighs all behind it: so no row is written again very often.
         """
         for date in reversed(_dates(self.folder)[-2:]):  # a day's last files may come in after midnight
-            parts = _small(counted(self._files(date)), target_size)
-            if len(parts) >= MERGE_FILES:
+            if parts := _small(counted(self._files(date)), target_size):
                 self._merge(parts)
                 return len(parts)
         return 0
@@ -352,17 +351,27 @@ def _make_folder(path: Path) -> None:
         sync_folder(path.parent)
 
 
-def _small(segments: Sequence[Segment], target_size: int) -> list[Segment]:
-    """The newest files that are worth merging, in order."""
+def _small(segments: Sequence[Segment], target_size: int) -> Sequence[Segment]:
+    """The newest files in a row that are worth merging; none where no `MERGE_FILES` are."""
+    for end in range(len(segments), MERGE_FILES - 1, -1):
+        first = _first_small(segments[:end], target_size)
+        if end - first >= MERGE_FILES:
+            return segments[first:end]
+    return []
+
+
+def _first_small(segments: Sequence[Segment], target_size: int) -> int:
+    """How far back the files before the end are worth merging into one."""
     small = target_size // MERGE_FILES
-    total, parts = 0, 0
-    for segment in reversed(segments):
-        outweighs = segment.size > total and (parts >= MERGE_FILES or segment.size > small)
-        if outweighs or total + segment.size > target_size:
+    total, first = 0, len(segments)
+    while first:
+        size = segments[first - 1].size
+        outweighs = size > total and (len(segments) - first >= MERGE_FILES or size > small)
+        if outweighs or total + size > target_size:
             break
-        total += segment.size
-        parts += 1
-    return list(segments[len(segments) - parts :])
+        total += size
+        first -= 1
+    return first
 
 
 def _write_merged(paths: Sequence[Path], partial: Path) -> None:

@@ -63,7 +63,8 @@ def apply(settings: Settings) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(settings, repository, folder)
     file, applied = folder / "feature_store.yaml", folder / "applied.sha256"
-    fingerprint = _fingerprint(repository, config, settings.behaviours)
+    archive = str(Path(settings.archive_dir).resolve())
+    fingerprint = _fingerprint(repository, config, settings.behaviours, archive)
     with _locked(folder / "apply.lock"), unavailable():
         if applied.exists() and applied.read_text() == fingerprint:
             return file
@@ -74,13 +75,27 @@ def apply(settings: Settings) -> Path:
         if registry.exists():
             shutil.copyfile(registry, fresh)
         store = FeatureStore(config=RepoConfig(**{**config, "registry": str(fresh)}))
-        store.apply(list(_define(repository, settings.behaviours)))
+        store.apply(list(_define(repository, settings.behaviours, archive)))
         fresh.replace(registry)
         rendered = folder / "feature_store.yaml.new"
         rendered.write_text(yaml.safe_dump(config, sort_keys=False))
         rendered.replace(file)
         applied.write_text(fingerprint)
     return file
+
+
+def apply_history(settings: Settings) -> Path:
+    """`apply`, and beside its file one for `get_historical_features`, which has DuckDB for Feast's offline store.
+
+    Feast's default one, Dask, fails on a history of more than one file. Whoever
+    uses this file needs `feast[duckdb]`; who reads online features needs neither.
+    """
+    file = apply(settings)
+    config = yaml.safe_load(file.read_text()) | {"offline_store": {"type": "duckdb"}}
+    history, rendered = file.with_name("history.yaml"), file.with_name("history.yaml.new")
+    rendered.write_text(yaml.safe_dump(config, sort_keys=False))
+    rendered.replace(history)
+    return history
 
 
 def open_feature_store(settings: Settings) -> FeastStore:
@@ -201,9 +216,9 @@ def _redis_address(settings: Settings) -> tuple[str, int] | None:
     return (address[1], int(address[2])) if address else None
 
 
-def _fingerprint(repository: Path, config: dict[str, Any], behaviours: Collection[str]) -> str:
+def _fingerprint(repository: Path, config: dict[str, Any], behaviours: Collection[str], archive: str) -> str:
     """A digest of all that applying depends on."""
-    facts = [config, list(behaviours), behaviour_features(behaviours), EMBEDDING_FEATURES]
+    facts = [config, archive, list(behaviours), behaviour_features(behaviours), EMBEDDING_FEATURES]
     try:
         definitions = (repository / "definitions.py").read_bytes()
     except OSError as error:
@@ -211,7 +226,7 @@ def _fingerprint(repository: Path, config: dict[str, Any], behaviours: Collectio
     return hashlib.sha256(definitions + repr(facts).encode()).hexdigest()
 
 
-def _define(repository: Path, behaviours: Collection[str]) -> tuple[Any, ...]:
+def _define(repository: Path, behaviours: Collection[str], archive: str) -> tuple[Any, ...]:
     """The Feast objects of the repository's `definitions.py`, which is no importable module here."""
     loader = SourceFileLoader("feature_repo_definitions", str(repository / "definitions.py"))
     module = ModuleType(loader.name)
@@ -219,7 +234,7 @@ def _define(repository: Path, behaviours: Collection[str]) -> tuple[Any, ...]:
         loader.exec_module(module)
     except FileNotFoundError as error:
         raise SettingsError(f"feature_repo: {error.filename} does not exist") from None
-    objects: tuple[Any, ...] = module.define(behaviours)
+    objects: tuple[Any, ...] = module.define(behaviours, archive)
     return objects
 
 

@@ -13,6 +13,7 @@ from workers.cli import (
     check,
     demo,
     dlq,
+    features,
     inspect_user,
     model,
     produce,
@@ -48,6 +49,7 @@ app.command("check", rich_help_panel="Workers")(check.check)
 app.command("produce", rich_help_panel="Streams")(produce.produce)
 app.command("tail", rich_help_panel="Streams")(tail.tail)
 app.command("inspect", rich_help_panel="Streams")(inspect_user.inspect_user)
+app.command("features", rich_help_panel="Streams")(features.features)
 app.command("replay", rich_help_panel="Streams")(replay.replay)
 app.command("report", rich_help_panel="Streams")(report.report)
 app.add_typer(dlq.app, name="dlq", rich_help_panel="Streams")
