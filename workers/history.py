@@ -73,7 +73,7 @@ async def extend(settings: Settings, started: Callable[[int | None], Any], advan
     folder = Path(settings.archive_dir) / FOLDER
     done = Extended()
     with _alone(folder):
-        states = _States(folder / ".state", settings.behaviours)
+        states = _States(folder / ".state", settings)
         try:
             chains = {partition: Chain(folder, partition) for partition in log.partitions}
             for chain in chains.values():
@@ -98,6 +98,7 @@ class _Partition:
 
     def __init__(self, settings: Settings, chain: Chain, states: _States, done: Extended) -> None:
         self._behaviours = settings.behaviours
+        self._length = settings.history
         self._chain = chain
         self._states = states
         self._done = done
@@ -137,7 +138,7 @@ class _Partition:
         if not isinstance(event, Event):
             return None
         state = self._states.get(event.user_id, partition)
-        if fold(state, event, partition, record.offset) not in _CHANGED:
+        if fold(state, event, partition, record.offset, self._length) not in _CHANGED:
             return None
         if event.type in (OPT_OUT, ERASE):
             self._forgotten[event.user_id] = state.feature_ts
@@ -152,17 +153,17 @@ class _States:
     _FACTS = ""
     """A key that is no user id."""
 
-    def __init__(self, path: Path, behaviours: Collection[str]) -> None:
+    def __init__(self, path: Path, settings: Settings) -> None:
         self._path = path
-        self._behaviours = list(behaviours)
+        self._folded_for = f"{', '.join(settings.behaviours)}, {settings.history} recent ones"
         self._users: dict[str, UserState] = {}
         self._store = RocksStateStore(path)
         [raw] = self._store.read([self._FACTS])
-        folded, self.positions = msgspec.msgpack.decode(raw, type=_Facts) if raw else (self._behaviours, {})
-        if folded != self._behaviours:
+        before, self.positions = msgspec.msgpack.decode(raw, type=_Facts) if raw else (self._folded_for, {})
+        if before != self._folded_for:
             self.close()
             raise ArchiveError(
-                f"{path.parent} was folded for {', '.join(folded)}, the settings say {', '.join(self._behaviours)}: "
+                f"{path.parent} was folded for {before}, the settings say {self._folded_for}: "
                 f"remove that folder to fold the archive anew"
             )
 
@@ -177,7 +178,7 @@ class _States:
     async def save(self) -> None:
         """Keep what was folded, and where it ends."""
         states = {user_id: encode_state(state) for user_id, state in self._users.items()}
-        states[self._FACTS] = msgspec.msgpack.encode((self._behaviours, self.positions))
+        states[self._FACTS] = msgspec.msgpack.encode((self._folded_for, self.positions))
         await self._store.write(states)
         self._users.clear()
 
@@ -193,7 +194,7 @@ class _States:
         self._store.close()
 
 
-_Facts = tuple[list[str], dict[int, int]]
+_Facts = tuple[str, dict[int, int]]
 
 
 def forget(chain: Chain, users: dict[str, int]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -88,15 +90,25 @@ def test_a_history_that_was_removed_is_made_again(settings: Settings) -> None:
     assert run(settings).events == 0
 
 
-def test_other_behaviour_types_need_another_history(settings: Settings) -> None:
-    """The rows would have other columns: the message says what to remove."""
-    write(Path(settings.archive_dir), [record(0)])
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("behaviours", {"view": 1.0, "listen": 2.0}, "for view, click, purchase, .* say view, listen, .* remove that"),
+        ("history", 7, "50 recent ones, the settings say view, click, purchase, 7 recent ones: remove that"),
+    ],
+)
+def test_a_fold_of_another_kind_needs_another_history(settings: Settings, name: str, value: Any, said: str) -> None:
+    """The rows would not fit together: the message says what to remove, and a new history is as the settings say."""
+    write(Path(settings.archive_dir), [record(number) for number in range(20)])
     run(settings)
-    other = Settings(archive_dir=settings.archive_dir, behaviours={"view": 1.0, "listen": 2.0})
-    with pytest.raises(
-        ArchiveError, match="was folded for view, click, purchase, the settings say view, listen: remove"
-    ):
+    other = msgspec.structs.replace(settings, **{name: value})
+    with pytest.raises(ArchiveError, match=said):
         run(other)
+    shutil.rmtree(Path(settings.archive_dir) / FOLDER)
+    run(other)
+    last = rows(Path(settings.archive_dir))[-1]
+    assert len(last["recent_items"]) == min(20, other.history)
+    assert {f"{kind}_count" for kind in other.behaviours} <= set(last)
 
 
 def test_two_runs_at_once_are_one(settings: Settings) -> None:
