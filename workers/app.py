@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging.config
 import os
@@ -11,7 +10,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,14 @@ from workers.live_model import LiveModel
 from workers.pipeline import Pipeline
 from workers.ports import Unavailable
 from workers.settings import Settings, SettingsError
+from workers.trial import Trial
 
 TABLE = "user_state"
 COMMIT_SECONDS = 0.25
 SESSION_SECONDS = 10.0
 HEALTH_SECONDS = 1.0
+FIRST_TRIES = 20
+"""Times that Triton is asked for a version to begin with."""
 EXIT_FAILED = 70
 """Exit status after a surprise: nothing was committed, and a supervisor should restart the worker."""
 
@@ -51,7 +53,7 @@ def run(settings: Settings) -> int:
     """Run a worker until SIGTERM or SIGINT. Returns the exit status. Raises `StartError`."""
     logging.config.dictConfig(_LOGGING)
     partitions = events_partitions(settings)
-    runtime = Runtime(settings, _newest_version(Path(settings.model_repository)))
+    runtime = Runtime(settings)
     try:
         runtime.open()
     except (OSError, SettingsError, Unavailable) as error:
@@ -107,9 +109,8 @@ def events_partitions(settings: Settings) -> int:
 class Runtime:
     """Everything of a worker that lives in its event loop beside Faust."""
 
-    def __init__(self, settings: Settings, version: int) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.version = version
         self.health = Health()
         self.recovering: Callable[[], bool] = lambda: True
 
@@ -135,15 +136,17 @@ class Runtime:
             SideInputReader(settings, settings.popularity_topic, self.model.apply_popularity),
         ]
         await asyncio.gather(*(reader.start() for reader in self.readers))
-        await self.model.start(self.version)
-        self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher)
-        self.tasks = [asyncio.create_task(self.model.run()), asyncio.create_task(self._watch())]
+        await self.model.start(self.model.promoted or await first_version(settings, self.encoder, self.model.steps))
+        self.trial = Trial(settings, self.model, self.encoder, self.publisher, instance_id(settings))
+        self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher, self.trial)
+        self.tasks = [asyncio.create_task(run()) for run in (self.model.run, self.trial.run, self._watch)]
 
     async def stop(self) -> None:
         """Close every edge."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.trial.leave()
         await asyncio.to_thread(self._close_threads)
         await self.encoder.close()
 
@@ -167,8 +170,9 @@ class Runtime:
             for reader in self.readers:
                 if reader.failure is not None:
                     die(reader.failure)
-            if self.tasks[0].done():
-                die(self.tasks[0].exception() or RuntimeError("the side-input task ended"))
+            for task in self.tasks[:-1]:
+                if task.done():
+                    die(task.exception() or RuntimeError("a side task ended"))
             await asyncio.sleep(HEALTH_SECONDS)
 
     async def _features_verdict(self) -> str:
@@ -205,7 +209,7 @@ class WorkerApp(faust.App):
             broker_request_timeout=60.0,
             producer_request_timeout=30.0,
             consumer_auto_offset_reset="earliest",
-            consumer_group_instance_id=_instance_id(settings),
+            consumer_group_instance_id=instance_id(settings),
             stream_buffer_maxsize=16,
             stream_wait_empty=True,
             stream_recovery_delay=0.0,
@@ -296,13 +300,23 @@ def die(error: BaseException) -> None:
     os._exit(EXIT_FAILED)
 
 
-def _newest_version(repository: Path) -> int:
-    """The highest version in the repository. Raises `StartError` where there is none."""
-    with contextlib.suppress(OSError):
-        versions = [int(folder.name) for folder in (repository / MODEL).iterdir() if folder.name.isdigit()]
-        if versions:
-            return max(versions)
-    raise StartError(f"{repository / MODEL} holds no version: train one, or run `freshet up`")
+async def first_version(settings: Settings, encoder: TritonEncoder, known: Container[int]) -> int:
+    """The version to begin with where none was ever promoted: the newest that Triton has ready and nobody tries.
+
+    Raises `StartError`.
+    """
+    why = ""
+    for _ in range(FIRST_TRIES):
+        try:
+            found = await encoder.newest(besides=known)
+        except Unavailable as error:
+            why = str(error)
+        else:
+            if found is not None:
+                return found
+            why = f"Triton at {settings.triton} has no version of {MODEL} ready"
+        await asyncio.sleep(HEALTH_SECONDS)
+    raise StartError(f"no version was promoted on topic {settings.models_topic}, and {why}")
 
 
 def _credentials(settings: Settings) -> Any:
@@ -320,6 +334,6 @@ def _credentials(settings: Settings) -> Any:
     )
 
 
-def _instance_id(settings: Settings) -> str:
+def instance_id(settings: Settings) -> str:
     """Static membership: a restarted worker takes its partitions back without a session timeout."""
     return f"{settings.group}-{socket.gethostname()}-{Path(settings.data_dir).resolve().name}"

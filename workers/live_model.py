@@ -1,10 +1,11 @@
-"""What lists are made with right now: a model version, the catalogue, the popularity prior.
+"""What lists are made with right now: model versions, the catalogue, the popularity prior.
 
 Each is the fold of a single-partition topic (`models`, `items`, `popularity`)
 that every worker reads whole, so a side input is named by the offset of the
-last record applied. The three meet in an `ItemSpace`, replaced as a whole when
-the version changes: user vectors, item table and cold items are always of one
-version.
+last record applied. The three meet in an `ItemSpace` per version, prepared as a
+whole before the version has a part in anything: user vectors, item table and
+cold items are always of one version. Beside the live version there may be a
+candidate, in shadow or in canary.
 """
 
 from __future__ import annotations
@@ -12,28 +13,35 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from workers import metrics
-from workers.core import rollout
+from workers.core.assignment import variant
 from workers.core.bundle import Bundle, BundleError, load_bundle
 from workers.core.catalogue import TEXT_FIELDS, Catalogue, CatalogueItem, Text
 from workers.core.popularity import Partial, decode_partial, total
 from workers.core.ranking import ItemSpace
 from workers.core.recommendation import SideInputs
+from workers.core.rollout import MODEL, Rollout, Versions
 from workers.ports import Encoder, Record, Unavailable
 from workers.signature import load_trusted
 
 COLD_BATCH = 64
 """Item texts per encoder call."""
 RETRY_SECONDS = 1.0
+CATCH_UP_SECONDS = 5.0
+TICK_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
+
+
+User = TypeVar("User")
 
 
 @dataclass
@@ -46,6 +54,9 @@ class Live:
     item_index: dict[str, int]
     type_index: dict[str, int]
     side_inputs: SideInputs
+    uncharted: deque[Text] = field(default_factory=deque)
+    """Texts of cold items, in offset order, that have no place in the space yet; superseded ones too: what stands
+    where is then told by two offsets alone, whether the worker has been running or has just begun."""
 
     @property
     def length(self) -> int:
@@ -53,8 +64,21 @@ class Live:
         return self.bundle.manifest.length
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A version that is being tried beside the live one, ready to rank with."""
+
+    step: Rollout
+    ready: Live
+
+    def has(self, user_id: str) -> bool:
+        """Whether the user is of its share: by hash, so for good, and still so when the share grows."""
+        shares = {"candidate": self.step.share, "live": 1.0 - self.step.share}
+        return variant(user_id, f"{MODEL}/{self.step.version}", shares) == "candidate"
+
+
 class LiveModel:
-    """Folds the side-input topics and keeps `live` current. Not thread-safe: event loop only."""
+    """Folds the side-input topics and keeps `live` and `candidate` current. Not thread-safe: event loop only."""
 
     def __init__(
         self,
@@ -74,18 +98,49 @@ class LiveModel:
         self._text_fields = tuple(text_fields)
         self._partials: dict[int, Partial] = {}
         self._offsets = {"items": -1, "popularity": -1, "models": -1}
-        self._uncharted: deque[Text] = deque()
-        """Every text in offset order that has no place yet, superseded ones too: what stands where is then told by
-        two offsets alone, whether the worker has been running or has just begun."""
         self._work = asyncio.Event()
-        self._wanted = 0
+        self._steps = 0
+        self._first = 0
+        self._ready: dict[int, Live] = {}
+        self._before_start: deque[Text] = deque()
+        self._arriving: list[deque[Text]] = [self._before_start]
+        """Where texts are kept for versions that are not ready yet."""
+        self._versions = Versions()
         self.live: Live | None = None
+        self.candidate: Candidate | None = None
 
     @property
     def side_inputs(self) -> SideInputs:
         """The newest applied offset of each side-input topic, and how far cold items have their place."""
-        charted = self._uncharted[0].offset - 1 if self._uncharted else self._offsets["items"]
+        return self._side_inputs(self.live.uncharted if self.live is not None else deque())
+
+    def _side_inputs(self, uncharted: deque[Text]) -> SideInputs:
+        charted = uncharted[0].offset - 1 if uncharted else self._offsets["items"]
         return SideInputs(**self._offsets, charted=charted)
+
+    @property
+    def promoted(self) -> int | None:
+        """The version that the topic says is live; None where it says nothing."""
+        return self._versions.live
+
+    @property
+    def steps(self) -> Mapping[int, Rollout]:
+        """Each version's last step."""
+        return self._versions.steps
+
+    def parts(self, users: Sequence[User], user_id: Callable[[User], str]) -> list[tuple[Live, list[User]]]:
+        """Users by the version that makes their lists; each has one. Raises `RuntimeError` before the start."""
+        if self.live is None:
+            raise RuntimeError("no model is live: the pipeline was started too early")
+        candidate = self.candidate
+        if candidate is None or candidate.step.stage != "canary":
+            return [(self.live, list(users))] if users else []
+        chosen = [candidate.has(user_id(user)) for user in users]
+        split = [
+            (self.live, [user for user, canary in zip(users, chosen, strict=True) if not canary]),
+            (candidate.ready, [user for user, canary in zip(users, chosen, strict=True) if canary]),
+        ]
+        return [(live, some) for live, some in split if some]
 
     def title(self, item_id: str) -> str:
         """The catalogue's title of an item, or its id."""
@@ -106,11 +161,18 @@ class LiveModel:
                 continue
             text = self._catalogue.texts.get(item.item_id)
             if text is not None and text.offset == record.offset:
-                self._uncharted.append(text)
-                self._work.set()
-            if self.live is not None:
-                self.live.space.set_available(item.item_id, self._is_rankable(item, self.live.space))
+                self._describe(text)
+            for live in self._ready.values():
+                live.space.set_available(item.item_id, self._is_rankable(item, live.space))
         self._note_side_inputs()
+
+    def _describe(self, text: Text) -> None:
+        for texts in self._arriving:
+            texts.append(text)
+        for live in self._ready.values():
+            if not live.space.is_trained(text.item_id):
+                live.uncharted.append(text)
+                self._work.set()
 
     def apply_popularity(self, records: Sequence[Record]) -> None:
         """Fold partial counts into the prior."""
@@ -122,37 +184,59 @@ class LiveModel:
                 _bad("popularity", record, str(error))
                 continue
             self._partials[partial.partition] = partial
-        if self.live is not None and records:
-            self.live.space.set_popularity(total(self._partials.values()))
-            self._note_side_inputs()
+        for live in self._ready.values() if records else ():
+            live.space.set_popularity(total(self._partials.values()))
+        self._note_side_inputs()
 
     def apply_models(self, records: Sequence[Record]) -> None:
-        """Fold rollout records; the newest promoted version is prepared and goes live when ready."""
+        """Fold rollout records; a version that is not ready has no part in anything until it is."""
         for record in records:
             self._offsets["models"] = record.offset
-            decoded = rollout.decode_rollout(record.value or b"")
-            if isinstance(decoded, str):
-                _bad("models", record, decoded)
-            elif decoded.model == rollout.MODEL:
-                self._wanted = decoded.version
-                self._work.set()
+            applied = self._versions.apply(record.value, record.key)
+            if isinstance(applied, str):
+                _bad("models", record, applied)
+            elif isinstance(applied, Rollout):
+                self._steps += 1
+        self._take_effect()
+        self._work.set()
         self._note_side_inputs()
 
     def _note_side_inputs(self) -> None:
-        if self.live is not None:
-            self.live.side_inputs = self.side_inputs
+        for live in self._ready.values():
+            live.side_inputs = self._side_inputs(live.uncharted)
 
-    async def start(self, default_version: int) -> None:
-        """Make the first version live: the promoted one, or `default_version` where none was.
+    async def start(self, first: int) -> None:
+        """Make the first version live: the promoted one, or `first` where none was.
 
+        A candidate has its part from the start too, unless it cannot be loaded.
         Cold items follow in the background (`run`). Raises `BundleError`.
         """
-        self._wanted = self._wanted or default_version
-        bundle = await asyncio.to_thread(self._load, self._wanted)
-        await self._go_live(bundle, self._space(bundle), charted=-1)
+        self._first = first
+        for version in self._wanted():
+            try:
+                bundle = await asyncio.to_thread(self._load, version)
+            except BundleError as error:
+                if self.live is None:
+                    raise
+                log.warning("the candidate waits", extra={"why": str(error)})
+                self._work.set()
+            else:
+                self._make_ready(bundle, self._space(bundle), self._before_start)
+        self._arriving = [texts for texts in self._arriving if texts is not self._before_start]
+        self._before_start = deque()
+
+    async def caught_up(self) -> None:
+        """Wait, not for ever, until every version that has a part by the records is ready.
+
+        Before users are taken over from a worker that may have been ahead: their version must not go back.
+        """
+        for _ in range(int(CATCH_UP_SECONDS / TICK_SECONDS)):
+            if all(version in self._ready for version in self._wanted()):
+                return
+            await asyncio.sleep(TICK_SECONDS)
 
     async def run(self) -> None:
-        """Chart cold items and prepare promoted versions as they come, for ever."""
+        """Chart cold items and prepare versions as they come, for ever."""
         while True:
             await self._work.wait()
             self._work.clear()
@@ -171,59 +255,90 @@ class LiveModel:
         """Chart every cold item now, or those described up to an offset of the items topic. Raises `Unavailable`."""
         await self._chart_cold(up_to)
 
+    def _wanted(self) -> list[int]:
+        """The versions that have a part, the live one first."""
+        candidate = self._versions.candidate
+        wanted = [self._versions.live or self._first, candidate.version if candidate is not None else 0]
+        return [version for version in dict.fromkeys(wanted) if version]
+
     async def _follow_rollout(self) -> None:
-        if self.live is not None and self._wanted != self.live.version:
-            await self._prepare(self._wanted)
+        """Prepare what is wanted; one that cannot be does not keep the other waiting."""
+        failure: Unavailable | BundleError | None = None
+        for version in self._wanted():
+            if version not in self._ready:
+                try:
+                    await self._prepare(version)
+                except (Unavailable, BundleError) as error:
+                    failure = error
+        if failure is not None:
+            raise failure
 
     async def _prepare(self, version: int) -> None:
         bundle = await asyncio.to_thread(self._load, version)
-        space = self._space(bundle)
-        up_to = self._offsets["items"]
+        space = await asyncio.to_thread(self._space, bundle)
         cold = [text for text in self._catalogue.texts.values() if not space.is_trained(text.item_id)]
-        for start in range(0, len(cold), COLD_BATCH):
-            batch = cold[start : start + COLD_BATCH]
-            vectors = await self._encoder.item_vectors([text.text for text in batch], version)
-            space.add_cold([text.item_id for text in batch], vectors)
-        await self._go_live(bundle, space, up_to)
+        arriving: deque[Text] = deque()
+        self._arriving.append(arriving)
+        try:
+            for start in range(0, len(cold), COLD_BATCH):
+                batch = cold[start : start + COLD_BATCH]
+                vectors = await self._encoder.item_vectors([text.text for text in batch], version)
+                space.add_cold([text.item_id for text in batch], vectors)
+        finally:
+            self._arriving = [texts for texts in self._arriving if texts is not arriving]
+        self._make_ready(bundle, space, arriving)
 
-    async def _go_live(self, bundle: Bundle, space: ItemSpace, charted: int) -> None:
+    def _make_ready(self, bundle: Bundle, space: ItemSpace, texts: Iterable[Text]) -> None:
+        """Let a version have its part; `texts` are those that have no place in its space yet."""
         version = int(bundle.path.name)
         space.set_popularity(total(self._partials.values()))
         for item in self._catalogue.items.values():
             space.set_available(item.item_id, self._is_rankable(item, space))
-        self._uncharted = deque(
-            text for text in self._uncharted if text.offset > charted and not space.is_trained(text.item_id)
+        uncharted = deque(text for text in texts if not space.is_trained(text.item_id))
+        side_inputs = self._side_inputs(uncharted)
+        self._ready[version] = Live(
+            version, bundle, space, bundle.item_index, bundle.type_index, side_inputs, uncharted
         )
-        self.live = Live(version, bundle, space, bundle.item_index, bundle.type_index, self.side_inputs)
         self._work.set()
-        metrics.MODEL_VERSION.set(version)
-        metrics.COLD_ITEMS.set(space.size - space.trained)
-        log.info("model live", extra={"version": version, "items": space.size})
+        self._take_effect()
+
+    def _take_effect(self) -> None:
+        """Give the versions that are ready the parts that the records say; the live one stays until another is."""
+        wanted = self._wanted()
+        live = self._ready.get(wanted[0]) if wanted else None
+        if live is not None and live is not self.live:
+            self.live = live
+            metrics.MODEL_VERSION.set(live.version)
+            metrics.COLD_ITEMS.set(live.space.size - live.space.trained)
+            log.info("model live", extra={"version": live.version, "items": live.space.size})
+        step = self._versions.candidate
+        ready = self._ready.get(step.version) if step is not None else None
+        at_hand = step is not None and ready is not None and ready is not self.live
+        self.candidate = Candidate(step, ready) if at_hand and step is not None and ready is not None else None
+        metrics.CANDIDATE_VERSION.set(ready.version if at_hand and ready is not None else 0)
+        self._ready = {v: one for v, one in self._ready.items() if v in wanted or one is self.live}
 
     async def _chart_cold(self, up_to: int | None = None) -> None:
-        """Give the uncharted items a place in the live version's space; a new rollout record goes first."""
-        wanted = self._wanted
-        while self._uncharted and self.live is not None and self._wanted == wanted:
-            live, waiting = self.live, self._uncharted
-            some = [text for text in islice(waiting, COLD_BATCH) if up_to is None or text.offset <= up_to]
-            if not some:
-                return
-            batch = [text for text in some if not live.space.is_trained(text.item_id)]
-            if batch:
+        """Give the uncharted items a place in each version's space; a new step of a version goes first."""
+        steps = self._steps
+        for live in list(self._ready.values()):
+            while live.uncharted and self._ready.get(live.version) is live and self._steps == steps:
+                batch = [text for text in islice(live.uncharted, COLD_BATCH) if up_to is None or text.offset <= up_to]
+                if not batch:
+                    break
                 vectors = await self._encoder.item_vectors([text.text for text in batch], live.version)
-                if self.live is not live:
-                    continue
+                for _ in batch:
+                    live.uncharted.popleft()
                 live.space.add_cold([text.item_id for text in batch], vectors)
-            for _ in some:
-                waiting.popleft()
-            for text in batch:
-                item = self._catalogue.items[text.item_id]
-                live.space.set_available(text.item_id, self._is_rankable(item, live.space))
-            self._note_side_inputs()
-            metrics.COLD_ITEMS.set(live.space.size - live.space.trained)
+                for text in batch:
+                    item = self._catalogue.items[text.item_id]
+                    live.space.set_available(text.item_id, self._is_rankable(item, live.space))
+                self._note_side_inputs()
+                if live is self.live:
+                    metrics.COLD_ITEMS.set(live.space.size - live.space.trained)
 
     def _load(self, version: int) -> Bundle:
-        folder = self._repository / rollout.MODEL / str(version)
+        folder = self._repository / MODEL / str(version)
         return load_bundle(folder) if self._trusted is None else load_trusted(folder, self._trusted)
 
     def _space(self, bundle: Bundle) -> ItemSpace:

@@ -23,7 +23,14 @@ DEAD_LETTERS = Counter("freshet_dead_letters_total", "Records sent to the dead-l
 LISTS = Counter("freshet_lists_published_total", "Recommendation lists published.", ["kind"])
 LAG = Gauge("freshet_lag_events", "Records behind the end of the source partition.", ["partition"])
 MODEL_VERSION = Gauge("freshet_model_version", "Model version that lists are made with.")
-BREAKER_OPEN = Gauge("freshet_encoder_breaker_open", "1 while the circuit breaker keeps calls from Triton.")
+CANDIDATE_VERSION = Gauge("freshet_candidate_version", "Model version in shadow or canary; 0 for none.")
+CANDIDATE_LISTS = Counter(
+    "freshet_candidate_lists_total", "Users whose lists were made with both versions.", ["outcome"]
+)
+CANDIDATE = Gauge("freshet_candidate", "How the candidate compares (workers/core/comparison.py).", ["figure"])
+BREAKER_OPEN = Gauge(
+    "freshet_encoder_breaker_open", "1 while the circuit breaker keeps a version's calls from Triton.", ["version"]
+)
 COLD_ITEMS = Gauge("freshet_cold_items", "Rankable items that the model version was not trained on.")
 BAD_SIDE_INPUTS = Counter("freshet_bad_side_inputs_total", "Unreadable records of side-input topics.", ["topic"])
 FEATURE_RETRIES = Counter("freshet_feature_write_retries_total", "Feature-store writes tried again.")

@@ -43,6 +43,7 @@ from workers.ports import (
     Unavailable,
 )
 from workers.settings import Settings
+from workers.trial import Trial
 
 FEATURE_RETRIES = 8
 """Tries of a feature write before the worker gives up and ends; waits double from 0.1 s (25 s in all)."""
@@ -104,6 +105,7 @@ class Pipeline:
         encoder: Encoder,
         features: FeatureStore,
         publisher: Publisher,
+        trial: Trial,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
@@ -112,6 +114,7 @@ class Pipeline:
         self._features = features
         self._publisher = publisher
         self._lists = ListMaker(settings)
+        self._trial = trial
         self._clock = clock
         self._popularity: dict[int, PartialPopularity] = {}
         self._popularity_due: dict[int, float] = {}
@@ -123,6 +126,8 @@ class Pipeline:
 
     async def process(self, store: StateStore, partition: int, records: Sequence[Fetched]) -> None:
         """Process one run in offset order. Raises on anything unexpected; nothing is then to be committed."""
+        if partition not in self._popularity:
+            await self._model.caught_up()
         metrics.BATCH_EVENTS.observe(len(records))
         with metrics.STEP.labels("fold").time():
             touched, dead = self.fold(store, partition, records)
@@ -221,17 +226,22 @@ class Pipeline:
         The encoder works on the next chunk while this one is ranked.
         """
         plain = [user for user in touched if user.state.consent or not user.state.length]
-        pending = [asyncio.create_task(self._publish_plain(run, plain))] if plain else []
         encoded = sorted((user for user in touched if not user.state.consent and user.state.length), key=_by_weight)
         size = self._settings.encode_batch
-        chunks = [encoded[start : start + size] for start in range(0, len(encoded), size)]
+        chunks = [
+            (live, users[start : start + size])
+            for live, users in self._model.parts(encoded, _user_id)
+            for start in range(0, len(users), size)
+        ]
+        chunks.sort(key=lambda chunk: _by_weight(chunk[1][0]))
+        pending = [asyncio.create_task(self._publish_plain(run, plain))] if plain else []
         ahead: asyncio.Task[_Inference] | None = None
         try:
-            for number, chunk in enumerate(chunks):
-                inference = await (ahead or asyncio.create_task(self._infer(chunk)))
+            for number, (live, chunk) in enumerate(chunks):
+                inference = await (ahead or asyncio.create_task(self._infer(live, chunk)))
                 ahead = None
                 if number + 1 < len(chunks):
-                    ahead = asyncio.create_task(self._infer(chunks[number + 1]))
+                    ahead = asyncio.create_task(self._infer(*chunks[number + 1]))
                     await asyncio.sleep(0)
                 pending.append(asyncio.create_task(self._deliver(run, chunk, inference)))
                 await asyncio.sleep(0)
@@ -240,10 +250,7 @@ class Pipeline:
                 ahead.cancel()
             await _all(pending)
 
-    async def _infer(self, chunk: list[Touched]) -> _Inference:
-        live = self._model.live
-        if live is None:
-            raise RuntimeError("no model is live: the pipeline was started too early")
+    async def _infer(self, live: Live, chunk: list[Touched]) -> _Inference:
         tensors = featurise([user.state for user in chunk], live.item_index, live.type_index, live.length)
         encoded: Encoded | None = None
         with metrics.STEP.labels("encode").time():
@@ -273,6 +280,7 @@ class Pipeline:
                 self._publish_lists(run, chunk, lists, inference, degraded=False),
             ]
         )
+        self._trial.offer([(user.user_id, user.state) for user in chunk])
 
     async def _write_embedding(self, rows: list[FeatureRow]) -> None:
         with metrics.STEP.labels("embedding_features").time():
@@ -280,19 +288,16 @@ class Pipeline:
 
     async def _publish_plain(self, run: _Run, users: list[Touched]) -> None:
         """Users without a profile get the popular list; an erased one gets a tombstone."""
-        live = self._model.live
-        if live is None:
-            raise RuntimeError("no model is live: the pipeline was started too early")
         gone = [user for user in users if user.state.consent is Consent.ERASED]
         topic = self._settings.recommendations_topic
         if gone:
             await run.written
             await self._publisher.publish([Message(topic, user.user_id.encode(), None) for user in gone])
         rest = [user for user in users if user.state.consent is not Consent.ERASED]
-        if rest:
-            lists = [self._lists.make_popular(live, user.user_id, None) for user in rest]
+        for live, some in self._model.parts(rest, _user_id):
+            lists = [self._lists.make_popular(live, user.user_id, None) for user in some]
             inference = _Inference(live, None, None, self._now_ms())
-            await self._publish_lists(run, rest, lists, inference, degraded=False)
+            await self._publish_lists(run, some, lists, inference, degraded=False)
 
     async def _publish_lists(
         self,
@@ -350,6 +355,10 @@ def dead_letter(settings: Settings, partition: int, record: Fetched, bad: BadEve
         ("sha256", hashlib.sha256(value).hexdigest().encode()),
     ]
     return Message(settings.dlq_topic, record.key, record.value, headers)
+
+
+def _user_id(user: Touched) -> str:
+    return user.user_id
 
 
 def _by_weight(user: Touched) -> float:

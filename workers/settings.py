@@ -69,6 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model_repository: str = "triton_models"
     """Folder of Triton's model repository; workers read item tables from it."""
 
+    versions_kept: Annotated[int, msgspec.Meta(ge=2)] = 5
+    """Versions whose folders stay in the model repository; Triton serves the newest two."""
     trusted_keys: str = "deploy/keys"
     """Folder of public keys (`*.pub`); a version is served only where one of them signed it."""
 
@@ -112,6 +114,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Name of the experiment under way: users are assigned to its variants anew for every name."""
     variants: dict[str, Variant] = {}
     """Variants by name; their shares sum to 1. Without any, all lists are of the variant `live`."""
+    canary_lists: Positive = 200
+    """Users to compare before a canary is judged."""
+    canary_error_rate: Fraction = 0.01
+    """A canary is rolled back where more of its inferences fail."""
+    canary_latency_ratio: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    """A canary is rolled back where it takes so many times as long as the live version for the same users."""
+    canary_overlap: Fraction = 0.1
+    """A canary is rolled back where its lists have less in common with the live version's (mean average overlap)."""
     popularity_half_life: Seconds = 7 * 86_400.0
     """Half-life of an interaction in the popularity prior, in event time."""
 

@@ -10,6 +10,7 @@ from deploy.local.errors import MissingPart
 from deploy.local.parts import TEXT_ENCODER, TRITON_ENV, TRITON_SERVER, present
 from deploy.local.ports import LOOPBACK
 from deploy.local.process import Process, spawn, wait_until_ready
+from deploy.release.repository import sweep
 
 PORTS = ("triton_http", "triton_grpc", "triton_metrics")
 READY_SECONDS = 120
@@ -22,7 +23,9 @@ def assemble(models: Path, shipped: Path) -> list[str]:
     """Bring the runtime model repository up to date with the shipped one.
 
     The text encoder's two files, too big for the repository, come from `make setup`. Versions that
-    were published into the runtime repository stay.
+    were published into the runtime repository stay, and one that ships does not come back once it
+    has been retired; so the server, which serves the newest two, comes back with what was live. What
+    a killed publisher left half-way is removed.
 
     Args:
         models: The runtime model repository, which the server reads.
@@ -35,10 +38,12 @@ def assemble(models: Path, shipped: Path) -> list[str]:
         MissingPart: There is no model at all, or the text encoder was not fetched.
     """
     models.mkdir(parents=True, exist_ok=True)
-    compiled = shutil.ignore_patterns("__pycache__")
+    sweep(models)
     for config in sorted(shipped.glob("*/config.pbtxt")):
-        model = config.parent
-        shutil.copytree(model, models / model.name, ignore=compiled, dirs_exist_ok=True)
+        model, target = config.parent, models / config.parent.name
+        retired = _versions(model) - _versions(target) if _versions(target) else set()
+        ignore = shutil.ignore_patterns("__pycache__", *retired)
+        shutil.copytree(model, target, ignore=ignore, dirs_exist_ok=True)
     if (models / "text_encoder").exists():
         present(TEXT_ENCODER, "the text encoder")
         shutil.copytree(TEXT_ENCODER, models / "text_encoder" / "1", dirs_exist_ok=True)
@@ -49,6 +54,10 @@ def assemble(models: Path, shipped: Path) -> list[str]:
     if not names:
         raise MissingPart(f"a model in {shipped}")
     return names
+
+
+def _versions(model: Path) -> set[str]:
+    return {folder.name for folder in model.glob("*/") if folder.name.isdigit()}
 
 
 def start(directory: Path, ports: dict[str, int], shipped: Path) -> Process:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +19,8 @@ from typer.testing import CliRunner, Result
 
 from deploy.local import Stack, create_topics, load
 from deploy.local.parts import SHIPPED_KEYS
-from deploy.release import ReleaseError, publish_bundle
 from workers.cli import app
 from workers.cli.inspect_user import changelog_topic
-from workers.core.bundle import sha256
 from workers.core.events import Event, encode_event
 from workers.core.recommendation import (
     AsOf,
@@ -34,15 +31,12 @@ from workers.core.recommendation import (
     Timings,
     encode_recommendation,
 )
-from workers.core.rollout import MODEL, Rollout, decode_rollout
 from workers.core.state import empty_state, encode_state, fold
-from workers.signature import make_keys, sign
 
 pytestmark = pytest.mark.integration
 
 PARTITIONS = 3
 ROOT = Path(__file__).parents[2]
-BUNDLE = ROOT / "triton_models" / MODEL / "1"
 
 
 @pytest.fixture
@@ -246,74 +240,6 @@ def test_dead_letters_go_back_byte_for_byte_once(stack: Stack, producer: KafkaPr
     assert dict(record.headers)["replayed_from"].startswith(topics["dead_letters"].encode() + b"/0/")
     freshet("dlq", "replay", "--reason", "not_json")
     assert b"\xff\x00" in {record.value for record in read(stack, topics["events"])}
-
-
-@pytest.fixture(scope="module")
-def release_stack(start_stack: Callable[..., Stack], tmp_path_factory: pytest.TempPathFactory) -> Stack:
-    """A Triton of this module's own, to publish into."""
-    return start_stack(tmp_path_factory.mktemp("release"), kafka=False)
-
-
-def test_publish_brings_the_next_version_into_service(
-    stack: Stack, release_stack: Stack, topics: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The bundle is in the repository verbatim, both models are ready, the record is on the topic."""
-    monkeypatch.setenv("FRESHET_TRITON", release_stack.triton_grpc)
-    monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(release_stack.models))
-    before = versions(release_stack)
-    result = freshet("publish", str(BUNDLE), "--json")
-    assert result.exit_code == 0, result.stderr
-    number = json.loads(result.stdout)["version"]
-    assert number == max(before) + 1
-    published = release_stack.models / MODEL / str(number)
-    assert {f.name: f.read_bytes() for f in published.iterdir()} == {f.name: f.read_bytes() for f in BUNDLE.iterdir()}
-    [record] = read(stack, topics["models"])
-    rollout = decode_rollout(record.value)
-    assert isinstance(rollout, Rollout)
-    assert (record.key, rollout.version, rollout.stage) == (MODEL.encode(), number, "promoted")
-    again = freshet("publish", str(BUNDLE), "--version", str(number))
-    assert again.exit_code == 1
-    assert "is not newer than" in again.stderr
-
-
-def test_a_failed_publish_leaves_everything_as_it_was(release_stack: Stack, tmp_path: Path) -> None:
-    """A broken model, a digest that differs, a wrong golden answer, an absent server: no version, no record."""
-    before = versions(release_stack)
-    announced: list[Rollout] = []
-    key = tmp_path / "keys" / "test.key"
-    make_keys(key)
-    shutil.copy(SHIPPED_KEYS / "shipped.pub", key.parent)
-
-    def publish(folder: Path, address: str = release_stack.triton_grpc) -> str:
-        with pytest.raises(ReleaseError) as caught:
-            publish_bundle(folder, release_stack.models, address, key.parent, announced.append)
-        return str(caught.value)
-
-    assert "differs from the sha256" in publish(altered(tmp_path / "digest", "model.onnx", b"x"))
-    assert "cannot be read as ONNX" in publish(altered(tmp_path / "model", "model.onnx", b"x", key))
-    assert "cannot be read as ONNX" in publish(altered(tmp_path / "tower", "item_tower.onnx", b"x", key))
-    assert "does not answer" in publish(BUNDLE, "127.0.0.1:1")
-    assert versions(release_stack) == before
-    assert announced == []
-    published = publish_bundle(BUNDLE, release_stack.models, release_stack.triton_grpc, key.parent, announced.append)
-    assert announced == [published]
-
-
-def versions(stack: Stack) -> list[int]:
-    """The encoder's version folders."""
-    return sorted(int(f.name) for f in (stack.models / MODEL).iterdir() if f.name.isdigit())
-
-
-def altered(target: Path, name: str, content: bytes, key: Path | None = None) -> Path:
-    """A copy of the shipped bundle with one file replaced; with a key its manifest agrees and is signed."""
-    shutil.copytree(BUNDLE, target)
-    (target / name).write_bytes(content)
-    if key is not None:
-        manifest = json.loads((target / "manifest.json").read_text())
-        manifest["files"][name] = sha256(target / name)
-        (target / "manifest.json").write_text(json.dumps(manifest))
-        sign(target, key)
-    return target
 
 
 # --- the demo ------------------------------------------------------------------------------------

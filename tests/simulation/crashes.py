@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.simulation.fakes import NOW, PARTITION, FakeEncoder, event, make_bundle, record
+from tests.simulation.fakes import NOW, PARTITION, FakeEncoder, event, go_live, make_bundle, record
 from workers.adapters.memory import MemoryFeatureStore, MemoryPublisher, MemoryStateStore
 from workers.core.recommendation import decode_recommendation
 from workers.core.state import decode_state
@@ -23,6 +23,7 @@ from workers.live_model import LiveModel
 from workers.pipeline import Pipeline
 from workers.ports import FeatureRow, Message, Record
 from workers.settings import Settings
+from workers.trial import Trial
 
 LONGEST_RUN = 5
 SLOW_STATE = -1
@@ -202,13 +203,15 @@ async def _live(
     model = LiveModel(encoder, BUNDLE.path)
     counts = [message for message in durable.publisher.messages if message.topic == SETTINGS.popularity_topic]
     model.apply_popularity([Record(offset, NOW, one.key, one.value) for offset, one in enumerate(counts)])
-    await model._go_live(BUNDLE, model._space(BUNDLE), charted=-1)
+    go_live(model, BUNDLE)
+    publisher = MortalPublisher(killer, durable)
     worker = make(
         SETTINGS,
         model,
         encoder,
         MortalFeatures(killer, durable),
-        MortalPublisher(killer, durable),
+        publisher,
+        Trial(SETTINGS, model, encoder, publisher, "worker"),
         clock=lambda: NOW / 1000,
     )
     left = [one for one in log if one.offset >= durable.committed]

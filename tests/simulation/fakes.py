@@ -22,6 +22,7 @@ from workers.live_model import LiveModel
 from workers.pipeline import Pipeline
 from workers.ports import Encoded, Message, Record, Unavailable
 from workers.settings import Settings
+from workers.trial import Trial
 
 NOW = 1_700_000_000_000
 PARTITION = 4
@@ -124,6 +125,17 @@ def digest(value: bytes | None) -> bytes:
     return hashlib.sha256(value or b"").hexdigest().encode()
 
 
+def clock() -> float:
+    """The time in this world: it stands still."""
+    return NOW / 1000 + 60
+
+
+def go_live(model: LiveModel, bundle: Bundle) -> None:
+    """Make a bundle live that was never promoted, at once."""
+    model._first = int(bundle.path.name)
+    model._make_ready(bundle, model._space(bundle), ())
+
+
 class World:
     """A pipeline and all it stands on; any part may be replaced before `start`."""
 
@@ -139,9 +151,10 @@ class World:
 
     async def start(self) -> World:
         """Make the model live and the pipeline ready."""
-        await self.model._go_live(self.bundle, self.model._space(self.bundle), charted=-1)
+        go_live(self.model, self.bundle)
+        self.trial = Trial(self.settings, self.model, self.encoder, self.publisher, "worker", clock=clock)
         self.pipeline = Pipeline(
-            self.settings, self.model, self.encoder, self.features, self.publisher, clock=lambda: NOW / 1000 + 60
+            self.settings, self.model, self.encoder, self.features, self.publisher, self.trial, clock=clock
         )
         return self
 

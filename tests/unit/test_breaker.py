@@ -10,6 +10,7 @@ from tritonclient.utils import InferenceServerException
 from workers.adapters import triton
 from workers.adapters.triton import BREAKER_FAILURES, BREAKER_SECONDS, RETRY_BURST, Breaker, TritonEncoder
 from workers.core.features import USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS, Tensors
+from workers.metrics import BREAKER_OPEN
 from workers.ports import Unavailable
 
 LENGTH = 50
@@ -92,10 +93,12 @@ def test_a_bad_trial_keeps_it_open(clock: Clock) -> None:
 
 def test_the_gauge_says_whether_it_is_open(clock: Clock) -> None:
     """An operator sees 1 while calls are kept away."""
-    breaker = opened(clock)
-    assert REGISTRY.get_sample_value("freshet_encoder_breaker_open") == 1
+    breaker = Breaker(clock, BREAKER_OPEN.labels("7"))
+    for _ in range(BREAKER_FAILURES):
+        breaker.failed()
+    assert REGISTRY.get_sample_value("freshet_encoder_breaker_open", {"version": "7"}) == 1
     breaker.succeeded()
-    assert REGISTRY.get_sample_value("freshet_encoder_breaker_open") == 0
+    assert REGISTRY.get_sample_value("freshet_encoder_breaker_open", {"version": "7"}) == 0
 
 
 class Result:
@@ -167,6 +170,15 @@ async def test_a_dead_server_is_asked_no_more(encoder: TritonEncoder) -> None:
     assert len(encoder._client.calls) == BREAKER_FAILURES
 
 
+async def test_a_failing_version_keeps_no_other_from_being_asked(encoder: TritonEncoder) -> None:
+    """The breaker of a canary that is down leaves the live version's closed."""
+    encoder._client.failures = BREAKER_FAILURES
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            await encoder.encode(TENSORS, 8)
+    assert (await encoder.encode(TENSORS, 7)).embedding.shape == (1, 64)
+
+
 async def test_retries_have_a_budget(encoder: TritonEncoder) -> None:
     """Under steady failures the calls sent are the calls made and the burst, and a tenth more."""
     calls = 200
@@ -175,7 +187,7 @@ async def test_retries_have_a_budget(encoder: TritonEncoder) -> None:
         try:
             await encoder.encode(TENSORS, 1)
         except Unavailable:
-            encoder.breaker.succeeded()
+            encoder.breaker(1).succeeded()
     assert len(encoder._client.calls) <= calls * 1.1 + RETRY_BURST + 1
 
 

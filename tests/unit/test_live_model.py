@@ -15,7 +15,7 @@ from workers.core.bundle import BundleError
 from workers.core.catalogue import CatalogueItem, encode_item
 from workers.core.popularity import Partial, encode_partial
 from workers.core.ranking import rank_popular
-from workers.core.rollout import MODEL, Rollout, encode_rollout
+from workers.core.rollout import MODEL, Report, Rollout, Stage, encode_record
 from workers.live_model import LiveModel
 from workers.ports import Record
 
@@ -27,9 +27,15 @@ def item(offset: int, name: str, title: str = "A title", *, available: bool = Tr
     return Record(offset, NOW, name.encode(), encode_item(CatalogueItem(name, title, available=available)))
 
 
-def promoted(offset: int, version: int, model: str = MODEL) -> Record:
+def step(offset: int, version: int, stage: Stage, share: float = 1.0, model: str = MODEL) -> Record:
     """A rollout record."""
-    return Record(offset, NOW, model.encode(), encode_rollout(Rollout(model, version, "promoted", NOW)))
+    rollout = Rollout(model, version, stage, NOW, share)
+    return Record(offset, NOW, rollout.key, encode_record(rollout))
+
+
+def promoted(offset: int, version: int, model: str = MODEL) -> Record:
+    """The record of a promotion."""
+    return step(offset, version, "promoted", model=model)
 
 
 def popularity(offset: int, counts: dict[str, float], partition: int = 0) -> Record:
@@ -127,13 +133,120 @@ async def test_another_models_rollout_is_not_ours(model: LiveModel) -> None:
     assert model.side_inputs.models == 0
 
 
-async def test_a_rollback_is_a_promotion_of_the_older_version(model: LiveModel) -> None:
-    """The newest record wins, whatever its version."""
+async def test_a_rolled_back_version_gives_way_to_the_one_before(model: LiveModel) -> None:
+    """The version that was promoted before it is live again; said twice, it is the same."""
     async with running(model):
-        model.apply_models([promoted(0, 2)])
+        model.apply_models([promoted(0, 1), promoted(1, 2)])
         await until(lambda: model.live.version == 2)
-        model.apply_models([promoted(1, 1)])
+        model.apply_models([step(2, 2, "rolled_back"), step(3, 2, "rolled_back")])
         await until(lambda: model.live.version == 1)
+
+
+async def test_a_canary_has_its_share_of_the_users_for_good(model: LiveModel) -> None:
+    """Each user is of one version, a larger share keeps who was in the smaller one, and all come back at the end."""
+    users = [f"user-{number}" for number in range(2000)]
+
+    def of_version_two() -> set[str]:
+        return {user for live, some in model.parts(users, str) for user in some if live.version == 2}
+
+    async with running(model):
+        model.apply_models([step(0, 2, "canary", 0.1)])
+        await until(lambda: model.candidate is not None)
+        small = of_version_two()
+        assert 140 < len(small) < 260
+        assert sorted(user for _, some in model.parts(users, str) for user in some) == sorted(users)
+        model.apply_models([step(1, 2, "canary", 0.5)])
+        assert small < of_version_two()
+        model.apply_models([step(2, 2, "rolled_back")])
+        assert of_version_two() == set()
+    assert model.live.version == 1
+
+
+async def test_a_canary_that_is_promoted_is_live_at_once(model: LiveModel) -> None:
+    """It is ready already: nothing is loaded again, and nobody waits."""
+    async with running(model):
+        model.apply_models([step(0, 2, "canary", 0.1)])
+        await until(lambda: model.candidate is not None)
+        ready = model.candidate.ready
+        model.apply_models([promoted(1, 2)])
+        assert (model.live, model.candidate) == (ready, None)
+
+
+async def test_a_shadow_makes_no_list(model: LiveModel) -> None:
+    """It is ready, and every user is still of the live version."""
+    async with running(model):
+        model.apply_models([step(0, 2, "shadow")])
+        await until(lambda: model.candidate is not None)
+    [(live, users)] = model.parts(["ann", "bob"], str)
+    assert (live.version, users) == (1, ["ann", "bob"])
+
+
+async def test_side_inputs_reach_both_versions(model: LiveModel, encoder: FakeEncoder) -> None:
+    """Catalogue, popularity and cold items are those of each version's own space, side by side."""
+    async with running(model):
+        model.apply_models([step(0, 2, "canary", 0.5)])
+        await until(lambda: model.candidate is not None)
+        pair = (model.live, model.candidate.ready)
+        model.apply_items([item(0, "fresh", "Fresh Film"), item(1, ITEMS[0], available=False)])
+        model.apply_popularity([popularity(0, {ITEMS[5]: 3.0})])
+        await until(lambda: all("fresh" in live.space.index for live in pair))
+    for live in pair:
+        space = live.space
+        np.testing.assert_array_equal(space.vectors[space.index["fresh"]], vector("Fresh Film", live.version))
+        assert not space.available[space.index[ITEMS[0]]]
+        assert space.prior.values[space.index[ITEMS[5]]] == pytest.approx(np.log1p(3.0))
+        assert (live.side_inputs.items, live.side_inputs.charted) == (1, 1)
+
+
+async def test_a_worker_starts_with_the_candidate_too(encoder: FakeEncoder, tmp_path: Path) -> None:
+    """From the records alone: nobody's version goes back because a worker was restarted during a canary."""
+    write_bundle(tmp_path, 1)
+    write_bundle(tmp_path, 2, NEWER_ITEMS)
+    model = LiveModel(encoder, tmp_path)
+    model.apply_models([promoted(0, 1), step(1, 2, "canary", 0.5)])
+    await model.start(7)
+    assert model.candidate is not None
+    assert (model.live.version, model.candidate.ready.version) == (1, 2)
+
+
+async def test_a_broken_candidate_keeps_no_worker_from_starting(
+    model: LiveModel, encoder: FakeEncoder, tmp_path: Path
+) -> None:
+    """The live version serves, and what is promoted after it is prepared all the same."""
+    (tmp_path / MODEL / "2" / "item_vectors.npy").write_bytes(b"torn")
+    starting = LiveModel(encoder, tmp_path)
+    starting.apply_models([promoted(0, 1), step(1, 2, "canary", 0.5)])
+    await starting.start(7)
+    assert (starting.live.version, starting.candidate) == (1, None)
+    encoder.bundles[3] = make_bundle(3)
+    write_bundle(tmp_path, 3)
+    async with running(starting):
+        starting.apply_models([promoted(2, 3)])
+        await until(lambda: starting.live.version == 3)
+
+
+async def test_users_are_taken_over_when_the_versions_are_ready(
+    model: LiveModel, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`caught_up` waits for a promotion under way, and not for ever for one that fails."""
+    await model.caught_up()
+    monkeypatch.setattr(live_model_module, "CATCH_UP_SECONDS", 0.2)
+    model.apply_models([promoted(0, 2)])
+    await model.caught_up()
+    assert model.live.version == 1
+    async with running(model):
+        monkeypatch.setattr(live_model_module, "CATCH_UP_SECONDS", 5.0)
+        await model.caught_up()
+        assert model.live.version == 2
+
+
+async def test_reports_of_workers_change_nothing(model: LiveModel) -> None:
+    """They are read by those who look at the rollout."""
+    report = Report(MODEL, "w1", NOW, 2, 3)
+    model.apply_models([Record(0, NOW, report.key, encode_record(report)), Record(1, NOW, report.key, None)])
+    async with running(model):
+        await asyncio.sleep(0.02)
+    assert (model.live.version, model.candidate) == (1, None)
 
 
 async def test_a_version_that_cannot_be_loaded_keeps_the_old_one(
@@ -194,11 +307,9 @@ async def test_a_swap_while_items_are_encoded_mixes_nothing(model: LiveModel, en
     async with running(model):
         model.apply_items([item(0, "fresh", "Fresh Film")])
         await asked.wait()
-        bundle = model._load(2)
-        await model._go_live(bundle, model._space(bundle), charted=-1)
-        model._wanted = 2
+        model.apply_models([promoted(0, 2)])
         answer.set()
-        await until(lambda: "fresh" in model.live.space.index)
+        await until(lambda: model.live.version == 2 and "fresh" in model.live.space.index)
     space = model.live.space
     np.testing.assert_array_equal(space.vectors[space.index["fresh"]], vector("Fresh Film", 2))
 
@@ -371,11 +482,9 @@ BAD = (b"", b"junk", b"{}", b"[]", b'{"item_id":""}', b'{"model":"user_encoder",
 
 @pytest.mark.parametrize(
     ("topic", "value"),
-    [*((topic, value) for topic in ("items", "popularity", "models") for value in BAD), ("models", None)],
+    [(topic, value) for topic in ("items", "popularity", "models") for value in BAD],
 )
-async def test_bad_side_inputs_are_counted_and_change_nothing(
-    model: LiveModel, topic: str, value: bytes | None
-) -> None:
+async def test_bad_side_inputs_are_counted_and_change_nothing(model: LiveModel, topic: str, value: bytes) -> None:
     """A record that is none is counted, its offset is passed, and the good one after it is applied."""
     before, apply = bad_side_inputs(topic), getattr(model, f"apply_{topic}")
     good = {"items": item(8, ITEMS[0]), "popularity": popularity(8, {ITEMS[0]: 1.0}), "models": promoted(8, 1)}

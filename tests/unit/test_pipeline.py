@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from prometheus_client import REGISTRY
 
-from tests.simulation.fakes import ITEMS, NOW, PARTITION, World, digest, event, lists, make_bundle, record
+from tests.simulation.fakes import ITEMS, NOW, PARTITION, World, digest, event, go_live, lists, make_bundle, record
 from workers import pipeline as pipeline_module
 from workers.core.events import ERASE, MAX_EVENT_BYTES, OPT_IN, OPT_OUT, BadReason, Event
 from workers.core.features import Tensors
@@ -197,7 +197,7 @@ async def test_a_list_never_mixes_versions(world: World) -> None:
 
     async def swapped(tensors: Tensors, version: int) -> Encoded:
         encoded = await encode(tensors, version)
-        await world.model._go_live(other, world.model._space(other), charted=-1)
+        go_live(world.model, other)
         return encoded
 
     world.encoder.encode = swapped  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import chdir
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -15,14 +16,18 @@ import pytest
 import yaml
 from confluent_kafka import TopicPartition
 
+from deploy.release import publish
+from deploy.release import repository as folders
 from tests.simulation.fakes import World, event, lists
 from workers import archiver
 from workers.adapters.kafka import client_config
+from workers.core.comparison import Comparison, out_of_band
 from workers.core.popularity import decode_partial
 from workers.health import Health
 from workers.lists import ListMaker
 from workers.ports import Record
 from workers.settings import SECRETS, Settings, SettingsError, Variant, load_settings
+from workers.trial import bands
 
 NAMES = Settings.__struct_fields__
 
@@ -159,6 +164,31 @@ def assigned(settings: Settings) -> object:
     return [maker.variant(f"user-{number}") for number in range(50)]
 
 
+def judged(settings: Settings) -> object:
+    """Which canaries are rolled back, and why."""
+    trials = [
+        Comparison(lists, failed, overlap, 0.0, 1.0, candidate_ms)
+        for lists in (100, 1000)
+        for failed in (0, 20)
+        for overlap in (0.05, 0.5)
+        for candidate_ms in (1.0, 3.0)
+    ]
+    return [out_of_band(comparison, bands(settings)) for comparison in trials]
+
+
+@pytest.fixture
+def retired(tmp_path: Path) -> Callable[[Settings], object]:
+    """Which versions' folders stay."""
+
+    def observe(settings: Settings) -> object:
+        for model, version in product(folders.MODELS, range(1, 10)):
+            (tmp_path / "models" / model / str(version)).mkdir(parents=True, exist_ok=True)
+        publish._retire(tmp_path / "models", settings.versions_kept, keep={8, 9})
+        return folders.versions(tmp_path / "models")
+
+    return observe
+
+
 @pytest.fixture
 def app(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The app module; importing faust reads the command line."""
@@ -201,17 +231,23 @@ def wiring(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callabl
         def __getattr__(self, name: str) -> Any:
             return lambda *_: None
 
-    for name in ("HealthServer", "KafkaPublisher", "TritonEncoder", "LiveModel", "SideInputReader", "Pipeline"):
+    for name in (
+        "HealthServer",
+        "KafkaPublisher",
+        "TritonEncoder",
+        "LiveModel",
+        "SideInputReader",
+        "Pipeline",
+        "Trial",
+    ):
         monkeypatch.setattr(app, name, Part)
     monkeypatch.setattr(app, "open_feature_store", Part)
-    monkeypatch.setattr(app, "_newest_version", lambda repository: opened.append((str(repository),)) or 1)
 
     def observe(settings: Settings) -> object:
         opened.clear()
 
         async def run() -> None:
-            version = app._newest_version(Path(settings.model_repository))
-            runtime = app.Runtime(msgspec.structs.replace(settings, data_dir=str(tmp_path)), version)
+            runtime = app.Runtime(msgspec.structs.replace(settings, data_dir=str(tmp_path)))
             runtime.open()
             await runtime.start()
             for task in runtime.tasks:
@@ -314,6 +350,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "triton": ("wiring", "10.0.0.1:8001"),
     "triton_deadline": ("wiring", 9.0),
     "model_repository": ("wiring", "elsewhere"),
+    "versions_kept": ("retired", 2),
     "trusted_keys": ("wiring", "elsewhere"),
     "feature_repo": ("feast", "elsewhere"),
     "online_store": ("feast", "redis://127.0.0.1:6379"),
@@ -335,6 +372,10 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "exploration": ("published", 1.0),
     "experiment": ("assigned", "second"),
     "variants": ("published", {"plain": Variant(share=1.0)}),
+    "canary_lists": ("judged", 5000),
+    "canary_error_rate": ("judged", 0.5),
+    "canary_latency_ratio": ("judged", 4.0),
+    "canary_overlap": ("judged", 0.01),
     "popularity_half_life": ("published", 60.0),
 }
 """For each setting: where it is observed, and another value than the default."""
@@ -343,6 +384,7 @@ AT_HAND: dict[str, Callable[[Settings], object]] = {
     "client": client,
     "security": security,
     "published": published,
+    "judged": judged,
     "assigned": assigned,
 }
 

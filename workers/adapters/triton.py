@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from typing import Any
 
 import grpc
@@ -38,6 +38,8 @@ BREAKER_SECONDS = 1.0
 """How long an open breaker keeps calls away before one may try again."""
 IN_FLIGHT = 2
 """User-encoder calls under way at a time: one runs while the next one travels."""
+VERSIONS_KEPT = 4
+"""Versions that have a breaker; Triton serves two."""
 TEXT_VERSION = ""
 """The text encoder has one version."""
 _CHANNEL_ARGS = [
@@ -52,7 +54,7 @@ _CHANNEL_ARGS = [
 class Breaker:
     """A circuit breaker: opens after consecutive failures, lets one call try after a pause."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, gauge: Any = metrics.BREAKER_OPEN) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, gauge: Any = None) -> None:
         self._clock = clock
         self._gauge = gauge
         self._failures = 0
@@ -89,10 +91,22 @@ class TritonEncoder:
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGS)
         self._deadline = deadline
         self._retries = RETRY_BURST
-        self.breaker = Breaker()
-        self._item_breaker = Breaker(gauge=None)
+        self._breakers: dict[Hashable, Breaker] = {}
+        """One per version: a failing canary must not keep the live version from being asked."""
+        self._item_breaker = Breaker()
         """Apart: a version without an item tower must not keep the live one from being asked."""
         self._calls: Coalescer[Tensors, Encoded] = Coalescer(self._encode_together, limit=batch, in_flight=IN_FLIGHT)
+
+    def breaker(self, version: Hashable) -> Breaker:
+        """The breaker of one version of the user encoder."""
+        found = self._breakers.get(version)
+        if found is None:
+            found = self._breakers[version] = Breaker(gauge=metrics.BREAKER_OPEN.labels(version))
+            if len(self._breakers) > VERSIONS_KEPT:
+                oldest = next(iter(self._breakers))
+                del self._breakers[oldest]
+                metrics.BREAKER_OPEN.remove(oldest)
+        return found
 
     async def encode(self, tensors: Tensors, version: int) -> Encoded:
         """Encode a batch of users with the pinned version. Raises `Unavailable`."""
@@ -102,7 +116,7 @@ class TritonEncoder:
         names = [spec.name for spec in USER_ENCODER_INPUTS]
         together = {name: np.concatenate([tensors[name] for tensors in batches]) for name in names}
         outputs = await self._infer(
-            self.breaker, MODEL, str(version), together, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS
+            self.breaker(version), MODEL, str(version), together, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS
         )
         encoded = Encoded(*outputs)
         if not (np.isfinite(encoded.embedding).all() and np.isfinite(encoded.topk_score).all()):
@@ -139,8 +153,17 @@ class TritonEncoder:
         except (InferenceServerException, grpc.aio.AioRpcError):
             return False
         if ready:
-            self.breaker.succeeded()
+            self.breaker(version).succeeded()
         return ready
+
+    async def newest(self, besides: Container[int] = ()) -> int | None:
+        """The newest version of the user encoder that is ready, but for some; None for none. Raises `Unavailable`."""
+        try:
+            index = await self._client.get_model_repository_index(client_timeout=self._deadline)
+        except (InferenceServerException, grpc.aio.AioRpcError) as error:
+            raise Unavailable(f"Triton: {_why(error)}") from error
+        ready = [int(one.version) for one in index.models if one.name == MODEL and one.state == "READY"]
+        return max((version for version in ready if version not in besides), default=None)
 
     async def close(self) -> None:
         """Close the channel."""

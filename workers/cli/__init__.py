@@ -15,9 +15,9 @@ from workers.cli import (
     dlq,
     features,
     inspect_user,
-    model,
     produce,
     quality,
+    release,
     replay,
     report,
     signing,
@@ -64,7 +64,10 @@ app.command(
     rich_help_panel="Models",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )(quality.quality)
-app.command("publish", rich_help_panel="Models")(model.publish)
+app.command("publish", rich_help_panel="Models")(release.publish)
+app.command("promote", rich_help_panel="Models")(release.promote)
+app.command("rollback", rich_help_panel="Models")(release.rollback)
+app.command("models", rich_help_panel="Models")(release.models)
 app.command("sign", rich_help_panel="Models")(signing.sign)
 app.command("keys", rich_help_panel="Models")(signing.keys)
 

@@ -1,0 +1,137 @@
+"""Version folders in Triton's model repository: moved in and out whole, by one publisher at a time.
+
+Triton reads a model's folders when it is told to load it, and when it starts; it then serves the two
+highest numbers. Whatever happens, the live version must be one of these two. Everything is
+prepared in a folder beside the repository, on the same file system, and renamed in; the lock is a
+file there, so publishers on several machines exclude each other where they share that file system
+and its locks (NFS does).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from deploy.release.errors import ReleaseError
+from workers.core.rollout import MODEL
+
+TOWER = "item_tower"
+MODELS = (TOWER, MODEL)
+"""In the order of loading: a worker that sees a version of the user encoder finds its item tower ready."""
+PLACING = "placing.json"
+
+
+def require(repository: Path) -> None:
+    """See that the folder is a model repository. Raises `ReleaseError`."""
+    for model in MODELS:
+        if not (repository / model / "config.pbtxt").is_file():
+            raise ReleaseError(f"{repository} is no model repository: it lacks {model}/config.pbtxt")
+
+
+@contextmanager
+def only_publisher(repository: Path) -> Iterator[Path]:
+    """A scratch folder beside the repository, while nobody else publishes into it.
+
+    What a killed publisher left behind is removed first. Raises `ReleaseError`.
+    """
+    try:
+        beside = _beside(repository)
+        lock = (beside / "lock").open("w")
+    except OSError as error:
+        raise ReleaseError(f"{error.filename}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ReleaseError(f"somebody else is publishing into {repository}") from None
+        _clear(repository, beside)
+        with tempfile.TemporaryDirectory(dir=beside) as scratch:
+            yield Path(scratch)
+
+
+def sweep(repository: Path) -> None:
+    """Remove what a killed publisher left behind, unless somebody is publishing now.
+
+    Before a server starts on the repository: a version that was never tried may keep it from starting.
+    """
+    with suppress(ReleaseError), only_publisher(repository):
+        pass
+
+
+def versions(repository: Path) -> set[int]:
+    """The versions that have a folder in either model."""
+    return {
+        int(folder.name)
+        for model in MODELS
+        for folder in (repository / model).iterdir()
+        if folder.is_dir() and folder.name.isdigit()
+    }
+
+
+def place(prepared: Path, repository: Path, number: int) -> None:
+    """Rename a prepared version, one folder a model, in; until `settle` it is noted as not tried."""
+    note = _beside(repository) / PLACING
+    note.write_text(json.dumps({"version": number}))
+    _sync_one(note)
+    _sync_one(note.parent)
+    for model in MODELS:
+        _sync(prepared / model)
+        target = repository / model / str(number)
+        (prepared / model).rename(target)
+        _sync_one(target.parent)
+
+
+def settle(repository: Path) -> None:
+    """The placed version works: it stays."""
+    (_beside(repository) / PLACING).unlink(missing_ok=True)
+
+
+def remove(repository: Path, numbers: Collection[int]) -> None:
+    """Take versions out; a folder is gone at once or there whole."""
+    with tempfile.TemporaryDirectory(dir=_beside(repository)) as bin_:
+        for number in numbers:
+            for model in reversed(MODELS):
+                folder = repository / model / str(number)
+                if folder.is_dir():
+                    folder.rename(Path(bin_) / f"{model}-{number}")
+
+
+def _beside(repository: Path) -> Path:
+    real = repository.resolve()
+    beside = real.parent / f".{real.name}-publish"
+    beside.mkdir(exist_ok=True)
+    if beside.stat().st_dev != repository.stat().st_dev:
+        beside = repository / ".publish"
+        beside.mkdir(exist_ok=True)
+    return beside
+
+
+def _clear(repository: Path, beside: Path) -> None:
+    note = beside / PLACING
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        remove(repository, [int(json.loads(note.read_text())["version"])])
+    note.unlink(missing_ok=True)
+    for left in beside.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Make a folder and all its files durable."""
+    for path in folder.rglob("*"):
+        _sync_one(path)
+    _sync_one(folder)
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

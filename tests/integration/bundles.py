@@ -1,0 +1,85 @@
+"""Bundles to publish: the shipped one altered, and signed by a key of the test's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
+from workers import signature
+from workers.core.bundle import MANIFEST, SIGNATURE, sha256
+from workers.core.rollout import MODEL, Rollout, Versions, encode_record
+
+SHIPPED = TRITON_MODELS / MODEL / "1"
+
+
+class Keys:
+    """A folder of trusted keys: the one that ships, and one to sign with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.private = folder / "test.key"
+        signature.make_keys(self.private)
+        for file in SHIPPED_KEYS.glob("*.pub"):
+            shutil.copy(file, folder)
+
+
+def altered(target: Path, files: Mapping[str, bytes], key: Path | None = None) -> Path:
+    """A copy of the shipped bundle with some files replaced; with a key its manifest agrees and is signed."""
+    shutil.copytree(SHIPPED, target)
+    for name, content in files.items():
+        (target / name).write_bytes(content)
+    if key is not None:
+        manifest = json.loads((target / MANIFEST).read_text())
+        manifest["files"] |= {name: sha256(target / name) for name in files}
+        (target / MANIFEST).write_text(json.dumps(manifest))
+        sign_anyway(target, key)
+    return target
+
+
+def sign_anyway(folder: Path, key: Path) -> None:
+    """Sign also what `sign` would refuse, as somebody with the key could."""
+    private = signature._private_key(key)
+    made = signature._Signature(
+        signature.fingerprint(private.public_key()), private.sign((folder / MANIFEST).read_bytes())
+    )
+    (folder / SIGNATURE).write_bytes(msgspec.json.encode(made))
+
+
+def renamed_items(target: Path, key: Path) -> Path:
+    """A sound version that ranks quite other items: the shipped one with its item ids turned round."""
+    ids = json.loads((SHIPPED / "item_ids.json").read_text())
+    return altered(target, {"item_ids.json": json.dumps(ids[::-1]).encode()}, key)
+
+
+def with_nan() -> bytes:
+    """The shipped encoder with the first item's vector made NaN."""
+    vector = np.load(SHIPPED / "item_vectors.npy")[0].tobytes()
+    return (SHIPPED / "model.onnx").read_bytes().replace(vector, np.full(64, np.nan, np.float32).tobytes())
+
+
+class MemoryRecords:
+    """`Records` without a broker."""
+
+    def __init__(self, *steps: Rollout) -> None:
+        self.steps = list(steps)
+
+    def read(self) -> Versions:
+        """Fold what was written."""
+        found = Versions()
+        for step in self.steps:
+            found.apply(encode_record(step), step.key)
+        return found
+
+    def write(self, step: Rollout) -> None:
+        """Keep it."""
+        self.steps.append(step)
+
+    def wait(self) -> list[str]:
+        """There are no workers."""
+        return []

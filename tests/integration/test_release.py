@@ -1,0 +1,293 @@
+"""The life of a version on a real Triton, a real broker and a real worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy import local
+from deploy.local import Stack
+from deploy.release.errors import ReleaseError
+from deploy.release.publish import Service, publish_bundle
+from deploy.release.repository import only_publisher, versions
+from deploy.release.server import Server
+from deploy.tensorrt.stamp import Stamp, encode_stamp
+from tests.integration.bundles import SHIPPED, Keys, MemoryRecords, altered, renamed_items, with_nan
+from tests.integration.test_worker import stream
+from tests.integration.world import Worker, World, until
+from workers.core.bundle import SIGNATURE
+from workers.core.rollout import MODEL, Rollout
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def server(start_stack: Callable[..., Stack], tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """A Triton of this module's own, to publish into."""
+    return start_stack(tmp_path_factory.mktemp("release"), kafka=False)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    """Whom this module trusts."""
+    return Keys(tmp_path_factory.mktemp("trust") / "keys")
+
+
+@pytest.fixture
+def service(server: Stack, keys: Keys) -> Service:
+    """Where to publish."""
+    return Service(server.models, server.triton_grpc, keys.folder, 5)
+
+
+@pytest.fixture
+def world(stack: Stack, server: Stack, keys: Keys, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[World]:
+    """A world whose workers serve from this module's Triton."""
+    name = unique("release")
+    (tmp_path / name).mkdir()
+    made = World(
+        stack,
+        tmp_path / name,
+        name,
+        FRESHET_TRITON=server.triton_grpc,
+        FRESHET_MODEL_REPOSITORY=str(server.models),
+        FRESHET_TRUSTED_KEYS=str(keys.folder),
+        FRESHET_CANARY_LISTS="50",
+    )
+    yield made
+    made.close()
+
+
+def freshet(world: World, *arguments: str, fails: bool = False) -> Any:
+    """Run a verb in a world; its JSON, or its message where it should fail."""
+    command = [sys.executable, "-m", "workers.cli", *arguments, *([] if fails else ["--json"])]
+    done = subprocess.run(command, env=os.environ | world.settings, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) is fails, done.stderr
+    return done.stderr if fails else json.loads(done.stdout)
+
+
+def serving(service: Service) -> int:
+    """The newest version that is there and answers with its golden outputs."""
+    triton = Server(service.triton)
+    try:
+        newest = triton.ready()[-1]
+        triton.try_golden(service.repository / MODEL / str(newest), newest)
+    finally:
+        triton.close()
+    return newest
+
+
+def debris(service: Service) -> list[str]:
+    """What lies beside the repository besides the lock."""
+    beside = service.repository.parent / f".{service.repository.name}-publish"
+    return sorted(file.name for file in beside.iterdir() if file.name != "lock")
+
+
+STAMP = encode_stamp(Stamp("10.4.0", "560.35.03", "9.0", "0" * 64, "0" * 64, fp16=True)).encode()
+GOLDEN = {"golden.npz": b""}
+
+
+def bad_bundles(folder: Path, keys: Keys) -> Iterator[tuple[Path, str]]:
+    """Every kind of bundle that must not be served, with what is said of it."""
+    strangers = Keys(folder / "strangers")
+    flipped = bytearray((SHIPPED / "model.onnx").read_bytes())
+    flipped[1000] ^= 1
+    with np.load(SHIPPED / "golden.npz") as stored:
+        golden = dict(stored)
+    np.savez(folder / "golden.npz", **{**golden, "topk_score": golden["topk_score"] + 1})
+    unsigned = altered(folder / "unsigned", {})
+    (unsigned / SIGNATURE).unlink()
+    torn = altered(folder / "torn", {})
+    (torn / "item_tower.onnx").unlink()
+    signed = {
+        "NaN": ({"model.onnx": with_nan()}, "holds NaN"),
+        "shapes": ({"model.onnx": (SHIPPED / "item_tower.onnx").read_bytes()}, "takes text_embedding"),
+        "no graph": ({"model.onnx": b"x"}, "cannot be read as ONNX"),
+        "golden": ({"golden.npz": (folder / "golden.npz").read_bytes()}, "off its golden value"),
+    }
+    yield altered(folder / "flipped", {"model.onnx": bytes(flipped)}), "differs from the sha256"
+    yield torn, "lacks item_tower.onnx"
+    yield unsigned, "is not signed"
+    yield altered(folder / "foreign", {"MODEL_CARD.md": b"# ours"}, strangers.private), "no key of"
+    for name, (files, why) in signed.items():
+        yield altered(folder / name, files, keys.private), why
+    stamped = altered(folder / "stamped", {}, keys.private)
+    (stamped / "model.plan").write_bytes(b"plan")
+    (stamped / "plan.json").write_bytes(STAMP)
+    yield stamped, "model.plan cannot be served here"
+    stray = altered(folder / "stray", {}, keys.private)
+    (stray / "model.py").write_text("import os")
+    yield stray, "model.py is not in the manifest"
+
+
+def test_every_bad_bundle_is_refused_in_one_line_while_the_old_version_serves(
+    service: Service, keys: Keys, tmp_path: Path
+) -> None:
+    """Nothing of it stays in the repository, no step is recorded, and the next publication works."""
+    before = versions(service.repository)
+    records = MemoryRecords(Rollout(MODEL, max(before), "promoted", 0))
+    for bundle, why in bad_bundles(tmp_path, keys):
+        with pytest.raises(ReleaseError) as refused:
+            publish_bundle(bundle, service, records)
+        assert why in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert versions(service.repository) == before
+        assert serving(service) == max(before)
+    assert (len(records.steps), debris(service)) == (1, [])
+    assert publish_bundle(SHIPPED, service, records).version == max(before) + 1
+
+
+@pytest.mark.parametrize(("name", "where"), [("version", "leave"), ("loaded", "leave"), ("golden", "leave")])
+def test_a_killed_publisher_leaves_the_old_version_serving(service: Service, keys: Keys, name: str, where: str) -> None:
+    """After SIGKILL at a step the old version answers, and the next publication works and sweeps the rest up."""
+    live = max(versions(service.repository))
+    arguments = [SHIPPED, service.repository, service.triton, keys.folder, live, name, where]
+    command = [sys.executable, "-m", "tests.integration.publisher", *map(str, arguments)]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    triton = Server(service.triton)
+    triton.try_golden(service.repository / MODEL / str(live), live)
+    triton.close()
+    records = MemoryRecords(Rollout(MODEL, live, "promoted", 0))
+    published = publish_bundle(SHIPPED, service, records).version
+    assert versions(service.repository) >= {live, published}
+    assert serving(service) == published == live + 1
+    assert debris(service) == []
+
+
+def test_one_publisher_at_a_time(service: Service) -> None:
+    """The second one is told so, and changes nothing."""
+    before = versions(service.repository)
+    records = MemoryRecords(Rollout(MODEL, max(before), "promoted", 0))
+    with only_publisher(service.repository), pytest.raises(ReleaseError, match="somebody else is publishing"):
+        publish_bundle(SHIPPED, service, records)
+    assert versions(service.repository) == before
+
+
+def test_from_shadow_to_promotion_and_back(world: World, service: Service, keys: Keys, tmp_path: Path) -> None:
+    """A version is compared unseen, then made for a share of the users, then for all, and taken back."""
+    worker = world.worker()
+    users = 300
+    world.send(stream(1, 600, users=users))
+    world.settle()
+    first = _newest_lists(world)
+    assert len({version for version, _ in first.values()}) == 1
+    live = next(iter(first.values()))[0]
+    candidate = freshet(world, "publish", str(SHIPPED), "--stage", "shadow")["version"]
+    assert candidate > live
+    world.send(stream(1, 400, users=users, start=600))
+    until(lambda: _compared(world) > 0, "the candidate is compared", worker)
+    told = freshet(world, "models")
+    [report] = told["workers"]
+    assert (told["live"], told["candidate"]["stage"], report["obeys"]) == (live, "shadow", True)
+    assert report["comparison"]["overlap"] == 1.0
+    assert report["comparison"]["score_gap"] == 0.0
+    assert {version for version, _ in _newest_lists(world).values()} == {live}
+
+    assert "is in shadow: promote it or roll it back first" in freshet(world, "publish", str(SHIPPED), fails=True)
+    freshet(world, "promote", "--stage", "canary", "--share", "0.3")
+    world.send(stream(1, 900, users=users, start=1000))
+    world.settle()
+    made = _newest_lists(world)
+    canary = {user for user, (version, _) in made.items() if version == candidate}
+    assert {version for version, _ in made.values()} == {live, candidate}
+    assert users * 0.15 < len(canary) < users * 0.45
+    world.send(stream(1, 900, users=users, start=2000))
+    world.settle()
+    later = {user for user, (version, _) in _newest_lists(world).items() if version == candidate}
+    assert {user for user in later if user in made and made[user][1] > first[user][1]} >= canary & later
+
+    freshet(world, "promote")
+    world.send(stream(1, 300, users=users, start=3000))
+    world.settle()
+    freshet(world, "rollback", "--reason", "a test")
+    world.send(stream(1, 300, users=users, start=4000))
+    world.settle()
+    told = freshet(world, "models")
+    assert (told["live"], told["candidate"]) == (live, None)
+    assert told["versions"][0]["reason"] == "a test"
+    _no_version_goes_back_unflagged(world)
+    world.check()
+    assert not any(json.loads(record.value)["degraded"] for record in world.records("recommendations"))
+
+
+def test_a_canary_that_ranks_something_else_is_rolled_back(
+    world: World, service: Service, keys: Keys, tmp_path: Path
+) -> None:
+    """The worker itself writes the record, with the reason; everybody is back on the live version, and stays."""
+    worker = world.worker()
+    world.send(stream(2, 300, users=200))
+    world.settle()
+    live = freshet(world, "models")["ready"][-1]
+    other = renamed_items(tmp_path / "renamed", keys.private)
+    candidate = freshet(world, "publish", str(other), "--stage", "canary", "--share", "0.5")["version"]
+    rounds = iter(range(1, 60))
+
+    def rolled_back() -> bool:
+        world.send(stream(2, 200, users=200, start=next(rounds) * 1000))
+        told = freshet(world, "models")
+        return told["versions"][0]["stage"] == "rolled_back"
+
+    until(rolled_back, "the canary is rolled back", worker)
+    told = freshet(world, "models")
+    assert (told["live"], told["versions"][0]["version"]) == (live, candidate)
+    assert "overlap" in told["versions"][0]["reason"]
+    until(lambda: worker.metric("freshet_candidate_version") == 0, "the worker obeys", worker)
+    world.send(stream(2, 400, users=200, start=90_000))
+    world.settle()
+    assert {version for version, _ in _newest_lists(world).values()} == {live}
+    _no_version_goes_back_unflagged(world)
+
+
+def test_triton_restarted_comes_back_with_what_was_live(
+    world: World, server: Stack, service: Service, keys: Keys
+) -> None:
+    """Both versions are ready again; the worker, itself restarted, takes them from the topic."""
+    worker = world.worker()
+    live = freshet(world, "models")["ready"][-1]
+    candidate = freshet(world, "publish", str(SHIPPED), "--stage", "canary", "--share", "0.5")["version"]
+    worker.kill()
+    local.kill_part(server, "triton")
+    local.start_part(server, "triton")
+    triton = Server(service.triton)
+    assert triton.ready() == [live, candidate]
+    triton.close()
+    again: Worker = world.worker()
+    assert again.metric("freshet_model_version") == live
+    assert again.metric("freshet_candidate_version") == candidate
+    freshet(world, "rollback")
+
+
+def _compared(world: World) -> int:
+    return sum(worker["comparison"]["lists"] for worker in freshet(world, "models")["workers"])
+
+
+def _newest_lists(world: World) -> dict[str, tuple[int, int]]:
+    """Each user's newest list: its version and offset."""
+    return {user: (made["model_version"], made["as_of"]["offset"]) for user, made in world.lists().items()}
+
+
+def _no_version_goes_back_unflagged(world: World) -> None:
+    """Per user the version and the offset never go back, unless the topic says that the version was rolled back."""
+    ended = {
+        json.loads(record.value)["version"]: record.offset
+        for record in world.records("models")
+        if json.loads(record.value).get("stage") == "rolled_back"
+    }
+    newest: dict[str, dict[str, Any]] = {}
+    for record in world.records("recommendations"):
+        made, before = json.loads(record.value), newest.get(record.key.decode())
+        if before is not None:
+            assert made["as_of"]["offset"] >= before["as_of"]["offset"]
+            if made["model_version"] < before["model_version"]:
+                assert made["side_inputs"]["models"] >= ended[before["model_version"]]
+        newest[record.key.decode()] = made

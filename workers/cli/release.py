@@ -1,0 +1,221 @@
+"""`publish`, `promote`, `rollback`, `models`: the life of a version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import typer
+
+from workers.cli.errors import UserError
+from workers.cli.models_topic import ModelsTopic, obeys
+from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, Triton, resolve
+from workers.cli.show import emit, moment, out, plain, rows, say
+from workers.cli.stack import steps
+from workers.core.rollout import Report, Rollout, Versions
+from workers.settings import Settings
+
+SHARE = 0.1
+
+Stage = Annotated[
+    Literal["shadow", "canary", "promoted"],
+    typer.Option(help="shadow: compared, never shown; canary: for a share of the users; promoted: for all."),
+]
+Share = Annotated[
+    float | None,
+    typer.Option(min=0.001, max=1, help=f"Of the users, by hash: all in shadow, {SHARE:g} in canary unless told."),
+]
+
+
+def publish(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="A bundle, as `freshet train` writes it.")],
+    stage: Stage = "promoted",
+    share: Share = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Version number; the next one without.")] = None,
+    config: Config = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    kafka: Kafka = None,
+    triton: Triton = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a bundle in: verify, load, try, promote (or begin with a shadow or a canary).
+
+    When a step fails the old version serves on.
+    """
+    from deploy.release.publish import publish_bundle
+
+    settings = resolve(config, directory, kafka=kafka, triton=triton).settings
+    with _plainly():
+        taken = publish_bundle(
+            bundle,
+            _service(settings),
+            ModelsTopic(settings),
+            stage=stage,
+            share=_share(stage, share),
+            version=version,
+            step=steps,
+        )
+    _tell(taken, taken.version if stage == "promoted" else None, as_json=as_json)
+
+
+def promote(
+    version: Annotated[int | None, typer.Argument(help="The candidate, unless told.", show_default=False)] = None,
+    stage: Stage = "promoted",
+    share: Share = None,
+    config: Config = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    kafka: Kafka = None,
+    triton: Triton = None,
+    as_json: Json = False,
+) -> None:
+    """Move the candidate on: for all users, or with --stage canary --share for more of them."""
+    from deploy.release.publish import promote as move_on
+
+    settings = resolve(config, directory, kafka=kafka, triton=triton).settings
+    with _plainly():
+        taken = move_on(
+            _service(settings), ModelsTopic(settings), stage, _share(stage, share), step=steps, version=version
+        )
+    _tell(taken, taken.version if stage == "promoted" else None, as_json=as_json)
+
+
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    config: Config = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    kafka: Kafka = None,
+    triton: Triton = None,
+    as_json: Json = False,
+) -> None:
+    """Withdraw the candidate; without one, go back to the version promoted before the live one."""
+    from deploy.release.publish import roll_back
+
+    settings = resolve(config, directory, kafka=kafka, triton=triton).settings
+    with _plainly():
+        taken, live = roll_back(_service(settings), ModelsTopic(settings), reason, steps)
+    _tell(taken, live, as_json=as_json)
+
+
+def models(
+    config: Config = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    kafka: Kafka = None,
+    triton: Triton = None,
+    as_json: Json = False,
+) -> None:
+    """Show every version with its stage, what each worker makes lists with, and how a candidate compares."""
+    settings = resolve(config, directory, kafka=kafka, triton=triton).settings
+    found = ModelsTopic(settings).read()
+    ready = _ready(settings)
+    if as_json:
+        emit(_as_object(found, ready, settings))
+        return
+    if not found.steps:
+        served = ", ".join(map(str, ready or [])) or "none"
+        say(f"nothing was published yet; Triton has version {served} ready")
+    else:
+        _show_versions(found, ready)
+    if found.reports:
+        out.print()
+        _show_workers(found)
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    from deploy.release.errors import ReleaseError
+
+    try:
+        yield
+    except ReleaseError as error:
+        raise UserError(str(error)) from None
+
+
+def _service(settings: Settings) -> Any:
+    from deploy.release.publish import Service
+
+    return Service(
+        Path(settings.model_repository), settings.triton, Path(settings.trusted_keys), settings.versions_kept
+    )
+
+
+def _share(stage: str, share: float | None) -> float:
+    if stage == "promoted":
+        if share is not None:
+            raise UserError("--share goes with --stage shadow or canary")
+        return 1.0
+    if share is not None:
+        return share
+    return SHARE if stage == "canary" else 1.0
+
+
+def _tell(taken: Rollout, live: int | None, *, as_json: bool) -> None:
+    if as_json:
+        emit({**msgspec.to_builtins(taken), "live": live})
+    elif taken.stage == "rolled_back":
+        say(f"version {taken.version} is rolled back, {live} is live")
+    elif taken.stage == "promoted":
+        say(f"version {taken.version} is promoted")
+    else:
+        say(f"version {taken.version} is in {taken.stage}: `freshet models`, then `freshet promote` or `rollback`")
+
+
+def _ready(settings: Settings) -> list[int] | None:
+    """The versions that Triton has ready; None where it does not answer."""
+    from deploy.release.errors import ReleaseError
+    from deploy.release.server import Server
+
+    server = Server(settings.triton)
+    try:
+        return server.ready()
+    except ReleaseError:
+        return None
+    finally:
+        server.close()
+
+
+def _show_versions(found: Versions, ready: list[int] | None) -> None:
+    lines = [("version", "stage", "since (UTC)", "at Triton", "")]
+    for version, step in sorted(found.steps.items(), reverse=True):
+        share = f" {step.share:.0%}" if step.stage in {"shadow", "canary"} else ""
+        stage = "live" if version == found.live else step.stage.replace("_", " ") + share
+        served = "?" if ready is None else "ready" if version in ready else "-"
+        lines.append((str(version), stage, moment(step.ts), served, plain(step.reason)))
+    rows(lines, ("bold", "cyan", "dim", "", "dim"))
+
+
+def _show_workers(found: Versions) -> None:
+    lines = [("worker", "lists by", "users compared", "overlap", "score gap", "failed", "encoder ms, live → candidate")]
+    for worker, report in sorted(found.reports.items()):
+        lines.append((plain(worker), _makes(report, found), *_figures(report)))
+    rows(lines, ("bold", "cyan", "", "", "", "", ""))
+
+
+def _makes(report: Report, found: Versions) -> str:
+    versions = f"{report.live}" + (f" and {report.candidate}" if report.candidate else "")
+    return versions if obeys(report, found) else f"{versions} (changing)"
+
+
+def _figures(report: Report) -> tuple[str, str, str, str, str]:
+    one = report.comparison
+    if not report.candidate:
+        return "-", "-", "-", "-", "-"
+    times = f"{one.live_ms:.1f} → {one.candidate_ms:.1f}"
+    return f"{one.lists:,}", f"{one.overlap:.3f}", f"{one.score_gap:.3g}", f"{one.failed:,}", times
+
+
+def _as_object(found: Versions, ready: list[int] | None, settings: Settings) -> dict[str, Any]:
+    candidate = found.candidate
+    names = ("canary_lists", "canary_error_rate", "canary_latency_ratio", "canary_overlap")
+    return {
+        "live": found.live,
+        "candidate": msgspec.to_builtins(candidate) if candidate is not None else None,
+        "ready": ready,
+        "versions": [msgspec.to_builtins(step) for _, step in sorted(found.steps.items(), reverse=True)],
+        "workers": [
+            {**msgspec.to_builtins(report), "obeys": obeys(report, found)} for report in found.reports.values()
+        ],
+        "bands": {name: getattr(settings, name) for name in names},
+    }
