@@ -4,7 +4,7 @@ PYTHON := $(shell for p in python3.11 /usr/bin/python3.11 python3; do \
 BOOTSTRAP := $(or $(PYTHON),python3) deploy/setup/bootstrap.py
 BIN := .venv/bin
 
-.PHONY: setup setup-training setup-test demo test unit lint bench train quality freshness freshness-deskdrop lock clean
+.PHONY: setup setup-training setup-test demo test unit lint bench soak train quality freshness freshness-deskdrop lock clean
 
 setup:
 	@$(BOOTSTRAP)
@@ -35,6 +35,9 @@ unit: setup
 
 bench: setup
 	@$(BIN)/freshet bench
+
+soak: setup
+	@$(BIN)/python -m tests.soak
 
 train: setup-training
 	@$(BIN)/freshet train

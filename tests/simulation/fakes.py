@@ -72,18 +72,19 @@ def write_bundle(repository: Path, version: int, items: Sequence[str] = ITEMS) -
 class FakeEncoder:
     """An `Encoder`: a user's vector is the sum of the item vectors of the history.
 
-    `away` makes it unavailable; `calls` are the batch sizes and versions asked for.
+    `away` makes it unavailable, `broken` some versions of it; `calls` are the batch sizes and versions asked for.
     """
 
     def __init__(self, *bundles: Bundle) -> None:
         self.bundles = {int(bundle.path.name): bundle for bundle in bundles}
         self.away = False
+        self.broken: set[int] = set()
         self.calls: list[tuple[int, int]] = []
         self.texts: list[tuple[str, int]] = []
 
     async def encode(self, tensors: Tensors, version: int) -> Encoded:
         """Score every item of the version."""
-        if self.away:
+        if self.away or version in self.broken:
             raise Unavailable("gone fishing")
         history = tensors["item_index"]
         self.calls.append((len(history), version))

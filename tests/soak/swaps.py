@@ -1,0 +1,110 @@
+"""Versions promoted one after the other while events stream through a worker: no list degraded, none mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy import local
+from tests.integration.bundles import SHIPPED, Keys, renamed_items
+from tests.integration.test_worker import stream
+from tests.integration.world import World
+
+PER_SECOND = 100
+SETTLE_SECONDS = 3.0
+
+
+def swap_under_load(folder: Path, swaps: int) -> bool:
+    """Swap between two versions that rank quite differently; every list is then made again with its version."""
+    folder.mkdir(parents=True)
+    keys = Keys(folder / "keys")
+    stack = local.start(folder / "stack")
+    world = World(
+        stack,
+        folder,
+        "soak",
+        FRESHET_TRUSTED_KEYS=str(keys.folder),
+        FRESHET_VERSIONS_KEPT=str(swaps + 2),
+    )
+    feeding = threading.Event()
+    feeder = threading.Thread(target=_feed, args=(world, feeding))
+    windows: list[tuple[float, float]] = []
+    try:
+        world.worker()
+        other = renamed_items(folder / "renamed", keys.private)
+        feeder.start()
+        time.sleep(10)
+        for number in range(swaps):
+            began = time.time()
+            published = _freshet(world, "publish", str((other, SHIPPED)[number % 2]))
+            windows.append((began, time.time()))
+            print(f"swap {number + 1}: version {published['version']}, {windows[-1][1] - began:.1f} s", flush=True)
+            time.sleep(SETTLE_SECONDS)
+        feeding.set()
+        feeder.join()
+        world.settle()
+        return _judge(world, windows)
+    finally:
+        feeding.set()
+        if feeder.is_alive():
+            feeder.join()
+        world.close()
+        local.stop(stack)
+
+
+def _feed(world: World, done: threading.Event) -> None:
+    events = iter(stream(11, 10**6 // 10, users=2000))
+    due = time.monotonic()
+    while not done.is_set():
+        world.send([next(events) for _ in range(PER_SECOND // 10)])
+        due += 0.1
+        time.sleep(max(0.0, due - time.monotonic()))
+
+
+def _judge(world: World, windows: list[tuple[float, float]]) -> bool:
+    made = [json.loads(record.value) for record in world.records("recommendations")]
+    degraded = sum(one["degraded"] for one in made)
+    back = _backwards(made)
+    swapping, steady = [], []
+    for one in made:
+        at, took = one["timings"]["publish"] / 1000, one["timings"]["publish"] - one["timings"]["broker"]
+        inside = any(start <= at <= end for start, end in windows)
+        if at > windows[0][0] - 5:
+            (swapping if inside else steady).append(took)
+    ratio = np.percentile(swapping, 99) / np.percentile(steady, 99)
+    versions = len({one["model_version"] for one in made})
+    print(f"{len(made):,} lists of {versions} versions, {degraded} degraded, ", end="")
+    print(f"{back} of an older version than the user's list before")
+    for name, times in (("steady", steady), ("swapping", swapping)):
+        print(f"event to list, {name}: p50 {np.percentile(times, 50):.0f} ms, p99 {np.percentile(times, 99):.0f} ms")
+    print(f"p99 while swapping {ratio:.2f} × steady")
+    verified = _freshet(world, "replay", "kafka", "--verify", "--feature-users", "200")
+    for kind, compared in verified["compared"].items():
+        print(f"made again from the log, {kind}: {compared:,} compared, {verified['mismatches'][kind]} differ")
+    return not degraded and not back and not any(verified["mismatches"].values())
+
+
+def _backwards(made: list[dict[str, Any]]) -> int:
+    newest: dict[str, int] = {}
+    count = 0
+    for one in made:
+        count += one["model_version"] < newest.get(one["user_id"], 0)
+        newest[one["user_id"]] = one["model_version"]
+    return count
+
+
+def _freshet(world: World, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "workers.cli", *arguments, "--json"]
+    done = subprocess.run(command, env=os.environ | world.settings, capture_output=True, text=True, check=False)
+    if done.returncode and not done.stdout:
+        raise RuntimeError(done.stderr)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer

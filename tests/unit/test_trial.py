@@ -1,0 +1,162 @@
+"""A candidate on trial: both lists of a user, what is said of them, and a canary's end."""
+
+import pytest
+
+from tests.simulation.fakes import ITEMS, NOW, World, event, lists, make_bundle
+from workers.core.comparison import Bands, Comparison, average_overlap, out_of_band
+from workers.core.rollout import MODEL, Report, Rollout, Stage, decode_record, encode_record
+from workers.core.state import UserState
+from workers.ports import Message, Record
+
+BANDS = Bands(lists=100, error_rate=0.01, latency_ratio=2.0, overlap=0.1)
+GOOD = Comparison(lists=1000, failed=0, overlap=0.5, live_ms=2.0, candidate_ms=3.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [("abc", "abc", 1.0), ("abc", "xyz", 0.0), ("ab", "ba", 0.5), ("abc", "bac", 2 / 3), ("", "", 1.0), ("a", "", 0.0)],
+)
+def test_average_overlap(one: str, other: str, overlap: float) -> None:
+    """Equal rankings are 1, disjoint ones 0, and the top weighs most; it is symmetric."""
+    assert average_overlap(one, other) == pytest.approx(overlap)
+    assert average_overlap(other, one) == pytest.approx(overlap)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "why"),
+    [
+        (GOOD, ""),
+        (Comparison(lists=99, overlap=0.0), ""),
+        (Comparison(lists=99, failed=1, overlap=0.5), ""),
+        (Comparison(lists=90, failed=10, overlap=0.5), "10.0% of its inferences failed"),
+        (Comparison(lists=0, failed=100), "100.0% of its inferences failed"),
+        (Comparison(lists=100, overlap=0.09), "overlap by 0.090"),
+        (Comparison(lists=100, overlap=0.5, live_ms=2.0, candidate_ms=4.1), "2.0 times as long"),
+    ],
+)
+def test_a_canary_is_judged_by_its_bands(comparison: Comparison, why: str) -> None:
+    """Not before enough users were compared, then by errors, overlap and latency, and the reason has the figures."""
+    said = out_of_band(comparison, BANDS)
+    assert why in said
+    assert bool(said) is bool(why)
+
+
+async def on_trial(other: str, stage: Stage = "canary", share: float = 1.0, **settings: object) -> World:
+    """A world with a candidate: `same` ranks as the live version does, `turned` quite otherwise."""
+    world = await World(**settings).start()
+    items = ITEMS if other == "same" else ITEMS[::-1]
+    bundle = make_bundle(2, items)
+    vectors = world.bundle.item_vectors
+    candidate = type(bundle)(bundle.path, bundle.manifest, bundle.item_ids, vectors)
+    world.encoder.bundles[2] = candidate
+    step = Rollout(MODEL, 2, stage, NOW, share)
+    world.model.apply_models([Record(0, NOW, step.key, encode_record(step))])
+    world.model._make_ready(candidate, world.model._space(candidate), ())
+    return world
+
+
+def states(world: World, count: int = 8) -> list[tuple[str, UserState]]:
+    return [(f"user-{number}", world.state(f"user-{number}")) for number in range(count)]
+
+
+def said(messages: list[Message], topic: str = "models") -> list[Rollout | Report | str]:
+    return [decode_record(message.value) for message in messages if message.topic == topic and message.value]
+
+
+async def test_equal_versions_make_equal_lists() -> None:
+    """The measure of a candidate that is the live version again: all in common, no difference of scores."""
+    world = await on_trial("same", "shadow")
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    await world.trial.compare(states(world))
+    comparison = world.trial.comparison
+    assert (comparison.lists, comparison.failed) == (8, 0)
+    assert (comparison.overlap, comparison.score_gap) == (1.0, 0.0)
+    assert comparison.live_ms > 0 < comparison.candidate_ms
+
+
+async def test_a_shadow_publishes_no_list() -> None:
+    """Its lists differ, that is measured and reported, and what users get is the live version's."""
+    world = await on_trial("turned", "shadow")
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    await world.trial.compare(states(world))
+    await world.trial.report()
+    await world.trial.judge()
+    assert {made.model_version for made in lists(world.publisher.messages)} == {1}
+    [report] = said(world.messages("models"))
+    assert isinstance(report, Report)
+    assert (report.worker, report.live, report.candidate, report.comparison.lists) == ("worker", 1, 2, 8)
+    assert report.comparison.overlap < 0.5
+    assert report.comparison.score_gap > 0
+
+
+async def test_a_canary_s_lists_are_wholly_its_own() -> None:
+    """Each user's list and stored vector are of one version, and the list says which."""
+    world = await on_trial("turned", share=0.5)
+    await world.run(*(event(number, f"user-{number}") for number in range(40)))
+    made = {one.user_id: one.model_version for one in lists(world.publisher.messages)}
+    assert set(made.values()) == {1, 2}
+    for user, version in made.items():
+        assert (await world.features.read(user))["model_version"] == version
+        assert world.model.candidate.has(user) is (version == 2)
+
+
+async def test_a_canary_out_of_its_bands_is_rolled_back_once() -> None:
+    """The record has the reason and the worker's name; it is written once, and obeyed when it is read."""
+    world = await on_trial("turned", canary_lists=8, canary_overlap=1.0)
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    await world.trial.compare(states(world, 4))
+    await world.trial.judge()
+    assert said(world.messages("models")) == []
+    await world.trial.compare(states(world))
+    await world.trial.judge()
+    await world.trial.judge()
+    [step] = said(world.messages("models"))
+    assert isinstance(step, Rollout)
+    assert (step.version, step.stage) == (2, "rolled_back")
+    assert step.reason.startswith("worker: its lists overlap by")
+    [message] = world.messages("models")
+    world.model.apply_models([Record(1, NOW, message.key, message.value)])
+    assert world.model.candidate is None
+    await world.run(event(50, "user-1"))
+    assert lists(world.publisher.messages)[-1].model_version == 1
+
+
+async def test_a_candidate_that_does_not_answer_has_failed() -> None:
+    """Only where the live version does: a server that is away is nobody's fault."""
+    world = await on_trial("same", canary_lists=8)
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    kept = world.encoder.bundles.pop(2)
+    world.encoder.away = True
+    await world.trial.compare(states(world))
+    assert world.trial.comparison.failed == 0
+    world.encoder.away = False
+    world.encoder.bundles[2] = kept
+    world.encoder.broken = {2}
+    await world.trial.compare(states(world))
+    assert world.trial.comparison.failed == 8
+    await world.trial.judge()
+    [step] = said(world.messages("models"))
+    assert "100.0% of its inferences failed" in step.reason
+
+
+async def test_a_new_stage_is_measured_anew() -> None:
+    """What a shadow did is not held against the canary."""
+    world = await on_trial("turned", "shadow")
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    await world.trial.compare(states(world))
+    step = Rollout(MODEL, 2, "canary", NOW, 1.0)
+    world.model.apply_models([Record(1, NOW, step.key, encode_record(step))])
+    await world.trial.judge()
+    await world.trial.report()
+    assert world.trial.comparison == Comparison()
+
+
+async def test_a_change_of_versions_is_reported_at_once() -> None:
+    """Once for each change, and taken back when the worker leaves."""
+    world = await World().start()
+    await world.trial.report()
+    await world.trial.report()
+    [report] = said(world.messages("models"))
+    assert (report.live, report.candidate) == (1, 0)
+    await world.trial.leave()
+    assert world.messages("models")[-1] == Message("models", report.key, None)
