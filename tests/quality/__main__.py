@@ -44,7 +44,7 @@ BEAUTY = Recipe(
 )
 MOVIELENS_100K = Recipe({"dropout": 0.3}, Options(epochs=60, patience=5, validate_every=2))
 MOVIELENS_1M = Recipe({"length": 200, "dropout": 0.2}, Options(epochs=60, patience=4, validate_every=2))
-STREAM = Recipe({}, Options(epochs=16, validate_every=16))
+STREAM = Recipe({}, Options(epochs=6, validate_every=6))
 
 
 PEER_EPOCHS = {"beauty": 20, "ml-100k": 40}

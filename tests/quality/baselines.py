@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,12 +53,7 @@ def ease(split: LeaveOneOut, ridge: float) -> Scorer:
 
 def best_ease(split: LeaveOneOut) -> Scorer:
     """EASE with the ridge that validates best."""
-    best, best_gain = RIDGE[0], -1.0
-    for ridge in RIDGE:
-        gain = float(judge(ease(split, ridge), split.validation).gain.mean())
-        if gain > best_gain:
-            best, best_gain = ridge, gain
-    return ease(split, best)
+    return _best_on_validation((ease(split, ridge) for ridge in RIDGE), split)
 
 
 def _matrix(users: Sequence[Sequence[int]], items: int) -> sparse.csr_matrix:
@@ -90,5 +85,11 @@ def _through(weights: NDArray[np.float32] | sparse.csr_matrix) -> Scorer:
     return score
 
 
-def _best_on_validation(candidates: Sequence[Scorer], split: LeaveOneOut) -> Scorer:
-    return max(candidates, key=lambda candidate: float(judge(candidate, split.validation).gain.mean()))
+def _best_on_validation(candidates: Iterable[Scorer], split: LeaveOneOut) -> Scorer:
+    """The best one; a generator has at most two of them in memory."""
+    best, best_gain = popularity(split), -1.0
+    for candidate in candidates:
+        gain = float(judge(candidate, split.validation).gain.mean())
+        if gain > best_gain:
+            best, best_gain = candidate, gain
+    return best
