@@ -28,6 +28,7 @@ from rich.table import Table
 from deploy import local
 from deploy.demo import movielens
 from tests.bench import (
+    archiving,
     bytewax_fold,
     faust_per_event,
     freshet_fold,
@@ -194,12 +195,30 @@ def replay(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
     return figures
 
 
+def archive(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
+    """Archiving a topic to Parquet on one core, against consuming it with the same client; the broker on the other."""
+    topic = {"kafka": stack.bootstrap, "topic": "archive.events", "events": sizes.fold_events}
+    stream.produce(**topic, users=sizes.fold_users)
+    stream.ensure_topic(stack.bootstrap, "archive.items", 1)
+    cores = {"pin_core": 0} if os.cpu_count() != 1 else {}
+    with harness.pinned(stack.processes["kafka"].pid, max(os.sched_getaffinity(0))):
+        figures = {
+            name: archiving.run(**topic, items_topic="archive.items", how=how, timeout_s=600, **cores)
+            for name, how in (("consumed alone", "consume"), ("freshet archive", "archive"))
+        }
+    alone = figures["consumed alone"]["events_per_s"]
+    for row in figures.values():
+        row["of_consumed_alone"] = round(row["events_per_s"] / alone, 3)
+    return figures
+
+
 PARTS: dict[str, Callable[[local.Stack, Sizes], dict[str, Any]]] = {
     "whole": whole,
     "fold": fold,
     "latency": latency,
     "population": population,
     "replay": replay,
+    "archive": archive,
 }
 
 
@@ -209,6 +228,7 @@ SHOWN = {
     "latency": ("lists", "p50_ms", "p90_ms", "p99_ms"),
     "population": ("rss_mb", "state_disk_bytes_per_user", "restart_warm_s", "restart_wiped_s"),
     "replay": ("events_per_s", "lists_per_s", "x_live", "cpu_us_per_event", "peak_rss_mb"),
+    "archive": ("events_per_s", "of_consumed_alone", "cpu_us_per_event", "bytes_per_event", "peak_rss_mb"),
 }
 """Columns of the tables; the JSON has everything."""
 

@@ -57,6 +57,7 @@ def bring_up(
     redis: bool = False,
     partitions: int = 2,
     workers: int = 1,
+    archive: bool = False,
     ports: dict[str, int] | None = None,
 ) -> tuple[Stack, Settings, list[LocalWorker]]:
     """Start everything in `directory`; what was started is stopped again when a step fails.
@@ -81,6 +82,9 @@ def bring_up(
         else:
             with step("feature repository"):
                 apply_features(settings)
+        if archive:
+            with step("archiver"):
+                wait_for(start_archiver(stack, settings))
     except BaseException:
         with undisturbed():
             stop(stack)
@@ -112,13 +116,21 @@ def apply_features(settings: Settings) -> None:
 
 def start_worker(stack: Stack, settings: Settings, number: int, of: int) -> LocalWorker:
     """Start one detached worker with a data directory of its own, and make it part of the stack."""
-    name = f"worker-{number}"
+    return _start(stack, settings, f"worker-{number}", "worker", settings.health_port if of == 1 else 0)
+
+
+def start_archiver(stack: Stack, settings: Settings) -> LocalWorker:
+    """Start a detached archiver, and make it part of the stack."""
+    return _start(stack, settings, "archiver", "archive", 0)
+
+
+def _start(stack: Stack, settings: Settings, name: str, verb: str, health_port: int) -> LocalWorker:
     data_dir = stack.directory / name
     (data_dir / "health.port").unlink(missing_ok=True)
-    own = msgspec.structs.replace(settings, data_dir=str(data_dir), health_port=settings.health_port if of == 1 else 0)
+    own = msgspec.structs.replace(settings, data_dir=str(data_dir), health_port=health_port)
     log = stack.log(name)
     log.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "workers.cli", "worker", "--dir", str(stack.directory)]
+    command = [sys.executable, "-m", "workers.cli", verb, "--dir", str(stack.directory)]
     process = spawn(command, log=log, env={**os.environ, **as_environment(own)})
     add_process(stack, name, process.pid)
     return LocalWorker(name, process, data_dir, log)

@@ -34,6 +34,7 @@ def up(
     config: Config = None,
     redis: Annotated[bool, typer.Option("--redis", help="Features in Redis instead of SQLite.")] = False,
     workers: Annotated[int, typer.Option(min=0, max=64, help="Stream workers to start.")] = 1,
+    archive: Annotated[bool, typer.Option("--archive", help="An archiver too: the topics as Parquet.")] = False,
     partitions: Annotated[
         int, typer.Option(min=1, max=1024, help="Partitions of the topics keyed by user; two per worker overlap well.")
     ] = 2,
@@ -50,7 +51,14 @@ def up(
         _show(running, as_json=as_json)
         return
     stack, _, _ = bring_up(
-        directory, steps, config=config, redis=redis, partitions=partitions, workers=workers, ports=ports
+        directory,
+        steps,
+        config=config,
+        redis=redis,
+        partitions=partitions,
+        workers=workers,
+        archive=archive,
+        ports=ports,
     )
     _show(stack, as_json=as_json)
 
