@@ -28,13 +28,15 @@ from workers.adapters.triton import TritonEncoder
 from workers.core.rollout import MODEL
 from workers.health import Health, HealthServer, JsonFormatter, write_port
 from workers.live_model import LiveModel
-from workers.pipeline import Pipeline
+from workers.pipeline import Pipeline, Run
 from workers.ports import Unavailable
 from workers.settings import Settings, SettingsError
 from workers.trial import Trial
 
 TABLE = "user_state"
 COMMIT_SECONDS = 0.25
+BACKLOG = 64
+"""A second micro-batch is begun while one is under way when so many records wait."""
 SESSION_SECONDS = 10.0
 HEALTH_SECONDS = 1.0
 FIRST_TRIES = 20
@@ -219,8 +221,9 @@ class WorkerApp(faust.App):
             self, name=TABLE, key_type=bytes, value_type=bytes, partitions=partitions, recovery_buffer_size=1000
         )
         self.tables.add(self.table)
+        self.inbox = Inbox(settings.max_batch_events)
         channel = self.topic(settings.events_topic, schema=RunSchema())
-        self.agent(channel, name="events", concurrency=1, isolated_partitions=True)(self._process)
+        self.agent(channel, name="events", concurrency=1)(self._process)
         self.on_partitions_revoked.connect(self._forget)
 
     @cached_property
@@ -252,31 +255,41 @@ class WorkerApp(faust.App):
         await self.runtime.stop()
 
     async def _process(self, stream: Any) -> None:
-        """The agent, one task per partition: gather fetched runs here while earlier ones are processed."""
-        inbox = Inbox(self.settings.max_batch_events)
-        working = asyncio.create_task(self._work(inbox))
+        """The agent: gather fetched runs here while earlier ones are processed."""
+        working = [asyncio.create_task(self._work(least)) for least in (1, BACKLOG)]
         try:
             async for event in stream.noack().events():
-                await inbox.put(event)
+                await self.inbox.put(event)
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
 
-    async def _work(self, inbox: Inbox) -> None:
+    async def _work(self, least: int) -> None:
+        """Process micro-batches of at least so many records, in the order they are taken."""
         while True:
-            events = await inbox.take()
-            last = events[-1].message
-            records = [record for event in events for record in event.value.records]
+            events = await self.inbox.take(least)
+            by_partition: dict[int, list[Any]] = {}
+            for event in events:
+                by_partition.setdefault(event.message.partition, []).append(event)
+            runs = [
+                Run(PartitionState(self.table, partition), partition, [r for one in some for r in one.value.records])
+                for partition, some in by_partition.items()
+            ]
             try:
-                await self.runtime.pipeline.process(PartitionState(self.table, last.partition), last.partition, records)
+                await self.runtime.pipeline.process(runs)
             except Exception as error:
                 die(error)
             for event in events:
                 event.ack()
-            highwater = self.consumer.highwater(last.tp)
-            if highwater is not None:
-                metrics.LAG.labels(last.partition).set(max(0, highwater - last.offset - 1))
+            for some in by_partition.values():
+                self._note_lag(some[-1].message)
             await self._commit_soon()
+
+    def _note_lag(self, last: Any) -> None:
+        highwater = self.consumer.highwater(last.tp)
+        if highwater is not None:
+            metrics.LAG.labels(last.partition).set(max(0, highwater - last.offset - 1))
 
     async def _commit_soon(self) -> None:
         """Faust's own commit timer lags by seconds under load, so commits are driven from here."""
@@ -286,6 +299,7 @@ class WorkerApp(faust.App):
             await self.consumer.commit()
 
     async def _forget(self, _app: Any, revoked: Any, **_: Any) -> None:
+        self.inbox.clear()
         for tp in revoked:
             if tp.topic == self.settings.events_topic:
                 self.runtime.pipeline.forget_partition(tp.partition)

@@ -1,7 +1,7 @@
-"""The micro-batch: one run of one partition, from records to durable effects.
+"""The micro-batch: a run of each partition that has something new, from records to durable effects.
 
 decode → fold → state → featurise → encode → rank → features → publish. When
-`process` returns, every effect of the run is durable and its offset may be
+`process` returns, every effect of the batch is durable and its offsets may be
 committed; when it raises, nothing may be.
 """
 
@@ -13,6 +13,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,15 +74,25 @@ class Touched:
             self.event_ts = self.state.newest_ts or event.ts
 
 
-@dataclass(slots=True)
-class _Run:
-    """What the lists of a run have in common.
+class Run(NamedTuple):
+    """Consecutive records of one partition, and the states of the users in it."""
 
-    No list is published before `written` is done: after a crash the run is cut
+    store: StateStore
+    partition: int
+    records: Sequence[Fetched]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A folded micro-batch.
+
+    No list is published before `written` is done: after a crash the batch is cut
     elsewhere, and a list of an older state would follow the newer one.
     """
 
-    partition: int
+    partitions: list[int]
+    touched: list[Touched]
+    dead: list[Message]
     state_ms: int
     written: asyncio.Future[None]
 
@@ -95,8 +107,17 @@ class _Inference:
     done_ms: int
 
 
+_Chunk = tuple[Live, list[Touched]]
+"""Users encoded in one call, and the version they are encoded with."""
+
+
 class Pipeline:
-    """Processes runs; one instance serves all partitions of a worker, one run per partition at a time."""
+    """Processes the micro-batches of a worker.
+
+    A batch may be handed in while earlier ones are under way: it is folded once
+    their states are written, has its effects after theirs, and fails if one of
+    them does.
+    """
 
     def __init__(
         self,
@@ -118,29 +139,41 @@ class Pipeline:
         self._clock = clock
         self._popularity: dict[int, PartialPopularity] = {}
         self._popularity_due: dict[int, float] = {}
+        self._folded: asyncio.Task[_Batch] | None = None
+        self._done: asyncio.Task[None] | None = None
 
     def forget_partition(self, partition: int) -> None:
         """Drop what is held of a partition that another worker now owns."""
         self._popularity.pop(partition, None)
         self._popularity_due.pop(partition, None)
 
-    async def process(self, store: StateStore, partition: int, records: Sequence[Fetched]) -> None:
-        """Process one run in offset order. Raises on anything unexpected; nothing is then to be committed."""
-        if partition not in self._popularity:
-            await self._model.caught_up()
-        metrics.BATCH_EVENTS.observe(len(records))
-        with metrics.STEP.labels("fold").time():
-            touched, dead = self.fold(store, partition, records)
-        run = _Run(partition, self._now_ms(), asyncio.ensure_future(self.write_state(store, touched)))
-        tasks: list[Awaitable[None]] = [run.written, self._publish_dead(dead), self._publish_popularity(partition)]
-        if touched:
-            tasks += [self._write_behaviour(touched), self._refresh(run, touched)]
-        await _all(tasks)
+    async def process(self, runs: Sequence[Run]) -> None:
+        """Process a run of each of some partitions. Raises on anything unexpected; nothing is then to be committed."""
+        self._folded = folded = asyncio.create_task(self._fold_next(runs, self._folded))
+        self._done = done = asyncio.create_task(self._take_effect(folded, self._done))
+        await done
 
-    def fold(
-        self, store: StateStore, partition: int, records: Sequence[Fetched]
-    ) -> tuple[list[Touched], list[Message]]:
+    async def _fold_next(self, runs: Sequence[Run], before: asyncio.Task[_Batch] | None) -> _Batch:
+        """Fold the runs and start to write the states, when those of the batch before can be read."""
+        if before is not None:
+            await (await before).written
+        if any(run.partition not in self._popularity for run in runs):
+            await self._model.caught_up()
+        metrics.BATCH_EVENTS.observe(sum(len(run.records) for run in runs))
+        with metrics.STEP.labels("fold").time():
+            folds = [self.fold(run) for run in runs]
+        writing = _all([self.write_state(run.store, touched) for run, (touched, _) in zip(runs, folds, strict=True)])
+        return _Batch(
+            [run.partition for run in runs],
+            list(chain.from_iterable(touched for touched, _ in folds)),
+            list(chain.from_iterable(dead for _, dead in folds)),
+            self._now_ms(),
+            asyncio.ensure_future(writing),
+        )
+
+    def fold(self, run: Run) -> tuple[list[Touched], list[Message]]:
         """Decode and fold a run: the users it touches with their new states, and its dead letters."""
+        store, partition, records = run
         behaviours = self._settings.behaviours
         events: list[tuple[Fetched, Event]] = []
         dead: list[Message] = []
@@ -184,10 +217,6 @@ class Pipeline:
         with metrics.STEP.labels("state").time():
             await store.write({user.user_id: encode_state(user.state) for user in touched if user.changed})
 
-    async def _publish_dead(self, dead: list[Message]) -> None:
-        if dead:
-            await self._publisher.publish(dead)
-
     def _partition_popularity(self, partition: int) -> PartialPopularity:
         popularity = self._popularity.get(partition)
         if popularity is None:
@@ -196,15 +225,18 @@ class Pipeline:
             self._popularity[partition] = popularity
         return popularity
 
-    async def _publish_popularity(self, partition: int) -> None:
-        """Publish the partition's counts where they are due: at the first run and then every interval."""
+    async def _publish_popularity(self, partitions: Sequence[int]) -> None:
+        """Publish the partitions' counts where they are due: at the first run and then every interval."""
         now = time.monotonic()
-        popularity = self._popularity[partition]
-        if now < self._popularity_due.get(partition, 0.0) or popularity.offset < 0:
-            return
-        self._popularity_due[partition] = now + POPULARITY_INTERVAL
-        value = encode_partial(popularity.snapshot())
-        await self._publisher.publish([Message(self._settings.popularity_topic, str(partition).encode(), value)])
+        messages = []
+        for partition in partitions:
+            popularity = self._popularity[partition]
+            if now >= self._popularity_due.get(partition, 0.0) and popularity.offset >= 0:
+                self._popularity_due[partition] = now + POPULARITY_INTERVAL
+                value = encode_partial(popularity.snapshot())
+                messages.append(Message(self._settings.popularity_topic, str(partition).encode(), value))
+        if messages:
+            await self._publisher.publish(messages)
 
     async def _write_behaviour(self, touched: list[Touched]) -> None:
         behaviours = self._settings.behaviours
@@ -220,13 +252,12 @@ class Pipeline:
             if gone:
                 await _retried(lambda: self._features.delete(gone))
 
-    async def _refresh(self, run: _Run, touched: list[Touched]) -> None:
-        """Encode, rank and publish for every touched user, purchases before clicks before views.
-
-        The encoder works on the next chunk while this one is ranked.
-        """
-        plain = [user for user in touched if user.state.consent or not user.state.length]
-        encoded = sorted((user for user in touched if not user.state.consent and user.state.length), key=_by_weight)
+    async def _take_effect(self, folded: asyncio.Task[_Batch], before: asyncio.Task[None] | None) -> None:
+        """Have all effects of a batch, after those of the batch before; its first users are encoded meanwhile."""
+        batch = await folded
+        plain = [user for user in batch.touched if user.state.consent or not user.state.length]
+        encoded = [user for user in batch.touched if not user.state.consent and user.state.length]
+        encoded.sort(key=_by_weight)
         size = self._settings.encode_batch
         chunks = [
             (live, users[start : start + size])
@@ -234,16 +265,35 @@ class Pipeline:
             for start in range(0, len(users), size)
         ]
         chunks.sort(key=lambda chunk: _by_weight(chunk[1][0]))
-        pending = [asyncio.create_task(self._publish_plain(run, plain))] if plain else []
-        ahead: asyncio.Task[_Inference] | None = None
+        first = asyncio.create_task(self._infer(*chunks[0])) if chunks else None
         try:
-            for number, (live, chunk) in enumerate(chunks):
-                inference = await (ahead or asyncio.create_task(self._infer(live, chunk)))
-                ahead = None
-                if number + 1 < len(chunks):
-                    ahead = asyncio.create_task(self._infer(*chunks[number + 1]))
-                    await asyncio.sleep(0)
-                pending.append(asyncio.create_task(self._deliver(run, chunk, inference)))
+            if before is not None:
+                await before
+            effects: list[Awaitable[None]] = [batch.written, self._publish_popularity(batch.partitions)]
+            if batch.dead:
+                effects.append(self._publisher.publish(batch.dead))
+            if batch.touched:
+                effects.append(self._write_behaviour(batch.touched))
+            if plain:
+                effects.append(self._publish_plain(batch, plain))
+            if first is not None:
+                effects.append(self._refresh(batch, chunks, first))
+            await _all(effects)
+        finally:
+            if first is not None:
+                first.cancel()
+
+    async def _refresh(self, batch: _Batch, chunks: list[_Chunk], first: asyncio.Task[_Inference]) -> None:
+        """Rank and publish for every chunk of users, while the encoder works on the next one."""
+        pending: list[asyncio.Task[None]] = []
+        ahead: asyncio.Task[_Inference] | None = first
+        try:
+            for (_, chunk), following in zip(chunks, [*chunks[1:], None], strict=True):
+                assert ahead is not None
+                inference = await ahead
+                ahead = asyncio.create_task(self._infer(*following)) if following is not None else None
+                await asyncio.sleep(0)
+                pending.append(asyncio.create_task(self._deliver(batch, chunk, inference)))
                 await asyncio.sleep(0)
         finally:
             if ahead is not None:
@@ -260,12 +310,12 @@ class Pipeline:
                 log.warning("degraded", extra={"why": str(error), "users": len(chunk)})
         return _Inference(live, tensors["item_index"], encoded, self._now_ms())
 
-    async def _deliver(self, run: _Run, chunk: list[Touched], inference: _Inference) -> None:
+    async def _deliver(self, batch: _Batch, chunk: list[Touched], inference: _Inference) -> None:
         live, encoded = inference.live, inference.encoded
         states = [user.state for user in chunk]
         if encoded is None:
             lists = [self._lists.make_popular(live, user.user_id, user.state) for user in chunk]
-            await self._publish_lists(run, chunk, lists, inference, degraded=True)
+            await self._publish_lists(batch, chunk, lists, inference, degraded=True)
             return
         assert inference.history is not None
         with metrics.STEP.labels("rank").time():
@@ -277,7 +327,7 @@ class Pipeline:
         await _all(
             [
                 self._write_embedding(rows),
-                self._publish_lists(run, chunk, lists, inference, degraded=False),
+                self._publish_lists(batch, chunk, lists, inference, degraded=False),
             ]
         )
         self._trial.offer([(user.user_id, user.state) for user in chunk])
@@ -286,36 +336,36 @@ class Pipeline:
         with metrics.STEP.labels("embedding_features").time():
             await _retried(lambda: self._features.write_embedding(rows))
 
-    async def _publish_plain(self, run: _Run, users: list[Touched]) -> None:
+    async def _publish_plain(self, batch: _Batch, users: list[Touched]) -> None:
         """Users without a profile get the popular list; an erased one gets a tombstone."""
         gone = [user for user in users if user.state.consent is Consent.ERASED]
         topic = self._settings.recommendations_topic
         if gone:
-            await run.written
+            await batch.written
             await self._publisher.publish([Message(topic, user.user_id.encode(), None) for user in gone])
         rest = [user for user in users if user.state.consent is not Consent.ERASED]
         for live, some in self._model.parts(rest, _user_id):
             lists = [self._lists.make_popular(live, user.user_id, None) for user in some]
             inference = _Inference(live, None, None, self._now_ms())
-            await self._publish_lists(run, some, lists, inference, degraded=False)
+            await self._publish_lists(batch, some, lists, inference, degraded=False)
 
     async def _publish_lists(
         self,
-        run: _Run,
+        batch: _Batch,
         users: list[Touched],
         lists: list[MadeList],
         inference: _Inference,
         *,
         degraded: bool,
     ) -> None:
-        await run.written
+        await batch.written
         personalised = inference.encoded is not None
         version = inference.live.version
         topic = self._settings.recommendations_topic
         now = self._now_ms()
         messages = []
         for user, made in zip(users, lists, strict=True):
-            as_of = AsOf(run.partition, user.state.offset, user.event_ts)
+            as_of = AsOf(user.state.partition, user.state.offset, user.event_ts)
             recommendation = Recommendation(
                 recommendation_id(user.user_id, as_of, version, degraded),
                 user.user_id,
@@ -323,7 +373,7 @@ class Pipeline:
                 version,
                 as_of,
                 made.side_inputs,
-                Timings(user.event_ts, user.broker_ts, run.state_ms, inference.done_ms, now),
+                Timings(user.event_ts, user.broker_ts, batch.state_ms, inference.done_ms, now),
                 degraded,
                 personalised,
                 made.variant,

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from tests.bench import harness
 from tests.bench.stream import require_events
 from workers.adapters.kafka import KafkaPublisher
-from workers.pipeline import Pipeline
-from workers.ports import Record, StateStore
+from workers.pipeline import Pipeline, Run
 from workers.settings import Settings
 
 
@@ -28,11 +27,11 @@ class FoldOnly(Pipeline):
     meter: harness.Meter
     events: int
 
-    async def process(self, store: StateStore, partition: int, records: Sequence[Record]) -> None:
-        """Fold a run and write its states."""
-        touched, _ = self.fold(store, partition, records)
-        await self.write_state(store, touched)
-        if self.meter.tick(len(records)) >= self.events:
+    async def process(self, runs: Sequence[Run]) -> None:
+        """Fold a batch and write its states."""
+        batch = await self._fold_next(runs, None)
+        await batch.written
+        if self.meter.tick(sum(len(run.records) for run in runs)) >= self.events:
             self.meter.stop()
             asyncio.get_running_loop().call_later(1.0, os.kill, os.getpid(), signal.SIGTERM)
 

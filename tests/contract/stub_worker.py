@@ -22,11 +22,11 @@ from typing import Any
 import faust
 import msgspec
 
-from workers.adapters.faust import PartitionState, RunConsumer
+from workers.adapters.faust import RunConsumer
 from workers.adapters.kafka import KafkaPublisher
 from workers.app import WorkerApp, run_app
 from workers.core.state import decode_state, empty_state, encode_state
-from workers.ports import Record
+from workers.pipeline import Run
 from workers.settings import Settings
 
 
@@ -36,9 +36,19 @@ class CountingPipeline:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._calls = (folder / "calls.jsonl").open("a")
+        self._turn = asyncio.Lock()
+        self._batches = 0
 
-    async def process(self, store: PartitionState, partition: int, records: Sequence[Record]) -> None:
-        """Note the run, wait if told to, fail if told to, count, write."""
+    async def process(self, runs: Sequence[Run]) -> None:
+        """Note the runs, wait if told to, fail if told to, count, write: one batch at a time."""
+        self._batches = batch = self._batches + 1
+        self._note(what="taken", batch=batch, sizes={run.partition: len(run.records) for run in runs})
+        async with self._turn:
+            for run in runs:
+                await self._process(run)
+
+    async def _process(self, run: Run) -> None:
+        store, partition, records = run
         users = Counter((record.key or b"").decode() for record in records)
         states = [decode_state(raw) if raw is not None else empty_state(partition) for raw in store.read(list(users))]
         offsets = [record.offset for record in records]

@@ -85,7 +85,7 @@ class StubWorker:
         file = self.folder / "calls.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
         notes = [json.loads(line) for line in lines]
-        return [note for note in notes if note["what"] == what and partition in (None, note["partition"])]
+        return [note for note in notes if note["what"] == what and partition in (None, note.get("partition"))]
 
     def done(self, partition: int) -> list[int]:
         """The offsets processed, in the order of processing; one read again, as after a rebalance, counts once."""
@@ -248,24 +248,47 @@ def test_a_stop_lets_the_run_in_progress_end(make_worker: Callable[..., StubWork
     assert worker.committed(0) == done[-1] + 1
 
 
-def test_partitions_overlap_and_each_keeps_its_order(make_worker: Callable[..., StubWorker]) -> None:
-    """While a run of one partition waits, another's are processed and committed; its own next run does not start."""
+def test_what_waits_is_taken_together_and_each_partition_keeps_its_order(
+    make_worker: Callable[..., StubWorker],
+) -> None:
+    """What arrives while a batch is under way is the next one, over all partitions; commits keep each one's order."""
     worker = make_worker()
     worker.steer("hold-0")
     worker.produce(0, 20)
     worker.start()
-    worker.until(lambda: bool(worker.calls("start", 0)), "a run in progress")
-    worker.produce(0, 20)
-    for count in (10, 20, 30):
-        worker.produce(1, 10, "bob")
-        worker.until_committed(1, count)
-    assert len(worker.calls("start", 0)) == 1
-    assert worker.calls("end", 0) == []
+    worker.until(lambda: bool(worker.calls("start", 0)), "a batch in progress")
+    first = sum(worker.calls("taken")[0]["sizes"].values())
+    worker.produce(0, 10)
+    worker.produce(1, 30, "bob")
+    time.sleep(2.0)  # all is fetched, too little for a second batch beside the first
+    assert len(worker.calls("taken")) == 1
     assert worker.committed(0) < 0
+    assert worker.committed(1) < 0
     worker.let_go("hold-0")
-    worker.until_committed(0, 40)
-    assert worker.done(0) == list(range(40))
+    worker.until_committed(0, 30)
+    worker.until_committed(1, 30)
+    assert worker.calls("taken")[1]["sizes"] == {"0": 30 - first, "1": 30}
+    assert worker.done(0) == list(range(30))
     assert worker.done(1) == list(range(30))
+
+
+def test_with_a_backlog_two_batches_are_under_way(make_worker: Callable[..., StubWorker]) -> None:
+    """Where enough waits, the next batch is handed on beside the one under way, and no third; nothing is committed."""
+    worker = make_worker(max_batch_events=100)
+    worker.steer("hold-0")
+    worker.produce(0, 20)
+    worker.start()
+    worker.until(lambda: bool(worker.calls("start", 0)), "a batch in progress")
+    worker.produce(1, 500, "bob")
+    worker.until(lambda: len(worker.calls("taken")) == 2, "a second batch handed on")
+    time.sleep(1.0)
+    assert len(worker.calls("taken")) == 2
+    assert worker.committed(0) < 0
+    assert worker.committed(1) < 0
+    worker.let_go("hold-0")
+    worker.until_committed(0, 20)
+    worker.until_committed(1, 500)
+    assert worker.done(1) == list(range(500))
 
 
 def fetched_before_the_flow_resumes(worker: StubWorker) -> None:

@@ -3,7 +3,7 @@
 A kill is an exception out of one point; from then on every other point of that
 life raises too, so that nothing has an effect after the kill, whatever tasks
 were under way. A life starts with empty hands from the committed offset, and
-cuts its runs in its own way. What survives is in `Durable`.
+cuts its batches in its own way. What survives is in `Durable`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from workers.adapters.memory import MemoryFeatureStore, MemoryPublisher, MemoryS
 from workers.core.recommendation import decode_recommendation
 from workers.core.state import decode_state
 from workers.live_model import LiveModel
-from workers.pipeline import Pipeline
+from workers.pipeline import Pipeline, Run
 from workers.ports import FeatureRow, Message, Record
 from workers.settings import Settings
 from workers.trial import Trial
 
-LONGEST_RUN = 5
+PARTITIONS = {b"ann": PARTITION, b"bob": PARTITION + 1, b"cyd": PARTITION}
+LONGEST_BATCH = 5
+IN_FLIGHT = 2
 SLOW_STATE = -1
+SLOW_ENCODER = -2
 CONSENTS = {"given": "GIVEN", "opt_out": "OPTED_OUT", "erase": "ERASED"}
 SETTINGS = Settings(prior_weight=0.0, list_size=3, encode_batch=2)
 BUNDLE = make_bundle()
@@ -40,7 +43,7 @@ class Killer:
     """Ends a life at its `at`-th point; None lets it live.
 
     Between points other tasks may come first: `interleaving` is a seed for how
-    long each takes, 0 for all alike, or `SLOW_STATE`.
+    long each takes, 0 for all alike, `SLOW_STATE`, or `SLOW_ENCODER` for every other call of it.
     """
 
     def __init__(self, at: int | None, interleaving: int) -> None:
@@ -48,6 +51,7 @@ class Killer:
         self.points = 0
         self.dead = False
         self.state_turns = 40 if interleaving == SLOW_STATE else 0
+        self.encoder_turns = 40 if interleaving == SLOW_ENCODER else 0
         self._random = Random(interleaving) if interleaving > 0 else None
 
     async def point(self) -> None:
@@ -67,7 +71,7 @@ class Durable:
     store: MemoryStateStore = field(default_factory=MemoryStateStore)
     features: MemoryFeatureStore = field(default_factory=lambda: MemoryFeatureStore(list(SETTINGS.behaviours)))
     publisher: MemoryPublisher = field(default_factory=MemoryPublisher)
-    committed: int = 0
+    committed: dict[int, int] = field(default_factory=lambda: dict.fromkeys(PARTITIONS.values(), 0))
     crashes: int = 0
     points: int = 0
     complaints: set[str] = field(default_factory=set)
@@ -142,30 +146,38 @@ class MortalEncoder(FakeEncoder):
 
     async def encode(self, tensors: Any, version: int) -> Any:
         """Encode."""
+        if len(self.calls) % 2 == 0:
+            for _ in range(self._killer.encoder_turns):
+                await asyncio.sleep(0)
         await self._killer.point()
         return await super().encode(tensors, version)
 
 
-Life = Callable[[Pipeline, MortalStore, Killer, Durable, Sequence[Record]], Awaitable[None]]
+def partition_of(one: Record) -> int:
+    """The partition in which a user's records are."""
+    return PARTITIONS[one.key or b""]
 
 
-async def commit_last(
-    pipeline: Pipeline, store: MortalStore, killer: Killer, durable: Durable, run: Sequence[Record]
-) -> None:
-    """One run as the worker does it: every effect, then the commit."""
-    await pipeline.process(store, PARTITION, run)
+Batch = dict[int, list[Record]]
+Life = Callable[[Pipeline, MortalStore, Killer, Durable, Batch], Awaitable[None]]
+
+
+async def commit_last(pipeline: Pipeline, store: MortalStore, killer: Killer, durable: Durable, batch: Batch) -> None:
+    """One batch as the worker does it: every effect, then the commit."""
+    await pipeline.process([Run(store, partition, records) for partition, records in batch.items()])
     await killer.point()
-    durable.committed = run[-1].offset + 1
+    for partition, records in batch.items():
+        durable.committed[partition] = records[-1].offset + 1
     await killer.point()
 
 
-async def commit_first(
-    pipeline: Pipeline, store: MortalStore, killer: Killer, durable: Durable, run: Sequence[Record]
-) -> None:
-    """One run as it must not be done: the commit does not wait for the effects."""
-    effects = asyncio.create_task(pipeline.process(store, PARTITION, run))
+async def commit_first(pipeline: Pipeline, store: MortalStore, killer: Killer, durable: Durable, batch: Batch) -> None:
+    """One batch as it must not be done: the commit does not wait for the effects."""
+    runs = [Run(store, partition, records) for partition, records in batch.items()]
+    effects = asyncio.create_task(pipeline.process(runs))
     await asyncio.sleep(0)
-    durable.committed = run[-1].offset + 1
+    for run in runs:
+        durable.committed[run.partition] = run.records[-1].offset + 1
     await effects
     await killer.point()
 
@@ -176,13 +188,14 @@ async def simulate(
     interleaving: int = 0,
     life: Life = commit_last,
     pipeline: type[Pipeline] = Pipeline,
+    in_flight: int = IN_FLIGHT,
 ) -> Durable:
     """Lives of a worker over a log, each but the last ended at the given point, until all is committed."""
     durable = Durable()
     for number, at in enumerate([*kills, None]):
         killer = Killer(at, interleaving + number if interleaving > 0 else interleaving)
         try:
-            await _live(log, killer, durable, life, pipeline, Random(number) if number else None)
+            await _live(log, killer, durable, life, pipeline, in_flight, Random(number) if number else None)
         except Crash:
             durable.crashes += 1
         else:
@@ -197,6 +210,7 @@ async def _live(
     durable: Durable,
     life: Life,
     make: type[Pipeline],
+    in_flight: int,
     random: Random | None,
 ) -> None:
     encoder = MortalEncoder(killer)
@@ -214,12 +228,21 @@ async def _live(
         Trial(SETTINGS, model, encoder, publisher, "worker"),
         clock=lambda: NOW / 1000,
     )
-    left = [one for one in log if one.offset >= durable.committed]
-    while left:
-        size = random.randint(1, LONGEST_RUN) if random else LONGEST_RUN - 1
-        run, left = left[:size], left[size:]
-        await life(worker, MortalStore(killer, durable), killer, durable, run)
-        durable.complaints |= {f"committed too early: {one}" for one in judge(log, durable, durable.committed)}
+    left = [one for one in log if one.offset >= durable.committed[partition_of(one)]]
+
+    async def work() -> None:
+        while left:
+            batch: Batch = {}
+            for one in left[: random.randint(1, LONGEST_BATCH) if random else LONGEST_BATCH - 1]:
+                batch.setdefault(partition_of(one), []).append(one)
+                left.remove(one)
+            await life(worker, MortalStore(killer, durable), killer, durable, batch)
+            durable.complaints |= {f"committed too early: {one}" for one in judge(log, durable)}
+
+    workers = [asyncio.create_task(work()) for _ in range(in_flight)]
+    for ended in await asyncio.gather(*workers, return_exceptions=True):
+        if ended is not None:
+            raise ended
 
 
 def small_log() -> list[Record]:
@@ -284,9 +307,9 @@ def fold_again(log: Iterable[Record]) -> tuple[dict[str, Expected], set[int]]:
     return users, bad
 
 
-def judge(log: Sequence[Record], durable: Durable, until: int) -> set[str]:
-    """What is wrong with what is durable, given that all before offset `until` should be."""
-    users, bad = fold_again(one for one in log if one.offset < until)
+def judge(log: Sequence[Record], durable: Durable) -> set[str]:
+    """What is wrong with what is durable, given that all that is committed should be."""
+    users, bad = fold_again(one for one in log if one.offset < durable.committed[partition_of(one)])
     wrong = set()
     for name, user in users.items():
         raw = durable.store.states.get(name)
@@ -319,8 +342,8 @@ def _last_list(durable: Durable, user: str) -> int | None:
 
 async def judge_finished(log: Sequence[Record], durable: Durable, clean: Durable) -> set[str]:
     """What is wrong at the end, when the log has been read to its end."""
-    wrong = judge(log, durable, log[-1].offset + 1) | durable.complaints
-    if durable.committed != log[-1].offset + 1:
+    wrong = judge(log, durable) | durable.complaints
+    if durable.committed != clean.committed or any(one.offset >= durable.committed[partition_of(one)] for one in log):
         wrong.add("not all is committed")
     users, bad = fold_again(log)
     valid = 0
@@ -347,7 +370,7 @@ async def judge_finished(log: Sequence[Record], durable: Durable, clean: Durable
         wrong |= {f"{name}: {complaint}" for complaint in _lists_of(name, durable, clean)}
     valid = sum(1 for one in log if one.offset not in bad)
     lists = [message for message in durable.publisher.messages if message.topic == SETTINGS.recommendations_topic]
-    if len(lists) > valid + durable.crashes * LONGEST_RUN:
+    if len(lists) > valid + durable.crashes * IN_FLIGHT * LONGEST_BATCH:
         wrong.add(f"{len(lists)} lists of {valid} events after {durable.crashes} crashes")
     return wrong
 

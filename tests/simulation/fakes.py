@@ -19,7 +19,7 @@ from workers.core.features import FIRST_ITEM, TOP_K, Tensors
 from workers.core.recommendation import Recommendation, decode_recommendation
 from workers.core.state import HISTORY, UserState, decode_state
 from workers.live_model import LiveModel
-from workers.pipeline import Pipeline
+from workers.pipeline import Pipeline, Run
 from workers.ports import Encoded, Message, Record, Unavailable
 from workers.settings import Settings
 from workers.trial import Trial
@@ -167,7 +167,7 @@ class World:
 
     async def process(self, records: Sequence[Record]) -> None:
         """Process records as one run."""
-        await self.pipeline.process(self.store, PARTITION, records)
+        await self.pipeline.process([Run(self.store, PARTITION, records)])
 
     def state(self, user: str = "ann") -> UserState:
         """A user's stored state."""

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from tests.simulation.crashes import (
+    IN_FLIGHT,
+    SLOW_ENCODER,
     SLOW_STATE,
     Durable,
     Life,
@@ -20,8 +22,8 @@ from tests.simulation.crashes import (
 from workers import pipeline as pipeline_module
 from workers.core.events import Event
 from workers.core.state import Outcome, UserState, empty_state, fold
-from workers.pipeline import Pipeline, Touched
-from workers.ports import Message, Record, StateStore
+from workers.pipeline import Pipeline, Run, Touched
+from workers.ports import Message, Record
 
 LOG = small_log()
 
@@ -39,11 +41,12 @@ async def outcomes(
     life: Life = commit_last,
     pipeline: type[Pipeline] = Pipeline,
     log: Sequence[Record] = LOG,
+    in_flight: int = IN_FLIGHT,
 ) -> dict[tuple[int, ...], set[str]]:
     """What is wrong after each of the given series of kills, where anything is."""
     found = {}
     for series in kills:
-        durable = await simulate(log, series, interleaving, life, pipeline)
+        durable = await simulate(log, series, interleaving, life, pipeline, in_flight)
         assert durable.crashes == len(series), f"a kill of {series} never happened"
         if wrong := await judge_finished(log, durable, clean):
             found[tuple(series)] = wrong
@@ -62,11 +65,14 @@ async def test_without_kills_all_is_well(clean: Durable) -> None:
     assert clean.points > 4 * 15
 
 
-@pytest.mark.parametrize("interleaving", [0, 1, 2, 3, SLOW_STATE])
-async def test_one_kill_at_every_point(clean: Durable, interleaving: int) -> None:
-    """Wherever the kill falls, and in whatever order the effects of a run overlap, the end is the same."""
-    points = (await simulate(LOG, [], interleaving)).points
-    assert await outcomes(clean, [[at] for at in range(1, points + 1)], interleaving) == {}
+@pytest.mark.parametrize(
+    ("interleaving", "in_flight"), [(0, 1), *((one, IN_FLIGHT) for one in (0, 1, 2, SLOW_STATE, SLOW_ENCODER))]
+)
+async def test_one_kill_at_every_point(clean: Durable, interleaving: int, in_flight: int) -> None:
+    """Wherever the kill falls, and however the effects within and of two batches overlap, the end is the same."""
+    points = (await simulate(LOG, [], interleaving, in_flight=in_flight)).points
+    kills = [[at] for at in range(1, points + 1)]
+    assert await outcomes(clean, kills, interleaving, in_flight=in_flight) == {}
 
 
 @pytest.mark.parametrize("log", [LOG[:6], LOG[7:13]], ids=["behaviour", "consent"])
@@ -115,27 +121,53 @@ async def test_folding_without_offsets_alone_is_found_out(clean: Durable, monkey
 class Hasty(Pipeline):
     """A pipeline that publishes lists without waiting for the state."""
 
-    async def _publish_lists(self, run: Any, *arguments: Any, **options: Any) -> None:
+    async def _publish_lists(self, batch: Any, *arguments: Any, **options: Any) -> None:
         """Publish as if the state were written."""
         loop = asyncio.get_running_loop()
         written = loop.create_future()
         written.set_result(None)
-        await super()._publish_lists(dataclasses.replace(run, written=written), *arguments, **options)
+        await super()._publish_lists(dataclasses.replace(batch, written=written), *arguments, **options)
 
 
-async def test_publishing_before_the_state_is_found_out(clean: Durable) -> None:
-    """Failing control: a list published and its state lost, the next life publishes an older list after it."""
-    points = (await simulate(LOG, [], SLOW_STATE, pipeline=Hasty)).points
-    found = await outcomes(clean, [[at] for at in range(1, points + 1)], SLOW_STATE, pipeline=Hasty)
-    assert any("lists go back" in one for one in set().union(*found.values()))
+class Overtaking(Pipeline):
+    """A pipeline whose batches have their effects without waiting for the batch before."""
+
+    async def _take_effect(self, folded: Any, _before: Any) -> None:
+        """Have the effects at once."""
+        await super()._take_effect(folded, None)
+
+
+class Forgetting(Pipeline):
+    """A pipeline that folds a batch before the states of the one before can be read."""
+
+    async def _fold_next(self, runs: Any, _before: Any) -> Any:
+        """Fold at once."""
+        return await super()._fold_next(runs, None)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "slow", "symptom"),
+    [
+        pytest.param(Hasty, SLOW_STATE, "lists go back", id="publishing before the state"),
+        pytest.param(Overtaking, SLOW_ENCODER, "lists go back", id="effects before those of the batch before"),
+        pytest.param(Forgetting, SLOW_STATE, "items is", id="folding before the states of the batch before"),
+    ],
+)
+async def test_a_pipeline_out_of_order_is_found_out(
+    clean: Durable, pipeline: type[Pipeline], slow: int, symptom: str
+) -> None:
+    """Failing control: lists and states go back where any of the orders within and between batches is not kept."""
+    points = (await simulate(LOG, [], slow, pipeline=pipeline)).points
+    found = await outcomes(clean, [[at] for at in range(1, points + 1)], slow, pipeline=pipeline)
+    assert any(symptom in one for one in set().union(*found.values()))
 
 
 class Skipping(Pipeline):
     """A pipeline to which redelivered events are no reason for effects."""
 
-    def fold(self, store: StateStore, partition: int, records: Sequence[Record]) -> tuple[list[Touched], list[Message]]:
+    def fold(self, run: Run) -> tuple[list[Touched], list[Message]]:
         """Leave out whoever has not changed."""
-        touched, dead = super().fold(store, partition, records)
+        touched, dead = super().fold(run)
         return [user for user in touched if user.changed], dead
 
 
