@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -160,16 +159,18 @@ class Pipeline:
         if any(run.partition not in self._popularity for run in runs):
             await self._model.caught_up()
         metrics.BATCH_EVENTS.observe(sum(len(run.records) for run in runs))
-        with metrics.STEP.labels("fold").time():
-            folds = [self.fold(run) for run in runs]
-        writing = _all([self.write_state(run.store, touched) for run, (touched, _) in zip(runs, folds, strict=True)])
-        return _Batch(
-            [run.partition for run in runs],
-            list(chain.from_iterable(touched for touched, _ in folds)),
-            list(chain.from_iterable(dead for _, dead in folds)),
-            self._now_ms(),
-            asyncio.ensure_future(writing),
-        )
+        touched: list[Touched] = []
+        dead: list[Message] = []
+        writing = []
+        for run in runs:
+            with metrics.STEP.labels("fold").time():
+                users, bad = self.fold(run)
+            touched += users
+            dead += bad
+            writing.append(asyncio.create_task(self.write_state(run.store, users)))
+            await asyncio.sleep(0)  # these states travel while the next run is folded
+        written = asyncio.ensure_future(_all(writing))
+        return _Batch([run.partition for run in runs], touched, dead, self._now_ms(), written)
 
     def fold(self, run: Run) -> tuple[list[Touched], list[Message]]:
         """Decode and fold a run: the users it touches with their new states, and its dead letters."""

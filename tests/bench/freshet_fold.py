@@ -29,8 +29,8 @@ class FoldOnly(Pipeline):
 
     async def process(self, runs: Sequence[Run]) -> None:
         """Fold a batch and write its states."""
-        batch = await self._fold_next(runs, None)
-        await batch.written
+        self._folded = folded = asyncio.create_task(self._fold_next(runs, self._folded))
+        await (await folded).written
         if self.meter.tick(sum(len(run.records) for run in runs)) >= self.events:
             self.meter.stop()
             asyncio.get_running_loop().call_later(1.0, os.kill, os.getpid(), signal.SIGTERM)
@@ -59,7 +59,7 @@ class FoldRuntime:
         await asyncio.to_thread(self.publisher.close)
 
 
-def measure(*, kafka: str, topic: str, events: int, max_batch_events: int = 8192) -> harness.Figures:
+def measure(*, kafka: str, topic: str, events: int, max_batch_events: int = 32_768) -> harness.Figures:
     """Fold `events` events, which `topic` holds, into per-user state."""
     from workers.app import WorkerApp, run_app
 
