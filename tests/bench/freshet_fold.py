@@ -43,6 +43,9 @@ class FoldRuntime:
         def partial(self, _partition: int) -> None:
             """No popularity is restored."""
 
+        async def caught_up(self) -> None:
+            """No version is awaited."""
+
     def __init__(self, settings: Settings, events: int) -> None:
         self._settings = settings
         self.meter = harness.Meter()
