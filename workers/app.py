@@ -128,7 +128,7 @@ class Runtime:
         """Open every other edge and make a model live."""
         settings = self.settings
         self.publisher = KafkaPublisher(settings)
-        self.encoder = TritonEncoder(settings.triton, settings.triton_deadline, settings.encode_batch)
+        self.encoder = TritonEncoder(settings.triton, settings.triton_deadline)
         self.model = LiveModel(
             self.encoder, Path(settings.model_repository), Path(settings.trusted_keys), settings.text_fields
         )

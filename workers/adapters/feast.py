@@ -14,17 +14,15 @@ import fcntl
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import SourceFileLoader
-from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 
-from workers.adapters.coalesce import Coalescer
 from workers.adapters.feast_rows import (
     JOIN_KEY,
     TIMEOUT_SECONDS,
@@ -42,8 +40,6 @@ from workers.settings import Settings, SettingsError
 
 BEHAVIOUR_VIEW = "user_behaviour"
 EMBEDDING_VIEW = "user_embedding"
-WRITE_ROWS = 512
-"""Rows written in one go, of whichever partitions wait."""
 
 _REDIS = re.compile(r"redis://([^:/@,\s]+):(\d+)/?")
 T = TypeVar("T")
@@ -121,17 +117,14 @@ class FeastStore:
         self._feast: Any = None
         self._rows = self._open_rows(yaml.safe_load(file.read_text()))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="features")
-        self._writes: Coalescer[Sequence[FeatureRow], None] = Coalescer(
-            self._write_together, limit=WRITE_ROWS, in_flight=1
-        )
 
     async def write_behaviour(self, rows: Sequence[FeatureRow]) -> None:
         """Write the behaviour view. Raises `Unavailable`."""
-        await self._writes.call(self._behaviour, rows, len(rows))
+        await self._run(self._write, self._behaviour, rows)
 
     async def write_embedding(self, rows: Sequence[FeatureRow]) -> None:
         """Write the embedding view. Raises `Unavailable`."""
-        await self._writes.call(self._embedding, rows, len(rows))
+        await self._run(self._write, self._embedding, rows)
 
     async def delete(self, user_ids: Sequence[str]) -> None:
         """Remove every row of these users. Raises `Unavailable`."""
@@ -149,10 +142,6 @@ class FeastStore:
         """Finish what is under way and close the connections."""
         self._thread.shutdown()
         self._rows.close()
-
-    async def _write_together(self, view: Hashable, parts: Sequence[Sequence[FeatureRow]]) -> list[None]:
-        await self._run(self._write, view, list(chain.from_iterable(parts)))
-        return [None] * len(parts)
 
     async def _run(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, call, *args)

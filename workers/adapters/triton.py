@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Container, Hashable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import grpc
@@ -15,7 +15,6 @@ from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
 from workers import metrics
-from workers.adapters.coalesce import Coalescer
 from workers.core.features import (
     ITEM_TOWER_INPUTS,
     ITEM_TOWER_OUTPUTS,
@@ -36,8 +35,6 @@ BREAKER_FAILURES = 3
 """Consecutive failures that open the breaker."""
 BREAKER_SECONDS = 1.0
 """How long an open breaker keeps calls away before one may try again."""
-IN_FLIGHT = 2
-"""User-encoder calls under way at a time: one runs while the next one travels."""
 VERSIONS_KEPT = 4
 """Versions that have a breaker; Triton serves two."""
 TEXT_VERSION = ""
@@ -87,17 +84,16 @@ class Breaker:
 class TritonEncoder:
     """An `Encoder` over one gRPC channel; call it from one event loop. `deadline` in seconds per call."""
 
-    def __init__(self, address: str, deadline: float, batch: int = 64) -> None:
+    def __init__(self, address: str, deadline: float) -> None:
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGS)
         self._deadline = deadline
         self._retries = RETRY_BURST
-        self._breakers: dict[Hashable, Breaker] = {}
+        self._breakers: dict[int, Breaker] = {}
         """One per version: a failing canary must not keep the live version from being asked."""
         self._item_breaker = Breaker()
         """Apart: a version without an item tower must not keep the live one from being asked."""
-        self._calls: Coalescer[Tensors, Encoded] = Coalescer(self._encode_together, limit=batch, in_flight=IN_FLIGHT)
 
-    def breaker(self, version: Hashable) -> Breaker:
+    def breaker(self, version: int) -> Breaker:
         """The breaker of one version of the user encoder."""
         found = self._breakers.get(version)
         if found is None:
@@ -110,20 +106,13 @@ class TritonEncoder:
 
     async def encode(self, tensors: Tensors, version: int) -> Encoded:
         """Encode a batch of users with the pinned version. Raises `Unavailable`."""
-        return await self._calls.call(version, tensors, _users(tensors))
-
-    async def _encode_together(self, version: Hashable, batches: Sequence[Tensors]) -> list[Encoded]:
-        names = [spec.name for spec in USER_ENCODER_INPUTS]
-        together = {name: np.concatenate([tensors[name] for tensors in batches]) for name in names}
         outputs = await self._infer(
-            self.breaker(version), MODEL, str(version), together, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS
+            self.breaker(version), MODEL, str(version), tensors, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS
         )
         encoded = Encoded(*outputs)
         if not (np.isfinite(encoded.embedding).all() and np.isfinite(encoded.topk_score).all()):
             raise Unavailable(f"{MODEL} version {version} returned NaN or infinity")
-        ends = np.cumsum([_users(tensors) for tensors in batches])
-        starts = [0, *ends[:-1]]
-        return [Encoded(*(o[start:end] for o in outputs)) for start, end in zip(starts, ends, strict=True)]
+        return encoded
 
     async def item_vectors(self, texts: Sequence[str], version: int) -> NDArray[np.float32]:
         """Vectors `[len(texts), D]` for item texts in the pinned version's space. Raises `Unavailable`."""
@@ -200,10 +189,6 @@ class TritonEncoder:
             else:
                 breaker.succeeded()
                 return [result.as_numpy(spec.name) for spec in outputs]
-
-
-def _users(tensors: Tensors) -> int:
-    return len(tensors[USER_ENCODER_INPUTS[0].name])
 
 
 def _why(error: Exception) -> str:

@@ -245,7 +245,7 @@ def _identity(job: Job) -> dict[str, Any]:
 async def open_encoder(settings: Settings, text_encoder: Path, *, through_triton: bool) -> AsyncIterator[Encoder]:
     """The encoder in process, or Triton's; `text_encoder` is the folder of the one in process."""
     if through_triton:
-        served = TritonEncoder(settings.triton, settings.triton_deadline, settings.encode_batch)
+        served = TritonEncoder(settings.triton, settings.triton_deadline)
         try:
             yield served
         finally:
