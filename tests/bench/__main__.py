@@ -161,18 +161,18 @@ def replay(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
     movielens.convert(movielens.FOLDER, log)
     figures: dict[str, Any] = {}
     for times in (1, 10):
-        topic = f"replay.{times}"
         stream.produce(
-            kafka=stack.bootstrap, topic=topic, users=sizes.replay_users * times, events=sizes.replay_events * times
+            kafka=stack.bootstrap,
+            topic=f"replay.{times}",
+            users=sizes.replay_users * times,
+            events=sizes.replay_events * times,
         )
-        with harness.pinned(stack.processes["kafka"].pid, max(os.sched_getaffinity(0))):
-            figures[f"fold only{', ten times the log' if times > 1 else ''}"] = replay_log.run(
-                kafka=stack.bootstrap, topic=topic, timeout_s=900, pin_core=0
-            )
-            if times == 1:
-                live = freshet_fold.run(
-                    kafka=stack.bootstrap, topic=topic, events=sizes.replay_events, timeout_s=900, pin_core=0
-                )
+    log_of = {"kafka": stack.bootstrap, "timeout_s": 900, "pin_core": 0}
+    with harness.pinned(stack.processes["kafka"].pid, max(os.sched_getaffinity(0))):
+        figures["fold only"] = replay_log.run(topic="replay.1", **log_of)
+        figures["fold only, RocksDB"] = replay_log.run(topic="replay.1", state="rocksdb", **log_of)
+        figures["fold only, RocksDB, ten times the log"] = replay_log.run(topic="replay.10", state="rocksdb", **log_of)
+        live = freshet_fold.run(topic="replay.1", events=sizes.replay_events, **log_of)
     figures["live, fold only"] = live
     figures["lists, MovieLens-100K"] = replay_log.run(file=str(log / "events.jsonl"), models=models)
     figures["lists, MovieLens-100K, one core"] = replay_log.run(

@@ -2,7 +2,7 @@
 
 The log is a topic (`kafka`, `topic`) or a file of JSON lines (`file`); with
 `models` (a model repository) lists are made by its first version, in process,
-else it only folds. States are in RocksDB.
+else it only folds. States are in memory, or in RocksDB (`state`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from workers.settings import Settings
 
 
 def measure(
-    *, kafka: str | None = None, topic: str | None = None, file: str | None = None, models: str | None = None
+    *,
+    kafka: str | None = None,
+    topic: str | None = None,
+    file: str | None = None,
+    models: str | None = None,
+    state: str = "memory",
 ) -> harness.Figures:
     """Replay the whole log at full speed."""
     settings = Settings(kafka=kafka or "", model_repository=models or "")
@@ -32,7 +37,7 @@ def measure(
             versions=[1] if models else [],
             window=Window(None, None, {}),
             text_encoder=TEXT_ENCODER,
-            states_on_disk=True,
+            states_on_disk=state == "rocksdb",
         )
         began: list[float] = []
         summary = asyncio.run(

@@ -122,6 +122,25 @@ def test_a_live_run_with_kills_is_what_the_code_says(world: World) -> None:
     )
 
 
+def test_an_item_is_explained_by_the_user_s_own_events(world: World) -> None:
+    """Each reason is an event of theirs that the item's score loses by; who opted out is told why there is none."""
+    found = json.loads(freshet("explain", "user-7", "--json", "--top", "2").stdout)
+    state = world.states()["user-7"]
+    shown = [item["item_id"] for item in world.lists()["user-7"]["items"]]
+    assert [one["item_id"] for one in found["items"]] == shown
+    events = set(zip(state.items, state.types, state.times, strict=True))
+    raised = [event for one in found["items"] for event in one["raised_by"]]
+    assert raised
+    assert {(event["item_id"], event["type"], event["ts"]) for event in raised} <= events
+    for one in found["items"]:
+        losses = [event["loss"] for event in one["raised_by"]]
+        assert losses == sorted(losses, reverse=True)[:2]
+        assert all(loss > 0 for loss in losses)
+    assert "+" in freshet("explain", "user-7", shown[0]).stdout
+    assert "no events are held of user user-5" in freshet("explain", "user-5").stderr
+    assert "no place for item nothing" in freshet("explain", "user-7", "nothing").stderr
+
+
 def test_what_differs_is_reported(world: World, tmp_path: Path) -> None:
     """A list that was tampered with, one that is none, a feature and a vector that are not the fold's are named."""
     record = next(one for one in world.records("recommendations") if one.value and b'"user-7"' in one.value)

@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rocksdict import AccessType, Checkpoint, Options, Rdict, WriteBatch
+from rocksdict import AccessType, BlockBasedOptions, Cache, Checkpoint, Options, Rdict, WriteBatch, WriteOptions
+
+CACHE_BYTES = 16 * 1024 * 1024
+WRITE_BUFFER_BYTES = 16 * 1024 * 1024
+OPEN_FILES = 256
+BLOOM_BITS = 10
 
 
 class RocksStateStore:
-    """A `StateStore` over one database."""
+    """A `StateStore` over one database, durable as of its last `checkpoint`: no log is written ahead."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        blocks = BlockBasedOptions()
+        blocks.set_block_cache(Cache(CACHE_BYTES))
+        blocks.set_cache_index_and_filter_blocks(True)
+        blocks.set_bloom_filter(BLOOM_BITS, False)
         options = Options(raw_mode=True)
         options.create_if_missing(True)
+        options.set_block_based_table_factory(blocks)
+        options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+        options.set_max_write_buffer_number(2)
+        options.set_max_open_files(OPEN_FILES)
+        self._unlogged = WriteOptions()
+        self._unlogged.disable_wal = True  # type: ignore[method-assign,assignment] # a property, its stub says method
         self._db = Rdict(str(path), options=options, access_type=AccessType.read_write())
 
     def read(self, user_ids: Sequence[str]) -> list[bytes | None]:
@@ -26,7 +41,7 @@ class RocksStateStore:
         batch = WriteBatch(raw_mode=True)
         for user_id, state in states.items():
             batch.put(user_id.encode(), state)
-        self._db.write(batch)
+        self._db.write(batch, self._unlogged)
 
     def checkpoint(self, path: Path) -> None:
         """A consistent copy at `path`, by hard links."""

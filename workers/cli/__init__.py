@@ -13,6 +13,7 @@ from workers.cli import (
     check,
     demo,
     dlq,
+    explain,
     features,
     inspect_user,
     produce,
@@ -50,6 +51,7 @@ app.command("produce", rich_help_panel="Streams")(produce.produce)
 app.command("tail", rich_help_panel="Streams")(tail.tail)
 app.command("inspect", rich_help_panel="Streams")(inspect_user.inspect_user)
 app.command("features", rich_help_panel="Streams")(features.features)
+app.command("explain", rich_help_panel="Streams")(explain.explain)
 app.command("replay", rich_help_panel="Streams")(replay.replay)
 app.command("report", rich_help_panel="Streams")(report.report)
 app.add_typer(dlq.app, name="dlq", rich_help_panel="Streams")

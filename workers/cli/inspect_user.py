@@ -39,8 +39,8 @@ def inspect_user(
     settings = resolve(config, directory, kafka=kafka).settings
     key = user.encode()
     with open_consumer(settings) as consumer:
-        state = _state(consumer, settings, key)
-        last = _lists(consumer, settings, key, lists)
+        state = read_state(consumer, settings, key)
+        last = read_lists(consumer, settings, key, lists)
         titles = {} if as_json else read_titles(consumer, settings)
     if state is None and not last:
         raise UserError(f"nothing is held of user {user}")
@@ -70,7 +70,8 @@ def inspect_user(
         out.print("  none")
 
 
-def _state(consumer: Any, settings: Settings, key: bytes) -> UserState | None:
+def read_state(consumer: Any, settings: Settings, key: bytes) -> UserState | None:
+    """The user's newest state in the changelog. Raises `UserError`."""
     topic = changelog_topic(settings.group)
     if not consumer.partitions_for_topic(topic):
         raise UserError(f"topic {topic} does not exist: no worker of group {settings.group} has run yet")
@@ -83,7 +84,8 @@ def _state(consumer: Any, settings: Settings, key: bytes) -> UserState | None:
         raise UserError(f"{topic} offset {found[0].offset} holds no user state: {error}") from None
 
 
-def _lists(consumer: Any, settings: Settings, key: bytes, count: int) -> list[ConsumerRecord]:
+def read_lists(consumer: Any, settings: Settings, key: bytes, count: int) -> list[ConsumerRecord]:
+    """The user's newest lists, newest first."""
     partitions = partitions_of(consumer, settings, settings.recommendations_topic)
     return newest(consumer, partition_of(key, partitions), key, count) if count else []
 

@@ -171,7 +171,7 @@ def replay(
             window=Window(*window),
             items=_items(items, settings),
             through_triton=encoder == "triton",
-            text_encoder=_text_encoder(settings),
+            text_encoder=text_encoder_folder(settings),
             states_on_disk=state == "rocksdb",
             speed=_speed(speed),
             judged=evaluate or freshness,
@@ -228,7 +228,7 @@ def newest_version(settings: Settings) -> int:
     return max(versions)
 
 
-def _text_encoder(settings: Settings) -> Path:
+def text_encoder_folder(settings: Settings) -> Path:
     """The text encoder's folder: the served one, or the one that set-up fetched."""
     from deploy.local.parts import TEXT_ENCODER
 
@@ -338,7 +338,7 @@ async def _verified(settings: Settings, source: str, feature_users: int, *, thro
     from workers.replay.job import open_encoder
     from workers.replay.verify import verify
 
-    async with open_encoder(settings, _text_encoder(settings), through_triton=through_triton) as encoder:
+    async with open_encoder(settings, text_encoder_folder(settings), through_triton=through_triton) as encoder:
         return await verify(settings, source, encoder, feature_users)
 
 
