@@ -54,7 +54,7 @@ class FoldRuntime:
     async def start(self) -> None:
         """Open the publisher."""
         self.publisher = KafkaPublisher(self._settings)
-        self.pipeline = FoldOnly(self._settings, self._NoModel(), None, None, self.publisher)  # type: ignore[arg-type]
+        self.pipeline = FoldOnly(self._settings, self._NoModel(), None, None, self.publisher, None)  # type: ignore[arg-type]
         self.pipeline.meter, self.pipeline.events = self.meter, self._events
 
     async def stop(self) -> None:
