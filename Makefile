@@ -61,10 +61,10 @@ freshness: setup-training
 
 freshness-deskdrop:
 	$(BIN)/python -m deploy.demo.deskdrop $(DESKDROP) $(NEWS)
-	$(BIN)/freshet train --events $(NEWS)/events.jsonl --items $(NEWS)/items.jsonl --name deskdrop \
-		--types view,like,bookmark,comment_created,follow --half-life-days 0.125 --out $(NEWS)/models/user_encoder/1
-	$(BIN)/freshet replay $(NEWS)/events.jsonl --items $(NEWS)/items.jsonl --config deploy/demo/deskdrop.toml \
-		--freshness --burn-in 0.9 --out $(NEWS)/replay
+	$(BIN)/freshet train --config deploy/domains/news.toml --events $(NEWS)/events.jsonl --items $(NEWS)/items.jsonl \
+		--tracking none --dir $(NEWS)/training --out $(NEWS)/models/user_encoder/1 || test $$? = 3
+	FRESHET_MODEL_REPOSITORY=$(NEWS)/models $(BIN)/freshet replay $(NEWS)/events.jsonl --items $(NEWS)/items.jsonl \
+		--config deploy/domains/news.toml --freshness --burn-in 0.9 --out $(NEWS)/replay
 
 # Resolve the requirement files again, with hashes and without any index in them.
 COMPILE := uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links \
