@@ -16,12 +16,14 @@ from workers.cli import (
     explain,
     features,
     inspect_user,
+    policies,
     produce,
     quality,
     release,
     replay,
     report,
     signing,
+    simulate,
     stack,
     tail,
     train,
@@ -54,6 +56,9 @@ app.command("features", rich_help_panel="Streams")(features.features)
 app.command("explain", rich_help_panel="Streams")(explain.explain)
 app.command("replay", rich_help_panel="Streams")(replay.replay)
 app.command("report", rich_help_panel="Streams")(report.report)
+app.command("ope", rich_help_panel="Models")(policies.ope)
+app.command("compare", rich_help_panel="Models")(policies.compare)
+app.command("simulate", rich_help_panel="Streams")(simulate.simulate)
 app.add_typer(dlq.app, name="dlq", rich_help_panel="Streams")
 app.command("train", rich_help_panel="Models")(train.train)
 app.command(

@@ -22,6 +22,7 @@ REPLICATES = 1000
 GROUPS = 64
 """Coarser units, for what is kept per unit and item; a group is sixteen buckets."""
 GROUP_REPLICATES = 200
+UNDECIDED = "no difference shown"
 
 
 @lru_cache(maxsize=100_000)
@@ -50,7 +51,7 @@ class Sums:
 
     def estimates(self, seed: int) -> list[Estimate]:
         """The mean of each metric with its 95 % interval."""
-        return _estimates(self.counts, self.sums, seed)
+        return estimates(self.counts, self.sums, seed)
 
     def dump(self) -> tuple[bytes, bytes]:
         """Both arrays."""
@@ -69,22 +70,45 @@ def paired(baseline: Sums, candidate: Sums, seed: int) -> list[Estimate]:
     """
     if not np.array_equal(baseline.counts, candidate.counts):
         raise ValueError("the two have not judged the same events")
-    return _estimates(baseline.counts, candidate.sums - baseline.sums, seed)
+    return estimates(baseline.counts, candidate.sums - baseline.sums, seed)
 
 
-def _estimates(counts: NDArray[np.float64], sums: NDArray[np.float64], seed: int) -> list[Estimate]:
+def unpaired(baseline: Sums, candidate: Sums, seed: int) -> list[Estimate]:
+    """The difference of means, candidate minus baseline, of each metric, where the users of the two are not the same.
+
+    The buckets of each are resampled on their own. `n` is the observations of both.
+    """
+    found = []
+    sides = [_replicates(one.counts, one.sums, seed + side) for side, one in enumerate((baseline, candidate))]
+    for metric in range(baseline.sums.shape[1]):
+        (mean, means), (other_mean, other_means) = ((side[0][metric], side[1][:, metric]) for side in sides)
+        low, high = np.quantile(other_means - means, [0.025, 0.975])
+        found.append(Estimate(float(other_mean - mean), float(low), float(high), baseline.n + candidate.n))
+    return found
+
+
+def estimates(counts: NDArray[np.float64], sums: NDArray[np.float64], seed: int) -> list[Estimate]:
+    """Sums `[buckets, metrics]` over counts `[buckets]`: each metric's ratio of totals with its 95 % interval."""
+    middle, replicates = _replicates(counts, sums, seed)
+    low, high = np.quantile(replicates, [0.025, 0.975], axis=0)
+    n = int(counts.sum())
+    return [Estimate(float(m), float(lo), float(hi), n) for m, lo, hi in zip(middle, low, high, strict=True)]
+
+
+def _replicates(
+    counts: NDArray[np.float64], sums: NDArray[np.float64], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ratios of totals `[metrics]`, and those of `[REPLICATES, metrics]` resamples of the buckets."""
     used = counts > 0
     counts, sums = counts[used], sums[used]
     total = counts.sum()
     if not total:
-        return [Estimate(0.0, 0.0, 0.0, 0)] * sums.shape[1]
-    picks = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), REPLICATES)
-    means = (picks @ sums) / np.maximum(picks @ counts, 1e-12)[:, None]  # [REPLICATES, metrics]
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    middle = sums.sum(axis=0) / total
-    return [Estimate(float(m), float(lo), float(hi), int(total)) for m, lo, hi in zip(middle, low, high, strict=True)]
+        return np.zeros(sums.shape[1]), np.zeros((REPLICATES, sums.shape[1]))
+    picks = resampled(len(counts), seed, REPLICATES)
+    return sums.sum(axis=0) / total, (picks @ sums) / np.maximum(picks @ counts, 1e-12)[:, None]
 
 
+@lru_cache(maxsize=4)
 def resampled(groups: int, seed: int, replicates: int = GROUP_REPLICATES) -> NDArray[np.float64]:
     """How often each unit is drawn in each replicate, `[replicates, groups]`."""
     picks = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), replicates)
@@ -106,4 +130,4 @@ def verdict(estimate: Estimate, neutral: float = 0.0) -> str:
     """What an interval says about a difference, or about a share whose neutral value is given."""
     if estimate.low > neutral:
         return "better"
-    return "worse" if estimate.high < neutral else "no difference shown"
+    return "worse" if estimate.high < neutral else UNDECIDED

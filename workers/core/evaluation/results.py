@@ -93,12 +93,26 @@ class FreshnessPoint(msgspec.Struct, frozen=True):
 
 
 class OffPolicyEstimate(msgspec.Struct, frozen=True):
-    """The value of a policy that was never live, estimated from logged propensities by one estimator."""
+    """The value of a policy that was never live, estimated from logged propensities by one estimator.
+
+    `mean_weight` is 1 where the propensities are right and the lists that were
+    shown could have held all that the policy would show.
+    """
 
     policy: str
     estimator: str
     value: Estimate
     effective_sample_size: float
+    mean_weight: Estimate | None = None
+
+
+class VariantReadout(msgspec.Struct, frozen=True):
+    """What the users of one variant of an experiment did with their lists."""
+
+    variant: str
+    users: int
+    lists: int
+    metrics: dict[str, Estimate]
 
 
 class Mismatch(msgspec.Struct, frozen=True):
@@ -133,6 +147,7 @@ class Results(msgspec.Struct, frozen=True):
     interleavings: list[Interleaving] = []
     freshness: list[FreshnessPoint] = []
     off_policy: list[OffPolicyEstimate] = []
+    variants: list[VariantReadout] = []
     verification: Verification | None = None
 
 

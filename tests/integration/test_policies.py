@@ -1,0 +1,162 @@
+"""Policies judged on real parts: simulated shoppers react to a worker's lists, so the truth is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.demo.movielens import read_items
+from deploy.local import Stack
+from deploy.local.parts import TEXT_ENCODER
+from tests.integration.world import World
+from workers.adapters.logs import read_topic
+from workers.adapters.onnx import OnnxEncoder
+from workers.core.evaluation.off_policy import off_policy, served
+from workers.core.evaluation.results import Estimate, read_results
+from workers.core.events import Event
+from workers.core.recommendation import Recommendation, decode_recommendation
+from workers.replay import policies
+from workers.replay.recorded import Fold, SideInputTopics
+from workers.settings import Settings, load_settings
+from workers.simulate.catalogue import Offer
+from workers.simulate.shop import Plan, Shop, shopper_number, user_id
+from workers.simulate.shoppers import HOUR_MS
+
+pytestmark = pytest.mark.integration
+
+SHOPPERS = 250
+ROUNDS = 3
+WINDOW_HOURS = 2
+VARIANTS = {"plain": {"share": 0.5}, "popular": {"share": 0.5, "prior_weight": 3.0}}
+LOOKS_AFTER_MS = 40_000
+
+
+@pytest.fixture
+def world(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[World]:
+    """A worker that explores with every list, in an experiment with two variants."""
+    made = World(
+        stack,
+        tmp_path,
+        unique("policies"),
+        partitions=2,
+        FRESHET_EXPLORATION="1.0",
+        FRESHET_EXPERIMENT="first",
+        FRESHET_VARIANTS=json.dumps(VARIANTS),
+    )
+    yield made
+    made.close()
+
+
+def shop() -> Shop:
+    """Shoppers with tastes in films."""
+    items = [Offer(item, 0) for item in read_items()]
+    return Shop(Plan(seed=4, users=SHOPPERS, items=len(items), days=30, daily_users=0, daily_items=0), items)
+
+
+def opened_at(over: Shop, round_: int) -> int:
+    """When all shoppers look at their newest lists."""
+    return over.plan.origin + round_ * HOUR_MS
+
+
+def live(world: World, over: Shop) -> tuple[dict[str, int], int]:
+    """Rounds of looking at the newest list and acting on it: which lists were looked at, and when; clicks on them."""
+    ids = [item.item_id for item in over.catalogue.items]
+    looked: dict[str, int] = {}
+    clicks = 0
+    for round_ in range(ROUNDS + 1):
+        now, lists = opened_at(over, round_), world.lists() if round_ else {}
+        events: list[Event] = []
+        for shopper in range(SHOPPERS):
+            user = user_id(shopper)
+            if user in lists:
+                shown = lists[user]
+                looked[shown["recommendation_id"]] = now
+                items = [item["item_id"] for item in shown["items"]]
+                events += over.react(shopper, items, now, shown["recommendation_id"]).events
+            found = ids[(shopper * 7 + round_ * 31) % len(ids)]
+            events.append(Event(f"own-{shopper}-{round_}", user, "view", now + LOOKS_AFTER_MS + 20_000, found))
+        clicks += sum(event.type == "click" for event in events)
+        world.send(events)
+        world.settle()
+    closing = opened_at(over, ROUNDS + WINDOW_HOURS) + LOOKS_AFTER_MS
+    world.send([Event("closing", "somebody else", "view", closing, ids[0])])
+    return looked, clicks
+
+
+async def truth(world: World, over: Shop, looked: dict[str, int], target: policies.Target) -> tuple[float, float]:
+    """What judged lists are worth in truth, as shown and as the target would have made them, by clicks a list."""
+    settings = load_settings(environ=world.settings)
+    lists = {one.recommendation_id: one for one in _published(settings)}
+    log = policies.open_log("kafka", settings, policies.Window(None, None, {}))
+    folded = Fold(log, settings, lists.values())
+    topics = SideInputTopics([], list(read_topic(settings, settings.popularity_topic)))
+    young = opened_at(over, ROUNDS) + LOOKS_AFTER_MS
+    judged = [one for one in folded.recorded if one.list.as_of.ts <= young and one.list.personalised]
+    encoder = OnnxEncoder(Path(settings.model_repository), TEXT_ENCODER)
+    worth = [0.0, 0.0]
+    async for one, made in policies.remade(judged, target, settings, encoder, topics):
+        if one.list.recommendation_id in looked:
+            ts, shopper = looked[one.list.recommendation_id], shopper_number(one.list.user_id)
+            for place, items in enumerate((one.list.items, made.items)):
+                worth[place] += over.expected(shopper, [item.item_id for item in items], ts)[:, 1].sum()
+    encoder.close()
+    return worth[0] / len(judged), worth[1] / len(judged)
+
+
+def _published(settings: Settings) -> Iterator[Recommendation]:
+    for record in read_topic(settings, settings.recommendations_topic):
+        if record.value is not None:
+            yield decode_recommendation(record.value)
+
+
+def _cli(world: World, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "workers.cli", *arguments, "--json"]
+    done = subprocess.run(command, env=os.environ | world.settings, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def near(estimate: Estimate, value: float, half_widths: float = 2.0) -> bool:
+    """Whether a value is within two half widths of the 95 % interval: chance leaves it once in 10,000."""
+    return abs(estimate.mean - value) <= half_widths * (estimate.high - estimate.low) / 2
+
+
+async def test_estimates_meet_the_truth(world: World, tmp_path: Path) -> None:
+    """Clicks on published lists say what lists that were never published are worth; each variant is read out."""
+    world.worker()
+    over = shop()
+    looked, clicked = live(world, over)
+    record = policies.Record(
+        settings=load_settings(environ=world.settings), source="kafka", lists="kafka", window_ms=WINDOW_HOURS * HOUR_MS
+    )
+    found = await policies.off_policy(record, policies.Target(), "click", TEXT_ENCODER)
+    as_shown, greedy = await truth(world, over, looked, policies.Target())
+    judged = found.counts["judged"]
+    assert served(found.slots).value.mean * judged == pytest.approx(clicked)
+    assert near(served(found.slots).value, as_shown)
+    for one in off_policy("no exploration", found.slots):
+        assert near(one.value, greedy), (one, greedy)
+        assert one.mean_weight is not None
+        assert near(one.mean_weight, 1.0), one
+        assert one.effective_sample_size > judged / 2
+
+    results = tmp_path / "results.json"
+    _cli(world, "ope", "--diversity", "0.05", "--window", f"{WINDOW_HOURS}h", "--out", str(results))
+    _, diverse = await truth(world, over, looked, policies.Target(diversity=0.05))
+    first, *_, robust = read_results(results).off_policy
+    assert first == served(found.slots)
+    assert near(robust.value, diverse, 3.0), (robust, diverse)
+    assert robust.effective_sample_size < judged / 6
+
+    read = _cli(world, "compare", "--window", f"{WINDOW_HOURS}h")
+    assert [one["variant"] for one in read["variants"]] == ["plain", "popular"]
+    assert sum(one["users"] for one in read["variants"]) == SHOPPERS
+    clicks = sum(one["metrics"]["click per user"]["mean"] * one["users"] for one in read["variants"])
+    assert clicks == pytest.approx(clicked)

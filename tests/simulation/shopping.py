@@ -1,0 +1,96 @@
+"""Policies over a simulated shop, and lists of theirs with their clicks: experiments whose answer is known."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from workers.core.evaluation.off_policy import Gathering, Slots
+from workers.core.exploration import explore
+from workers.simulate.catalogue import invent
+from workers.simulate.shop import Plan, Shop, user_id
+from workers.simulate.shoppers import DAY_MS
+
+SIZE = 5
+POOL = 10
+
+
+@cache
+def shop(seed: int, users: int = 400) -> Shop:
+    """A small shop."""
+    plan = Plan(seed=seed, users=users, items=60, days=30, daily_users=0, daily_items=0)
+    return Shop(plan, invent(seed, plan.items, 0, 1))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Ranks by what shoppers like, as well as it can tell: `blur` is the spread of its errors."""
+
+    name: str
+    blur: float
+
+    def rankings(self, over: Shop, ts: int) -> list[list[str]]:
+        """The whole catalogue for each shopper, best first."""
+        appeal = appeals(over, ts)
+        digest = hashlib.blake2b(f"{self.name} {ts}".encode(), digest_size=8).digest()
+        errors = np.random.default_rng(int.from_bytes(digest)).standard_normal(appeal.shape)
+        ids = [item.item_id for item in over.catalogue.items]
+        order = np.argsort(-(np.log(appeal) + self.blur * errors), axis=1)
+        return [[ids[item] for item in ranking] for ranking in order.tolist()]
+
+
+def appeals(over: Shop, ts: int) -> np.ndarray:
+    """The chance that each shopper clicks each item having looked at it, `[users, items]`."""
+    users, items = over.plan.users, len(over.catalogue.items)
+    chances = over.shoppers.chances(np.arange(users), np.broadcast_to(np.arange(items), (users, items)), ts)
+    return chances[:, :, 0] * chances[:, :, 1]
+
+
+class Moments:
+    """Lists of a logging policy at fixed moments, drawn with exploration and clicked by chance, again and again.
+
+    `truth` is what a target policy's lists would earn at these moments, in clicks a
+    list. The target picks within the logging policy's pool, so that all of its
+    lists could have been shown, unless told otherwise.
+    """
+
+    def __init__(self, over: Shop, logging: Policy, target: Policy, lists: int, *, within_pool: bool = True) -> None:
+        self._moments: list[_Moment] = []
+        self._looks = over.shoppers.looks[:SIZE]
+        worth = 0.0
+        for day in range(-(-lists // over.plan.users)):
+            ts = over.plan.origin + day * DAY_MS
+            sides = zip(appeals(over, ts).tolist(), logging.rankings(over, ts), target.rankings(over, ts), strict=True)
+            for shopper, (appeal, ranking, wished) in enumerate(islice(sides, lists - len(self._moments))):
+                pool = ranking[:POOL]
+                wanted = [item for item in wished if item in pool or not within_pool][:SIZE]
+                by_item = {item: appeal[over.catalogue.number[item]] for item in pool + wanted}
+                worth += sum(look * by_item[item] for look, item in zip(self._looks, wanted, strict=True))
+                self._moments.append(_Moment(user_id(shopper), f"{shopper} {ts}", pool, wanted, by_item))
+        self.truth = worth / lists
+
+    def draw(self, draw: int, epsilon: float) -> Slots:
+        """One history: what was shown, and what was clicked; `draw` is the luck."""
+        rng = np.random.default_rng(draw)
+        gathering = Gathering(SIZE)
+        for moment in self._moments:
+            shown = explore(moment.pool, SIZE, epsilon, f"{draw} {moment.seed}")
+            chances = self._looks * [moment.appeal[item] for item in shown.items]
+            rewards = (rng.random(SIZE) < chances).astype(float).tolist()
+            gathering.add(moment.user_id, shown.items, shown.propensities, rewards, moment.target)
+        return gathering.slots()
+
+
+class _Moment(NamedTuple):
+    """When somebody is shown a list: what it is drawn from, what the target would show, and how items appeal."""
+
+    user_id: str
+    seed: str
+    pool: list[str]
+    target: list[str]
+    appeal: dict[str, float]
