@@ -77,7 +77,7 @@ def test_no_false_verdicts_beyond_their_share() -> None:
 
 def test_real_differences_are_found() -> None:
     """Nearly always where they are large, on the right side."""
-    for effect, says in ((0.05, "better"), (-0.05, "worse")):
+    for effect, says in ((0.08, "better"), (-0.08, "worse")):
         found = repetitions(effect)
         for way in (0, 1):
             assert sum(one[way] == says for one in found) > 0.95 * REPETITIONS
