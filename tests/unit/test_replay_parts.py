@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.simulation.replays import START, ListLog
+from tests.simulation.replays import START, Kept, ListLog, open_replay
 from workers.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
 from workers.core.recommendation import (
     AsOf,
@@ -31,6 +31,8 @@ from workers.replay.list_topic import ListTopic
 from workers.replay.merge import Position, steps
 from workers.replay.output import FolderOutput, Parts
 from workers.replay.recorded import Recorded
+from workers.replay.run import CheckpointError, Folder
+from workers.replay.states import MemoryStates
 from workers.replay.verify import Published, _difference
 from workers.settings import Settings
 
@@ -114,6 +116,23 @@ def test_parts_are_cut_when_they_are_full(tmp_path: Path, monkeypatch: pytest.Mo
     parts.add((9,))
     parts.cut()
     assert pq.read_table(tmp_path / "rows")["number"].to_pylist() == [0, 1, 2, 9]
+
+
+async def test_a_checkpoint_is_known_again(tmp_path: Path) -> None:
+    """A description of the same replay opens it, whatever kinds of sequences it is written with; another does not."""
+
+    def folder(last: int) -> Folder:
+        identity = {"window": [(0, (3, last))], "settings": {"text_fields": ("title",)}}
+        return Folder(tmp_path, identity, FolderOutput(tmp_path, DEFAULT_BEHAVIOURS), on_disk=False)
+
+    replay, states = await open_replay(Kept()), MemoryStates()
+    await folder(9).save(replay, states)
+    assert folder(9).load()["replay"]["counts"] == {}
+    with pytest.raises(CheckpointError, match="holds another replay"):
+        folder(8).load()
+    (tmp_path / "checkpoint.msgpack").write_bytes(b"\xc1")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        folder(9).load()
 
 
 def test_who_left_is_in_no_features_and_training_rows(tmp_path: Path) -> None:

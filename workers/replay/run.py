@@ -36,7 +36,9 @@ class Folder:
 
     def __init__(self, path: Path, identity: dict[str, Any], output: FolderOutput, *, on_disk: bool) -> None:
         self.path = path
-        self.identity = identity
+        self.identity = msgspec.msgpack.decode(
+            msgspec.msgpack.encode(identity), strict=False
+        )  # as a checkpoint says it
         self.output = output
         self._store: RocksStateStore | None = None
         self._number = 0
