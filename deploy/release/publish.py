@@ -21,13 +21,11 @@ from deploy.release.errors import ReleaseError
 from deploy.release.records import Records
 from deploy.release.server import Server
 from deploy.tensorrt import build_plan
+from deploy.tensorrt.build_plan import PLAN, STAMP
 from deploy.tensorrt.stamp import StampError
 from workers.core.bundle import MANIFEST, SIGNATURE, BundleError
 from workers.core.rollout import MODEL, Rollout, Stage, Versions
 from workers.signature import load_trusted
-
-PLAN, STAMP = "model.plan", "plan.json"
-"""Made on the serving host, after the manifest was signed; the stamp says what the plan was made of."""
 
 Step = Callable[[str], AbstractContextManager[Any]]
 
@@ -143,11 +141,9 @@ def _verify(folder: Path, trusted: Path) -> None:
     try:
         bundle = load_trusted(folder, trusted)
         extra = {file.name for file in folder.iterdir()} - {*bundle.manifest.files, MANIFEST, SIGNATURE}
-        if extra & {PLAN, STAMP}:
+        if extra & {PLAN, STAMP}:  # made on the serving host, after the manifest was signed
             build_plan.check(folder)
     except StampError as error:
-        raise ReleaseError(f"{folder / PLAN}: {error}") from None
-    except build_plan.BuildError as error:
         raise ReleaseError(f"{folder / PLAN} cannot be served here: {error}") from None
     except (BundleError, OSError, ValueError) as error:
         raise ReleaseError(str(error)) from None

@@ -12,6 +12,8 @@ from tritonclient.utils import InferenceServerException
 
 from deploy.release.errors import ReleaseError
 from deploy.release.repository import MODELS, TOWER
+from deploy.tensorrt.build_plan import STAMP
+from deploy.tensorrt.stamp import decode_stamp
 from workers.core.features import (
     ITEM_TOWER_INPUTS,
     ITEM_TOWER_OUTPUTS,
@@ -24,7 +26,7 @@ from workers.core.rollout import MODEL
 READY_SECONDS = 60.0
 INFER_SECONDS = 30.0
 TOLERANCE = 1e-3
-"""Largest difference from the golden outputs."""
+"""Largest difference from the golden outputs; a plan's stamp has its own."""
 
 
 class Server:
@@ -91,6 +93,8 @@ class Server:
         """
         with np.load(folder / "golden.npz", allow_pickle=False) as stored:
             golden = dict(stored)
+        stamp = folder / STAMP
+        tolerance = decode_stamp(stamp.read_text()).tolerance if stamp.is_file() else TOLERANCE
         for model, inputs, outputs in (
             (MODEL, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
             (TOWER, ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
@@ -107,7 +111,7 @@ class Server:
                 if values.shape != golden[spec.name].shape or not np.isfinite(values).all():
                     raise ReleaseError(f"{model} version {version}: {spec.name} has a wrong shape, NaN or infinity")
                 worst = float(np.abs(values - golden[spec.name]).max(initial=0.0))
-                if worst > TOLERANCE:
+                if worst > tolerance:
                     raise ReleaseError(
                         f"{model} version {version}: {spec.name} is off its golden values by {worst:.2g}"
                     )

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 
 
 class StampError(Exception):
-    """The plan must not be served here; the message is one line that says why."""
+    """A plan cannot be built here, or must not be served here; the message is one line that says why."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,10 @@ class Host:
 
 @dataclass(frozen=True)
 class Stamp:
-    """`plan.json`: the host that built the plan, the digest of the ONNX file and of the plan, and the precision."""
+    """`plan.json`: the host that built the plan, the digest of the ONNX file and of the plan, and the precision.
+
+    `off` is how far its outputs were off the golden ones at most, `tolerance` how far they may be.
+    """
 
     tensorrt: str
     driver: str
@@ -33,6 +36,8 @@ class Stamp:
     onnx_sha256: str
     plan_sha256: str
     fp16: bool
+    tolerance: float
+    off: float
 
 
 def encode_stamp(stamp: Stamp) -> str:
@@ -49,7 +54,10 @@ def decode_stamp(text: str) -> Stamp:
     names = {field.name for field in fields(Stamp)}
     if not isinstance(values, dict) or set(values) != names:
         raise StampError(f"plan.json must hold exactly {', '.join(sorted(names))}")
-    return Stamp(**values)
+    stamp = Stamp(**values)
+    if not 0 <= stamp.off <= stamp.tolerance:
+        raise StampError("plan.json says that the plan is off its golden outputs: build it again")
+    return stamp
 
 
 def check_stamp(stamp: Stamp, host: Host, onnx_sha256: str, plan_sha256: str) -> None:

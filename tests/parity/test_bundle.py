@@ -22,7 +22,6 @@ MODELS = {
 CONFIGS = [
     *((model, "config.pbtxt") for model in MODELS),
     ("user_encoder", "configs/tensorrt.pbtxt"),
-    ("item_tower", "configs/tensorrt.pbtxt"),
 ]
 
 
@@ -76,12 +75,11 @@ def test_two_versions_stay_loaded(repository: Path, model: str, name: str) -> No
 
 def test_tensorrt_differs_in_the_platform_alone(repository: Path) -> None:
     """The production configuration is the CPU one but for the backend and the device."""
-    for model in ("user_encoder", "item_tower"):
-        cpu, gpu = (
-            [line for line in (repository / model / name).read_text().splitlines() if not line.startswith("#")]
-            for name in ("config.pbtxt", "configs/tensorrt.pbtxt")
-        )
-        assert set(gpu) - set(cpu) == {'platform: "tensorrt_plan"', "instance_group [ { count: 1 kind: KIND_GPU } ]"}
+    cpu, gpu = (
+        [line for line in (repository / "user_encoder" / name).read_text().splitlines() if not line.startswith("#")]
+        for name in ("config.pbtxt", "configs/tensorrt.pbtxt")
+    )
+    assert set(gpu) - set(cpu) == {'platform: "tensorrt_plan"', "instance_group [ { count: 1 kind: KIND_GPU } ]"}
 
 
 def test_onnx_gives_torch_s_outputs(golden: Tensors, encoded: Tensors) -> None:

@@ -15,10 +15,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from deploy.local.parts import TRITON_MODELS
+from tests.integration.bundles import MemoryRecords
 from workers.cli import app
 from workers.cli import train as verb
 from workers.core.bundle import SIGNATURE
 from workers.core.events import ERASE, Event, encode_event
+from workers.core.rollout import MODEL, Rollout
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = TRITON_MODELS / "user_encoder" / "1"
@@ -124,6 +126,30 @@ def test_runs_come_again_politely(
     assert all(1700 < wait <= 1800 for wait in waits)
     kept = sorted(path.name for path in (tmp_path / ".freshet" / "candidates").iterdir())
     assert kept == ["002Z", "003Z", "004Z", "005Z", "006Z"]
+
+
+def test_an_incremental_run_starts_from_the_version_on_record(
+    training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a broker's promoted versions the last one, though newer folders lie beside it; without a broker the newest."""
+    for version in ("1", "2", "3"):
+        shutil.copytree(SHIPPED, tmp_path / "models" / "user_encoder" / version)
+    monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(tmp_path / "models"))
+    records = MemoryRecords(*(Rollout(MODEL, version, "promoted", version) for version in (1, 2)))
+    monkeypatch.setattr(verb, "ModelsTopic", lambda _: records)
+    kafka = ("--kafka", "127.0.0.1:1")
+    for arguments, version in ((kafka, 2), ((), 3)):
+        assert (
+            run("--events", log, "--incremental", "--out", str(tmp_path / f"{version}.out"), *arguments).exit_code == 0
+        )
+        assert training.option("--live").endswith(f"user_encoder/{version}")
+    records.write(Rollout(MODEL, 2, "rolled_back", 3))
+    assert run("--events", log, "--incremental", "--out", str(tmp_path / "1.out"), *kafka).exit_code == 0
+    assert training.option("--live").endswith("user_encoder/1")
+    shutil.rmtree(tmp_path / "models" / "user_encoder" / "1")
+    gone = run("--events", log, "--incremental", *kafka)
+    assert gone.exit_code == 1
+    assert "version 1 is live, and" in gone.stderr
 
 
 @pytest.mark.parametrize(

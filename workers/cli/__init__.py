@@ -16,6 +16,7 @@ from workers.cli import (
     explain,
     features,
     inspect_user,
+    plan,
     policies,
     produce,
     quality,
@@ -75,6 +76,7 @@ app.command("publish", rich_help_panel="Models")(release.publish)
 app.command("promote", rich_help_panel="Models")(release.promote)
 app.command("rollback", rich_help_panel="Models")(release.rollback)
 app.command("models", rich_help_panel="Models")(release.models)
+app.command("build-plan", rich_help_panel="Models")(plan.build_plan)
 app.command("sign", rich_help_panel="Models")(signing.sign)
 app.command("keys", rich_help_panel="Models")(signing.keys)
 

@@ -21,6 +21,7 @@ import typer
 from deploy.demo import movielens
 from deploy.local.parts import PARTS, ROOT, TEXT_ENCODER
 from workers.cli.errors import UserError
+from workers.cli.models_topic import ModelsTopic
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Kafka, Triton, resolve
 from workers.cli.replay import newest_version, record_time
 from workers.cli.show import progress, say
@@ -51,6 +52,8 @@ class _Job:
     arguments: list[str]
     live: Path | None
     incremental: bool
+    released: bool
+    """Whether a broker is named: its models topic then says which version is live."""
     key: Path | None
     served_by: list[str]
     """Options by which `freshet publish` finds the stack."""
@@ -77,7 +80,8 @@ def train(
     live: Annotated[
         Path | None,
         typer.Option(
-            metavar="VERSION_DIR", help="What the gate compares with; in an incremental run the newest version served."
+            metavar="VERSION_DIR",
+            help="What the gate compares with; in an incremental run the live version.",
         ),
     ] = None,
     incremental: Annotated[
@@ -120,7 +124,8 @@ def train(
     """
     if not TRAINING_PYTHON.exists():
         raise UserError("the training environment is missing: run `make setup-training`")
-    settings = resolve(config, directory, kafka=kafka, triton=triton).settings
+    effective = resolve(config, directory, kafka=kafka, triton=triton)
+    settings = effective.settings
     interval = _seconds("--every", every) if every else None
     incremental = incremental or interval is not None
     if events is None:
@@ -153,6 +158,7 @@ def train(
         ["--work", str(work), "--text-encoder", str(TEXT_ENCODER), *_flags({"config": config, **tuning})],
         live,
         incremental,
+        effective.sources["kafka"] != "default",
         key,
         _flags(reach),
     )
@@ -183,8 +189,6 @@ def _once(job: _Job, bundle: Path, *, publish: bool, polite: bool = False) -> in
 def _run(job: _Job, out: Path, *, polite: bool) -> int:
     """One run in the training environment: its exit status. `polite`: it takes what serving leaves of the CPU."""
     live = _live(job)
-    if live is None and job.incremental:
-        raise UserError("no version is there to start from: train one first, and publish it")
     log = _log(job)
     arguments = [*job.arguments, "--events", str(log), "--source", job.events, "--out", str(out)]
     if job.items is not None:
@@ -201,14 +205,19 @@ def _run(job: _Job, out: Path, *, polite: bool) -> int:
 
 
 def _live(job: _Job) -> Path | None:
-    """The version folder that the gate compares with; none where nothing has been published here."""
+    """The version folder that the gate compares with: the live one's in an incremental run, else what was named.
+
+    Where no broker is named, or nothing was promoted yet, the newest folder stands for the live version.
+    """
     from workers.core.rollout import MODEL
 
-    if job.live is not None:
+    if job.live is not None or not job.incremental:
         return job.live
-    if not job.incremental:
-        return None
-    return Path(job.settings.model_repository) / MODEL / str(newest_version(job.settings))
+    promoted = ModelsTopic(job.settings).read().live if job.released else None
+    folder = Path(job.settings.model_repository) / MODEL / str(promoted or newest_version(job.settings))
+    if not folder.is_dir():
+        raise UserError(f"version {promoted} is live, and {folder} is not there: set FRESHET_MODEL_REPOSITORY")
+    return folder
 
 
 def _log(job: _Job) -> Path:

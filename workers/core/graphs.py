@@ -29,7 +29,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # field numbers of onnx.proto
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
-_NODE_ATTRIBUTE = 5
+_NODE_OPERATOR, _NODE_ATTRIBUTE = 4, 5
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = frozenset({5, 10}), frozenset({6, 11})
 _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 2, 8, 9, 14
 _TENSOR_PACKED = frozenset({4, 10})
@@ -57,9 +57,24 @@ def check_graphs(bundle: Bundle) -> None:
         _check_safetensors(weights)
 
 
+def operators(path: Path) -> set[str]:
+    """The operators that an ONNX file's graph uses, inner graphs left out. Raises `ValueError`, `IndexError`."""
+    nodes = (_bytes(value) for number, value in _fields(_graph(path)) if number == _GRAPH_NODE)
+    return {bytes(_message(_fields(node), _NODE_OPERATOR)).decode() for node in nodes}
+
+
+def constants(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every floating-point constant of an ONNX file by name. Raises `ValueError`, `IndexError`."""
+    return _tensors(_graph(path))
+
+
+def _graph(path: Path) -> memoryview:
+    return _message(_fields(memoryview(path.read_bytes())), _MODEL_GRAPH)
+
+
 def _check_onnx(path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
     try:
-        graph = _message(_fields(memoryview(path.read_bytes())), _MODEL_GRAPH)
+        graph = _graph(path)
         fields = list(_fields(graph))
         takes = [_tensor_spec(value) for number, value in fields if number == _GRAPH_INPUT]
         gives = [_tensor_spec(value) for number, value in fields if number == _GRAPH_OUTPUT]

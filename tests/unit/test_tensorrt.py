@@ -1,0 +1,229 @@
+"""`freshet build-plan`: a plan is built from a sound network, tried, stamped, and served only where it was built for.
+
+No GPU: `trtexec` and `nvidia-smi` are stand-ins that keep their command lines and answer as told.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from deploy.local.parts import TRITON_MODELS
+from deploy.tensorrt import build_plan, network
+from deploy.tensorrt.stamp import Host, Stamp, StampError, check_stamp, decode_stamp, encode_stamp
+from workers.cli import app
+from workers.core.bundle import MANIFEST, sha256
+
+HOST = Host("10.4.0", "560.35.03", "9.0")
+STAMP = Stamp("10.4.0", "560.35.03", "9.0", "onnx", "plan", fp16=False, tolerance=1e-3, off=1e-5)
+SHIPPED = TRITON_MODELS / "user_encoder" / "1"
+TRTEXEC = """#!{python}
+import json, pathlib, sys
+import numpy as np
+here = pathlib.Path(__file__).parent
+with (here / "commands").open("a") as kept:
+    kept.write(json.dumps(sys.argv[1:]) + "\\n")
+given = dict(option[2:].partition("=")[::2] for option in sys.argv[1:])
+if (here / "fails").exists():
+    sys.exit(1)
+if "saveEngine" in given:
+    pathlib.Path(given["saveEngine"]).write_bytes(b"plan")
+else:
+    golden = np.load(here / "golden.npz")
+    for pair in given["loadInputs"].split(","):
+        name, _, file = pair.partition(":")
+        assert np.array_equal(np.fromfile(file, np.int32), golden[name].ravel()), name
+    off = float((here / "off").read_text())
+    tensors = []
+    for name in ("topk_index", "topk_score", "embedding"):
+        one = golden[name] + off * (name == "topk_score")
+        tensors.append(dict(name=name, dimensions="x".join(map(str, one.shape)), values=one.ravel().tolist()))
+    pathlib.Path(given["exportOutput"]).write_text(json.dumps(tensors))
+"""
+
+
+def test_the_building_host_may_serve() -> None:
+    """The plan fits where it was made."""
+    check_stamp(STAMP, HOST, "onnx", "plan")
+
+
+def test_a_newer_driver_may_serve() -> None:
+    """Drivers are compatible forwards, compared as numbers and not as text."""
+    check_stamp(STAMP, replace(HOST, driver="1000.1"), "onnx", "plan")
+
+
+@pytest.mark.parametrize(
+    ("host", "onnx", "plan", "why"),
+    [
+        (replace(HOST, tensorrt="10.5.0"), "onnx", "plan", "TensorRT 10.4.0, this host has 10.5.0"),
+        (replace(HOST, compute_capability="8.0"), "onnx", "plan", "compute capability 9.0, this GPU is 8.0"),
+        (replace(HOST, driver="550.9"), "onnx", "plan", "driver 560.35.03, this host's 550.9 is older"),
+        (HOST, "other", "plan", "another model.onnx"),
+        (HOST, "onnx", "other", "not the file that was stamped"),
+    ],
+)
+def test_a_mismatch_is_refused_in_one_line(host: Host, onnx: str, plan: str, why: str) -> None:
+    """Each fact of the stamp is compared, and the message says which one differs."""
+    with pytest.raises(StampError, match=why) as refused:
+        check_stamp(STAMP, host, onnx, plan)
+    assert "\n" not in str(refused.value)
+
+
+def test_stamp_round_trip() -> None:
+    """`plan.json` is read as it was written."""
+    assert decode_stamp(encode_stamp(STAMP)) == STAMP
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tensorrt": "10"}'])
+def test_a_foreign_stamp_is_refused(text: str) -> None:
+    """A stamp that lacks a fact proves nothing."""
+    with pytest.raises(StampError):
+        decode_stamp(text)
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the stand-ins, alone on the PATH: a host with TensorRT 10.4 and an H100."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, script in {
+        "trtexec": TRTEXEC.format(python=sys.executable),
+        "nvidia-smi": f"#!{sys.executable}\nprint('560.35.03, 9.0')\n",
+    }.items():
+        (tools / name).write_text(script)
+        (tools / name).chmod(0o755)
+    shutil.copy(SHIPPED / "golden.npz", tools)
+    (tools / "off").write_text("0.01")
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setattr(build_plan, "_tensorrt_version", lambda: "10.4.0")
+    return tools
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """The shipped bundle in a folder of its own."""
+    return Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["build-plan", *map(str, arguments)])
+
+
+def commands(tools: Path) -> list[list[str]]:
+    """What `trtexec` was told."""
+    return [json.loads(line) for line in (tools / "commands").read_text().splitlines()]
+
+
+def test_a_plan_is_built_tried_and_stamped(gpu: Path, bundle: Path) -> None:
+    """One profile over the batch at the version's own length; the stamp holds host, digests and what was off."""
+    result = run(bundle, "--timing-cache", "/var/cache/freshet.timing", "--json")
+    assert result.exit_code == 0
+    stamp = decode_stamp((bundle / "plan.json").read_text())
+    assert json.loads(result.stdout) == json.loads((bundle / "plan.json").read_text())
+    assert (stamp.tensorrt, stamp.driver, stamp.compute_capability, stamp.fp16) == ("10.4.0", "560.35.03", "9.0", True)
+    assert (stamp.onnx_sha256, stamp.plan_sha256) == (sha256(bundle / "model.onnx"), sha256(bundle / "model.plan"))
+    assert stamp.off == pytest.approx(0.01, abs=1e-6)
+    built, tried = commands(gpu)
+    assert f"--onnx={bundle / 'model.onnx'}" in built
+    for bound, batch in (("min", 1), ("opt", 64), ("max", 256)):
+        shapes = ",".join(f"{name}:{batch}x50" for name in ("item_index", "event_type", "time_gap"))
+        assert f"--{bound}Shapes={shapes}" in built
+    assert {"--fp16", "--skipInference", "--timingCacheFile=/var/cache/freshet.timing"} <= set(built)
+    assert "--shapes=item_index:64x50,event_type:64x50,time_gap:64x50" in tried
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "tools"]
+    assert run(bundle, "--check").exit_code == 0
+
+
+def test_single_precision_where_told(gpu: Path, bundle: Path) -> None:
+    """`--no-fp16` builds without half precision, and holds the plan to the tolerance of that."""
+    (gpu / "off").write_text("0.0005")
+    assert run(bundle, "--no-fp16").exit_code == 0
+    assert "--fp16" not in commands(gpu)[0]
+    assert decode_stamp((bundle / "plan.json").read_text()).tolerance == 1e-3
+
+
+def test_a_plan_that_answers_otherwise_is_not_kept(gpu: Path, bundle: Path) -> None:
+    """Off by more than the tolerance, or with NaN: one line, and the plan of before is still the one that serves."""
+    assert run(bundle).exit_code == 0
+    before = (bundle / "plan.json").read_bytes()
+    for off in ("0.06", "nan"):
+        (gpu / "off").write_text(off)
+        result = run(bundle)
+        assert result.exit_code == 1
+        assert result.stderr.count("\n") == 1
+        assert (bundle / "plan.json").read_bytes() == before
+    (gpu / "off").write_text("0.06")
+    assert run(bundle, "--tolerance", "0.1").exit_code == 0
+    assert run(bundle, "--check").exit_code == 0
+
+
+def test_a_build_that_fails_leaves_nothing(gpu: Path, bundle: Path) -> None:
+    """The bundle is as it was, and says so that ONNX Runtime serves it."""
+    (gpu / "fails").touch()
+    files = sorted(path.name for path in bundle.iterdir())
+    result = run(bundle)
+    assert result.exit_code == 1
+    assert "trtexec built no plan" in result.stderr
+    assert "without a plan ONNX Runtime serves it" in result.stderr
+    assert sorted(path.name for path in bundle.iterdir()) == files
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "tools"]
+
+
+def test_a_host_without_a_gpu_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Building where no GPU is says so and writes nothing."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = run(bundle)
+    assert result.exit_code == 1
+    assert "nvidia-smi finds no GPU" in result.stderr
+    assert not (bundle / "model.plan").exists()
+
+
+def test_a_plan_of_another_network_is_refused(gpu: Path, bundle: Path) -> None:
+    """`--check` compares the real files: without a plan, or with another `model.onnx`, ONNX Runtime serves."""
+    assert "model.plan does not exist" in run(bundle, "--check").stderr
+    assert run(bundle).exit_code == 0
+    (bundle / "model.onnx").write_bytes(b"another")
+    result = run(bundle, "--check")
+    assert result.exit_code == 1
+    assert "another model.onnx" in result.stderr
+
+
+def test_a_folder_that_is_no_bundle_is_refused(gpu: Path, bundle: Path) -> None:
+    """A network is built only where its bundle is whole, with the inputs that the worker sends."""
+    (bundle / "model.onnx").write_bytes(b"onnx")
+    assert "model.onnx" in run(bundle).stderr
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["files"]["model.onnx"] = sha256(bundle / "model.onnx")
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    assert "cannot be read as ONNX" in run(bundle).stderr
+    assert not (gpu / "commands").exists()
+
+
+def test_an_operator_that_tensorrt_may_lack_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name, before any builder is started; what ships uses none."""
+    assert network.read_network(bundle, fp16=True) == {"item_index": (50,), "event_type": (50,), "time_gap": (50,)}
+    monkeypatch.setattr(network, "OPERATORS", network.OPERATORS - {"TopK", "Softmax"})
+    with pytest.raises(StampError, match="uses Softmax, TopK"):
+        network.read_network(bundle, fp16=True)
+
+
+def test_a_constant_beyond_half_precision_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would become infinite; in single precision it may stand."""
+    monkeypatch.setattr(network, "HALF_MAX", 100.0)
+    with pytest.raises(StampError, match="beyond half precision"):
+        network.read_network(bundle, fp16=True)
+    network.read_network(bundle, fp16=False)
+
+
+def test_packed_versions() -> None:
+    """TensorRT packs its version one way before 10 and another from 10 on."""
+    assert build_plan._dotted(100400) == "10.4.0"
+    assert build_plan._dotted(101302) == "10.13.2"
+    assert build_plan._dotted(8601) == "8.6.1"
