@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from training.config import Config
 from training.dataset import Split
 from training.model import Config as ModelConfig
+from workers.core.bundle import Privacy
 from workers.core.events import Event
 
 
@@ -19,6 +20,7 @@ def model_card(
     *,
     cold: int,
     prior_weight: float,
+    privacy: Privacy | None,
 ) -> str:
     """Markdown: what it is, its data and their terms, how it was measured, how to make it again."""
     parts = "\n".join(
@@ -68,6 +70,19 @@ The served score is `encoder + {prior_weight:g} · log1p(decayed popularity)`.
 ## Limits
 
 Trained on one data set; its ranking says little about another catalogue. Users who opted out are not in it.
+{_private(privacy)}"""
+
+
+def _private(privacy: Privacy | None) -> str:
+    if privacy is None:
+        return ""
+    return f"""
+## Privacy
+
+The weights are ({privacy.epsilon:.3g}, {privacy.delta:g})-differentially private by {privacy.unit}: logs that differ by
+one whole {privacy.unit} give nearly the same weights (DP-SGD, noise {privacy.noise:g}, clip {privacy.clip:g}, each
+{privacy.unit} drawn with chance {privacy.chance:.3g} in each of {privacy.steps:,} steps). Not covered: the list of
+items, the metrics and the prior's weight.
 """
 
 

@@ -3,7 +3,8 @@
 The top level of the file is the worker's (`freshet worker --config FILE`);
 training shares with it the behaviours, the texts and the prior. The table
 `[training]` is training's own, `[training.model]` holds fields of
-`training.model.Config`, and `[training.gate]` what a candidate must hold.
+`training.model.Config`, `[training.gate]` what a candidate must hold, and
+`[training.privacy]`, where it stands there, makes the run differentially private.
 """
 
 from __future__ import annotations
@@ -50,6 +51,19 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Most events that are judged."""
 
 
+class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How private the weights are by user; more noise, fewer epochs and fewer users a step make ε smaller."""
+
+    noise: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Standard deviation of the noise, as a multiple of `clip`."""
+    clip: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Longest gradient of a user."""
+    users_per_step: Positive = 64
+    """Users drawn in a step, on average."""
+    delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
+    """Chance that the promise of ε fails; well below one in the number of users."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides what comes of a log."""
 
@@ -86,6 +100,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     negatives: Positive = 1500
     """Items a step is scored against, where the catalogue is too large to score whole."""
     learning_rate: Rate = 3e-3
+    final_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    """Part of the learning rate that is left at the last of the epochs."""
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 1e-2
     average: Rate = 0.99
     """Decay of the moving average of the weights."""
@@ -96,6 +112,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     device: Literal["auto", "cpu", "cuda"] = "auto"
     model: dict[str, Any] = {}
     gate: Gate = Gate()
+    privacy: Privacy | None = None
 
     @property
     def types(self) -> list[str]:

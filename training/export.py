@@ -105,6 +105,7 @@ def export_bundle(
     data: bundle.Data,
     commit: str,
     parent: str,
+    privacy: bundle.Privacy | None,
     model_card: str,
 ) -> None:
     """Write the bundle at `out`, which must not exist or be empty. Raises `ExportError`."""
@@ -162,6 +163,7 @@ def export_bundle(
             data=data,
             commit=commit,
             parent=parent,
+            privacy=privacy,
         ),
     )
 

@@ -15,9 +15,12 @@ so a run that was killed and goes on ends with the weights of one that was not
 from __future__ import annotations
 
 import copy
+import math
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -29,10 +32,13 @@ from training.checkpoint import Checkpoint
 from training.examples import IGNORE, Examples
 from training.losses import Sampler, multi_task_loss, next_item_loss, next_type_loss
 from training.model import UserEncoder
+from training.privacy import Private, private_gradient
 from workers.core.features import FIRST_ITEM, PADDING
 
 FULL_SOFTMAX = 4000
 """Catalogues up to this many items are scored whole at every step."""
+WARM_UP = 0.02
+"""Part of a run's epochs over which the learning rate rises to its height."""
 
 Rows = Callable[[np.random.Generator], Examples]
 Score = Callable[[UserEncoder], float]
@@ -46,6 +52,7 @@ class Options:
     patience: int = 4
     positions: int = 2048
     learning_rate: float = 3e-3
+    final_rate: float = 1.0
     weight_decay: float = 1e-2
     average: float = 0.99
     negatives: int = 1500
@@ -78,11 +85,12 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The best moving average of the weights, its epoch counted from 1, and its score."""
+    """The moving average of the weights that was kept, its epoch counted from 1, its score, and the steps up to it."""
 
     model: UserEncoder
     epoch: int
     score: float
+    steps: int
 
 
 def device_of(options: Options) -> torch.device:
@@ -106,13 +114,15 @@ def fit(
     report: Callable[[Epoch], None] = _print,
     advance: Callable[[int, int], None] = lambda _done, _total: None,
     checkpoint: Checkpoint | None = None,
+    private: Private | None = None,
 ) -> Fitted:
     """Train until `patience` validations were no better; `rows` makes an epoch's examples.
 
+    A `private` run takes its examples by user, and keeps the weights of its last epoch.
     `report` is told each epoch and `advance` each step, which may raise to stop.
     Raises `FitError`, and `OSError` where a checkpoint cannot be written.
     """
-    run = _Run(model, options)
+    run = _Run(model, options, private)
     stored = checkpoint.load() if checkpoint is not None else None
     if stored is not None:
         run.restore(*stored)
@@ -122,58 +132,87 @@ def fit(
             checkpoint.save(*run.dump())
     best = copy.deepcopy(run.average).cpu()
     best.load_state_dict(run.best)
-    return Fitted(best.eval(), run.best_epoch, run.best_score)
+    return Fitted(best.eval(), run.best_epoch, run.best_score, run.best_step)
 
 
 class _Run:
     """The changing parts of a fit."""
 
-    def __init__(self, model: UserEncoder, options: Options) -> None:
+    def __init__(self, model: UserEncoder, options: Options, private: Private | None) -> None:
         self.options = options
+        self.private = private
         self.device = device_of(options)
-        torch.manual_seed(options.seed)
-        self.random = np.random.default_rng(options.seed)
+        seed = options.seed if private is None else secrets.randbits(63)
+        torch.manual_seed(seed)
+        self.random = np.random.default_rng(seed)
         self.model = model.to(self.device)
         self.average = copy.deepcopy(self.model).eval()
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), options.learning_rate, weight_decay=options.weight_decay
         )
         self.best = _state(self.average)
-        self.best_score, self.best_epoch = -1.0, 0
+        self.best_score, self.best_epoch, self.best_step = -1.0, 0, 0
         self.epoch = self.step = 0
 
     def train_epoch(self, rows: Rows, validate: Score, advance: Callable[[int, int], None]) -> Epoch:
         started = time.perf_counter()
         self.epoch += 1
-        options, examples = self.options, rows(self.random)
-        sampler = _sampler(examples, self.model, options)
-        steps = list(batches(examples, options.positions, self.random))
+        options = self.options
+        gradients = self._gradients(rows) if self.private is None else self._private_gradients(self.private)
         losses = []
         self.model.train()
-        for done, batch in enumerate(steps, 1):
-            losses.append(self._step(batch, sampler))
-            advance(done, len(steps))
-        loss = float(np.mean(losses))
+        for done, gradient in enumerate(gradients, 1):
+            self._pace((self.epoch - 1 + done / len(gradients)) / options.epochs)
+            losses.append(self._step(gradient))
+            advance(done, len(gradients))
+        loss = float(np.nanmean(losses)) if np.isfinite(losses).any() else math.nan
         if not np.isfinite(loss):
             raise FitError(f"the loss is no number in epoch {self.epoch}: set a smaller learning_rate")
         score = None
         if self.epoch % options.validate_every == 0 or self.epoch == options.epochs:
             score = validate(self.average)
-            if score > self.best_score:
-                self.best_score, self.best_epoch, self.best = score, self.epoch, _state(self.average)
+            if score > self.best_score or self.private is not None:
+                self.best_score, self.best_epoch, self.best_step = score, self.epoch, self.step
+                self.best = _state(self.average)
         return Epoch(self.epoch, loss, time.perf_counter() - started, score, self.best_epoch == self.epoch)
 
-    def _step(self, batch: Examples, sampler: Sampler | None) -> float:
-        model = self.model
+    def _gradients(self, rows: Rows) -> list[Callable[[], float]]:
+        """The epoch's steps: each leaves its gradient in the parameters and returns its loss."""
+        examples = rows(self.random)
+        sampler = _sampler(examples, self.model, self.options)
+        steps = batches(examples, self.options.positions, self.random)
+        return [partial(self._gradient, batch, sampler) for batch in steps]
+
+    def _private_gradients(self, private: Private) -> list[Callable[[], float]]:
+        """The same for a private run; items are sampled alike, for how frequent they are is not public."""
+        sampler = None
+        if self.model.config.items > FULL_SOFTMAX:
+            sampler = Sampler(torch.ones(self.model.config.items), self.options.negatives)
+        loss_of = partial(step_loss, self.model, sampler=sampler)
+        draws = private.draws(self.random)
+        return [partial(private_gradient, self.model, users, loss_of, private.settings) for users in draws]
+
+    def _pace(self, done: float) -> None:
+        """Set the learning rate for a part `done` of all epochs: it rises, then falls along half a cosine."""
+        final = self.options.final_rate
+        left = final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.options.learning_rate * left * min(1.0, done / WARM_UP)
+
+    def _gradient(self, batch: Examples, sampler: Sampler | None) -> float:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = step_loss(model, batch, sampler)
+            loss = step_loss(self.model, batch, sampler)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        return loss.item()
+
+    def _step(self, gradient: Callable[[], float]) -> float:
+        loss = gradient()
         self.optimiser.step()
         self.step += 1
         self._follow(min(self.options.average, (1 + self.step) / (10 + self.step)))
-        return loss.item()
+        return loss
 
     @torch.no_grad()
     def _follow(self, decay: float) -> None:
@@ -195,6 +234,7 @@ class _Run:
             "epoch": self.epoch,
             "step": self.step,
             "best_epoch": self.best_epoch,
+            "best_step": self.best_step,
             "best_score": self.best_score,
             "random": self.random.bit_generator.state,
         }
@@ -211,7 +251,7 @@ class _Run:
             moments.setdefault(int(number), {})[moment] = value
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
         self.epoch, self.step = facts["epoch"], facts["step"]
-        self.best_epoch, self.best_score = facts["best_epoch"], facts["best_score"]
+        self.best_epoch, self.best_step, self.best_score = facts["best_epoch"], facts["best_step"], facts["best_score"]
         self.random.bit_generator.state = facts["random"]
         torch.set_rng_state(tensors["random"])
         if "random.cuda" in tensors and self.device.type == "cuda":

@@ -57,12 +57,13 @@ from training.export import ExportError, export_bundle
 from training.fit import Epoch, FitError, Fitted, Options, fit
 from training.model import Config as ModelConfig
 from training.model import UserEncoder
+from training.privacy import Private
 from training.search import search
 from training.show import progress, say
 from training.text import RememberedTexts, TextEncoder, TextError
 from training.tracking import Tracker
 from training.warm import WarmStartError, warm_start
-from workers.core.bundle import Bundle, BundleError, Data, load_bundle, write_manifest
+from workers.core.bundle import Bundle, BundleError, Data, Privacy, load_bundle, write_manifest
 from workers.core.events import Event
 from workers.core.features import FIRST_ITEM, USER_ENCODER_INPUTS
 
@@ -145,6 +146,8 @@ def train(job: Job, config: Config) -> bool:
     """Run every step; returns whether the gate accepted. Raises one of `EXPECTED`, `NothingNewError`, `OSError`."""
     _check_out(job.out)
     _check_model(config)
+    if config.privacy is not None and (job.incremental or job.search_seconds):
+        raise ConfigError("[training.privacy]: what several runs over the same users tell adds up; train once, anew")
     torch.set_num_threads(config.threads)
     with _alone(job.work):
         parent = load_bundle(job.live) if job.live is not None else None
@@ -193,7 +196,7 @@ def _train(
     stored = checkpoint.load()
     if stored is not None:
         say(f"going on after epoch {stored[1]['epoch']} of a run that was stopped")
-    model = _model(config, material, parent)
+    model, private = _model(config, material, parent), _private(config, material)
     say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
     with progress("epoch") as advance:
         fitted = fit(
@@ -204,11 +207,15 @@ def _train(
             report=report,
             advance=advance,
             checkpoint=checkpoint,
+            private=private,
         )
     prior_weight, metrics = _measure(fitted, material, replay)
     if tracker is not None:
         tracker.log({f"test {name} {key}": value for name, values in metrics.items() for key, value in values.items()})
-    accepted = _write(job, config, material, live, fitted, prior_weight, metrics)
+    privacy = private.spent(fitted.steps) if private is not None else None
+    if privacy is not None:
+        say(f"private by {privacy.unit}: epsilon {privacy.epsilon:.3g}, delta {privacy.delta:g}")
+    accepted = _write(job, config, material, live, fitted, prior_weight, metrics, privacy)
     if tracker is not None:
         tracker.note({}, {"gate": "accepted" if accepted else "refused", "bundle": str(job.out)})
     checkpoint.remove()
@@ -299,6 +306,22 @@ def _rows(config: Config, material: Material) -> Callable[[np.random.Generator],
         return Examples(*(np.concatenate(columns) for columns in zip(*map(_columns, parts), strict=True)))
 
     return rows
+
+
+def _private(config: Config, material: Material) -> Private | None:
+    """The examples by user, where the settings ask for a private run."""
+    if config.privacy is None:
+        return None
+    type_index = {kind: row + 1 for row, kind in enumerate(config.types)}
+    length, item_index = _model_config(config, material).length, material.item_index
+
+    aimed = [run for run in material.runs if any(event.type in config.targeted for event in run)]
+
+    def users(random: np.random.Generator) -> list[Examples]:
+        runs = shuffle_ties(aimed, random)
+        return [windows([run], item_index, type_index, length, targets=config.targeted) for run in runs]
+
+    return Private(config.privacy, len(aimed), users)
 
 
 def _columns(examples: Examples) -> list[NDArray[np.int32]]:
@@ -445,6 +468,7 @@ def _write(
     fitted: Fitted,
     prior_weight: float,
     metrics: dict[str, dict[str, float]],
+    privacy: Privacy | None,
 ) -> bool:
     """The bundle, made beside its place and moved there whole; returns whether the gate accepted it."""
     partial = job.out.with_name(f".{job.out.name}.partial")
@@ -469,6 +493,7 @@ def _write(
         ),
         commit=_commit(),
         parent=live.path.name if live is not None and job.incremental else "",
+        privacy=privacy,
         model_card=model_card(
             config,
             fitted.model.config,
@@ -477,6 +502,7 @@ def _write(
             table(metrics, UNTIED),
             cold=len(material.others),
             prior_weight=prior_weight,
+            privacy=privacy,
         ),
     )
     candidate = load_bundle(partial)
@@ -499,7 +525,11 @@ def _write(
 
 def _parameters(config: Config) -> dict[str, object]:
     values = msgspec.to_builtins(config)
-    flat = {f"{group}.{name}": value for group in ("model", "gate") for name, value in values.pop(group).items()}
+    flat = {
+        f"{group}.{name}": value
+        for group in ("model", "gate", "privacy")
+        for name, value in (values.pop(group) or {}).items()
+    }
     return {**values, **flat}
 
 

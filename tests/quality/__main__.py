@@ -144,14 +144,16 @@ def _leave_one_out(split: LeaveOneOut, recipe: Recipe, run: Run, peer_epochs: in
 
 
 def _peers(split: LeaveOneOut, run: Run, epochs: int) -> Figures:
-    """RecTools' SASRec and eSASRec on the same split, in their own environment."""
-    request = {"train": split.train, "test": split.test, "epochs": epochs, "threads": 1, "seed": 0}
+    """RecTools' SASRec and eSASRec on the same split, in their own environment, as often as Freshet."""
     script = Path(__file__).with_name("rectools_peers.py")
-    done = subprocess.run(
-        [str(run.peers), str(script)], input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=True
-    )
-    found: Figures = json.loads(done.stdout)
-    return found
+    runs: list[Figures] = []
+    for seed in range(run.seeds):
+        request = {"train": split.train, "test": split.test, "epochs": epochs, "threads": 1, "seed": seed}
+        done = subprocess.run(
+            [str(run.peers), str(script)], input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=True
+        )
+        runs.append(json.loads(done.stdout))
+    return {name: _over_seeds([figures[name] for figures in runs]) for name in runs[0]}
 
 
 def _stream(stream: logs.Stream, run: Run, *, kinds: set[str], window_days: float) -> Figures:

@@ -56,6 +56,22 @@ class Decision(msgspec.Struct, frozen=True):
     checks: list[Check]
 
 
+class Privacy(msgspec.Struct, frozen=True):
+    """The differential privacy of a version's weights: (ε, δ) by `unit`, neighbouring logs differing by one of them.
+
+    Made by `steps` that each drew a unit with `chance`, clipped its gradient to
+    `clip` and added normal noise `noise` times as long.
+    """
+
+    unit: str
+    epsilon: float
+    delta: float
+    noise: float
+    clip: float
+    chance: float
+    steps: int
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """Facts of a bundle.
 
@@ -66,6 +82,7 @@ class Manifest(msgspec.Struct, frozen=True):
     encoder's score, fitted on the validation split. `files` maps each file to its
     sha256. `text_fields` are what items' texts were joined from, `commit` is the
     code that trained, and `parent` the version whose weights were the start.
+    `privacy` is what the weights may tell of a user, where training bounded it.
     """
 
     name: str
@@ -84,6 +101,7 @@ class Manifest(msgspec.Struct, frozen=True):
     commit: str = ""
     parent: str = ""
     gate: Decision | None = None
+    privacy: Privacy | None = None
 
 
 class Bundle(msgspec.Struct, frozen=True):
