@@ -9,13 +9,13 @@ The data is not fetched by the set-up: nobody packages it.
 
 from __future__ import annotations
 
-import gzip
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from deploy.demo.tsv import RawDataError, read_rows, run
 from workers.core.catalogue import CatalogueItem
 from workers.core.events import Event, encode_event
 
@@ -24,13 +24,13 @@ EVENTS_HEADER = ["user_id", "item_id", "event_type", "ts"]
 ITEMS_HEADER = ["item_id", "title"]
 
 
-class DeskdropError(Exception):
-    """The raw files are missing or are not what they should be; the message says which line."""
+class DeskdropError(RawDataError):
+    """What is wrong with the raw files."""
 
 
 def read_events(folder: Path) -> list[Event]:
     """One event per line, in time order. Raises `DeskdropError`."""
-    rows = _rows(folder / "events.tsv.gz", EVENTS_HEADER)
+    rows = read_rows(folder / "events.tsv.gz", EVENTS_HEADER, DeskdropError)
     events = []
     for number, (where, (user, item, kind, seconds)) in enumerate(rows):
         if kind not in TYPES or not seconds.isdigit():
@@ -46,7 +46,7 @@ def read_items(folder: Path, events: Sequence[Event]) -> list[tuple[int, Catalog
     The log does not say when an article was published. Its title is known for
     one in twelve; the others are articles without a name. Raises `DeskdropError`.
     """
-    titles = {item: title for _, (item, title) in _rows(folder / "items.tsv", ITEMS_HEADER)}
+    titles = {item: title for _, (item, title) in read_rows(folder / "items.tsv", ITEMS_HEADER, DeskdropError)}
     first: dict[str, int] = {}
     for event in events:
         first.setdefault(event.item_id or "", event.ts)
@@ -66,35 +66,5 @@ def convert(source: Path, target: Path) -> None:
     (target / "events.jsonl").write_bytes(b"".join(encode_event(event) + b"\n" for event in events))
 
 
-def _rows(file: Path, header: list[str]) -> Iterator[tuple[str, list[str]]]:
-    try:
-        raw = file.read_bytes()
-        lines = (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DeskdropError(f"{file}: {error}") from None
-    if not lines or lines[0].split("\t") != header:
-        raise DeskdropError(f"{file}: the first line is not {' '.join(header)}")
-    for number, line in enumerate(lines[1:], 2):
-        row = line.split("\t")
-        if len(row) != len(header):
-            raise DeskdropError(f"{file}:{number}: {len(row)} columns, not {len(header)}")
-        yield f"{file}:{number}", row
-
-
-def main() -> int:
-    """Convert the files of a folder."""
-    try:
-        source, target = map(Path, sys.argv[1:])
-    except ValueError:
-        sys.stderr.write("usage: python -m deploy.demo.deskdrop DESKDROP-FOLDER OUT\n")
-        return 2
-    try:
-        convert(source, target)
-    except DeskdropError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(convert, "python -m deploy.demo.deskdrop DESKDROP-FOLDER OUT"))

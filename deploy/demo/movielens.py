@@ -8,10 +8,11 @@ writes `items.jsonl` and `events.jsonl` under OUT, for `freshet produce` and `fr
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 
+from deploy.demo.tsv import RawDataError, read_rows, run
 from deploy.local.parts import PARTS
 from workers.core.catalogue import CatalogueItem, encode_item
 from workers.core.events import Event, encode_event
@@ -25,13 +26,15 @@ INTERACTIONS_HEADER = ["user_id:token", "item_id:token", "rating:float", "timest
 ITEMS_HEADER = ["item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"]
 
 
-class MovieLensError(Exception):
-    """The raw files are missing or are not what they should be; the message says which line."""
+class MovieLensError(RawDataError):
+    """What is wrong with the raw files."""
+
+    remedy = ": run `make setup`"
 
 
 def read_events(folder: Path = FOLDER) -> list[Event]:
     """One event per rating, in the order of (time, user, item). Raises `MovieLensError`."""
-    rows = _rows(folder / "ml-100k.inter", INTERACTIONS_HEADER)
+    rows = read_rows(folder / "ml-100k.inter", INTERACTIONS_HEADER, MovieLensError)
     events = [_event(where, user, item, rating, seconds) for where, (user, item, rating, seconds) in rows]
     events.sort(key=lambda event: (event.ts, _number(event.user_id), _number(event.item_id or "")))
     return events
@@ -41,7 +44,7 @@ def read_items(folder: Path = FOLDER) -> list[CatalogueItem]:
     """One catalogue item per film: genres are its category, the year its description. Raises `MovieLensError`."""
     return [
         CatalogueItem(item, title=title, category=genres, description=year, available=True)
-        for _, (item, title, year, genres) in _rows(folder / "ml-100k.item", ITEMS_HEADER)
+        for _, (item, title, year, genres) in read_rows(folder / "ml-100k.item", ITEMS_HEADER, MovieLensError)
     ]
 
 
@@ -94,34 +97,5 @@ def _number(identifier: str) -> tuple[int, str]:
     return (int(identifier), "") if identifier.isdigit() else (sys.maxsize, identifier)
 
 
-def _rows(file: Path, header: list[str]) -> Iterator[tuple[str, list[str]]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise MovieLensError(f"{file} is missing: run `make setup`") from None
-    if not lines or lines[0].split("\t") != header:
-        raise MovieLensError(f"{file}: the first line is not {' '.join(header)}")
-    for number, line in enumerate(lines[1:], 2):
-        row = line.split("\t")
-        if len(row) != len(header):
-            raise MovieLensError(f"{file}:{number}: {len(row)} columns, not {len(header)}")
-        yield f"{file}:{number}", row
-
-
-def main() -> int:
-    """Convert the files of a folder."""
-    try:
-        source, target = map(Path, sys.argv[1:])
-    except ValueError:
-        sys.stderr.write("usage: python -m deploy.demo.movielens ML-100K-FOLDER OUT\n")
-        return 2
-    try:
-        convert(source, target)
-    except MovieLensError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(convert, "python -m deploy.demo.movielens ML-100K-FOLDER OUT"))
