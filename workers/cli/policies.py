@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ import typer
 from workers.cli.errors import UserError
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
 from workers.cli.replay import text_encoder_folder
-from workers.cli.show import emit, rows, say
+from workers.cli.show import command_line, emit, rows, say
 from workers.settings import Settings
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
@@ -75,7 +73,7 @@ def ope(
         )
     estimates = [served(found.slots), *off_policy(target.name, found.slots)]
     difference = against_served(target.name, found.slots, f"{reward} per list")
-    results = Results(source=source, command=_command(), off_policy=estimates, comparisons=[difference])
+    results = Results(source=source, command=command_line(), off_policy=estimates, comparisons=[difference])
     _write(to, results)
     if as_json:
         emit(msgspec.to_builtins(results) | {"counts": found.counts})
@@ -129,7 +127,7 @@ def compare(
             f"--baseline {baseline!r} is none of the variants that lists were made under: {', '.join(names)}"
         )
     differences = found.differences(baseline or names[0]) if names else []
-    results = Results(source=source, command=_command(), variants=variants, comparisons=differences)
+    results = Results(source=source, command=command_line(), variants=variants, comparisons=differences)
     _write(to, results)
     if as_json:
         emit(msgspec.to_builtins(results) | {"counts": counts})
@@ -199,7 +197,3 @@ def _tell_counts(counts: Mapping[str, int]) -> None:
 
 def _shown(estimate: Estimate) -> str:
     return f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
-
-
-def _command() -> str:
-    return "freshet " + " ".join(shlex.quote(word) for word in sys.argv[1:])

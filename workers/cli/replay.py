@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -17,7 +15,7 @@ import typer
 
 from workers.cli.errors import UserError
 from workers.cli.options import Config, Directory, Json, Kafka, Triton, resolve
-from workers.cli.show import emit, plain, progress, rows, say
+from workers.cli.show import command_line, emit, plain, progress, rows, say
 from workers.settings import Settings, SettingsError
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
@@ -145,7 +143,7 @@ def replay(
         if value not in allowed:
             raise UserError(f"{name} is {' or '.join(allowed)}, not {value!r}")
     window = (record_time("--from", start), record_time("--until", end), _offsets(offsets or []))
-    command = "freshet " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+    command = command_line()
     if verify:
         _verify(settings, source, to, feature_users, command, through_triton=encoder == "triton", as_json=json_)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,11 @@ def plain(text: str) -> str:
 def say(line: str) -> None:
     """A line of progress, on stderr so that stdout stays for results."""
     typer.echo(line, err=True)
+
+
+def command_line() -> str:
+    """This command as one would type it again."""
+    return "freshet " + " ".join(shlex.quote(word) for word in sys.argv[1:])
 
 
 def emit(value: Any) -> None:
