@@ -16,8 +16,8 @@ EVENT = encode_event(Event("e1", "ann", "view", 1_700_000_000_000, "a")) + b"\n"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ope", "log.jsonl", "--window", "soon"], "--window is a time such as 90s, 30m, 6h or 1d, not 'soon'"),
-        (["compare", "log.jsonl", "--window", "30"], "--window is a time such as"),
+        (["ope", "log.jsonl", "--window", "soon"], "--window is a duration such as 30s, 10m or 1h, not 'soon'"),
+        (["compare", "log.jsonl", "--window", "30"], "--window is a duration such as"),
         (["ope", "log.jsonl", "--reward", "like"], "--reward is one of view, click, purchase, not 'like'"),
         (["ope", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         (["ope", "log.jsonl", "--lists", "none.jsonl"], "none.jsonl: No such file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,11 @@ import typer
 
 from deploy.local import NotRunning, Stack, load
 from deploy.local.parts import ROOT, SHIPPED_KEYS
+from workers.cli.errors import UserError
 from workers.settings import PREFIX, Settings, load_settings
 
 DEFAULT_DIRECTORY = Path(".freshet")
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 Config = Annotated[
     Path | None, typer.Option("--config", metavar="FILE.toml", help="Settings file.", rich_help_panel="Settings")
@@ -86,6 +89,14 @@ def addresses(stack: Stack) -> dict[str, Any]:
     if "redis" in stack.parts:
         found["online_store"] = f"redis://{stack.redis}"
     return found
+
+
+def read_seconds(option: str, text: str) -> float:
+    """The seconds of a duration such as 90s, 10m, 1h or 1d; there are no empty ones. Raises `UserError`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if match is None or not float(match[1]):
+        raise UserError(f"{option} is a duration such as 30s, 10m or 1h, not {text!r}")
+    return float(match[1]) * SECONDS[match[2]]
 
 
 def as_environment(settings: Settings) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import msgspec
 import typer
 
 from workers.cli.errors import UserError
-from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
+from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, read_seconds, resolve
 from workers.cli.replay import text_encoder_folder
 from workers.cli.show import command_line, emit, rows, say
 from workers.settings import Settings
@@ -21,8 +20,6 @@ from workers.settings import Settings
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
     from workers.core.evaluation.results import Difference, Estimate, Results
     from workers.replay.policies import Record
-
-UNITS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 Source = Annotated[
     str,
@@ -151,10 +148,8 @@ def compare(
 def _record(settings: Settings, source: str, lists: str, window: str) -> Record:
     from workers.replay.policies import Record
 
-    match = re.fullmatch(r"(\d+)([smhd])", window)
-    if match is None:
-        raise UserError(f"--window is a time such as 90s, 30m, 6h or 1d, not {window!r}")
-    return Record(settings=settings, source=source, lists=lists, window_ms=int(match[1]) * UNITS[match[2]])
+    window_ms = round(read_seconds("--window", window) * 1000)
+    return Record(settings=settings, source=source, lists=lists, window_ms=window_ms)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from deploy.demo import movielens
 from deploy.local.parts import PARTS, ROOT, TEXT_ENCODER
 from workers.cli.errors import UserError
 from workers.cli.models_topic import ModelsTopic
-from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Kafka, Triton, resolve
+from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Kafka, Triton, read_seconds, resolve
 from workers.cli.replay import newest_version, record_time
 from workers.cli.show import progress, say
 from workers.cli.signing import local_keys, sign_bundle
@@ -35,7 +34,6 @@ REFUSED = 3
 """Exit status of a training whose candidate the gate refused."""
 KEPT_CANDIDATES = 5
 """Bundles of a periodic job that stay on disk."""
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 _TUNING = "Training"
 
@@ -126,7 +124,7 @@ def train(
         raise UserError("the training environment is missing: run `make setup-training`")
     effective = resolve(config, directory, kafka=kafka, triton=triton)
     settings = effective.settings
-    interval = _seconds("--every", every) if every else None
+    interval = read_seconds("--every", every) if every else None
     incremental = incremental or interval is not None
     if events is None:
         if incremental:
@@ -146,7 +144,7 @@ def train(
         "threads": threads,
         "tracking": tracking,
         "data-terms": data_terms,
-        "search": _seconds("--search", search) if search else None,
+        "search": read_seconds("--search", search) if search else None,
     }
     reach = {"config": config, "dir": directory, "kafka": kafka, "triton": triton}
     job = _Job(
@@ -300,14 +298,6 @@ def _tidy(candidates: Path) -> None:
     bundles = sorted(one for one in candidates.glob("*Z") if one.is_dir())
     for old in bundles[:-KEPT_CANDIDATES]:
         shutil.rmtree(old)
-
-
-def _seconds(option: str, text: str) -> float:
-    """A duration such as 90s, 10m, 1h, 1d. Raises `UserError`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if match is None or not float(match[1]):
-        raise UserError(f"{option} is a duration such as 30s, 10m or 1h, not {text!r}")
-    return float(match[1]) * UNITS[match[2]]
 
 
 def _movielens(directory: Path) -> tuple[str, str]:
