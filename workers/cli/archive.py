@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from workers.cli.errors import UserError
-from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Kafka, resolve
+from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Group, HealthPort, Kafka, StateDir, resolve
 
 
 def archive(
@@ -20,17 +20,9 @@ def archive(
     config: Config = None,
     directory: Directory = DEFAULT_DIRECTORY,
     kafka: Kafka = None,
-    group: Annotated[
-        str | None,
-        typer.Option(help="The workers' consumer group; archivers are one beside it.", rich_help_panel="Settings"),
-    ] = None,
-    state_dir: Annotated[
-        Path | None, typer.Option(help="Folder of this archiver's own data.", rich_help_panel="Settings")
-    ] = None,
-    health_port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Port of /healthz, /readyz and /metrics.", rich_help_panel="Settings"),
-    ] = None,
+    group: Group = None,
+    state_dir: StateDir = None,
+    health_port: HealthPort = None,
 ) -> None:
     """Keep the events and items topics as Parquet, each record exactly once, until SIGTERM; logs are JSON on stderr."""
     effective = resolve(

@@ -37,6 +37,18 @@ Kafka = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Bootstrap 
 Triton = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Triton's gRPC address.", rich_help_panel="Settings")
 ]
+Group = Annotated[
+    str | None,
+    typer.Option(help="The workers' consumer group; archivers are one beside it.", rich_help_panel="Settings"),
+]
+StateDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of this process's own data.", rich_help_panel="Settings"),
+]
+HealthPort = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, help="Port of /healthz, /readyz and /metrics.", rich_help_panel="Settings"),
+]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for scripts.")]
 
 

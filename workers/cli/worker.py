@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from workers.cli.errors import UserError
-from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Kafka, Triton, resolve
+from workers.cli.options import (
+    DEFAULT_DIRECTORY,
+    Config,
+    Directory,
+    Group,
+    HealthPort,
+    Kafka,
+    StateDir,
+    Triton,
+    resolve,
+)
 
 
 def worker(
@@ -16,17 +25,12 @@ def worker(
     directory: Directory = DEFAULT_DIRECTORY,
     kafka: Kafka = None,
     triton: Triton = None,
-    group: Annotated[str | None, typer.Option(help="Consumer group.", rich_help_panel="Settings")] = None,
+    group: Group = None,
     online_store: Annotated[
         str | None, typer.Option(help="`sqlite` or `redis://host:port`.", rich_help_panel="Settings")
     ] = None,
-    state_dir: Annotated[
-        Path | None, typer.Option(help="Folder of this worker's own data.", rich_help_panel="Settings")
-    ] = None,
-    health_port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Port of /healthz, /readyz and /metrics.", rich_help_panel="Settings"),
-    ] = None,
+    state_dir: StateDir = None,
+    health_port: HealthPort = None,
 ) -> None:
     """Run one stream worker until SIGTERM; logs are JSON on stderr."""
     settings = resolve(
