@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -66,14 +65,6 @@ def world(stack: Stack, server: Stack, keys: Keys, tmp_path: Path, unique: Calla
     )
     yield made
     made.close()
-
-
-def freshet(world: World, *arguments: str, fails: bool = False) -> Any:
-    """Run a verb in a world; its JSON, or its message where it should fail."""
-    command = [sys.executable, "-m", "workers.cli", *arguments, *([] if fails else ["--json"])]
-    done = subprocess.run(command, env=os.environ | world.settings, capture_output=True, text=True, check=False)
-    assert (done.returncode != 0) is fails, done.stderr
-    return done.stderr if fails else json.loads(done.stdout)
 
 
 def serving(service: Service) -> int:
@@ -184,19 +175,19 @@ def test_from_shadow_to_promotion_and_back(world: World, service: Service, keys:
     first = _newest_lists(world)
     assert len({version for version, _ in first.values()}) == 1
     live = next(iter(first.values()))[0]
-    candidate = freshet(world, "publish", str(SHIPPED), "--stage", "shadow")["version"]
+    candidate = world.freshet("publish", str(SHIPPED), "--stage", "shadow")["version"]
     assert candidate > live
     world.send(stream(1, 400, users=users, start=600))
     until(lambda: _compared(world) > 0, "the candidate is compared", worker)
-    told = freshet(world, "models")
+    told = world.freshet("models")
     [report] = told["workers"]
     assert (told["live"], told["candidate"]["stage"], report["obeys"]) == (live, "shadow", True)
     assert report["comparison"]["overlap"] == 1.0
     assert report["comparison"]["score_gap"] == 0.0
     assert {version for version, _ in _newest_lists(world).values()} == {live}
 
-    assert "is in shadow: promote it or roll it back first" in freshet(world, "publish", str(SHIPPED), fails=True)
-    freshet(world, "promote", "--stage", "canary", "--share", "0.3")
+    assert "is in shadow: promote it or roll it back first" in world.freshet("publish", str(SHIPPED), fails=True)
+    world.freshet("promote", "--stage", "canary", "--share", "0.3")
     world.send(stream(1, 900, users=users, start=1000))
     world.settle()
     made = _newest_lists(world)
@@ -208,13 +199,13 @@ def test_from_shadow_to_promotion_and_back(world: World, service: Service, keys:
     later = {user for user, (version, _) in _newest_lists(world).items() if version == candidate}
     assert canary <= later
 
-    freshet(world, "promote")
+    world.freshet("promote")
     world.send(stream(1, 300, users=users, start=3000))
     world.settle()
-    freshet(world, "rollback", "--reason", "a test")
+    world.freshet("rollback", "--reason", "a test")
     world.send(stream(1, 300, users=users, start=4000))
     world.settle()
-    told = freshet(world, "models")
+    told = world.freshet("models")
     assert (told["live"], told["candidate"]) == (live, None)
     assert told["versions"][0]["reason"] == "a test"
     _no_version_goes_back_unflagged(world)
@@ -229,18 +220,18 @@ def test_a_canary_that_ranks_something_else_is_rolled_back(
     worker = world.worker()
     world.send(stream(2, 300, users=200))
     world.settle()
-    live = freshet(world, "models")["ready"][-1]
+    live = world.freshet("models")["ready"][-1]
     other = renamed_items(tmp_path / "renamed", keys.private)
-    candidate = freshet(world, "publish", str(other), "--stage", "canary", "--share", "0.5")["version"]
+    candidate = world.freshet("publish", str(other), "--stage", "canary", "--share", "0.5")["version"]
     rounds = iter(range(1, 60))
 
     def rolled_back() -> bool:
         world.send(stream(2, 200, users=200, start=next(rounds) * 1000))
-        told = freshet(world, "models")
+        told = world.freshet("models")
         return told["versions"][0]["stage"] == "rolled_back"
 
     until(rolled_back, "the canary is rolled back", worker)
-    told = freshet(world, "models")
+    told = world.freshet("models")
     assert (told["live"], told["versions"][0]["version"]) == (live, candidate)
     assert "overlap" in told["versions"][0]["reason"]
     until(lambda: worker.metric("freshet_candidate_version") == 0, "the worker obeys", worker)
@@ -255,8 +246,8 @@ def test_triton_restarted_comes_back_with_what_was_live(
 ) -> None:
     """Both versions are ready again; the worker, itself restarted, takes them from the topic."""
     worker = world.worker()
-    live = freshet(world, "models")["ready"][-1]
-    candidate = freshet(world, "publish", str(SHIPPED), "--stage", "canary", "--share", "0.5")["version"]
+    live = world.freshet("models")["ready"][-1]
+    candidate = world.freshet("publish", str(SHIPPED), "--stage", "canary", "--share", "0.5")["version"]
     worker.kill()
     local.kill_part(server, "triton")
     local.start_part(server, "triton")
@@ -266,11 +257,11 @@ def test_triton_restarted_comes_back_with_what_was_live(
     again: Worker = world.worker()
     assert again.metric("freshet_model_version") == live
     assert again.metric("freshet_candidate_version") == candidate
-    freshet(world, "rollback")
+    world.freshet("rollback")
 
 
 def _compared(world: World) -> int:
-    return sum(worker["comparison"]["lists"] for worker in freshet(world, "models")["workers"])
+    return sum(worker["comparison"]["lists"] for worker in world.freshet("models")["workers"])
 
 
 def _newest_lists(world: World) -> dict[str, tuple[int, int]]:

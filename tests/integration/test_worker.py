@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -256,9 +253,9 @@ def test_users_control_their_profile(new_world: NewWorld) -> None:
     assert states["out"].items == states["gone"].items == []
     assert states["out"].folded == states["gone"].folded == 0
     assert all(item["source"] == "popular" for item in world.lists()["out"]["items"])
-    features = json.loads(_inspect(world, "out"))["features"]
+    features = world.freshet("inspect", "out")["features"]
     assert not any(features.values()), features
-    assert any(json.loads(_inspect(world, "stays"))["features"].values())
+    assert any(world.freshet("inspect", "stays")["features"].values())
     world.send([Event("c3", "out", "user.opt_in", base + 20), Event("x3", "out", "view", base + 21, "7")])
     until(lambda: world.lists()["out"]["personalised"], "opted in again", *world.workers)
     assert world.states()["out"].items == ["7"]
@@ -266,16 +263,6 @@ def test_users_control_their_profile(new_world: NewWorld) -> None:
 
 def _folded(worker: Worker, count: int) -> bool:
     return worker.metric("freshet_events_folded_total") > count
-
-
-def _inspect(world: World, user: str) -> str:
-    return _cli(world, "inspect", user, "--json")
-
-
-def _cli(world: World, *arguments: str) -> str:
-    environment = os.environ | world.settings | {"FRESHET_DATA_DIR": str(world.workers[0].data)}
-    command = [sys.executable, "-m", "workers.cli", *arguments]
-    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def test_features_are_the_fold_on_redis(new_world: NewWorld, redis: str) -> None:
@@ -311,8 +298,7 @@ def test_hot_swaps_under_load(new_world: NewWorld, stack: Stack) -> None:
     versions = [1]
     for round_ in range(3):
         world.send(stream(7, 400, start=round_ * 400))
-        published = _cli(world, "publish", str(stack.models / "user_encoder" / "1"), "--json")
-        versions.append(json.loads(published)["version"])
+        versions.append(world.freshet("publish", str(stack.models / "user_encoder" / "1"))["version"])
         world.send(stream(7, 200, start=2000 + round_ * 200))
         until(lambda: worker.metric("freshet_model_version") == versions[-1], "the version is live", worker)
     world.send(stream(7, 200, start=4000))

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from kafka import KafkaProducer
+from typer.testing import CliRunner
 
 from deploy.local import Stack
 from deploy.local.parts import SHIPPED_KEYS
 from deploy.local.topics import create_topics
 from tests.integration import oracle
+from workers.cli import app
 from workers.core.events import Event, encode_event
 from workers.core.state import UserState, decode_state
 
@@ -130,6 +132,12 @@ class World:
         """Produce one catalogue upsert."""
         value = json.dumps({"item_id": item_id, **fields}).encode()
         self.producer.send(self.topics["items"], value, item_id.encode()).get(10)
+
+    def freshet(self, *arguments: str, fails: bool = False) -> Any:
+        """Run a verb with this world's settings; its JSON, or its message where it should fail."""
+        done = CliRunner().invoke(app, [*arguments, *([] if fails else ["--json"])], env=self.settings)
+        assert (done.exit_code != 0) is fails, done.output
+        return done.stderr if fails else json.loads(done.stdout)
 
     def records(self, topic: str) -> list[Any]:
         """All records of one of this world's topics."""
