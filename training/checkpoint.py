@@ -7,7 +7,6 @@ either the last checkpoint or the one before it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from workers.core.files import sync, written_whole
 
 RUN = "run"
 """The fact by which a checkpoint knows its run: a digest of everything that decides it."""
@@ -30,15 +31,13 @@ class Checkpoint:
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Replace what is there. Raises `OSError`, a full disk being one."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
         whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        try:
-            save_file(whole, partial, metadata={"facts": json.dumps({**facts, RUN: self._run})})
-        except SafetensorError as error:  # a full disk among them
-            raise OSError(f"{partial}: {error}") from None
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.rename(self._path)
+        with written_whole(self._path) as partial:
+            try:
+                save_file(whole, partial, metadata={"facts": json.dumps({**facts, RUN: self._run})})
+            except SafetensorError as error:  # a full disk among them
+                raise OSError(f"{partial}: {error}") from None
+            sync(partial)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was saved last, or None where there is nothing of this run."""

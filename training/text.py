@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from workers.core.features import TEXT_DIM
+from workers.core.files import written_whole
 
 MAX_TOKENS = 128
 
@@ -97,6 +98,5 @@ def _key(text: str) -> bytes:
 
 def _store(file: Path, known: Mapping[bytes, NDArray[np.float32]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial.npz")
-    np.savez(partial, keys=np.array(list(known)), vectors=np.stack(list(known.values())))
-    partial.rename(file)
+    with written_whole(file) as partial, partial.open("wb") as out:
+        np.savez(out, keys=np.array(list(known)), vectors=np.stack(list(known.values())))

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from workers.core.bundle import MANIFEST, SIGNATURE, Bundle, BundleError, load_bundle
+from workers.core.files import write_whole
 from workers.core.graphs import check_graphs
 
 
@@ -81,9 +82,7 @@ def sign(folder: Path, key: Path) -> str:
     private = _private_key(key)
     mark = fingerprint(private.public_key())
     made = _Signature(mark, private.sign((folder / MANIFEST).read_bytes()))
-    partial = folder / f"{SIGNATURE}.partial"
-    partial.write_bytes(msgspec.json.encode(made) + b"\n")
-    partial.rename(folder / SIGNATURE)
+    write_whole(folder / SIGNATURE, msgspec.json.encode(made) + b"\n")
     return mark
 
 

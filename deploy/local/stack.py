@@ -17,6 +17,7 @@ from deploy.local.errors import AlreadyRunning, NotRunning
 from deploy.local.parts import TRITON_MODELS
 from deploy.local.ports import LOOPBACK, choose_ports
 from deploy.local.process import Process, kill, terminate
+from workers.core.files import write_json
 
 PARTS = ("kafka", "triton", "redis")
 _PORTS = {"kafka": kafka.PORTS, "triton": triton.PORTS, "redis": redis.PORTS}
@@ -286,10 +287,7 @@ def _write(stack: Stack) -> None:
         "workers": stack.workers,
         "processes": {name: asdict(process) for name, process in stack.processes.items()},
     }
-    file = stack.directory / "stack.json"
-    fresh = file.with_suffix(".json.new")
-    fresh.write_text(json.dumps(content, indent=2) + "\n")
-    fresh.replace(file)
+    write_json(stack.directory / "stack.json", content)
 
 
 def _read(directory: Path) -> Stack | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -19,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deploy.release.errors import ReleaseError
+from workers.core.files import sync
 from workers.core.rollout import MODEL
 
 TOWER = "item_tower"
@@ -78,13 +78,13 @@ def place(prepared: Path, repository: Path, number: int) -> None:
     """Rename a prepared version, one folder a model, in; until `settle` it is noted as not tried."""
     note = _beside(repository) / PLACING
     note.write_text(json.dumps({"version": number}))
-    _sync_one(note)
-    _sync_one(note.parent)
+    sync(note)
+    sync(note.parent)
     for model in MODELS:
-        _sync(prepared / model)
+        _sync_all(prepared / model)
         target = repository / model / str(number)
         (prepared / model).rename(target)
-        _sync_one(target.parent)
+        sync(target.parent)
 
 
 def settle(repository: Path) -> None:
@@ -122,16 +122,8 @@ def _clear(repository: Path, beside: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
+def _sync_all(folder: Path) -> None:
     """Make a folder and all its files durable."""
     for path in folder.rglob("*"):
-        _sync_one(path)
-    _sync_one(folder)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)
+    sync(folder)

@@ -20,7 +20,6 @@ a partition. It needs a POSIX file system with locks.
 from __future__ import annotations
 
 import fcntl
-import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +30,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from workers.core.files import sync
 
 ROW_GROUP = 16_384
 """Most rows written, and held in memory, as one row group."""
@@ -116,7 +117,7 @@ class Chain:
                     f"{self.folder}, partition {self.partition}: another process has written from offset {expected} on"
                 )
             partial.rename(target)
-            sync_folder(target.parent)
+            sync(target.parent)
 
     def merge(self, target_size: int) -> int:
         """Merge the newest small files of one date into one of at most `target_size` bytes; returns how many it were.
@@ -139,7 +140,7 @@ class Chain:
                 if not partial.exists() or not all(part.path.exists() for part in parts):
                     return  # another process has merged them, or tidied this one's file away
                 partial.rename(target)
-                sync_folder(target.parent)
+                sync(target.parent)
                 for part in parts:
                     part.path.unlink()
         finally:
@@ -150,9 +151,9 @@ class Chain:
         partial = self.partial()
         with pq.ParquetWriter(partial, table.schema, **_options()) as writer:
             writer.write_table(table, ROW_GROUP)
-        sync_file(partial)
+        sync(partial)
         partial.rename(segment.path)
-        sync_folder(segment.path.parent)
+        sync(segment.path.parent)
 
     def _files(self, date: str = "date=*") -> list[Segment]:
         found = []
@@ -197,7 +198,7 @@ class _Writer:
     def add(self, first: int, last: int, day: int, *, expected: int) -> None:
         """Finish the file and add it to the chain. Raises `Superseded`."""
         self._writer.close()
-        sync_file(self._partial)
+        sync(self._partial)
         self._chain.add(self._partial, first, last, day, expected=expected)
 
     def abandon(self) -> None:
@@ -317,21 +318,6 @@ def date_name(day: int) -> str:
     return f"date={datetime.fromtimestamp(day * DAY_MS / 1000, UTC).date()}"
 
 
-def sync_file(path: Path) -> None:
-    """Make a file's content outlive a power cut."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Make a folder's entries outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _options() -> dict[str, Any]:
     return {"compression": "zstd", "write_page_checksum": True}
 
@@ -348,7 +334,7 @@ def _make_folder(path: Path) -> None:
     """Make a folder whose entry in its parent outlives a power cut."""
     if not path.exists():
         path.mkdir(parents=True, exist_ok=True)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def _small(segments: Sequence[Segment], target_size: int) -> Sequence[Segment]:
@@ -390,4 +376,4 @@ def _write_merged(paths: Sequence[Path], partial: Path) -> None:
                         gathered, rows = [], 0
         if gathered:
             writer.write_table(pa.Table.from_batches(gathered, schema), ROW_GROUP)
-    sync_file(partial)
+    sync(partial)

@@ -10,6 +10,7 @@ import typer
 from workers.cli.errors import UserError
 from workers.cli.options import Json
 from workers.cli.show import emit, say
+from workers.core.files import write_whole
 
 FIGURE = ".svg"
 
@@ -44,10 +45,8 @@ def report(
     named = list(zip(name or [one.source for one in read], read, strict=True))
     if to.suffix == FIGURE and not any(one.freshness for one in read):
         raise UserError("no file has a freshness curve: `freshet replay … --freshness` makes one")
-    partial = to.with_name(to.name + ".partial")
     try:
-        partial.write_text(freshness_figure(named) if to.suffix == FIGURE else page(named), encoding="utf-8")
-        partial.rename(to)
+        write_whole(to, (freshness_figure(named) if to.suffix == FIGURE else page(named)).encode())
     except OSError as error:
         raise UserError(f"{to}: {error.strerror}") from None
     if json_:

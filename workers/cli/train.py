@@ -26,6 +26,7 @@ from workers.cli.replay import newest_version, record_time
 from workers.cli.show import progress, say
 from workers.cli.signing import local_keys, sign_bundle
 from workers.core.bundle import MANIFEST
+from workers.core.files import written_whole
 from workers.settings import Settings
 
 TRAINING_PYTHON = PARTS / "training-env" / "bin" / "python"
@@ -242,8 +243,7 @@ def _exported(job: _Job) -> Path:
     kept = read = 0
     job.work.mkdir(parents=True, exist_ok=True)
     path = job.work / "events.jsonl"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file, progress(None, "events") as advance:
+    with written_whole(path) as partial, partial.open("wb") as file, progress(None, "events") as advance:
         for partition in log.partitions:
             for run in log.read(partition):
                 for record in run:
@@ -255,7 +255,6 @@ def _exported(job: _Job) -> Path:
                         file.write(encode_event(event) + b"\n")
                         kept += 1
                 advance(read, read)
-    partial.rename(path)
     for reason, count in sorted(bad.items()):
         say(f"left out of {job.events}: {count:,} dead letters, {reason.replace('_', ' ')}")
     say(f"{kept:,} of {read:,} records of {job.events} are in the window")

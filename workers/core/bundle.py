@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from workers.core.catalogue import TEXT_FIELDS
 from workers.core.features import FIRST_ITEM
+from workers.core.files import write_json
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
@@ -173,6 +174,4 @@ def _verified_manifest(path: Path) -> Manifest:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write the manifest, last of all: its existence means that the bundle is complete."""
-    partial = path / (MANIFEST + ".partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-    partial.rename(path / MANIFEST)
+    write_json(path / MANIFEST, manifest)

@@ -21,6 +21,7 @@ from workers.adapters.triton import TritonEncoder
 from workers.core.evaluation.compare import difference
 from workers.core.evaluation.prequential import Prequential
 from workers.core.evaluation.results import FreshnessPoint, Results, write_results
+from workers.core.files import write_json
 from workers.core.ranking import ItemSpace
 from workers.lists import ListMaker
 from workers.live_model import LiveModel
@@ -170,9 +171,7 @@ async def _run(
         round(seconds, 3),
         round((counts["records"] - already) / max(seconds, 1e-9), 1),
     )
-    partial = job.folder / f"{SUMMARY}.partial"
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
-    partial.rename(job.folder / SUMMARY)
+    write_json(job.folder / SUMMARY, summary)
     folder.finish()
     return summary
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from workers.core.events import Event
 from workers.core.features import behaviour_features, behaviour_row
+from workers.core.files import written_whole
 from workers.core.recommendation import Item
 from workers.core.state import Consent, UserState
 from workers.lists import MadeList
@@ -111,9 +112,8 @@ class Parts:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, compression="zstd")
-    partial.rename(path)
+    with written_whole(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 class FolderOutput:

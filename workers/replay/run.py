@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from workers.adapters.rocks import RocksStateStore
+from workers.core.files import write_whole
 from workers.replay.engine import Replay
 from workers.replay.merge import Log, Step, steps
 from workers.replay.output import FolderOutput
@@ -72,9 +73,7 @@ class Folder:
             "replay": replay.dump(),
             "states": states.dump() if isinstance(states, MemoryStates) else None,
         }
-        partial = self.checkpoint.with_suffix(".partial")
-        partial.write_bytes(msgspec.msgpack.encode(document))
-        partial.rename(self.checkpoint)
+        write_whole(self.checkpoint, msgspec.msgpack.encode(document))
         shutil.rmtree(self._saved_states(self._number - 1), ignore_errors=True)
 
     def load(self) -> dict[str, Any]:

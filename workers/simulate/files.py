@@ -15,6 +15,7 @@ import msgspec
 
 from workers.core.catalogue import CatalogueItem
 from workers.core.events import encode_event
+from workers.core.files import aside
 from workers.simulate.catalogue import Offer
 from workers.simulate.shop import Plan, Shop
 from workers.simulate.shoppers import BEHAVIOURS, DAY_MS
@@ -59,9 +60,9 @@ def write(folder: Path, shop: Shop, advanced: Callable[[int, int], None]) -> int
     plan = shop.plan
     days = zip(shop.catalogue.items, shop.catalogue.days.tolist(), strict=True)
     lines = [_encoded(msgspec.to_builtins(item) | {"ts": plan.origin + day * DAY_MS}) for item, day in days]
-    _partial(folder / ITEMS).write_bytes(b"".join(lines))
+    aside(folder / ITEMS).write_bytes(b"".join(lines))
     count = 0
-    with _partial(folder / EVENTS).open("wb") as file:
+    with aside(folder / EVENTS).open("wb") as file:
         for event in shop.events():
             file.write(encode_event(event) + b"\n")
             count += 1
@@ -70,9 +71,9 @@ def write(folder: Path, shop: Shop, advanced: Callable[[int, int], None]) -> int
     truth = Truth(
         plan=plan, events=count, behaviours=BEHAVIOURS, looks=shop.shoppers.looks.tolist(), samples=_samples(shop)
     )
-    _partial(folder / TRUTH).write_bytes(msgspec.json.format(msgspec.json.encode(truth)) + b"\n")
+    aside(folder / TRUTH).write_bytes(msgspec.json.format(msgspec.json.encode(truth)) + b"\n")
     for name in (ITEMS, EVENTS, TRUTH):
-        _partial(folder / name).rename(folder / name)
+        aside(folder / name).rename(folder / name)
     return count
 
 
@@ -131,10 +132,6 @@ def _samples(shop: Shop) -> list[Sample]:
 
 def _encoded(line: dict[str, Any]) -> bytes:
     return msgspec.json.encode(line) + b"\n"
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
 
 
 def taken(folder: Path) -> Sequence[str]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from workers.core.files import write_json
+
 
 class Estimate(msgspec.Struct, frozen=True):
     """A mean over `n` observations with the ends of its 95 % interval."""
@@ -157,9 +159,7 @@ class ResultsError(Exception):
 
 def write_results(path: Path, results: Results) -> None:
     """Write a results file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(results)) + b"\n")
-    partial.rename(path)
+    write_json(path, results)
 
 
 def read_results(path: Path) -> Results:
