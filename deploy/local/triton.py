@@ -11,6 +11,7 @@ from deploy.local.parts import TEXT_ENCODER, TRITON_ENV, TRITON_SERVER, present
 from deploy.local.ports import LOOPBACK
 from deploy.local.process import Process, spawn, wait_until_ready
 from deploy.release.repository import sweep
+from workers.core.bundle import version_numbers
 
 PORTS = ("triton_http", "triton_grpc", "triton_metrics")
 READY_SECONDS = 120
@@ -41,8 +42,9 @@ def assemble(models: Path, shipped: Path) -> list[str]:
     sweep(models)
     for config in sorted(shipped.glob("*/config.pbtxt")):
         model, target = config.parent, models / config.parent.name
-        retired = _versions(model) - _versions(target) if _versions(target) else set()
-        ignore = shutil.ignore_patterns("__pycache__", *retired)
+        kept = version_numbers(target)
+        retired = set(version_numbers(model)) - set(kept) if kept else set()
+        ignore = shutil.ignore_patterns("__pycache__", *map(str, retired))
         shutil.copytree(model, target, ignore=ignore, dirs_exist_ok=True)
     if (models / "text_encoder").exists():
         present(TEXT_ENCODER, "the text encoder")
@@ -54,10 +56,6 @@ def assemble(models: Path, shipped: Path) -> list[str]:
     if not names:
         raise MissingPart(f"a model in {shipped}")
     return names
-
-
-def _versions(model: Path) -> set[str]:
-    return {folder.name for folder in model.glob("*/") if folder.name.isdigit()}
 
 
 def start(directory: Path, ports: dict[str, int], shipped: Path) -> Process:

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deploy.release.errors import ReleaseError
+from workers.core.bundle import version_numbers
 from workers.core.files import sync
 from workers.core.rollout import MODEL
 
@@ -66,12 +67,7 @@ def sweep(repository: Path) -> None:
 
 def versions(repository: Path) -> set[int]:
     """The versions that have a folder in either model."""
-    return {
-        int(folder.name)
-        for model in MODELS
-        for folder in (repository / model).iterdir()
-        if folder.is_dir() and folder.name.isdigit()
-    }
+    return {number for model in MODELS for number in version_numbers(repository / model)}
 
 
 def place(prepared: Path, repository: Path, number: int) -> None:

@@ -15,7 +15,7 @@ from workers.cli.connections import open_consumer
 from workers.cli.errors import EXPECTED
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Effective, Json, Kafka, Triton, resolve
 from workers.cli.show import emit, out, plain, rows
-from workers.core.bundle import BundleError, load_bundle
+from workers.core.bundle import BundleError, load_bundle, version_numbers
 from workers.core.rollout import MODEL
 from workers.ports import Unavailable
 from workers.settings import Settings
@@ -127,10 +127,10 @@ def _features(settings: Settings) -> str:
 
 def _bundle(settings: Settings) -> str:
     folder = Path(settings.model_repository) / MODEL
-    versions = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    versions = version_numbers(folder)
     if not versions:
         raise Failed(f"{folder} holds no version")
-    for version in sorted(versions):
+    for version in versions:
         bundle = load_bundle(folder / str(version))
     return f"{folder}, {_versions(versions)} verified, {len(bundle.item_ids):,} items in the newest"
 

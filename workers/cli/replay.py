@@ -217,13 +217,14 @@ def _bar() -> Iterator[_Bar]:
 
 def newest_version(settings: Settings) -> int:
     """The highest version in the model repository. Raises `UserError` where there is none."""
+    from workers.core.bundle import version_numbers
     from workers.core.rollout import MODEL
 
     folder = Path(settings.model_repository) / MODEL
-    versions = [int(one.name) for one in folder.glob("*") if one.name.isdigit()]
+    versions = version_numbers(folder)
     if not versions:
         raise UserError(f"{folder} holds no version: train one, or name the repository with FRESHET_MODEL_REPOSITORY")
-    return max(versions)
+    return versions[-1]
 
 
 def text_encoder_folder(settings: Settings) -> Path:

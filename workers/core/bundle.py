@@ -124,6 +124,11 @@ class Bundle(msgspec.Struct, frozen=True):
         return {kind: row + 1 for row, kind in enumerate(self.manifest.types)}
 
 
+def version_numbers(model: Path) -> list[int]:
+    """The versions that have a folder in a model's folder, in order; none where there is no such folder."""
+    return sorted(int(folder.name) for folder in model.glob("*/") if folder.name.isdigit())
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
