@@ -35,7 +35,6 @@ from workers.settings import load_settings
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-REPO = str(ROOT / "feature_repo")
 EVENTS = stream(8, 500, users=30)
 POISON = [(b"{", b"user-1"), (b'{"event_id":"x"}', b"user-2"), (None, b"user-3")]
 LAST = EVENTS[-1].ts
@@ -49,7 +48,7 @@ def world(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     Its settings are in the environment of the whole module.
     """
     folder = tmp_path_factory.mktemp("replayed")
-    world = World(stack, folder, f"replayed-{time.time_ns()}", FRESHET_EXPLORATION="0.3", FRESHET_FEATURE_REPO=REPO)
+    world = World(stack, folder, f"replayed-{time.time_ns()}", FRESHET_EXPLORATION="0.3")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in world.settings.items():
             patch.setenv(name, value)
@@ -313,7 +312,7 @@ def test_the_readme_s_transcript_runs(stack: Stack, tmp_path: Path) -> None:
     assert "replay kafka --verify" in block
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / ".parts").symlink_to(ROOT / ".parts")
-    world = World(stack, tmp_path, f"transcript-{time.time_ns()}", partitions=2, FRESHET_FEATURE_REPO=REPO)
+    world = World(stack, tmp_path, f"transcript-{time.time_ns()}", partitions=2)
     try:
         world.worker()
         done = subprocess.run(

@@ -17,12 +17,14 @@ from kafka import KafkaProducer
 from typer.testing import CliRunner
 
 from deploy.local import Stack
-from deploy.local.parts import SHIPPED_KEYS
+from deploy.local.parts import ROOT, SHIPPED_KEYS
 from deploy.local.topics import create_topics
 from tests.integration import oracle
+from workers.adapters.feast import apply
 from workers.cli import app
 from workers.core.events import Event, encode_event
 from workers.core.state import UserState, decode_state
+from workers.settings import load_settings
 
 PATIENCE = 90.0
 TOPICS = ("events", "items", "recommendations", "events.dlq", "models", "popularity")
@@ -71,9 +73,15 @@ class Worker:
 
 
 class World:
-    """Topics of its own on a stack; `close` ends every worker it started."""
+    """Topics of its own on a stack; `close` ends every worker it started.
 
-    def __init__(self, stack: Stack, folder: Path, name: str, partitions: int = 4, **settings: str) -> None:
+    The features are applied already, as by an earlier worker, unless that is left to the first one: it takes the
+    import of Feast.
+    """
+
+    def __init__(
+        self, stack: Stack, folder: Path, name: str, partitions: int = 4, *, applied: bool = True, **settings: str
+    ) -> None:
         self.stack = stack
         self.folder = folder
         self.topics = {topic: f"{name}.{topic}" for topic in TOPICS}
@@ -102,9 +110,13 @@ class World:
             "FRESHET_DLQ_TOPIC": self.topics["events.dlq"],
             "FRESHET_MODELS_TOPIC": self.topics["models"],
             "FRESHET_POPULARITY_TOPIC": self.topics["popularity"],
+            "FRESHET_FEATURE_REPO": str(ROOT / "feature_repo"),
             "FRESHET_FEAST_DIR": str(folder / "feast"),
+            "FRESHET_ARCHIVE_DIR": str(folder / "archive"),
             **settings,
         }
+        if applied:
+            apply(load_settings(environ=self.settings))
         self.producer = KafkaProducer(bootstrap_servers=stack.bootstrap)
 
     def worker(self, name: str = "w1", *, ready: bool = True) -> Worker:
