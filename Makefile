@@ -7,7 +7,7 @@ BIN := .venv/bin
 # Each worker is a process that imports Feast and Faust: twice as fast where Python may keep what it has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-PIECES := test-integration test-training lint test-contract test-core
+PIECES := test-live test-integration test-training lint test-contract test-core
 
 .PHONY: setup setup-training setup-test demo test $(PIECES) unit bench soak train quality freshness \
 	freshness-deskdrop lock clean
@@ -31,8 +31,13 @@ test: setup-test
 
 PYTEST := $(BIN)/pytest -q -p no:cacheprovider -m 'not bench' --durations=10
 
+LIVE := $(patsubst %,tests/integration/test_%.py,worker release policies)
+
+test-live: setup
+	$(PYTEST) $(LIVE)
+
 test-integration: setup
-	$(PYTEST) tests/integration
+	$(PYTEST) tests/integration $(LIVE:%=--ignore=%)
 
 test-training: setup-training
 	.parts/training-env/bin/python -m pytest -q -c /dev/null --rootdir=. -p no:cacheprovider \
