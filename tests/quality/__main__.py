@@ -58,8 +58,13 @@ class Run:
     data: Path
     movielens: Path
     seeds: int
+    threads: int
     peers: Path
     embed: Callable[[list[str]], Floats]
+
+    def recipe(self, recipe: Recipe, seed: int) -> Recipe:
+        """The recipe with a seed, on the threads allowed."""
+        return replace(recipe, options=replace(recipe.options, seed=seed, threads=self.threads))
 
 
 def beauty(run: Run) -> Figures:
@@ -98,7 +103,7 @@ def diversity_curve(run: Run) -> Figures:
     """The diversity knob on Beauty's validation part: what variety costs."""
     log = logs.beauty(run.data)
     split = leave_one_out(log.users, log.texts)
-    trained = train_encoder(split, run.embed(split.texts), BEAUTY, seed=0)
+    trained = train_encoder(split, run.embed(split.texts), run.recipe(BEAUTY, 0), seed=0)
     return dict(diversity.curve(trained.score, trained.table, split.counts(), split.validation[:CURVE_CASES]))
 
 
@@ -136,7 +141,7 @@ def _leave_one_out(split: LeaveOneOut, recipe: Recipe, run: Run, peer_epochs: in
     texts = run.embed(split.texts)
     runs = []
     for seed in range(run.seeds):
-        trained = train_encoder(split, texts, replace(recipe, options=replace(recipe.options, seed=seed)), seed)
+        trained = train_encoder(split, texts, run.recipe(recipe, seed), seed)
         ranks = judge(trained.score, split.test)
         runs.append(ranks.figures(counts) | {"seconds": trained.seconds, "epoch": trained.epoch})
     figures["Freshet"] = _over_seeds(runs)
@@ -148,7 +153,7 @@ def _peers(split: LeaveOneOut, run: Run, epochs: int) -> Figures:
     script = Path(__file__).with_name("rectools_peers.py")
     runs: list[Figures] = []
     for seed in range(run.seeds):
-        request = {"train": split.train, "test": split.test, "epochs": epochs, "threads": 1, "seed": seed}
+        request = {"train": split.train, "test": split.test, "epochs": epochs, "threads": run.threads, "seed": seed}
         done = subprocess.run(
             [str(run.peers), str(script)], input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=True
         )
@@ -160,7 +165,7 @@ def _stream(stream: logs.Stream, run: Run, *, kinds: set[str], window_days: floa
     texts = run.embed(stream.texts)
     runs = []
     for seed in range(run.seeds):
-        recipe = replace(STREAM, options=replace(STREAM.options, seed=seed))
+        recipe = run.recipe(STREAM, seed)
         runs.append(prequential.run(stream, texts, recipe, kinds=kinds, window_days=window_days, seed=seed))
     return {name: _over_seeds([figures[name] for figures in runs]) for name in runs[0]}
 
@@ -193,6 +198,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="(default: %(default)s)")
     parser.add_argument("--movielens", type=Path, default=PARTS / "data" / "ml-100k", help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings per figure (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of a training, a peer's too (default: %(default)s)")
     parser.add_argument(
         "--peers",
         type=Path,
@@ -208,7 +214,8 @@ def main() -> int:
     for part in given.only:
         started = time.perf_counter()
         try:
-            results[part] = PARTS_BY_NAME[part](Run(given.data, given.movielens, given.seeds, given.peers, _embed))
+            run = Run(given.data, given.movielens, given.seeds, given.threads, given.peers, _embed)
+            results[part] = PARTS_BY_NAME[part](run)
         except logs.DataError as error:
             sys.stderr.write(f"freshet quality: {error}\n")
             return 1
