@@ -62,7 +62,7 @@ unit: setup
 bench: setup
 	@$(BIN)/freshet bench
 
-soak: setup
+soak: setup-training
 	@$(BIN)/python -m tests.soak
 
 train: setup-training

@@ -1,8 +1,8 @@
-"""`make soak`: reloads, swaps under load and killed publishers on a real Triton, with what each cost.
+"""`make soak`: reloads, swaps under load, killed publishers and training beside serving, with what each cost.
 
-    python -m tests.soak [reloads] [kills] [swaps] [--reloads 200] [--swaps 20]
+    python -m tests.soak [reloads] [kills] [swaps] [training] [--reloads 200] [--swaps 20]
 
-Exits 1 where an inference failed, a list mixed versions, or a killed publisher
+Exits 1 where an inference failed, a list was degraded or mixed versions, or a killed publisher
 was not swept up after. The figures are printed, not judged: the machine decides them.
 """
 
@@ -17,8 +17,9 @@ from pathlib import Path
 from tests.soak.kills import kill_at_every_step
 from tests.soak.reloads import reload_many_times
 from tests.soak.swaps import swap_under_load
+from tests.soak.training import train_beside
 
-PARTS = ("reloads", "kills", "swaps")
+PARTS = ("reloads", "kills", "swaps", "training")
 
 
 def main() -> int:
@@ -40,6 +41,8 @@ def main() -> int:
             good &= kill_at_every_step(folder / "kills")
         if "swaps" in wanted:
             good &= swap_under_load(folder / "swaps", given.swaps)
+        if "training" in wanted:
+            good &= train_beside(folder / "training")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return 0 if good else 1

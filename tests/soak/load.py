@@ -1,4 +1,4 @@
-"""A steady stream of inferences at a Triton, each pinned and timed."""
+"""Steady streams: of inferences at a Triton, each pinned and timed, and of events to a worker."""
 
 from __future__ import annotations
 
@@ -11,12 +11,25 @@ import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from tests.integration.test_worker import stream
+from tests.integration.world import World
 from workers.core.features import USER_ENCODER_INPUTS
 from workers.core.rollout import MODEL
 
 USERS = 16
 PER_SECOND = 50.0
 DEADLINE = 5.0
+EVENTS_PER_SECOND = 100
+
+
+def feed(world: World, done: threading.Event) -> None:
+    """Send a world its events at an even pace until `done`."""
+    events = iter(stream(11, 10**6 // 10, users=2000))
+    due = time.monotonic()
+    while not done.is_set():
+        world.send([next(events) for _ in range(EVENTS_PER_SECOND // 10)])
+        due += 0.1
+        time.sleep(max(0.0, due - time.monotonic()))
 
 
 class Call(NamedTuple):

@@ -15,10 +15,9 @@ import numpy as np
 
 from deploy import local
 from tests.integration.bundles import SHIPPED, Keys, renamed_items
-from tests.integration.test_worker import stream
 from tests.integration.world import World
+from tests.soak.load import feed
 
-PER_SECOND = 100
 SETTLE_SECONDS = 3.0
 
 
@@ -35,7 +34,7 @@ def swap_under_load(folder: Path, swaps: int) -> bool:
         FRESHET_VERSIONS_KEPT=str(swaps + 2),
     )
     feeding = threading.Event()
-    feeder = threading.Thread(target=_feed, args=(world, feeding))
+    feeder = threading.Thread(target=feed, args=(world, feeding))
     windows: list[tuple[float, float]] = []
     try:
         world.worker()
@@ -58,15 +57,6 @@ def swap_under_load(folder: Path, swaps: int) -> bool:
             feeder.join()
         world.close()
         local.stop(stack)
-
-
-def _feed(world: World, done: threading.Event) -> None:
-    events = iter(stream(11, 10**6 // 10, users=2000))
-    due = time.monotonic()
-    while not done.is_set():
-        world.send([next(events) for _ in range(PER_SECOND // 10)])
-        due += 0.1
-        time.sleep(max(0.0, due - time.monotonic()))
 
 
 def _judge(world: World, windows: list[tuple[float, float]]) -> bool:

@@ -1,0 +1,112 @@
+"""`freshet train --every` beside a worker: from event to list while it trains, against the same without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from deploy import local
+from deploy.demo import movielens
+from deploy.local.parts import ROOT
+from tests.integration.bundles import SHIPPED, Keys
+from tests.integration.world import World
+from tests.soak.load import feed
+from workers.core.events import Event, encode_event
+
+STEADY_SECONDS = 40.0
+NEW = 5000
+ENDED = "run 1 ended with status"
+
+
+def train_beside(folder: Path) -> bool:
+    """Returns whether the run came to its end and no list was degraded meanwhile."""
+    folder.mkdir(parents=True)
+    keys = Keys(folder / "keys")
+    log = _log(folder)
+    stack = local.start(folder / "stack")
+    world = World(stack, folder, "beside", FRESHET_TRUSTED_KEYS=str(keys.folder))
+    feeding = threading.Event()
+    feeder = threading.Thread(target=feed, args=(world, feeding))
+    try:
+        world.worker()
+        feeder.start()
+        time.sleep(10)  # caches fill
+        began = time.time()
+        time.sleep(STEADY_SECONDS)
+        trained = time.time()
+        status = _train(log, folder / "job")
+        ended = time.time()
+        feeding.set()
+        feeder.join()
+        world.settle()
+        return status in ("0", "3") and _judge(world, began, trained, ended)
+    finally:
+        feeding.set()
+        if feeder.is_alive():
+            feeder.join()
+        world.close()
+        local.stop(stack)
+
+
+def _log(folder: Path) -> Path:
+    """MovieLens-100K, and after its end some of it over again by new users: what an hour's window would bring."""
+    movielens.convert(movielens.FOLDER, folder / "log")
+    path = folder / "log" / "events.jsonl"
+    events = [msgspec.json.decode(line, type=Event) for line in path.read_bytes().splitlines()]
+    later = events[-1].ts - events[-NEW].ts + 1000
+    with path.open("ab") as file:
+        for event in events[-NEW:]:
+            names = {"event_id": f"again-{event.event_id}", "user_id": f"again-{event.user_id}"}
+            file.write(encode_event(msgspec.structs.replace(event, **names, ts=event.ts + later)) + b"\n")
+    return path
+
+
+def _train(log: Path, work: Path) -> str:
+    """One turn of the periodic job; its status."""
+    options = {"events": log, "items": log.with_name("items.jsonl"), "config": ROOT / "deploy/domains/films.toml"}
+    options |= {"live": SHIPPED, "dir": work, "every": "1h", "threads": "1", "epochs": "4", "tracking": "none"}
+    command = [sys.executable, "-m", "workers.cli", "train"]
+    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    job = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        for line in job.stdout or ():
+            print(f"  {line.rstrip()}", flush=True)
+            if ENDED in line:
+                return line.partition(ENDED)[2].split(";")[0].strip()
+        return f"none, it exited with {job.wait()}"
+    finally:
+        job.terminate()
+        job.wait()
+
+
+def _judge(world: World, began: float, trained: float, ended: float) -> bool:
+    made = [json.loads(record.value) for record in world.records("recommendations")]
+    degraded = sum(one["degraded"] for one in made)
+    times: dict[str, list[float]] = {"alone": [], "beside training": []}
+    for one in made:
+        at, took = one["timings"]["publish"] / 1000, one["timings"]["publish"] - one["timings"]["broker"]
+        if began <= at < trained:
+            times["alone"].append(took)
+        elif trained <= at < ended:
+            times["beside training"].append(took)
+    print(f"{len(made):,} lists, {degraded} degraded; training took {ended - trained:.0f} s")
+    for name, ms in times.items():
+        p50, p99 = np.percentile(ms, (50, 99))
+        print(f"event to list, {name}: p50 {p50:.0f} ms, p99 {p99:.0f} ms over {len(ms):,} lists")
+    ratio = np.percentile(times["beside training"], 99) / np.percentile(times["alone"], 99)
+    print(f"p99 beside training {ratio:.2f} × alone")
+    return not degraded
