@@ -100,8 +100,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     negatives: Positive = 1500
     """Items a step is scored against, where the catalogue is too large to score whole."""
     learning_rate: Rate = 3e-3
-    final_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    """Part of the learning rate that is left at the last of the epochs."""
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 1e-2
     average: Rate = 0.99
     """Decay of the moving average of the weights."""

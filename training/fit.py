@@ -37,8 +37,6 @@ from workers.core.features import FIRST_ITEM, PADDING
 
 FULL_SOFTMAX = 4000
 """Catalogues up to this many items are scored whole at every step."""
-WARM_UP = 0.02
-"""Part of a run's epochs over which the learning rate rises to its height."""
 
 Rows = Callable[[np.random.Generator], Examples]
 Score = Callable[[UserEncoder], float]
@@ -52,7 +50,6 @@ class Options:
     patience: int = 4
     positions: int = 2048
     learning_rate: float = 3e-3
-    final_rate: float = 1.0
     weight_decay: float = 1e-2
     average: float = 0.99
     negatives: int = 1500
@@ -162,7 +159,6 @@ class _Run:
         losses = []
         self.model.train()
         for done, gradient in enumerate(gradients, 1):
-            self._pace((self.epoch - 1 + done / len(gradients)) / options.epochs)
             losses.append(self._step(gradient))
             advance(done, len(gradients))
         loss = float(np.nanmean(losses)) if np.isfinite(losses).any() else math.nan
@@ -191,13 +187,6 @@ class _Run:
         loss_of = partial(step_loss, self.model, sampler=sampler)
         draws = private.draws(self.random)
         return [partial(private_gradient, self.model, users, loss_of, private.settings) for users in draws]
-
-    def _pace(self, done: float) -> None:
-        """Set the learning rate for a part `done` of all epochs: it rises, then falls along half a cosine."""
-        final = self.options.final_rate
-        left = final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.options.learning_rate * left * min(1.0, done / WARM_UP)
 
     def _gradient(self, batch: Examples, sampler: Sampler | None) -> float:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):

@@ -13,7 +13,7 @@ import torch
 from tests.training.worlds import ITEMS, MODEL, walk
 from training.checkpoint import Checkpoint
 from training.examples import Examples, histories, windows
-from training.fit import Epoch, FitError, Fitted, Options, _Run, fit
+from training.fit import Epoch, FitError, Fitted, Options, fit
 from training.model import Config as ModelConfig
 from training.model import UserEncoder
 
@@ -77,18 +77,6 @@ def test_a_seed_decides_a_run() -> None:
     assert same(run(short, lambda _: None), run(short, lambda _: None))
     other = run(dataclasses.replace(short, seed=1), lambda _: None)
     assert not same(run(short, lambda _: None), other)
-
-
-def test_the_learning_rate_falls_to_what_is_told() -> None:
-    """It rises at first, and at the last step is `final_rate` of its height; without a fall it stays up."""
-    for final in (1.0, 0.1):
-        options = dataclasses.replace(OPTIONS, epochs=50, final_rate=final)
-        paced = _Run(model(), options, None)
-        rates = []
-        for done in (0.01, 0.02, 0.5, 1.0):
-            paced._pace(done)
-            rates.append(paced.optimiser.param_groups[0]["lr"] / options.learning_rate)
-        assert rates == pytest.approx([0.5, 1.0, (1 + final) / 2, final], rel=2e-3)
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
