@@ -15,7 +15,6 @@ so a run that was killed and goes on ends with the weights of one that was not
 from __future__ import annotations
 
 import copy
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -161,7 +160,7 @@ class _Run:
         for done, gradient in enumerate(gradients, 1):
             losses.append(self._step(gradient))
             advance(done, len(gradients))
-        loss = float(np.nanmean(losses)) if np.isfinite(losses).any() else math.nan
+        loss = float(np.mean([loss for loss in losses if loss is not None]))
         if not np.isfinite(loss):
             raise FitError(f"the loss is no number in epoch {self.epoch}: set a smaller learning_rate")
         score = None
@@ -172,14 +171,14 @@ class _Run:
                 self.best = _state(self.average)
         return Epoch(self.epoch, loss, time.perf_counter() - started, score, self.best_epoch == self.epoch)
 
-    def _gradients(self, rows: Rows) -> list[Callable[[], float]]:
+    def _gradients(self, rows: Rows) -> list[Callable[[], float | None]]:
         """The epoch's steps: each leaves its gradient in the parameters and returns its loss."""
         examples = rows(self.random)
         sampler = _sampler(examples, self.model, self.options)
         steps = batches(examples, self.options.positions, self.random)
         return [partial(self._gradient, batch, sampler) for batch in steps]
 
-    def _private_gradients(self, private: Private) -> list[Callable[[], float]]:
+    def _private_gradients(self, private: Private) -> list[Callable[[], float | None]]:
         """The same for a private run; items are sampled alike, for how frequent they are is not public."""
         sampler = None
         if self.model.config.items > FULL_SOFTMAX:
@@ -196,7 +195,7 @@ class _Run:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         return loss.item()
 
-    def _step(self, gradient: Callable[[], float]) -> float:
+    def _step(self, gradient: Callable[[], float | None]) -> float | None:
         loss = gradient()
         self.optimiser.step()
         self.step += 1

@@ -73,8 +73,8 @@ def epsilon(noise: float, chance: float, steps: int, delta: float) -> float:
 
 def private_gradient(
     model: nn.Module, users: Sequence[Examples], loss_of: Callable[[Examples], Tensor], privacy: Privacy
-) -> float:
-    """Leave a step's private gradient in the parameters; returns the mean loss, NaN without users."""
+) -> float | None:
+    """Leave a step's private gradient in the parameters; returns the mean loss, where somebody was drawn."""
     parameters = list(model.parameters())
     total = [torch.zeros_like(parameter) for parameter in parameters]
     losses = []
@@ -89,4 +89,4 @@ def private_gradient(
     for parameter, kept in zip(parameters, total, strict=True):
         kept.add_(torch.randn_like(kept), alpha=privacy.noise * privacy.clip)
         parameter.grad = kept / privacy.users_per_step
-    return float(np.mean(losses)) if losses else math.nan
+    return float(np.mean(losses)) if losses else None
