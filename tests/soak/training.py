@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ import numpy as np
 from deploy import local
 from deploy.demo import movielens
 from deploy.local.parts import ROOT
-from tests.integration.bundles import SHIPPED, Keys
+from tests.integration.bundles import Keys
 from tests.integration.world import World
 from tests.soak.load import feed
 from workers.core.events import Event, encode_event
@@ -31,6 +30,8 @@ def train_beside(folder: Path) -> bool:
     folder.mkdir(parents=True)
     keys = Keys(folder / "keys")
     log = _log(folder)
+    parent = folder / "parent"
+    subprocess.run(_command(log.with_name("first.jsonl"), folder / "job", out=parent, epochs=1), check=True)
     stack = local.start(folder / "stack")
     world = World(stack, folder, "beside", FRESHET_TRUSTED_KEYS=str(keys.folder))
     feeding = threading.Event()
@@ -42,7 +43,7 @@ def train_beside(folder: Path) -> bool:
         began = time.time()
         time.sleep(STEADY_SECONDS)
         trained = time.time()
-        status = _train(log, folder / "job")
+        status = _train(_command(log, folder / "job", live=parent, every="1h", epochs=4))
         ended = time.time()
         feeding.set()
         feeder.join()
@@ -57,10 +58,12 @@ def train_beside(folder: Path) -> bool:
 
 
 def _log(folder: Path) -> Path:
-    """MovieLens-100K, and after its end some of it over again by new users: what an hour's window would bring."""
+    """MovieLens-100K, `first.jsonl`, and with some of it over again by new users: what an hour would bring."""
     movielens.convert(movielens.FOLDER, folder / "log")
     path = folder / "log" / "events.jsonl"
-    events = [msgspec.json.decode(line, type=Event) for line in path.read_bytes().splitlines()]
+    first = path.read_bytes()
+    path.with_name("first.jsonl").write_bytes(first)
+    events = [msgspec.json.decode(line, type=Event) for line in first.splitlines()]
     later = events[-1].ts - events[-NEW].ts + 1000
     with path.open("ab") as file:
         for event in events[-NEW:]:
@@ -69,19 +72,17 @@ def _log(folder: Path) -> Path:
     return path
 
 
-def _train(log: Path, work: Path) -> str:
-    """One turn of the periodic job; its status."""
-    options = {"events": log, "items": log.with_name("items.jsonl"), "config": ROOT / "deploy/domains/films.toml"}
-    options |= {"live": SHIPPED, "dir": work, "every": "1h", "threads": "1", "epochs": "4", "tracking": "none"}
+def _command(log: Path, work: Path, **options: object) -> list[str]:
+    """`freshet train` on a log of films, on one thread."""
+    given = {"events": log, "items": log.with_name("items.jsonl"), "config": ROOT / "deploy/domains/films.toml"}
+    given |= {"dir": work, "threads": "1", "tracking": "none", **options}
     command = [sys.executable, "-m", "workers.cli", "train"]
-    command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    job = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    return command + [part for name, value in given.items() for part in (f"--{name}", str(value))]
+
+
+def _train(command: list[str]) -> str:
+    """One turn of the periodic job; its status."""
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         for line in job.stdout or ():
             print(f"  {line.rstrip()}", flush=True)
