@@ -19,10 +19,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import dp_accounting
 import numpy as np
 import torch
-from dp_accounting.pld import PLDAccountant
 from torch import Tensor, nn
 
 from training.config import Privacy
@@ -65,6 +63,9 @@ class Private:
 
 def epsilon(noise: float, chance: float, steps: int, delta: float) -> float:
     """ε after `steps` that each draw a user with `chance`."""
+    import dp_accounting  # noqa: PLC0415 - only where a run is private
+    from dp_accounting.pld import PLDAccountant  # noqa: PLC0415
+
     step = dp_accounting.PoissonSampledDpEvent(chance, dp_accounting.GaussianDpEvent(noise))
     accountant = PLDAccountant()
     accountant.compose(dp_accounting.SelfComposedDpEvent(step, steps))
