@@ -239,17 +239,18 @@ class Pipeline:
         if messages:
             await self._publisher.publish(messages)
 
-    async def _write_behaviour(self, touched: list[Touched]) -> None:
+    async def _write_features(self, users: list[Touched], embedding: Sequence[FeatureRow] = ()) -> None:
+        """Write the users' behaviour, and their vectors where there are any; who withdrew consent has no features."""
         behaviours = self._settings.behaviours
-        rows = [
+        behaviour = [
             FeatureRow(user.user_id, user.state.feature_ts, behaviour_row(user.state, behaviours))
-            for user in touched
+            for user in users
             if not user.state.consent
         ]
-        gone = [user.user_id for user in touched if user.state.consent]
-        with metrics.STEP.labels("behaviour_features").time():
-            if rows:
-                await _retried(lambda: self._features.write_behaviour(rows))
+        gone = [user.user_id for user in users if user.state.consent]
+        with metrics.STEP.labels("features").time():
+            if behaviour:
+                await _retried(lambda: self._features.write(behaviour, embedding))
             if gone:
                 await _retried(lambda: self._features.delete(gone))
 
@@ -273,10 +274,8 @@ class Pipeline:
             effects: list[Awaitable[None]] = [batch.written, self._publish_popularity(batch.partitions)]
             if batch.dead:
                 effects.append(self._publisher.publish(batch.dead))
-            if batch.touched:
-                effects.append(self._write_behaviour(batch.touched))
             if plain:
-                effects.append(self._publish_plain(batch, plain))
+                effects += [self._write_features(plain), self._publish_plain(batch, plain)]
             if first is not None:
                 effects.append(self._refresh(batch, chunks, first))
             await _all(effects)
@@ -316,7 +315,8 @@ class Pipeline:
         states = [user.state for user in chunk]
         if encoded is None:
             lists = [self._lists.make_popular(live, user.user_id, user.state) for user in chunk]
-            await self._publish_lists(batch, chunk, lists, inference, degraded=True)
+            published = self._publish_lists(batch, chunk, lists, inference, degraded=True)
+            await _all([self._write_features(chunk), published])
             return
         assert inference.history is not None
         with metrics.STEP.labels("rank").time():
@@ -325,17 +325,9 @@ class Pipeline:
             FeatureRow(user.user_id, user.state.feature_ts, (vector, live.version))
             for user, vector in zip(chunk, encoded.embedding, strict=True)
         ]
-        await _all(
-            [
-                self._write_embedding(rows),
-                self._publish_lists(batch, chunk, lists, inference, degraded=False),
-            ]
-        )
+        published = self._publish_lists(batch, chunk, lists, inference, degraded=False)
+        await _all([published, self._write_features(chunk, rows)])
         self._trial.offer([(user.user_id, user.state) for user in chunk])
-
-    async def _write_embedding(self, rows: list[FeatureRow]) -> None:
-        with metrics.STEP.labels("embedding_features").time():
-            await _retried(lambda: self._features.write_embedding(rows))
 
     async def _publish_plain(self, batch: _Batch, users: list[Touched]) -> None:
         """Users without a profile get the popular list; an erased one gets a tombstone."""

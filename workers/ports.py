@@ -105,11 +105,12 @@ class Encoder(Protocol):
 class FeatureStore(Protocol):
     """The online feature store."""
 
-    async def write_behaviour(self, rows: Sequence[FeatureRow]) -> None:
-        """Write the behaviour view; values in the order of `core.features.behaviour_features`."""
+    async def write(self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
+        """Write rows of both views.
 
-    async def write_embedding(self, rows: Sequence[FeatureRow]) -> None:
-        """Write the embedding view; values are (vector, model version)."""
+        Behaviour values are in the order of `core.features.behaviour_features`; embedding values are
+        (vector, model version).
+        """
 
     async def delete(self, user_ids: Sequence[str]) -> None:
         """Remove every row of these users."""

@@ -158,8 +158,8 @@ def plain(features: dict[str, Any]) -> dict[str, Any]:
 async def test_what_is_written_is_the_fold(store: FeatureStore, user: str) -> None:
     """Every field of the state, and the vector to the bit, come back."""
     state, vector = folded(user), embedding(user, T0_US, version=7)
-    await store.write_behaviour([behaviour(user, state.feature_ts, state)])
-    await store.write_embedding([vector])
+    await store.write([behaviour(user, state.feature_ts, state)])
+    await store.write((), [vector])
     read = plain(await store.read(user))
     assert read == {**expected(state), "embedding": vector.values[0].tolist(), "model_version": 7}
     assert len(read["recent_items"]) == HISTORY
@@ -173,7 +173,7 @@ async def test_fields_are_the_cores(store: FeatureStore, user: str) -> None:
 
 async def test_views_are_independent(store: FeatureStore, user: str) -> None:
     """A user may have one view and not the other: Triton away, or an embedding not made yet."""
-    await store.write_behaviour([behaviour(user, T0_US)])
+    await store.write([behaviour(user, T0_US)])
     read = await store.read(user)
     assert read["embedding"] is None
     assert read["model_version"] is None
@@ -182,7 +182,7 @@ async def test_views_are_independent(store: FeatureStore, user: str) -> None:
 
 async def test_profile_without_events(store: FeatureStore, user: str) -> None:
     """Somebody who opted in again and did nothing yet has empty lists, which are not absent ones."""
-    await store.write_behaviour([behaviour(user, T0_US, empty_state(0))])
+    await store.write([behaviour(user, T0_US, empty_state(0))])
     read = plain(await store.read(user))
     assert read == {**expected(empty_state(0)), "embedding": None, "model_version": None}
 
@@ -190,23 +190,23 @@ async def test_profile_without_events(store: FeatureStore, user: str) -> None:
 async def test_later_write_wins(store: FeatureStore, user: str) -> None:
     """The newer state is read, also within one batch."""
     for events in (5, 6):
-        await store.write_behaviour([behaviour(user, T0_US + events * SECOND_US, folded(user, events))])
+        await store.write([behaviour(user, T0_US + events * SECOND_US, folded(user, events))])
     assert plain(await store.read(user))["last_event_time"] == folded(user, 6).last_ts
-    await store.write_embedding([embedding(user, T0_US, 1), embedding(user, T0_US + 1, 2)])
+    await store.write((), [embedding(user, T0_US, 1), embedding(user, T0_US + 1, 2)])
     assert (await store.read(user))["model_version"] == 2
 
 
 async def test_a_microsecond_later_lands(store: FeatureStore, user: str) -> None:
     """Two states of one millisecond are a microsecond apart, and neither is dropped."""
     for version in (1, 2, 3):
-        await store.write_embedding([embedding(user, T0_US + version, version)])
+        await store.write((), [embedding(user, T0_US + version, version)])
         assert (await store.read(user))["model_version"] == version
 
 
 async def test_equal_timestamp_lands(store: FeatureStore, user: str) -> None:
     """The same state encoded by a newer model carries the same timestamp, and replaces the vector."""
     for version in (1, 2):
-        await store.write_embedding([embedding(user, T0_US, version)])
+        await store.write((), [embedding(user, T0_US, version)])
     read = await store.read(user)
     assert read["model_version"] == 2
     assert plain(read)["embedding"] == embedding(user, T0_US, 2).values[0].tolist()
@@ -215,8 +215,8 @@ async def test_equal_timestamp_lands(store: FeatureStore, user: str) -> None:
 async def test_delete_removes_both_views_of_these_users(store: FeatureStore, user: str) -> None:
     """Whoever is erased is gone; the others stay; deleting again, or nobody, is fine."""
     users = [f"{user}{number}" for number in range(3)]
-    await store.write_behaviour([behaviour(one, T0_US) for one in users])
-    await store.write_embedding([embedding(one, T0_US) for one in users])
+    await store.write([behaviour(one, T0_US) for one in users])
+    await store.write((), [embedding(one, T0_US) for one in users])
     for gone in (users[:2], users[:2], []):
         await store.delete(gone)
     for one in users[:2]:
@@ -227,21 +227,21 @@ async def test_delete_removes_both_views_of_these_users(store: FeatureStore, use
 
 async def test_written_again_after_a_delete(store: FeatureStore, user: str) -> None:
     """Opting in again works from the next event on."""
-    await store.write_embedding([embedding(user, T0_US, 1)])
+    await store.write((), [embedding(user, T0_US, 1)])
     await store.delete([user])
-    await store.write_embedding([embedding(user, T0_US + 1, 2)])
+    await store.write((), [embedding(user, T0_US + 1, 2)])
     assert (await store.read(user))["model_version"] == 2
 
 
 async def test_batch_of_a_thousand(store: FeatureStore, user: str) -> None:
     """A large batch is written whole, each row under its own user; an empty one is no error."""
     state = folded(user)
-    await store.write_behaviour(
+    await store.write(
         [FeatureRow(f"{user}{n}", T0_US + n, (*behaviour_row(state, BEHAVIOURS)[:-1], n)) for n in range(1000)]
     )
-    await store.write_embedding([embedding(f"{user}{n}", T0_US + n, n) for n in range(1000)])
-    await store.write_behaviour([])
-    await store.write_embedding([])
+    await store.write((), [embedding(f"{user}{n}", T0_US + n, n) for n in range(1000)])
+    await store.write([])
+    await store.write((), [])
     for n in (0, 1, 63, 64, 65, 500, 999):
         read = await store.read(f"{user}{n}")
         assert (read["last_event_time"], read["model_version"]) == (n, n)
@@ -250,7 +250,7 @@ async def test_batch_of_a_thousand(store: FeatureStore, user: str) -> None:
 @pytest.mark.parametrize("name", ["é😀", "a:b,c=d", "with space\n", "x" * 256, "1", "'; DROP TABLE x; --", "a\0b"])
 async def test_any_user_id(store: FeatureStore, user: str, name: str) -> None:
     """A user id is any text."""
-    await store.write_embedding([embedding(user + name, T0_US, 5)])
+    await store.write((), [embedding(user + name, T0_US, 5)])
     assert (await store.read(user + name))["model_version"] == 5
     assert (await store.read(user))["model_version"] is None
     await store.delete([user + name])
@@ -260,8 +260,8 @@ async def test_any_user_id(store: FeatureStore, user: str, name: str) -> None:
 async def test_outsider_reads_the_fold(feast_store: FeastStore, user: str) -> None:
     """Another program's `get_online_features` gives the fold, by reference and by the model's feature service."""
     states = {f"{user}{n}": folded(f"{user}{n}", n) for n in (1, HISTORY, 3 * HISTORY)}
-    await feast_store.write_behaviour([behaviour(one, state.feature_ts, state) for one, state in states.items()])
-    await feast_store.write_embedding([embedding(one, T0_US, 4) for one in states])
+    await feast_store.write([behaviour(one, state.feature_ts, state) for one, state in states.items()])
+    await feast_store.write((), [embedding(one, T0_US, 4) for one in states])
     feast = outsider(feast_store)
     names = [feature.name for feature in behaviour_features(BEHAVIOURS)]
     answer = feast.get_online_features(
@@ -285,8 +285,8 @@ async def test_outsider_reads_the_fold(feast_store: FeastStore, user: str) -> No
 
 async def test_older_write_is_dropped(feast_store: FeastStore, user: str) -> None:
     """A worker that lost its partition cannot put old features back; SQLite tells whole seconds apart."""
-    await feast_store.write_embedding([embedding(user, T0_US + DAY_US, 2)])
-    await feast_store.write_embedding([embedding(user, T0_US + DAY_US - SECOND_US, 1)])
+    await feast_store.write((), [embedding(user, T0_US + DAY_US, 2)])
+    await feast_store.write((), [embedding(user, T0_US + DAY_US - SECOND_US, 1)])
     assert (await feast_store.read(user))["model_version"] == 2
 
 
@@ -295,9 +295,9 @@ async def test_redis_drops_what_is_a_microsecond_older(feast_store: FeastStore, 
     """On Redis order holds to the microsecond, whichever of the two parts of the timestamp differs."""
     for newest in (T0_US, T0_US + 1, T0_US + 999_999, 150_000_000 * SECOND_US, 4_102_444_800 * SECOND_US + 5):
         await feast_store.delete([user])
-        await feast_store.write_embedding([embedding(user, newest, 2)])
+        await feast_store.write((), [embedding(user, newest, 2)])
         for older in (newest - 1, newest - 300, newest - SECOND_US, newest - DAY_US):
-            await feast_store.write_embedding([embedding(user, older, 1)])
+            await feast_store.write((), [embedding(user, older, 1)])
         assert (await feast_store.read(user))["model_version"] == 2
 
 
@@ -306,8 +306,8 @@ async def test_rows_lie_as_feast_lays_them(feast_store: FeastStore, user: str) -
     ours, theirs = f"{user}-a", f"{user}-b"
     state, timestamp_us = folded(user), T0_US + 123_456
     rows = {"user_behaviour": behaviour(ours, timestamp_us, state), "user_embedding": embedding(ours, timestamp_us)}
-    await feast_store.write_behaviour([rows["user_behaviour"]])
-    await feast_store.write_embedding([rows["user_embedding"]])
+    await feast_store.write([rows["user_behaviour"]])
+    await feast_store.write((), [rows["user_embedding"]])
 
     feast = outsider(feast_store)
     key = EntityKey(join_keys=["user_id"], entity_values=[Value(string_val=theirs)])
@@ -360,8 +360,8 @@ def stored(feast: Feast, user_id: str) -> dict[Any, Any]:
 
 async def test_nothing_of_an_erased_user_is_left(feast_store: FeastStore, user: str) -> None:
     """After a delete the store itself holds nothing under the user."""
-    await feast_store.write_behaviour([behaviour(user, T0_US)])
-    await feast_store.write_embedding([embedding(user, T0_US)])
+    await feast_store.write([behaviour(user, T0_US)])
+    await feast_store.write((), [embedding(user, T0_US)])
     await feast_store.delete([user])
     assert stored(outsider(feast_store), user) == {}
 
@@ -370,7 +370,7 @@ async def test_applied_twice_changes_nothing(tmp_path: Path) -> None:
     """Every worker applies at its start; the definitions keep their version, and stored rows stay."""
     settings = feast_settings(tmp_path / "new" / "folder", "sqlite")
     first = open_feature_store(settings)
-    await first.write_embedding([embedding("u", T0_US, 3)])
+    await first.write((), [embedding("u", T0_US, 3)])
     before = {view.name: view for view in outsider(first).list_feature_views()}
     apply(settings)
     with ThreadPoolExecutor(4) as threads:
@@ -391,7 +391,7 @@ async def test_workers_share_one_sqlite_file(tmp_path: Path) -> None:
     async def work(number: int) -> None:
         for batch in range(20):
             rows = [embedding(f"u{number}-{n}", T0_US + batch, batch) for n in range(50)]
-            await workers[number].write_embedding(rows)
+            await workers[number].write((), rows)
 
     await asyncio.gather(work(0), work(1))
     for number in range(2):
@@ -429,8 +429,8 @@ def test_wrong_settings_are_said(tmp_path: Path, change: dict[str, str], message
 async def all_unavailable(store: FeastStore) -> None:
     """Every verb says `Unavailable`, and within seconds."""
     verbs: list[Callable[[], Awaitable[Any]]] = [
-        lambda: store.write_behaviour([behaviour("u", T0_US)]),
-        lambda: store.write_embedding([embedding("u", T0_US)]),
+        lambda: store.write([behaviour("u", T0_US)]),
+        lambda: store.write((), [embedding("u", T0_US)]),
         lambda: store.delete(["u"]),
         lambda: store.read("u"),
         store.ping,
@@ -458,7 +458,7 @@ async def test_paused_redis_is_unavailable_and_comes_back(redis: RunningRedis, t
         await all_unavailable(store)
     finally:
         os.kill(redis.process.pid, signal.SIGCONT)
-    await store.write_embedding([embedding("paused", T0_US, 9)])
+    await store.write((), [embedding("paused", T0_US, 9)])
     assert (await store.read("paused"))["model_version"] == 9
     store.close()
 
@@ -466,12 +466,12 @@ async def test_paused_redis_is_unavailable_and_comes_back(redis: RunningRedis, t
 async def test_emptied_redis_is_written_again(redis: RunningRedis, tmp_path: Path) -> None:
     """A Redis that restarted empty has lost the rows and the script; the next write brings both."""
     store = open_feature_store(feast_settings(tmp_path, redis.url))
-    await store.write_embedding([embedding("emptied", T0_US, 1)])
+    await store.write((), [embedding("emptied", T0_US, 1)])
     with Redis(port=redis.port) as client:
         client.flushall()
         client.script_flush()
     assert (await store.read("emptied"))["model_version"] is None
-    await store.write_embedding([embedding("emptied", T0_US, 1)])
+    await store.write((), [embedding("emptied", T0_US, 1)])
     assert (await store.read("emptied"))["model_version"] == 1
     store.close()
 
@@ -479,10 +479,10 @@ async def test_emptied_redis_is_written_again(redis: RunningRedis, tmp_path: Pat
 async def test_locked_sqlite_is_unavailable_and_comes_back(tmp_path: Path) -> None:
     """While another process holds the write lock, writes wait, then say so; reads and the event loop go on."""
     store = open_feature_store(feast_settings(tmp_path, "sqlite"))
-    await store.write_embedding([embedding("u", T0_US, 1)])
+    await store.write((), [embedding("u", T0_US, 1)])
     other = sqlite3.connect(tmp_path / "online.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    for write in (lambda: store.write_embedding([embedding("u", T0_US + 1, 2)]), lambda: store.delete(["u"])):
+    for write in (lambda: store.write((), [embedding("u", T0_US + 1, 2)]), lambda: store.delete(["u"])):
         ticks, writing = 0, asyncio.ensure_future(write())
         while not writing.done():
             await asyncio.sleep(0.01)
@@ -493,7 +493,7 @@ async def test_locked_sqlite_is_unavailable_and_comes_back(tmp_path: Path) -> No
     assert (await store.read("u"))["model_version"] == 1
     other.execute("ROLLBACK")
     other.close()
-    await store.write_embedding([embedding("u", T0_US + 1, 2)])
+    await store.write((), [embedding("u", T0_US + 1, 2)])
     assert (await store.read("u"))["model_version"] == 2
     store.close()
 
@@ -501,7 +501,7 @@ async def test_locked_sqlite_is_unavailable_and_comes_back(tmp_path: Path) -> No
 async def test_writes_outlive_a_killed_process(tmp_path: Path) -> None:
     """What a write returned for is there for the next process, without a close."""
     settings = feast_settings(tmp_path, "sqlite")
-    await open_feature_store(settings).write_embedding([embedding("u", T0_US, 1)])
+    await open_feature_store(settings).write((), [embedding("u", T0_US, 1)])
     as_left = shutil.copytree(tmp_path, tmp_path / "as left")
     survivor = open_feature_store(msgspec.structs.replace(settings, feast_dir=str(as_left)))
     assert (await survivor.read("u"))["model_version"] == 1

@@ -156,9 +156,9 @@ def test_what_differs_is_reported(world: World, tmp_path: Path) -> None:
         names = [feature.name for feature in behaviour_features(settings.behaviours)]
         values = tuple(served[name] if name != "view_count" else 99 for name in names)
         newer = served["last_event_time"] * 1000 + 10_000_000
-        _run(store.write_behaviour([FeatureRow("user-9", newer, values)]))
+        _run(store.write([FeatureRow("user-9", newer, values)]))
         vector = [-number for number in served["embedding"]]
-        _run(store.write_embedding([FeatureRow("user-9", newer, (vector, served["model_version"]))]))
+        _run(store.write((), [FeatureRow("user-9", newer, (vector, served["model_version"]))]))
     finally:
         store.close()
     out = tmp_path / "verification.json"

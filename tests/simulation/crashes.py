@@ -103,13 +103,10 @@ class MortalFeatures:
         self._features = durable.features
         self.read = durable.features.read
 
-    async def write_behaviour(self, rows: Sequence[FeatureRow]) -> None:
+    async def write(self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
         """Write rows one by one."""
-        await self._each(rows, self._features.write_behaviour)
-
-    async def write_embedding(self, rows: Sequence[FeatureRow]) -> None:
-        """Write rows one by one."""
-        await self._each(rows, self._features.write_embedding)
+        await self._each(behaviour, self._features.write)
+        await self._each(embedding, lambda rows: self._features.write((), rows))
 
     async def delete(self, user_ids: Sequence[str]) -> None:
         """Delete users one by one."""

@@ -74,7 +74,7 @@ async def test_large_runs_are_encoded_in_batches_purchases_first() -> None:
     assert [made.user_id for made in lists(world.publisher.messages)][:2] == ["buyer", "clicker"]
 
 
-EFFECTS = ("state", "lists", "dead letters", "popularity", "behaviour", "embedding", "delete")
+EFFECTS = ("state", "lists", "dead letters", "popularity", "features", "delete")
 
 
 class Gate:
@@ -100,11 +100,7 @@ def gated(world: World, gate: Callable[[str], Any]) -> None:
         world.settings.popularity_topic: "popularity",
     }
     write, publish = world.store.write, world.publisher.publish
-    behaviour, embedding, delete = (
-        world.features.write_behaviour,
-        world.features.write_embedding,
-        world.features.delete,
-    )
+    write_rows, delete = world.features.write, world.features.delete
 
     async def write_state(states: Mapping[str, bytes]) -> None:
         await gate("state")
@@ -115,13 +111,9 @@ def gated(world: World, gate: Callable[[str], Any]) -> None:
             await gate(topics[topic])
         await publish(messages)
 
-    async def write_behaviour(rows: Sequence[FeatureRow]) -> None:
-        await gate("behaviour")
-        await behaviour(rows)
-
-    async def write_embedding(rows: Sequence[FeatureRow]) -> None:
-        await gate("embedding")
-        await embedding(rows)
+    async def write_features(behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
+        await gate("features")
+        await write_rows(behaviour, embedding)
 
     async def delete_users(users: Sequence[str]) -> None:
         await gate("delete")
@@ -129,8 +121,7 @@ def gated(world: World, gate: Callable[[str], Any]) -> None:
 
     world.store.write = write_state  # type: ignore[method-assign]
     world.publisher.publish = publish_messages  # type: ignore[method-assign]
-    world.features.write_behaviour = write_behaviour  # type: ignore[method-assign]
-    world.features.write_embedding = write_embedding  # type: ignore[method-assign]
+    world.features.write = write_features  # type: ignore[method-assign]
     world.features.delete = delete_users  # type: ignore[method-assign]
 
 
@@ -349,26 +340,26 @@ async def test_an_event_produced_twice_moves_the_position_alone(world: World) ->
 async def test_features_are_retried_while_the_store_is_away(world: World) -> None:
     """A store that answers at the third try has every row, and the tries are counted."""
     before = sample("freshet_feature_write_retries_total")
-    write, fails = world.features.write_behaviour, iter((True, True))
+    write, fails = world.features.write, iter((True, True))
 
-    async def write_behaviour(rows: Sequence[FeatureRow]) -> None:
+    async def write_late(behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
         if next(fails, False):
             raise Unavailable("restarting")
-        await write(rows)
+        await write(behaviour, embedding)
 
-    world.features.write_behaviour = write_behaviour  # type: ignore[method-assign]
+    world.features.write = write_late  # type: ignore[method-assign]
     await world.run(event(0))
     assert list((await world.features.read("ann"))["recent_items"]) == [ITEMS[0]]
     assert sample("freshet_feature_write_retries_total") == before + 2
 
 
-@pytest.mark.parametrize("effect", ["write_behaviour", "write_embedding", "delete"])
+@pytest.mark.parametrize("effect", ["write", "delete"])
 async def test_a_store_away_for_good_ends_the_run(world: World, effect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the tries are used up the run raises: features are never dropped silently."""
     monkeypatch.setattr(pipeline_module, "FEATURE_RETRIES", 1)
     tries = 0
 
-    async def away(_: object) -> None:
+    async def away(*_: object) -> None:
         nonlocal tries
         tries += 1
         raise Unavailable("gone")
@@ -381,7 +372,7 @@ async def test_a_store_away_for_good_ends_the_run(world: World, effect: str, mon
 
 async def test_every_step_is_observed(world: World) -> None:
     """Each step's seconds, the batch size, the folds, the lists and the freshness are in the metrics."""
-    steps = ("fold", "state", "behaviour_features", "encode", "rank", "embedding_features", "publish")
+    steps = ("fold", "state", "encode", "rank", "features", "publish")
     names = {step: sample("freshet_step_seconds_count", step=step) for step in steps}
     kinds = {kind: sample("freshet_lists_published_total", kind=kind) for kind in ("personalised", "plain", "degraded")}
     folded = sample("freshet_events_folded_total")

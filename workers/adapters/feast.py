@@ -118,13 +118,9 @@ class FeastStore:
         self._rows = self._open_rows(yaml.safe_load(file.read_text()))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="features")
 
-    async def write_behaviour(self, rows: Sequence[FeatureRow]) -> None:
-        """Write the behaviour view. Raises `Unavailable`."""
-        await self._run(self._write, self._behaviour, rows)
-
-    async def write_embedding(self, rows: Sequence[FeatureRow]) -> None:
-        """Write the embedding view. Raises `Unavailable`."""
-        await self._run(self._write, self._embedding, rows)
+    async def write(self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
+        """Write rows of both views. Raises `Unavailable`."""
+        await self._run(self._write, behaviour, embedding)
 
     async def delete(self, user_ids: Sequence[str]) -> None:
         """Remove every row of these users. Raises `Unavailable`."""
@@ -150,10 +146,12 @@ class FeastStore:
         with unavailable():
             return call(*args)
 
-    def _write(self, view: View, rows: Sequence[FeatureRow]) -> None:
-        if rows:
-            keys = [entity_key(row.user_id) for row in rows]
-            self._rows.write(view, keys, [row.timestamp_us for row in rows], view.encode(rows))
+    def _write(self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow]) -> None:
+        written = [
+            view.encode(rows) for view, rows in ((self._behaviour, behaviour), (self._embedding, embedding)) if rows
+        ]
+        if written:
+            self._rows.write(written)
 
     def _delete(self, user_ids: Sequence[str]) -> None:
         if user_ids:

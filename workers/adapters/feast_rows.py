@@ -23,7 +23,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import mmh3
 import numpy as np
@@ -68,6 +68,15 @@ def redis_client(host: str, port: int) -> Redis:
     )
 
 
+class EncodedRows(NamedTuple):
+    """Rows of one view, serialised: entity keys, times in µs, and the values, a list per feature."""
+
+    view: View
+    keys: list[bytes]
+    timestamps_us: list[int]
+    columns: list[list[bytes]]
+
+
 class View:
     """A feature view, and how its rows become serialised Feast values."""
 
@@ -75,10 +84,15 @@ class View:
         self.name = name
         self.features = features
 
-    def encode(self, rows: Sequence[FeatureRow]) -> list[list[bytes]]:
-        """The rows' values, a list per feature."""
+    def encode(self, rows: Sequence[FeatureRow]) -> EncodedRows:
+        """The rows as Feast stores them."""
         columns = zip(*(row.values for row in rows), strict=True)
-        return [ENCODERS[feature.kind](column) for feature, column in zip(self.features, columns, strict=True)]
+        return EncodedRows(
+            self,
+            [entity_key(row.user_id) for row in rows],
+            [row.timestamp_us for row in rows],
+            [ENCODERS[feature.kind](column) for feature, column in zip(self.features, columns, strict=True)],
+        )
 
 
 _MORE = 0x80
@@ -182,7 +196,7 @@ ENCODERS: dict[str, Callable[[Sequence[Any]], list[bytes]]] = {
 class Rows(Protocol):
     """Rows of an online store in Feast's layout. Library errors pass through."""
 
-    def write(self, view: View, keys: list[bytes], timestamps_us: list[int], columns: list[list[bytes]]) -> None:
+    def write(self, views: Sequence[EncodedRows]) -> None:
         """Write rows that are not older than what is stored."""
 
     def delete(self, keys: list[bytes]) -> None:
@@ -202,16 +216,17 @@ class RedisRows:
         self._client = client
         self._project = project
 
-    def write(self, view: View, keys: list[bytes], timestamps_us: list[int], columns: list[list[bytes]]) -> None:
+    def write(self, views: Sequence[EncodedRows]) -> None:
         """Write rows that are not older than what is stored, atomically per row."""
-        names = [f"_ts:{view.name}".encode()]
-        names += [struct.pack("<I", mmh3.hash(f"{view.name}:{f.name}", signed=False)) for f in view.features]
-        rows = list(zip(map(_timestamp, timestamps_us), *columns, strict=True))
         calls: list[tuple[Any, ...]] = []
-        for start in range(0, len(keys), CHUNK):
-            chunk = [key + self._project for key in keys[start : start + CHUNK]]
-            values = chain.from_iterable(rows[start : start + CHUNK])
-            calls.append((len(chunk), *chunk, len(names), *names, *values))
+        for view, keys, timestamps_us, columns in views:
+            names = [f"_ts:{view.name}".encode()]
+            names += [struct.pack("<I", mmh3.hash(f"{view.name}:{f.name}", signed=False)) for f in view.features]
+            rows = list(zip(map(_timestamp, timestamps_us), *columns, strict=True))
+            for start in range(0, len(keys), CHUNK):
+                chunk = [key + self._project for key in keys[start : start + CHUNK]]
+                values = chain.from_iterable(rows[start : start + CHUNK])
+                calls.append((len(chunk), *chunk, len(names), *names, *values))
         try:
             self._call(calls)
         except redis_errors.NoScriptError:
@@ -295,11 +310,12 @@ class SqliteRows:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
 
-    def write(self, view: View, keys: list[bytes], timestamps_us: list[int], columns: list[list[bytes]]) -> None:
+    def write(self, views: Sequence[EncodedRows]) -> None:
         """Write rows that are not older than what is stored, all or none."""
-        seconds = [timestamp_us // 1_000_000 for timestamp_us in timestamps_us]
         with self._transaction() as connection:
-            connection.executemany(self._upserts[view.name], zip(keys, seconds, *columns, strict=True))
+            for view, keys, timestamps_us, columns in views:
+                seconds = [timestamp_us // 1_000_000 for timestamp_us in timestamps_us]
+                connection.executemany(self._upserts[view.name], zip(keys, seconds, *columns, strict=True))
 
     def delete(self, keys: list[bytes]) -> None:
         """Remove the users' rows from both tables."""

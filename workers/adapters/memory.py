@@ -33,13 +33,10 @@ class MemoryFeatureStore:
         self._behaviour: dict[str, FeatureRow] = {}
         self._embedding: dict[str, FeatureRow] = {}
 
-    async def write_behaviour(self, rows: Sequence[FeatureRow]) -> None:
-        """Write the behaviour view."""
-        self._behaviour.update((row.user_id, row) for row in rows)
-
-    async def write_embedding(self, rows: Sequence[FeatureRow]) -> None:
-        """Write the embedding view."""
-        self._embedding.update((row.user_id, row) for row in rows)
+    async def write(self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
+        """Write rows of both views."""
+        self._behaviour.update((row.user_id, row) for row in behaviour)
+        self._embedding.update((row.user_id, row) for row in embedding)
 
     async def delete(self, user_ids: Sequence[str]) -> None:
         """Remove every row of these users."""
