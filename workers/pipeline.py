@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from workers import metrics
 from workers.core.events import DEAD_LETTER_HEADERS, BadEvent, Event, decode_event
 from workers.core.features import behaviour_row, featurise
+from workers.core.open_state import OPEN_FROM, OpenState
 from workers.core.popularity import PartialPopularity, encode_partial
 from workers.core.recommendation import (
     AsOf,
@@ -29,7 +31,17 @@ from workers.core.recommendation import (
     encode_recommendation,
     recommendation_id,
 )
-from workers.core.state import Consent, Outcome, UserState, decode_state, empty_state, encode_state, fold
+from workers.core.state import (
+    FIRST_TOUCH,
+    REDELIVERED,
+    Consent,
+    Outcome,
+    UserState,
+    decode_state,
+    empty_state,
+    encode_state,
+    fold,
+)
 from workers.lists import ListMaker, MadeList
 from workers.live_model import Live, LiveModel
 from workers.ports import (
@@ -184,29 +196,35 @@ class Pipeline:
                 dead.append(dead_letter(self._settings, partition, record, event))
             else:
                 events.append((record, event))
-        users = list(dict.fromkeys(event.user_id for _, event in events))
+        users = Counter(event.user_id for _, event in events)
         touched = {
             user: Touched(user, decode_state(raw) if raw is not None else empty_state(partition))
-            for user, raw in zip(users, store.read(users), strict=True)
+            for user, raw in zip(users, store.read(list(users)), strict=True)
         }
+        opened = {user: OpenState(touched[user].state) for user, count in users.items() if count >= OPEN_FROM}
         popularity = self._partition_popularity(partition)
         outcomes = [0] * len(Outcome)
         history = self._settings.history
-        first_touch, redelivered = Outcome.FIRST_TOUCH, Outcome.REDELIVERED
         for record, event in events:
             user = touched[event.user_id]
-            outcome = fold(user.state, event, partition, record.offset, history)
+            state = opened.get(event.user_id)
+            if state is None:
+                outcome = fold(user.state, event, partition, record.offset, history)
+            else:
+                outcome = state.fold(event, partition, record.offset, history)
             outcomes[outcome] += 1
             user.broker_ts = record.timestamp
-            if outcome is redelivered:
+            if outcome is REDELIVERED:
                 user.note_redelivery(event, record)
                 continue
             user.event_ts = event.ts
             user.changed = True
             weight = behaviours.get(event.type, 0.0)
             user.weight = max(user.weight, weight)
-            if outcome is first_touch:
+            if outcome is FIRST_TOUCH:
                 popularity.add(event.item_id or "", event.ts, record.offset)
+        for state in opened.values():
+            state.close()
         metrics.FOLDED.inc(outcomes[Outcome.APPLIED] + outcomes[Outcome.FIRST_TOUCH])
         for outcome in (Outcome.REDELIVERED, Outcome.DUPLICATE, Outcome.IGNORED):
             if outcomes[outcome]:

@@ -6,8 +6,9 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.properties.strategies import PARTITION, Entry, logs, split, states
+from tests.properties.strategies import PARTITION, START_MS, Entry, logs, split, states
 from workers.core.events import CONTROL_TYPES, Event
+from workers.core.open_state import OpenState
 from workers.core.state import (
     EVENT_IDS,
     HISTORY,
@@ -132,3 +133,31 @@ def test_states_survive_the_codec(state: UserState) -> None:
 def test_equal_states_have_equal_bytes(state: UserState) -> None:
     """A state has one encoding, so that stored bytes can be compared."""
     assert encode_state(decode_state(encode_state(state))) == encode_state(state)
+
+
+@given(logs, st.integers(1, HISTORY + 5), st.randoms(use_true_random=False))
+def test_an_open_state_folds_the_same(log: list[Entry], history: int, random: Random) -> None:
+    """Opened for stretches of the log, with redeliveries among them, a state ends byte for byte as folded closed."""
+    closed, state = empty_state(PARTITION), empty_state(PARTITION + random.randint(0, 1))
+    closed.partition = state.partition
+    while log:
+        size = random.randint(1, 60)
+        opened = OpenState(state)
+        for entry in log[:size]:
+            outcome = opened.fold(entry.event, PARTITION, entry.offset, history)
+            assert outcome is fold(closed, entry.event, PARTITION, entry.offset, history)
+        assert encode_state(opened.close()) == encode_state(closed)
+        log = log[random.randint(1, size) :]
+
+
+@given(st.integers(0, 9), st.integers(1, 5))
+def test_an_open_state_forgets_the_same_items(seed: int, history: int) -> None:
+    """More distinct items than are remembered as seen, some of them coming back: closed and open end the same."""
+    random = Random(seed)
+    items = [f"item-{random.choice((number, random.randrange(number + 1)))}" for number in range(2 * SEEN)]
+    closed, opened = empty_state(PARTITION), OpenState(empty_state(PARTITION))
+    for number, item in enumerate(items):
+        event = Event(f"e{number}", "ann", "view", START_MS, item)
+        assert opened.fold(event, PARTITION, number, history) is fold(closed, event, PARTITION, number, history)
+    assert len(closed.seen) == SEEN
+    assert encode_state(opened.close()) == encode_state(closed)

@@ -51,7 +51,10 @@ class PartialPopularity:
         if exponent > MAX_EXPONENT:
             self._rebase(ts)
             exponent = 0.0
-        self._counts[item] = self._counts.get(item, 0.0) + 2.0 ** max(exponent, -MAX_EXPONENT)
+        elif exponent < -MAX_EXPONENT:
+            exponent = -MAX_EXPONENT
+        counts = self._counts
+        counts[item] = counts.get(item, 0.0) + 2.0**exponent
         self.offset = offset
         self.ts = max(self.ts, ts)
 
