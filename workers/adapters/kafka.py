@@ -19,6 +19,8 @@ from workers.settings import Settings
 DELIVERY_SECONDS = 30.0
 """A record not acknowledged by then fails the batch, and with it the worker."""
 READ_BATCH = 1000
+POLL_SECONDS = 0.001
+"""How often delivery reports are asked for while any is awaited."""
 
 
 class DeliveryError(Exception):
@@ -65,7 +67,8 @@ def delete_topic(settings: Settings, topic: str) -> None:
 class KafkaPublisher:
     """A `Publisher` whose `publish` returns once every record is acknowledged.
 
-    One idempotent producer; delivery reports are served by a thread of its own.
+    One idempotent producer. Delivery reports are asked for by the event loop while any is awaited: a thread that
+    waits for them would have to take the interpreter from the loop for each.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -79,9 +82,8 @@ class KafkaPublisher:
                 "partitioner": "murmur2_random",
             }
         )
-        self._closing = threading.Event()
-        self._poller = threading.Thread(target=self._poll, name="deliveries", daemon=True)
-        self._poller.start()
+        self._waiting = 0
+        self._polling = False
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Publish and await all. Raises `DeliveryError`."""
@@ -105,7 +107,7 @@ class KafkaPublisher:
             else:
                 highest = max(highest, message.offset())
             if left == 0:
-                loop.call_soon_threadsafe(_settle, delivered, highest, failure)
+                _settle(delivered, highest, failure)
 
         produce = self._producer.produce
         where = {} if partition is None else {"partition": partition}
@@ -118,17 +120,24 @@ class KafkaPublisher:
                 headers=list(message.headers) if message.headers else None,
                 **where,
             )
-        return await delivered
+        self._waiting += 1
+        if not self._polling:
+            self._polling = True
+            loop.call_later(POLL_SECONDS, self._poll, loop)
+        try:
+            return await delivered
+        finally:
+            self._waiting -= 1
 
     def close(self) -> None:
         """Flush what is queued and stop."""
         self._producer.flush(DELIVERY_SECONDS)
-        self._closing.set()
-        self._poller.join()
 
-    def _poll(self) -> None:
-        while not self._closing.is_set():
-            self._producer.poll(0.1)
+    def _poll(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._producer.poll(0)
+        self._polling = self._waiting > 0
+        if self._polling:
+            loop.call_later(POLL_SECONDS, self._poll, loop)
 
 
 def _settle(delivered: asyncio.Future[int], highest: int, failure: str) -> None:
