@@ -99,7 +99,8 @@ lock:
 	$(COMPILE) pyproject.toml --extra dev --extra history --extra bench -o deploy/requirements/worker.txt
 	for part in triton training peers uv; do \
 		$(COMPILE) deploy/requirements/$$part.in -o deploy/requirements/$$part.txt || exit 1; done
-	$(COMPILE) --no-deps deploy/requirements/data.in -o deploy/requirements/data.txt
+	for part in data oracle; do \
+		$(COMPILE) --no-deps deploy/requirements/$$part.in -o deploy/requirements/$$part.txt || exit 1; done
 
 clean:
 	rm -rf .venv .parts .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis dist

@@ -267,8 +267,10 @@ def site_packages(env: Path) -> Path:
 
 
 def make_peers_env() -> None:
-    """The peers' environment: RecTools, which needs numpy < 2 and nothing of Freshet."""
+    """The peers' environment: RecTools and Open Bandit Pipeline, which need numpy < 2 and nothing of Freshet."""
     make_env(PEERS_ENV, REQUIREMENTS / "peers.txt")
+    oracle = ("--no-deps", "--require-hashes", "--python", PEERS_ENV / "bin" / "python")
+    call_uv("pip", "install", "-q", *oracle, "-r", REQUIREMENTS / "oracle.txt")
 
 
 def make_triton() -> None:
@@ -401,7 +403,8 @@ def steps(*, training: bool, peers: bool) -> list[Step]:
             )
         )
     if peers:
-        chosen.append(Step("peers' environment", make_peers_env, PEERS_ENV / "bin" / "python", content("peers.txt")))
+        locks = content("peers.txt", "oracle.txt")
+        chosen.append(Step("peers' environment", make_peers_env, PEERS_ENV / "bin" / "python", locks))
     return chosen
 
 

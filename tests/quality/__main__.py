@@ -26,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tests.quality import baselines, cost, diversity, logs, prequential
+from tests.quality import baselines, cost, diversity, logs, off_policy, prequential
 from tests.quality.encoder import Recipe, train_encoder
 from tests.quality.ranking import Case, Floats, LeaveOneOut, Scorer, judge, leave_one_out
 from training.fit import Options
@@ -113,6 +113,11 @@ def serving_cost(run: Run) -> Figures:
     return {name: cost.measure(recipe.shape, items) for name, (recipe, items) in shapes.items()}
 
 
+def off_policy_oracle(run: Run) -> Figures:
+    """Off-policy estimates beside Open Bandit Pipeline's, on simulated lists whose worth is known."""
+    return off_policy.measure(run.peers) if run.peers.exists() else {}
+
+
 PARTS_BY_NAME: dict[str, Callable[[Run], Figures]] = {
     "beauty": beauty,
     "ml-100k": movielens_100k,
@@ -121,6 +126,7 @@ PARTS_BY_NAME: dict[str, Callable[[Run], Figures]] = {
     "ml-100k-stream": movielens_100k_stream,
     "diversity": diversity_curve,
     "cost": serving_cost,
+    "off-policy": off_policy_oracle,
 }
 
 
@@ -204,7 +210,7 @@ def main() -> int:
         type=Path,
         default=PARTS / "peers-env" / "bin" / "python",
         metavar="PYTHON",
-        help="interpreter with RecTools; without it the peers are left out (default: %(default)s)",
+        help="interpreter with RecTools and obp; without it the peers are left out (default: %(default)s)",
     )
     parser.add_argument("--only", nargs="+", choices=PARTS_BY_NAME, default=list(PARTS_BY_NAME), help="parts to run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
@@ -216,7 +222,7 @@ def main() -> int:
         try:
             run = Run(given.data, given.movielens, given.seeds, given.threads, given.peers, _embed)
             results[part] = PARTS_BY_NAME[part](run)
-        except logs.DataError as error:
+        except (logs.DataError, off_policy.Disagreement) as error:
             sys.stderr.write(f"freshet quality: {error}\n")
             return 1
         console.print(_table(part, results[part]))
