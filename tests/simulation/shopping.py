@@ -60,6 +60,7 @@ class Moments:
     """
 
     def __init__(self, over: Shop, logging: Policy, target: Policy, lists: int, *, within_pool: bool = True) -> None:
+        self._shop = over
         self._moments: list[_Moment] = []
         self._looks = over.shoppers.looks[:SIZE]
         worth = 0.0
@@ -71,7 +72,7 @@ class Moments:
                 wanted = [item for item in wished if item in pool or not within_pool][:SIZE]
                 by_item = {item: appeal[over.catalogue.number[item]] for item in pool + wanted}
                 worth += sum(look * by_item[item] for look, item in zip(self._looks, wanted, strict=True))
-                self._moments.append(_Moment(user_id(shopper), f"{shopper} {ts}", pool, wanted, by_item))
+                self._moments.append(_Moment(shopper, ts, pool, wanted, by_item))
         self.truth = worth / lists
 
     def draw(self, draw: int, epsilon: float) -> Slots:
@@ -79,18 +80,38 @@ class Moments:
         rng = np.random.default_rng(draw)
         gathering = Gathering(SIZE)
         for moment in self._moments:
-            shown = explore(moment.pool, SIZE, epsilon, f"{draw} {moment.seed}")
+            shown = explore(moment.pool, SIZE, epsilon, f"{draw} {moment.shopper} {moment.ts}")
             chances = self._looks * [moment.appeal[item] for item in shown.items]
             rewards = (rng.random(SIZE) < chances).astype(float).tolist()
-            gathering.add(moment.user_id, shown.items, shown.propensities, rewards, moment.target)
+            gathering.add(user_id(moment.shopper), shown.items, shown.propensities, rewards, moment.target)
         return gathering.slots()
+
+    def live(self, draw: int, epsilon: float) -> tuple[Slots, float]:
+        """The same with shoppers who react: what the logging policy showed, and the target's clicks a list.
+
+        The target's lists are really shown, to the same shoppers at the same moment with the same luck.
+        """
+        gathering = Gathering(SIZE)
+        earned = 0.0
+        for moment in self._moments:
+            ts = moment.ts + draw  # within the hour only the luck is another
+            shown = explore(moment.pool, SIZE, epsilon, f"{draw} {moment.shopper} {moment.ts}")
+            rewards = self._clicks(moment.shopper, shown.items, ts)
+            gathering.add(user_id(moment.shopper), shown.items, shown.propensities, rewards, moment.target)
+            earned += sum(self._clicks(moment.shopper, moment.target, ts))
+        return gathering.slots(), earned / len(self._moments)
+
+    def _clicks(self, shopper: int, items: list[str], ts: int) -> list[float]:
+        """Which items a shopper clicks who is shown them."""
+        clicked = {event.item_id for event in self._shop.react(shopper, items, ts).events if event.type == "click"}
+        return [float(item in clicked) for item in items]
 
 
 class _Moment(NamedTuple):
     """When somebody is shown a list: what it is drawn from, what the target would show, and how items appeal."""
 
-    user_id: str
-    seed: str
+    shopper: int
+    ts: int
     pool: list[str]
     target: list[str]
     appeal: dict[str, float]
