@@ -32,10 +32,14 @@ class MadeList:
 
 
 class ListMaker:
-    """Makes lists as the settings say: one policy for all, or the variants of an experiment."""
+    """Makes lists as the settings say: one policy for all, or the variants of an experiment.
 
-    def __init__(self, settings: Settings) -> None:
+    Their items have `reasons` unless nobody reads them.
+    """
+
+    def __init__(self, settings: Settings, *, reasons: bool = True) -> None:
         self._settings = settings
+        self._reasons = reasons
         self._shares = {name: arm.share for name, arm in settings.variants.items()}
 
     def variant(self, user_id: str) -> str:
@@ -87,4 +91,5 @@ class ListMaker:
             weight = weight if arm.prior_weight is None else arm.prior_weight
             exploration = exploration if arm.exploration is None else arm.exploration
         fitted = live.bundle.manifest.prior_weight
-        return RankConfig(settings.list_size, diversity, fitted if weight is None else weight, exploration)
+        weight = fitted if weight is None else weight
+        return RankConfig(settings.list_size, diversity, weight, exploration, self._reasons)

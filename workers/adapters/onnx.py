@@ -1,7 +1,7 @@
 """The encoder in process, with ONNX Runtime: for replays that need no server.
 
-The sessions are opened as Triton's Python backend opens them (one thread each),
-and ONNX Runtime gives a row the same bits whatever else is in its batch, so the
+The sessions are opened as Triton's Python backend opens them (one thread each, basic
+optimisations), and ONNX Runtime gives a row the same bits whatever else is in its batch, so the
 outputs are Triton's to the last bit (`tests/contract/test_encoder.py`).
 """
 
@@ -29,8 +29,12 @@ from workers.core.features import (
 from workers.core.rollout import MODEL
 from workers.ports import Encoded, Unavailable
 
+Optimise = onnxruntime.GraphOptimizationLevel
 MAX_TOKENS = 128
 """Tokens of an item text that are read, as in `triton_models/text_encoder`."""
+
+ROWS = 16
+"""Users that the network is run for together, as in `triton_models/user_encoder/runtime`, which says why."""
 
 
 class OnnxEncoder:
@@ -67,7 +71,13 @@ class OnnxEncoder:
             path = self._repository / MODEL / str(version) / "model.onnx"
             session = self._encoders[version] = _open(path)
         feeds = {spec.name: tensors[spec.name] for spec in USER_ENCODER_INPUTS}
-        encoded = Encoded(*session.run([spec.name for spec in USER_ENCODER_OUTPUTS], feeds))
+        outputs = [spec.name for spec in USER_ENCODER_OUTPUTS]
+        rows = len(next(iter(feeds.values())))
+        parts = [
+            session.run(outputs, {name: tensor[start : start + ROWS] for name, tensor in feeds.items()})
+            for start in range(0, rows, ROWS)
+        ]
+        encoded = Encoded(*map(np.concatenate, zip(*parts, strict=True)))
         if not (np.isfinite(encoded.embedding).all() and np.isfinite(encoded.topk_score).all()):
             raise Unavailable(f"{MODEL} version {version} returned NaN or infinity")
         return encoded
@@ -90,7 +100,7 @@ class OnnxEncoder:
     def _embed(self, text: str) -> NDArray[np.float32]:
         """Mean over the tokens, L2-normalised; one text at a time and unpadded, as Triton's backend does."""
         if self._texts is None:
-            session = _open(self._text_encoder / "model.onnx")
+            session = _open(self._text_encoder / "model.onnx", Optimise.ORT_ENABLE_ALL)
             tokenizer = Tokenizer.from_file(str(self._text_encoder / "tokenizer.json"))
             tokenizer.enable_truncation(MAX_TOKENS)
             tokenizer.no_padding()
@@ -104,10 +114,11 @@ class OnnxEncoder:
         return vector
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, optimised: Any = Optimise.ORT_ENABLE_BASIC) -> Any:
     if not path.is_file():
         raise Unavailable(f"{path} does not exist")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
+    options.graph_optimization_level = optimised
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
