@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,6 +178,26 @@ def test_an_output_that_exists_is_left_alone() -> None:
     again = CliRunner().invoke(app, ["replay", "archive", "--fold-only", "--out", "out"])
     assert again.exit_code == 1
     assert "out holds a complete replay: choose another --out" in again.stderr
+
+
+def test_what_was_cut_off_before_its_first_checkpoint_is_begun_anew() -> None:
+    """It is not written over unasked; asked to go on, it begins anew, and is as if never cut off."""
+    script = (
+        "import os, signal, workers.replay.run as run\n"
+        "run.Folder.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from workers.cli import app\n"
+        "app(['replay', 'archive', '--fold-only', '--features', '--out', 'out'])\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    Path("out/replay.json").unlink()
+    assert list(Path("out/features").iterdir())
+    result = CliRunner().invoke(app, ["replay", "archive", "--fold-only", "--features", "--out", "out"])
+    assert result.exit_code == 1
+    assert "cut off before its first checkpoint: --resume begins it anew" in result.stderr
+    again = replayed("archive", "--features", "--resume")
+    assert again["counts"] == {"records": 30, "folded": 30}
+    assert len(pq.read_table("out/features")) == 30
+    assert sorted(path.name for path in Path("out").iterdir()) == ["features", "replay.json"]
 
 
 def test_poison_in_an_archive_is_dead_lettered() -> None:

@@ -154,7 +154,7 @@ def test_who_left_is_in_no_features_and_training_rows(tmp_path: Path) -> None:
         ("stays", 1),
         ("stays", 2),
     ]
-    features = pq.read_table(tmp_path / "features")["user"].to_pylist()
+    features = pq.read_table(tmp_path / "features")["user_id"].to_pylist()
     assert features == ["gone", "stays", "stays", "stays"]
 
 

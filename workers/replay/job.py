@@ -31,7 +31,7 @@ from workers.replay.engine import Replay
 from workers.replay.list_topic import ListTopic
 from workers.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
 from workers.replay.output import FolderOutput
-from workers.replay.run import BATCH_RECORDS, CHECKPOINT, Folder, run
+from workers.replay.run import BATCH_RECORDS, BEGUN, CHECKPOINT, Folder, run
 from workers.settings import Settings
 
 SUMMARY = "replay.json"
@@ -195,8 +195,10 @@ async def _list_topic(job: Job, partitions: int, *, fresh: bool) -> AsyncIterato
     if job.topic is None:
         yield None
         return
-    if fresh and not create_topic(job.settings, job.topic, partitions):
+    begun = job.folder / BEGUN
+    if fresh and not create_topic(job.settings, job.topic, partitions) and begun.read_text() != job.topic:
         raise OutputTaken(f"topic {job.topic} exists: choose another, or delete it first")
+    begun.write_text(job.topic)
     publisher = KafkaPublisher(job.settings)
     try:
         yield ListTopic(job.topic, publisher)
@@ -216,10 +218,27 @@ def _claim(folder: Path, *, resume: bool) -> bool:
         if not resume:
             raise OutputTaken(f"{folder} holds a replay that was cut off: --resume goes on, or choose another --out")
         return False
-    if folder.exists() and any(folder.iterdir()):
+    if (folder / BEGUN).exists():
+        if not resume:
+            raise OutputTaken(
+                f"{folder} holds a replay that was cut off before its first checkpoint: "
+                "--resume begins it anew, or choose another --out"
+            )
+        _clear(folder)
+    elif folder.exists() and any(folder.iterdir()):
         raise OutputTaken(f"{folder} is not empty: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / BEGUN).touch()
     return True
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a replay has written that was cut off before its first checkpoint."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != BEGUN:
+            path.unlink()
 
 
 def _is_begun(folder: Path) -> bool:
@@ -273,7 +292,8 @@ async def _model(job: Job, version: int, encoder: Encoder) -> ReplayedModel:
         for view in views
         if job.judged
     }
-    return ReplayedModel(name, side_inputs, ListMaker(job.settings), judges, _periods(job))
+    maker = ListMaker(job.settings, reasons=job.topic is not None)  # Parquet files have no column for them
+    return ReplayedModel(name, side_inputs, maker, judges, _periods(job))
 
 
 def _periods(job: Job) -> tuple[int, ...]:

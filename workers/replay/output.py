@@ -140,7 +140,7 @@ class FolderOutput:
         self._parts = {
             "lists": Parts(folder / "lists", _LISTS),
             "dead_letters": Parts(folder / "dead_letters", _DEAD_LETTERS),
-            "features": Parts(folder / "features", pa.schema([("user", pa.string()), stamp, *fields])),
+            "features": Parts(folder / "features", pa.schema([("user_id", pa.string()), stamp, *fields])),
             "training_rows": Parts(folder / "training_rows", _TRAINING_ROWS),
         }
 
@@ -203,7 +203,7 @@ class FolderOutput:
     def forget(self, forgotten: Mapping[str, int]) -> None:
         """Take out the features and training rows of users up to when they last opted out or were erased (ms)."""
         if forgotten:
-            self._parts["features"].keep(lambda table: _is_later(table["user"], table["event_timestamp"], forgotten))
+            self._parts["features"].keep(lambda table: _is_later(table["user_id"], table["event_timestamp"], forgotten))
             self._parts["training_rows"].keep(lambda table: _is_later(table["user_id"], table["next_ts"], forgotten))
 
 

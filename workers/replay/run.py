@@ -22,6 +22,8 @@ from workers.settings import Settings
 
 BATCH_RECORDS = 2048
 CHECKPOINT = "checkpoint.msgpack"
+BEGUN = "begun"
+"""Lies in the folder of a replay until it is complete: what is beside it is the replay's own."""
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -102,6 +104,7 @@ class Folder:
         """The replay is complete: checkpoints go."""
         self.close()
         self.checkpoint.unlink(missing_ok=True)
+        (self.path / BEGUN).unlink(missing_ok=True)
         shutil.rmtree(self._saved_states(self._number), ignore_errors=True)
 
     def _saved_states(self, number: int) -> Path:
