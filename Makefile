@@ -82,8 +82,9 @@ freshness: setup-training
 	$(BIN)/python -m deploy.demo.movielens .parts/data/ml-100k $(FILMS)
 	$(BIN)/freshet replay $(FILMS)/events.jsonl --items $(FILMS)/items.jsonl --freshness --burn-in 0.9 --out $(FILMS)/replay
 	$(if $(DESKDROP),@$(MAKE) --no-print-directory freshness-deskdrop)
-	$(BIN)/freshet report $(FRESHNESS)/*/replay/results.json --out $(FRESHNESS)/report.html
-	$(BIN)/freshet report $(FRESHNESS)/*/replay/results.json --out $(FRESHNESS)/freshness.svg
+	for picture in report.html freshness.svg; do \
+		$(BIN)/freshet report $(if $(DESKDROP),$(NEWS)/replay/results.json --name "News: Deskdrop") \
+			$(FILMS)/replay/results.json --name "Films: MovieLens-100K" --out $(FRESHNESS)/$$picture || exit 1; done
 
 freshness-deskdrop:
 	$(BIN)/python -m deploy.demo.deskdrop $(DESKDROP) $(NEWS)

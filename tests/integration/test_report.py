@@ -122,7 +122,7 @@ def test_the_report_fits_a_phone_and_a_desk(
         assert one.outside == []
         assert one.clipped == []
         assert one.scroll <= one.width
-        assert len(one.plots) == 20
+        assert len(one.plots) == 22
         assert min(one.plots) > 40
         assert one.ground == ("rgb(17, 21, 26)" if flags else "rgb(246, 247, 249)")
     assert console == []

@@ -21,6 +21,7 @@ from workers.core.evaluation.results import (
     OffPolicyEstimate,
     Results,
     Slice,
+    VariantReadout,
     Verification,
     write_results,
 )
@@ -75,6 +76,10 @@ def everything() -> Results:
         ],
         interleavings=[Interleaving("version 1", "version 2", 60, 40, 900, Estimate(0.6, 0.52, 0.68, 100), "better")],
         freshness=curve(0.4, 0.3, 0.2, 0.1, 0.35),
+        variants=[
+            VariantReadout("plain", 210, 640, {"click per user": estimate(0.3), "purchase per user": estimate(0.05)}),
+            VariantReadout("<diverse>", 190, 610, {"click per user": estimate(0.35)}),
+        ],
         off_policy=[OffPolicyEstimate("diverse", "SNIPS", Estimate(0.031, 0.02, 0.042, 5000), 812.0)],
         verification=verification(Mismatch("lists", "ada <b>", 1, 42, "slot 0: published a, made again b")),
     )
@@ -154,7 +159,7 @@ def test_every_plot_is_told_in_words_and_in_numbers() -> None:
     html = page([("shop", everything())])
     read = Reader(html)
     drawn = plots(html)
-    assert len(drawn) == len(re.findall("<svg", html)) == 10
+    assert len(drawn) == len(re.findall("<svg", html)) == 11
     for name, plot in drawn.items():
         assert plot.get("role") == "img", name
         assert len(plot[1].text or "") > 20, name
@@ -165,7 +170,7 @@ def test_every_plot_is_told_in_words_and_in_numbers() -> None:
         assert said in words, said
     assert "60 / 40 / 900" in words
     assert "1 of 570 differ" in words
-    assert "3 lists name side inputs that compaction has taken" in words
+    assert "3 lists were not verified: compaction has taken" in words
 
 
 def test_only_what_is_there_is_drawn() -> None:

@@ -89,6 +89,8 @@ def _sections(results: Results) -> list[str]:
         there.append(sections.comparisons_section(results.comparisons, cutoff))
     if results.interleavings:
         there.append(sections.interleavings_section(results.interleavings))
+    if results.variants:
+        there.append(sections.variants_section(results.variants))
     if results.off_policy:
         there.append(sections.off_policy_section(results.off_policy))
     return there + (_evaluated(results.evaluations) if results.evaluations else [])

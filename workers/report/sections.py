@@ -14,6 +14,7 @@ from workers.core.evaluation.results import (
     Interleaving,
     OffPolicyEstimate,
     Slice,
+    VariantReadout,
     Verification,
 )
 from workers.report.svg import (
@@ -251,6 +252,25 @@ def interleavings_section(interleavings: Sequence[Interleaving]) -> str:
     )
 
 
+def variants_section(variants: Sequence[VariantReadout]) -> str:
+    """What the users of each variant of an experiment did with their lists."""
+    metrics = list(dict.fromkeys(metric for one in variants for metric in one.metrics))
+    shown = variants[:SERIES]
+    names = [one.variant for one in shown]
+    rows = [Row(metric, [one.metrics.get(metric) for one in shown]) for metric in metrics]
+    table = [
+        [one.variant, f"{one.users:,}", f"{one.lists:,}", *(_cell(one.metrics.get(metric)) for metric in metrics)]
+        for one in variants
+    ]
+    return _section(
+        "Variants",
+        "What users did with the lists of each variant of an experiment; a user has one variant for good.",
+        dot_plot("Variants", _said(rows, names), names, rows),
+        _table("Means with 95 % intervals", ["Variant", "Users", "Lists", *metrics], table),
+        open_=True,
+    )
+
+
 def off_policy_section(estimates: Sequence[OffPolicyEstimate]) -> str:
     """What policies that were never live would have been worth."""
     rows = [Row(f"{one.policy}, {one.estimator}", [one.value]) for one in estimates]
@@ -285,7 +305,10 @@ def verification_section(verification: Verification) -> str:
         ]
         body += _details("First differences", _table("", ["Kind", "User", "At", "What"], examples), open_=True)
     if verification.unverifiable:
-        body += _note(f"{verification.unverifiable:,} lists name side inputs that compaction has taken: not verified.")
+        body += _note(
+            f"{verification.unverifiable:,} lists were not verified: compaction has taken their side inputs, "
+            "or an erasure their events."
+        )
     said = tag("p", tag("strong", says, class_="worse" if differ else "better"))
     sentence = "What was published, made again from the log: features, embeddings and lists, without a tolerance."
     return tag("section", tag("h3", "Live against replay"), _note(sentence), said, body)
