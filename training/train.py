@@ -67,7 +67,7 @@ from workers.core.bundle import Bundle, BundleError, Data, Privacy, load_bundle,
 from workers.core.events import Event
 from workers.core.features import FIRST_ITEM, USER_ENCODER_INPUTS
 
-PRIOR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0)
+PRIOR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0, 200.0)
 CO_OCCURRENCE_LAST = (1, 5, 10, 50)
 CO_OCCURRENCE_ITEMS = 5000
 """Catalogues up to this size get the co-occurrence baseline, which is quadratic in it."""
