@@ -1,8 +1,11 @@
-"""The archiver: a worker role that writes the events and items topics to Parquet, every record exactly once.
+"""The archiver: a worker role that writes the events and the side inputs to Parquet, every record exactly once.
 
 A plain consumer: its group shares the partitions out, and where a partition
 goes on is read off its files (`adapters.archive`). Group offsets are committed
 for lag monitors alone; whatever they say, no row is lost or doubled.
+
+When a file brings a `user.erase`, that user's records are taken out of every
+file up to it; after a restart too.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from confluent_kafka.admin import AdminClient
 
 from workers import metrics
 from workers.adapters.archive import Appender, ArchiveError, Chain
-from workers.adapters.archive_rows import event_rows, item_rows
+from workers.adapters.archive_rows import erasures, event_rows, holds, item_rows, record_rows, without
 from workers.adapters.kafka import client_config, record_of
 from workers.health import Health, HealthServer, json_logs, write_port
 from workers.ports import Record
@@ -76,15 +79,16 @@ class _Partition:
 
 
 class Archiver:
-    """Consumes both topics and appends to their chains."""
+    """Consumes the topics and appends to their chains."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self._settings = settings
         self._health = health
         self._file_size = settings.archive_file_mb << 20
-        self._encoders: dict[str, Callable[[int, Sequence[Record]], pa.Table]] = {
-            settings.events_topic: partial(event_rows, behaviours=settings.behaviours),
-            settings.items_topic: item_rows,
+        self._encoders: dict[str, Callable[[Chain, Sequence[Record]], pa.Table]] = {
+            settings.events_topic: self._event_rows,
+            settings.items_topic: _item_rows,
+            settings.popularity_topic: _record_rows,
         }
         self._partitions: dict[tuple[str, int], _Partition] = {}
         self._joined = False
@@ -141,11 +145,27 @@ class Archiver:
             one.since = time.monotonic()
         one.appender.take(record.offset, record.timestamp, len(record.value or b""), record)
 
+    def _event_rows(self, chain: Chain, records: Sequence[Record]) -> pa.Table:
+        """The rows of a file to be, its erasures noted before it counts."""
+        table = event_rows(chain.partition, records, self._settings.behaviours)
+        if users := erasures(table):
+            chain.begin_erasing(users)
+        return table
+
+    def _erase(self, chain: Chain) -> None:
+        """Take out the records of users who were erased by now."""
+        began = time.monotonic()
+        if files := chain.erase(holds, without):
+            metrics.ARCHIVE_FILES.labels("rewritten").inc(files)
+            seconds = round(time.monotonic() - began, 3)
+            log.info("erased", extra={"partition": chain.partition, "files": files, "seconds": seconds})
+
     def _added(self, chain: Chain, tp: TopicPartition, count: int) -> None:
-        """A file is finished: tell the group, and merge small files."""
+        """A file is finished: tell the group, take out whom it erases, and merge small files."""
         metrics.ARCHIVED.labels(tp.topic).inc(count)
         metrics.ARCHIVE_FILES.labels("added").inc()
         self._consumer.commit(offsets=[TopicPartition(tp.topic, tp.partition, chain.end())], asynchronous=True)
+        self._erase(chain)
         metrics.ARCHIVE_FILES.labels("merged").inc(chain.merge(self._file_size))
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -153,6 +173,7 @@ class Archiver:
         for tp in partitions:
             chain = Chain(Path(self._settings.archive_dir) / tp.topic, tp.partition)
             chain.tidy()
+            self._erase(chain)
             end = chain.end()
             low, high = consumer.get_watermark_offsets(tp, ANSWER_SECONDS)
             if end > high:
@@ -167,7 +188,7 @@ class Archiver:
                 )
                 metrics.ARCHIVE_LOST.labels(tp.topic).inc(low - end)
             tp.offset = max(end, low)
-            encode = partial(self._encoders[tp.topic], tp.partition)
+            encode = partial(self._encoders[tp.topic], chain)
             added = partial(self._added, chain, tp)
             self._partitions[tp.topic, tp.partition] = _Partition(
                 Appender(chain, encode, self._file_size, added, tp.offset)
@@ -205,11 +226,19 @@ class Archiver:
             metrics.ARCHIVE_LAG.labels(topic, partition).set(max(0, high - one.appender.end))
 
 
+def _item_rows(chain: Chain, records: Sequence[Record]) -> pa.Table:
+    return item_rows(chain.partition, records)
+
+
+def _record_rows(chain: Chain, records: Sequence[Record]) -> pa.Table:
+    return record_rows(chain.partition, records)
+
+
 def _require_topics(settings: Settings) -> None:
     try:
         topics = AdminClient(client_config(settings)).list_topics(timeout=ANSWER_SECONDS).topics
     except KafkaException as error:
         raise ArchiveError(f"Kafka at {settings.kafka} does not answer: {error.args[0].str()}") from None
-    for name in (settings.events_topic, settings.items_topic):
+    for name in (settings.events_topic, settings.items_topic, settings.popularity_topic):
         if name not in topics:
             raise ArchiveError(f"topic {name} does not exist: create it, or run `freshet up`")

@@ -202,16 +202,17 @@ def forget(chain: Chain, users: dict[str, int]) -> None:
     if not users:
         return
     names, limits = pa.array(users.keys(), pa.string()), pa.array(users.values(), pa.int64())
+
+    def later(table: pa.Table) -> pa.Table:
+        limit = pc.take(limits, pc.index_in(table["user_id"], names))
+        after = pc.greater(pc.cast(table["event_timestamp"], pa.int64()), limit)
+        return table.filter(pc.or_(pc.is_null(limit), pc.fill_null(after, fill_value=False)))
+
     for segment in chain.segments():
         with pq.ParquetFile(segment.path) as file:
-            if not pc.any(pc.is_in(file.read(["user_id"])["user_id"], names)).as_py():
-                continue
-            table = file.read()
-        limit = pc.take(limits, pc.index_in(table["user_id"], names))
-        later = pc.greater(pc.cast(table["event_timestamp"], pa.int64()), limit)
-        kept = table.filter(pc.or_(pc.is_null(limit), pc.fill_null(later, fill_value=False)))
-        if len(kept) < len(table):
-            chain.replace(segment, kept)
+            table = file.read(["user_id", "event_timestamp"])
+        if len(later(table)) < len(table):
+            chain.rewrite(segment, later)
 
 
 def _schema(behaviours: Collection[str]) -> pa.Schema:

@@ -36,7 +36,9 @@ BAD_SIDE_INPUTS = Counter("freshet_bad_side_inputs_total", "Unreadable records o
 FEATURE_RETRIES = Counter("freshet_feature_write_retries_total", "Feature-store writes tried again.")
 
 ARCHIVED = Counter("freshet_archived_records_total", "Records in finished files of the archive.", ["topic"])
-ARCHIVE_FILES = Counter("freshet_archive_files_total", "Files of the archive: added, and merged away.", ["change"])
+ARCHIVE_FILES = Counter(
+    "freshet_archive_files_total", "Files of the archive: added, merged away, rewritten.", ["change"]
+)
 ARCHIVE_LOST = Counter(
     "freshet_archive_lost_offsets_total", "Offsets that retention took before they were archived.", ["topic"]
 )

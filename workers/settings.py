@@ -84,7 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data_dir: str = ".freshet/worker"
     """RocksDB files and Faust's data; each worker has its own."""
     archive_dir: str = ".freshet/archive"
-    """Parquet files of the events and items topics, and Feast's history; shared by the archivers of a group."""
+    """Parquet files of events, items and popularity, and Feast's history; shared by the archivers of a group."""
     archive_roll: Seconds = 60.0
     """Longest time that archived records wait for their file."""
     archive_file_mb: Positive = 128

@@ -199,11 +199,13 @@ def archive(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
     """Archiving a topic to Parquet on one core, against consuming it with the same client; the broker on the other."""
     topic = {"kafka": stack.bootstrap, "topic": "archive.events", "events": sizes.fold_events}
     stream.produce(**topic, users=sizes.fold_users)
-    stream.ensure_topic(stack.bootstrap, "archive.items", 1)
+    beside = {"items_topic": "archive.items", "popularity_topic": "archive.popularity"}
+    for name in beside.values():
+        stream.ensure_topic(stack.bootstrap, name, 1)
     cores = {"pin_core": 0} if os.cpu_count() != 1 else {}
     with harness.pinned(stack.processes["kafka"].pid, max(os.sched_getaffinity(0))):
         figures = {
-            name: archiving.run(**topic, items_topic="archive.items", how=how, timeout_s=600, **cores)
+            name: archiving.run(**topic, **beside, how=how, timeout_s=600, **cores)
             for name, how in (("consumed alone", "consume"), ("freshet archive", "archive"))
         }
     alone = figures["consumed alone"]["events_per_s"]

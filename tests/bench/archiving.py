@@ -17,7 +17,9 @@ from workers.health import Health
 from workers.settings import Settings
 
 
-def measure(*, kafka: str, topic: str, items_topic: str, events: int, how: str) -> harness.Figures:
+def measure(
+    *, kafka: str, topic: str, items_topic: str, popularity_topic: str, events: int, how: str
+) -> harness.Figures:
     """Take `events` events, which `topic` holds: `archive` writes them to Parquet, synced; `consume` reads them."""
     require_events(kafka, topic, events)
     meter = harness.Meter()
@@ -27,6 +29,7 @@ def measure(*, kafka: str, topic: str, items_topic: str, events: int, how: str) 
             group=f"bench-archive-{uuid.uuid4().hex[:8]}",
             events_topic=topic,
             items_topic=items_topic,
+            popularity_topic=popularity_topic,
             archive_dir=folder,
             data_dir=folder,
         )

@@ -56,6 +56,7 @@ class Archivers:
             "FRESHET_GROUP": name,
             "FRESHET_EVENTS_TOPIC": self.events,
             "FRESHET_ITEMS_TOPIC": self.items,
+            "FRESHET_POPULARITY_TOPIC": f"{name}.popularity",
             "FRESHET_DLQ_TOPIC": f"{name}.events.dlq",
             "FRESHET_ARCHIVE_DIR": str(folder / "archive"),
             "FRESHET_ARCHIVE_ROLL": "0.2",

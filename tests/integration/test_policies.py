@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from deploy.demo.movielens import read_items
@@ -129,7 +130,10 @@ def near(estimate: Estimate, value: float, half_widths: float = 2.0) -> bool:
 
 
 async def test_estimates_meet_the_truth(world: World, tmp_path: Path) -> None:
-    """Clicks on published lists say what lists that were never published are worth; each variant is read out."""
+    """Clicks on published lists say what lists that were never published are worth; each variant is read out.
+
+    An archive and a file of the lists say the same without a broker.
+    """
     world.worker()
     over = shop()
     looked, clicked = live(world, over)
@@ -154,6 +158,14 @@ async def test_estimates_meet_the_truth(world: World, tmp_path: Path) -> None:
     assert first == served(found.slots)
     assert near(robust.value, diverse, 3.0), (robust, diverse)
     assert robust.effective_sample_size < judged / 6
+
+    lists = tmp_path / "lists.jsonl"
+    lists.write_bytes(b"".join(one.value + b"\n" for one in world.records("recommendations")))
+    recorded = ("ope", str(world.archived()), "--lists", str(lists), "--diversity", "0.05")
+    world.settings["FRESHET_KAFKA"] = "127.0.0.1:1"
+    alone = _cli(world, *recorded, "--window", f"{WINDOW_HOURS}h")
+    world.settings["FRESHET_KAFKA"] = world.stack.bootstrap
+    assert alone["off_policy"] == msgspec.to_builtins(read_results(results).off_policy)
 
     read = _cli(world, "compare", "--window", f"{WINDOW_HOURS}h")
     assert [one["variant"] for one in read["variants"]] == ["plain", "popular"]

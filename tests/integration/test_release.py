@@ -167,7 +167,10 @@ def test_one_publisher_at_a_time(service: Service) -> None:
 
 
 def test_from_shadow_to_promotion_and_back(world: World, service: Service, keys: Keys, tmp_path: Path) -> None:
-    """A version is compared unseen, then made for a share of the users, then for all, and taken back."""
+    """A version is compared unseen, then made for a share of the users, then for all, and taken back.
+
+    While it is made for a share, a verification makes the lists of both versions again, and none differs.
+    """
     worker = world.worker()
     users = 300
     world.send(stream(1, 600, users=users))
@@ -194,6 +197,9 @@ def test_from_shadow_to_promotion_and_back(world: World, service: Service, keys:
     canary = {user for user, (version, _) in made.items() if version == candidate}
     assert {version for version, _ in made.values()} == {live, candidate}
     assert users * 0.15 < len(canary) < users * 0.45
+    verified = world.freshet("replay", "kafka", "--verify", "--feature-users", "0")
+    assert verified["compared"]["lists"] == len(world.records("recommendations"))
+    assert (verified["unverifiable"], verified["examples"]) == (0, [])
     world.send(stream(1, 900, users=users, start=2000))
     world.settle()
     later = {user for user, (version, _) in _newest_lists(world).items() if version == candidate}

@@ -121,6 +121,26 @@ def test_a_live_run_with_kills_is_what_the_code_says(world: World) -> None:
     )
 
 
+def test_an_archive_verifies_the_run_and_holds_nothing_of_who_was_erased(world: World) -> None:
+    """Verified against the archive nothing differs; lists of the erased user, whose events are gone, are not judged."""
+    archive = world.archived()
+    result = freshet("replay", str(archive), "--verify", "--json", "--feature-users", "0")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["examples"]) == (0, [])
+    lists = [decode_recommendation(record.value) for record in world.records("recommendations") if record.value]
+    assert found["unverifiable"] == sum(one.user_id == "user-4" for one in lists) > 0
+    assert found["compared"]["lists"] == len(lists) - found["unverifiable"]
+    rows = [row for file in (archive / world.topics["events"]).rglob("*.parquet") for row in _rows(file)]
+    assert len(rows) == len(world.records("events"))
+    assert [row["type"] for row in rows if b"user-4" in (row["key"] or b"") + (row["value"] or b"")] == ["user.erase"]
+    assert sum(row["bad_reason"] == "erased" for row in rows) == sum(event.user_id == "user-4" for event in EVENTS)
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.ParquetFile(file).read().to_pylist()
+    return rows
+
+
 def test_an_item_is_explained_by_the_user_s_own_events(world: World) -> None:
     """Each reason is an event of theirs that the item's score loses by; who opted out is told why there is none."""
     found = json.loads(freshet("explain", "user-7", "--json", "--top", "2").stdout)

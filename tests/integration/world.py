@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterable
@@ -20,10 +21,13 @@ from deploy.local import Stack
 from deploy.local.parts import ROOT, SHIPPED_KEYS
 from deploy.local.topics import create_topics
 from tests.integration import oracle
+from workers.adapters.archive import chains
 from workers.adapters.feast import apply
+from workers.archiver import Archiver
 from workers.cli import app
 from workers.core.events import Event, encode_event
 from workers.core.state import UserState, decode_state
+from workers.health import Health
 from workers.settings import load_settings
 
 PATIENCE = 90.0
@@ -188,6 +192,22 @@ class World:
         """Wait until `settled`."""
         until(self.settled, "every user's last list is as of their last event", *self.workers, patience=patience)
 
+    def archived(self) -> Path:
+        """The folder of an archive of all that is on the topics by now."""
+        folder = self.folder / "archive"
+        own = {"FRESHET_ARCHIVE_DIR": str(folder), "FRESHET_ARCHIVE_ROLL": "0.2", "FRESHET_DATA_DIR": str(folder)}
+        archiver, stopping = Archiver(load_settings(environ=self.settings | own), Health()), threading.Event()
+        thread = threading.Thread(target=archiver.run, args=(stopping,))
+        thread.start()
+        try:
+            for topic in ("events", "items", "popularity"):
+                there = chains_end(folder / self.topics[topic], len(self.records(topic)))
+                until(there, f"{topic} is archived")
+        finally:
+            stopping.set()
+            thread.join()
+        return folder
+
     def check(self) -> None:
         """State equals the oracle's fold; valid plus dead-lettered equals produced."""
         users, bad = self.expected()
@@ -212,6 +232,11 @@ class World:
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.kill()
+
+
+def chains_end(folder: Path, end: int) -> Callable[[], bool]:
+    """Whether the files of an archived topic hold so many offsets."""
+    return lambda: sum(chain.end() for chain in chains(folder)) >= end
 
 
 def until(holds: Callable[[], bool], what: str, *workers: Worker, patience: float = PATIENCE) -> None:

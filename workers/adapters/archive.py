@@ -13,6 +13,11 @@ So a writer that was cut off or has lost its partition can neither lose nor
 double a row. Merging renames the merged file in first and removes its parts
 after; until they are gone the widest file at an offset counts.
 
+What is in a file stays as it is, with one exception: records of a user who was
+erased are taken out of all files up to the erasure (`Chain.erase`), and leave
+rows that hold their place. Which erasures are under way is noted beside the
+chain before the file that brings them counts, so none is forgotten.
+
 The date is that of the broker's record time, in UTC; it never goes back within
 a partition. It needs a POSIX file system with locks.
 """
@@ -22,12 +27,13 @@ from __future__ import annotations
 import fcntl
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -41,6 +47,7 @@ MERGE_FILES = 8
 DAY_MS = 86_400_000
 
 T = TypeVar("T")
+Erasure = Callable[[pa.Table, Mapping[bytes, int]], pa.Table]
 
 _NAME = re.compile(r"(\d{5,})-(\d{20})-(\d{20})\.parquet")
 _PARTIAL = ".partial"
@@ -146,14 +153,69 @@ class Chain:
         finally:
             partial.unlink(missing_ok=True)
 
-    def replace(self, segment: Segment, table: pa.Table) -> None:
-        """Put other rows under a file's name, in one step."""
+    def rewrite(self, segment: Segment, change: Callable[[pa.Table], pa.Table]) -> None:
+        """Put other rows under a file's name, in one step; `change` is given a row group at a time."""
         partial = self.partial()
-        with pq.ParquetWriter(partial, table.schema, **_options()) as writer:
-            writer.write_table(table, ROW_GROUP)
-        sync(partial)
-        partial.rename(segment.path)
-        sync(segment.path.parent)
+        try:
+            with (
+                pq.ParquetFile(segment.path, page_checksum_verification=True) as file,
+                pq.ParquetWriter(partial, file.schema_arrow, **_options()) as writer,
+            ):
+                for group in range(file.num_row_groups):
+                    writer.write_table(change(file.read_row_group(group)), ROW_GROUP)
+            sync(partial)
+            with self._locked():
+                if segment.path.exists():  # else another process has merged it
+                    partial.rename(segment.path)
+                    sync(segment.path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def begin_erasing(self, users: Mapping[bytes, int]) -> None:
+        """Note, durably, whose records are to be taken out, by key, and up to which offset of each."""
+        self._note_erasing({**self._erasing(), **users})
+
+    def erase(self, holds: Callable[[pa.Table, Mapping[bytes, int]], bool], without: Erasure) -> int:
+        """Take out what was noted and is in the chain by now; returns how many files were rewritten.
+
+        `holds` says whether rows of these users are in a file's columns `key` and
+        `offset`, `without` leaves them out of a row group.
+        """
+        noted, end, count = self._erasing(), self.end(), 0
+        users = {key: offset for key, offset in noted.items() if offset < end}
+        if not users:
+            return 0
+        last = max(users.values())
+        for segment in self.segments():
+            if segment.first > last:
+                continue
+            with pq.ParquetFile(segment.path, page_checksum_verification=True) as file:
+                found = holds(file.read(["key", "offset"]), users)
+            if found:
+                self.rewrite(segment, lambda table: without(table, users))
+                count += 1
+        self._note_erasing({key: offset for key, offset in noted.items() if key not in users})
+        return count
+
+    def _erasing(self) -> dict[bytes, int]:
+        try:
+            return msgspec.msgpack.decode(self._note().read_bytes(), type=dict[bytes, int])
+        except FileNotFoundError:
+            return {}
+
+    def _note_erasing(self, users: Mapping[bytes, int]) -> None:
+        note = self._note()
+        if users:
+            partial = self.partial()
+            partial.write_bytes(msgspec.msgpack.encode(users))
+            sync(partial)
+            partial.rename(note)
+        else:
+            note.unlink(missing_ok=True)
+        sync(self.folder)
+
+    def _note(self) -> Path:
+        return self.folder / f".erasing-{self.partition:05d}"
 
     def _files(self, date: str = "date=*") -> list[Segment]:
         found = []

@@ -2,20 +2,22 @@
 
 The raw columns are the log: they give every record back, poison included.
 The decoded ones are for whoever analyses; they are null where the record is
-no event, and `bad_reason` then says why.
+no event, and `bad_reason` then says why. A row whose reason is `erased` holds
+the place of a record that was taken out with its user; it is no record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from workers.core.catalogue import CatalogueItem, decode_item
-from workers.core.events import BadEvent, Event, decode_event
+from workers.core.events import ERASE, BadEvent, Event, decode_event
 from workers.ports import Fetched, Record
 
 SCHEMA_VERSION = "1"
@@ -56,7 +58,10 @@ ITEMS = pa.schema(
         ("available", pa.bool_()),
     ]
 )
+RECORDS = pa.schema(_RAW)
 _RECORD = ["offset", "timestamp", "key", "value", "headers"]
+_REASON = "bad_reason"
+ERASED = "erased"
 
 
 def event_rows(partition: int, records: Sequence[Fetched], behaviours: Collection[str]) -> pa.Table:
@@ -92,23 +97,81 @@ def item_rows(partition: int, records: Sequence[Fetched]) -> pa.Table:
     return _table(partition, records, columns, ITEMS)
 
 
+def record_rows(partition: int, records: Sequence[Fetched]) -> pa.Table:
+    """Records of any topic as rows of `RECORDS`."""
+    return _table(partition, records, [], RECORDS)
+
+
 def read_records(file: pq.ParquetFile, rows: int, row_groups: Sequence[int]) -> Iterator[list[Record]]:
     """The records of some row groups, at most `rows` at a time. Raises `OSError`, `pyarrow.ArrowException`."""
-    for batch in file.iter_batches(rows, row_groups=row_groups, columns=_RECORD):
+    reason = [_REASON] if _REASON in file.schema_arrow.names else []
+    for rows_read in file.iter_batches(rows, row_groups=row_groups, columns=_RECORD + reason):
+        batch = rows_read
+        if reason and batch.column(_REASON).null_count < len(batch):
+            batch = batch.filter(pc.fill_null(pc.not_equal(batch.column(_REASON), ERASED), fill_value=True))
         offsets, times, keys, values = (batch.column(name) for name in _RECORD[:4])
         headers = batch.column("headers")
         pairs = [tuple(one) for one in headers.to_pylist()] if len(headers.items) else [()] * len(batch)
-        yield [
-            Record(*row)
-            for row in zip(
-                offsets.to_pylist(),
-                times.cast(pa.int64()).to_pylist(),
-                keys.to_pylist(),
-                values.to_pylist(),
-                pairs,
-                strict=True,
-            )
-        ]
+        if len(batch):
+            yield [
+                Record(*row)
+                for row in zip(
+                    offsets.to_pylist(),
+                    times.cast(pa.int64()).to_pylist(),
+                    keys.to_pylist(),
+                    values.to_pylist(),
+                    pairs,
+                    strict=True,
+                )
+            ]
+
+
+def erasures(table: pa.Table) -> dict[bytes, int]:
+    """The users, by key, who ask in these rows to be erased, and the offset of each one's last such event."""
+    asked = table.filter(pc.equal(table["type"], ERASE))
+    return dict(zip(asked["key"].to_pylist(), asked["offset"].to_pylist(), strict=True))
+
+
+def holds(table: pa.Table, users: Mapping[bytes, int]) -> bool:
+    """Whether a table with `key` and `offset` has rows of users up to an offset of each."""
+    return bool(pc.any(_earlier(table, users)).as_py())
+
+
+def without(table: pa.Table, users: Mapping[bytes, int]) -> pa.Table:
+    """The rows of the events topic with users taken out, up to the offset at which each was erased.
+
+    Places stay, with offset and time. What asked for the erasure stays: it keeps
+    what the user does later out of every fold.
+    """
+    gone = pc.and_(_earlier(table, users), pc.invert(_asked(table, users)))
+    places = table.filter(gone)
+    empty = {name: pa.nulls(len(places), table.schema.field(name).type) for name in table.schema.names[6:]}
+    columns = {
+        **{name: places[name] for name in ("partition", "offset", "timestamp")},
+        "key": pa.nulls(len(places), pa.binary()),
+        "value": pa.nulls(len(places), pa.binary()),
+        "headers": pa.array([[]] * len(places), table.schema.field("headers").type),
+        **empty,
+        _REASON: pa.array([ERASED] * len(places), pa.string()),
+    }
+    held = pa.Table.from_arrays([columns[name] for name in table.schema.names], schema=table.schema)
+    return pa.concat_tables([table.filter(pc.invert(gone)), held]).sort_by("offset")
+
+
+def _earlier(table: pa.Table, users: Mapping[bytes, int]) -> Any:
+    """Where a row is of one of the users, and not later than their offset."""
+    limit = _limit(table, users)
+    return pc.fill_null(pc.less_equal(table["offset"], limit), fill_value=False)
+
+
+def _asked(table: pa.Table, users: Mapping[bytes, int]) -> Any:
+    """Where a row is what asked for a user's erasure."""
+    return pc.fill_null(pc.equal(table["offset"], _limit(table, users)), fill_value=False)
+
+
+def _limit(table: pa.Table, users: Mapping[bytes, int]) -> Any:
+    keys, offsets = pa.array(users.keys(), pa.binary()), pa.array(users.values(), pa.int64())
+    return pc.take(offsets, pc.index_in(table["key"], keys))
 
 
 def _table(partition: int, records: Sequence[Fetched], decoded: list[Any], schema: pa.Schema) -> pa.Table:

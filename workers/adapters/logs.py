@@ -160,7 +160,8 @@ class ArchiveLog:
     """What `freshet archive` wrote of a topic, or one file of it; read as the topic would be.
 
     Files are found when it is opened; where some have been merged since, the
-    merged one is read on.
+    merged one is read on. Records that were taken out with their user are not
+    there, and are no gap. `starts` are the partitions' first offsets.
     """
 
     def __init__(self, path: Path, window: Window) -> None:
@@ -175,6 +176,7 @@ class ArchiveLog:
         self.total = sum(self._checked(partition) for partition in self.partitions)
         if not self.total:
             raise EmptyLog(f"{path} holds no records in the window")
+        self.starts = {partition: first for partition, (first, end) in self._ranges.items() if first < end}
 
     def _found(self) -> dict[int, list[Segment]]:
         try:
@@ -332,7 +334,10 @@ def _limits(file: pq.ParquetFile, group: int, column: str) -> tuple[Any, Any]:
 
 
 class KafkaLog:
-    """A topic up to the end it had when it was opened; no consumer group is touched."""
+    """A topic up to the end it had when it was opened; no consumer group is touched.
+
+    `starts` are the partitions' first offsets.
+    """
 
     def __init__(self, topic: str, settings: Settings, window: Window) -> None:
         self.name = f"kafka:{topic}"
@@ -349,6 +354,7 @@ class KafkaLog:
         self.total = sum(max(0, end - first) for first, end in self._ranges.values())
         if not self.total:
             raise EmptyLog(f"topic {topic} holds no records in the window")
+        self.starts = {partition: first for partition, (first, end) in self._ranges.items() if first < end}
 
     def _range(self, consumer: Consumer, partition: int) -> tuple[int, int]:
         """First offset and end, within the window."""
@@ -420,6 +426,21 @@ def read_topic(settings: Settings, topic: str) -> Iterator[Record]:
     for partition in log.partitions:
         for run in log.read(partition):
             yield from run
+
+
+def read_beside(source: str, settings: Settings, topic: str) -> Iterator[Record]:
+    """All records of a topic that stands beside the events: of the archive that `source` is, else of the broker.
+
+    An archive has side inputs where it has the popularity topic; what it lacks then was never there. Raises `LogError`.
+    """
+    archive = Path(source)
+    if not any((archive / settings.popularity_topic).glob("date=*")):
+        yield from read_topic(settings, topic)
+    elif any((archive / topic).glob("date=*")):
+        log = ArchiveLog(archive / topic, Window(None, None, {}))
+        for partition in log.partitions:
+            for run in log.read(partition):
+                yield from run
 
 
 def behind(settings: Settings, topic: str) -> int:

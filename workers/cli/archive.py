@@ -24,7 +24,10 @@ def archive(
     state_dir: StateDir = None,
     health_port: HealthPort = None,
 ) -> None:
-    """Keep the events and items topics as Parquet, each record exactly once, until SIGTERM; logs are JSON on stderr."""
+    """Keep the events and what lists are made with as Parquet, each record exactly once, until SIGTERM.
+
+    What a user did before `user.erase` is taken out. Logs are JSON on stderr.
+    """
     effective = resolve(
         config,
         directory,

@@ -55,7 +55,8 @@ def ope(
 
     Each list is made again at its moment with another model version or other settings; clicks on
     the lists that were shown are weighted by the logged propensities. An act says which list it is
-    on by `context.recommendation_id`, else it is the newest one before it.
+    on by `context.recommendation_id`, else it is the newest one before it. An archive with a file of
+    lists needs no broker.
     """
     settings = resolve(config, directory, kafka=kafka).settings
     _behaviour("--reward", reward, settings)

@@ -326,7 +326,10 @@ def _verify(
             ("", "", "bold"),
         )
         if found.unverifiable:
-            typer.echo(f"{found.unverifiable:,} lists name side inputs that compaction has taken: not verified")
+            typer.echo(
+                f"{found.unverifiable:,} lists were not verified: compaction has taken their side inputs, "
+                "or an erasure their events"
+            )
         for one in found.examples:
             typer.echo(f"{one.kind}: user {plain(one.user_id)} at {one.partition}:{one.offset}: {plain(one.detail)}")
     if any(found.mismatches.values()):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from workers.adapters.logs import LogError, Window, open_log, read_topic
+from workers.adapters.logs import LogError, Window, open_log, read_beside, read_topic
 from workers.adapters.onnx import OnnxEncoder
 from workers.core.evaluation.joining import Joiner
 from workers.core.evaluation.off_policy import Gathering, Slots
@@ -28,6 +28,8 @@ from workers.settings import Settings
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """A run on record: its events at `source`, its lists at `lists` (`kafka`, or a file of them).
+
+    An archive's folder has the side inputs of the lists as well; else they are read from the broker.
 
     An act counts within `window_ms` after the event that its list is as of.
     """
@@ -89,7 +91,8 @@ async def off_policy(record: Record, target: Target, kind: str, text_encoder: Pa
     finally:
         log.close()
     topics = SideInputTopics(
-        list(read_topic(settings, settings.items_topic)), list(read_topic(settings, settings.popularity_topic))
+        list(read_beside(record.source, settings, settings.items_topic)),
+        list(read_beside(record.source, settings, settings.popularity_topic)),
     )
     counts: Counter[str] = Counter()
     judged = [one for one in folded.recorded if _is_judged(one, topics, newest - record.window_ms, counts)]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from workers.core.events import BadEvent, decode_event
+from workers.core.events import ERASE, BadEvent, decode_event
 from workers.core.features import featurise
 from workers.core.popularity import Partial, decode_partial, total
 from workers.core.ranking import Prior
@@ -65,7 +65,7 @@ def _is_whole(records: Sequence[Record], offset: int) -> bool:
 class Fold:
     """The states of all users at the end of a log, and at the events that lists are as of.
 
-    `recorded` stands in no order.
+    `recorded` stands in no order; `erased` has the offset at which a user was last erased.
     """
 
     def __init__(self, log: Log, settings: Settings, lists: Iterable[Recommendation]) -> None:
@@ -75,16 +75,17 @@ class Fold:
             wanted[one.as_of.partition, one.as_of.offset].append(one)
         self.states: dict[str, UserState] = {}
         self.recorded: list[Recorded] = []
-        self.first_offsets: dict[int, int] = {}
+        self.erased: dict[str, int] = {}
         for partition in log.partitions:
             for run in log.read(partition):
-                self.first_offsets.setdefault(partition, run[0].offset)
                 for record in run:
                     event = decode_event(record.value, record.key, settings.behaviours, record.headers)
                     if isinstance(event, BadEvent):
                         continue
                     state = self.states.setdefault(event.user_id, empty_state(partition))
                     fold(state, event, partition, record.offset, settings.history)
+                    if event.type == ERASE:
+                        self.erased[event.user_id] = record.offset
                     for one in wanted.pop((partition, record.offset), ()):
                         known = copy.copy(state) if one.user_id == event.user_id else None
                         self.recorded.append(Recorded(one, known))

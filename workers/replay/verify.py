@@ -53,7 +53,7 @@ async def verify(settings: Settings, source: str, encoder: Encoder, feature_user
             raise LogError(f"{source} has no offsets: --verify reads `kafka`, or the archive of the events topic")
         published = Published(read_topic(settings, settings.recommendations_topic))
         folded = Fold(log, settings, published.lists)
-    for partition, first in folded.first_offsets.items():
+    for partition, first in log.starts.items():
         if first:
             raise LogError(
                 f"{source}, partition {partition}, begins at offset {first}: no state can be folded from its "
@@ -145,7 +145,9 @@ class Verifier:
             self._note("lists", user, -1, -1, f"record {record.offset} of the topic is no list: {why}")
         by_version: dict[int, list[Recorded]] = {}
         for one in self._fold.recorded:
-            if one.state is None:
+            if one.state is None and one.list.as_of.offset <= self._fold.erased.get(one.list.user_id, -1):
+                self._unverifiable += 1  # an archive holds nothing of them any more
+            elif one.state is None:
                 self._compared["lists"] += 1
                 self._differs("lists", one.list, "the log has no such event of this user")
             elif not self._topics.has(one.list.side_inputs):

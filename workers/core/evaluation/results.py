@@ -130,7 +130,7 @@ class Mismatch(msgspec.Struct, frozen=True):
 class Verification(msgspec.Struct, frozen=True):
     """Live against replayed: how many of each kind were compared and how many differ, with the first examples.
 
-    `unverifiable` counts lists whose side inputs are no longer on record.
+    `unverifiable` counts lists whose side inputs or events are no longer on record.
     """
 
     compared: dict[str, int]
