@@ -218,6 +218,8 @@ class Replay:
 
     def _close_moments(self) -> None:
         """The log's time moves on: users touched at the time that ends each get a list."""
+        if not self._open and not self._before:
+            return
         boundaries, judged = tuple(self._clock.boundaries), self._is_judged()
         for user, (partition, event) in self._open.items():
             state = self._states.get(user, partition)
