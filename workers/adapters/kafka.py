@@ -19,6 +19,8 @@ from workers.settings import Settings
 DELIVERY_SECONDS = 30.0
 """A record not acknowledged by then fails the batch, and with it the worker."""
 READ_BATCH = 1000
+LINGER_MS = 0.5
+"""How long a record waits for others: a batch's are handed over together, and each stage waits for the one before."""
 POLL_SECONDS = 0.001
 """How often delivery reports are asked for while any is awaited."""
 
@@ -76,7 +78,7 @@ class KafkaPublisher:
             client_config(settings)
             | {
                 "enable.idempotence": True,
-                "linger.ms": 2,
+                "linger.ms": LINGER_MS,
                 "delivery.timeout.ms": int(DELIVERY_SECONDS * 1000),
                 "queue.buffering.max.messages": 1_000_000,
                 "partitioner": "murmur2_random",
@@ -164,7 +166,7 @@ class SideInputReader:
                 "group.id": f"{settings.group}-side-inputs",
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": 100,
+                "fetch.wait.max.ms": 500,
             }
         )
         self._closing = threading.Event()
