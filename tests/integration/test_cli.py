@@ -9,16 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 from kafka.partitioner.default import murmur2
 from typer.testing import CliRunner, Result
 
 from deploy.local import Stack, create_topics, load
 from deploy.local.parts import SHIPPED_KEYS
+from tests.integration.oracle import read_topic
 from workers.cli import app
 from workers.cli.inspect_user import changelog_topic
 from workers.core.events import Event, encode_event
@@ -71,23 +71,6 @@ def freshet(*arguments: str, stdin: str | bytes | None = None) -> Result:
     return CliRunner().invoke(app, list(arguments), input=stdin)
 
 
-def read(stack: Stack, topic: str) -> list[Any]:
-    """All records of a topic, partition by partition."""
-    consumer = KafkaConsumer(bootstrap_servers=stack.bootstrap, enable_auto_commit=False)
-    try:
-        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
-        ends = consumer.end_offsets(partitions)
-        consumer.assign(partitions)
-        consumer.seek_to_beginning(*partitions)
-        records = []
-        while any(consumer.position(partition) < end for partition, end in ends.items()):
-            for fetched in consumer.poll(timeout_ms=500).values():
-                records += fetched
-        return sorted(records, key=lambda record: (record.partition, record.offset))
-    finally:
-        consumer.close()
-
-
 def partition_of(key: str) -> int:
     """The partition of a key, by Kafka's own rule."""
     return (murmur2(key.encode()) & 0x7FFFFFFF) % PARTITIONS
@@ -119,7 +102,7 @@ def test_produce_keys_by_user_and_loses_no_good_line(stack: Stack, topics: dict[
     assert result.exit_code == 1
     assert result.stderr.startswith("line 51: not_json")
     assert json.loads(result.stdout)["sent"] == 200
-    records = read(stack, topics["events"])
+    records = read_topic(stack.bootstrap, topics["events"])
     assert sorted(record.value for record in records) == sorted(lines)
     for user in {f"u{n}" for n in range(7)}:
         own = [record for record in records if record.key == user.encode()]
@@ -136,15 +119,17 @@ def test_produce_keeps_its_rate(stack: Stack, topics: dict[str, str]) -> None:
     result = freshet("produce", "-", "--strict", stdin=lines + b"\n{}\n" + lines)
     assert result.exit_code == 1
     assert "line 21" in result.stderr
-    assert len(read(stack, topics["events"])) == 40
+    assert len(read_topic(stack.bootstrap, topics["events"])) == 40
 
 
 def test_produce_items_and_raw(stack: Stack, topics: dict[str, str]) -> None:
     """Catalogue lines go to the items topic by item; raw lines go out as they are."""
     assert freshet("produce", "-", "--items", stdin='{"item_id":"i1","title":"One"}\n').exit_code == 0
-    assert [(r.key, r.value) for r in read(stack, topics["items"])] == [(b"i1", b'{"item_id":"i1","title":"One"}')]
+    assert [(r.key, r.value) for r in read_topic(stack.bootstrap, topics["items"])] == [
+        (b"i1", b'{"item_id":"i1","title":"One"}')
+    ]
     assert freshet("produce", "-", "--raw", stdin="nonsense\n").exit_code == 0
-    assert [(r.key, r.value) for r in read(stack, topics["events"])] == [(None, b"nonsense")]
+    assert [(r.key, r.value) for r in read_topic(stack.bootstrap, topics["events"])] == [(None, b"nonsense")]
 
 
 def test_a_missing_topic_is_one_line(topics: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,14 +217,14 @@ def test_dead_letters_go_back_byte_for_byte_once(stack: Stack, producer: KafkaPr
     assert len(freshet("dlq", "list", "--json", "--max", "1").stdout.splitlines()) == 1
     assert "2 unknown_type" in freshet("dlq", "list").stdout
     assert json.loads(freshet("dlq", "replay", "--dry-run", "--json").stdout)["replayed"] == 2
-    assert read(stack, topics["events"]) == []
+    assert read_topic(stack.bootstrap, topics["events"]) == []
     counts = json.loads(freshet("dlq", "replay", "--reason", "unknown_type", "--json").stdout)
     assert (counts["replayed"], counts["repeats_left_out"]) == (1, 1)
-    [record] = read(stack, topics["events"])
+    [record] = read_topic(stack.bootstrap, topics["events"])
     assert (record.key, record.value) == (b"u", b'{"a":1}')
     assert dict(record.headers)["replayed_from"].startswith(topics["dead_letters"].encode() + b"/0/")
     freshet("dlq", "replay", "--reason", "not_json")
-    assert b"\xff\x00" in {record.value for record in read(stack, topics["events"])}
+    assert b"\xff\x00" in {record.value for record in read_topic(stack.bootstrap, topics["events"])}
 
 
 # --- the demo ------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaAdminClient
 from typer.testing import CliRunner, Result
 
 from deploy.local import Stack
+from tests.integration.oracle import read_topic
 from tests.integration.test_worker import stream
 from tests.integration.world import World, until
 from workers.adapters.feast import open_feature_store
@@ -233,15 +234,7 @@ def test_every_way_gives_the_same_lists(world: World, tmp_path: Path) -> None:
 
 def _same_lists(world: World, topic: str, folder: Path) -> None:
     """The topic holds the lists that the folder's Parquet files hold, and a tombstone for whom they have none."""
-    consumer = KafkaConsumer(bootstrap_servers=world.stack.bootstrap)
-    partitions = [TopicPartition(topic, number) for number in range(4)]
-    consumer.assign(partitions)
-    consumer.seek_to_beginning()
-    ends = consumer.end_offsets(partitions)
-    records = []
-    while any(consumer.position(partition) < end for partition, end in ends.items()):
-        records += [record for some in consumer.poll(500).values() for record in some]
-    consumer.close()
+    records = read_topic(world.stack.bootstrap, topic)
     lists = [decode_recommendation(record.value) for record in records if record.value is not None]
     assert {record.key for record in records if record.value is None} == {b"user-4"}
     published = {(one.user_id, one.as_of.ts): [(item.item_id, item.score) for item in one.items] for one in lists}
