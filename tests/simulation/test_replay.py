@@ -9,8 +9,10 @@ import pytest
 from deploy import local
 from tests.simulation.replays import NEW_ITEM, SETTINGS, START, Kept, catalogue, open_replay, records, replayed, stream
 from workers.core.events import Event
+from workers.replay.clock import Clock
 from workers.replay.engine import Replay
 from workers.replay.merge import steps
+from workers.replay.run import run
 from workers.replay.states import MemoryStates
 
 pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
@@ -34,6 +36,16 @@ async def test_partitions_do_not_matter() -> None:
     one, four = [await replayed(records(stream(), count), items=items) for count in (1, 4)]
     assert digest(one) == digest(four)
     assert one.counts == four.counts
+
+
+@pytest.mark.parametrize("batch", [1, 64, 10_000])
+async def test_folding_alone_gives_the_same_states(batch: int) -> None:
+    """Whether or not lists are made, and however many of a user's events come at once."""
+    with_lists = await replayed(records(stream()))
+    alone = Replay(SETTINGS, [], with_lists._encoder, MemoryStates(), Clock(86_400.0, ()), Kept())
+    await run(alone, records(stream()), SETTINGS, batch=batch)
+    assert alone._states.dump() == with_lists._states.dump()
+    assert alone.counts["folded"] == with_lists.counts["folded"] > 300
 
 
 async def test_another_log_has_another_digest() -> None:

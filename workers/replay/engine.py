@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from workers.core.evaluation.interleaving import Interleaver
 from workers.core.events import BadEvent, Event
 from workers.core.features import featurise
+from workers.core.open_state import OPEN_FROM, OpenState
 from workers.core.snapshots import TICK_MS
 from workers.core.state import Outcome, UserState, fold
 from workers.lists import MadeList
@@ -111,6 +112,7 @@ class Replay:
         self._wants_training_rows = output.wants_training_rows
         self._makes_moments = bool(models) or output.wants_features or output.wants_training_rows
         self._open: dict[str, tuple[int, Event]] = {}
+        self._busy: dict[str, OpenState] = {}
         self._before: dict[str, UserState] = {}
         self._actions: list[Action] = []
         self._to_encode = 0
@@ -141,6 +143,8 @@ class Replay:
 
     async def feed(self, steps: Sequence[Step]) -> None:
         """Take in a batch of the log; at most two batches of lists are under way on return."""
+        if not self._makes_moments:  # nobody looks at a state before the batch has ended
+            self._open_busy(steps)
         for step in steps:
             if self._items and step.record.timestamp >= self._items[0].timestamp:
                 if isinstance(step.event, Event) and step.event.ts > self._clock.now:
@@ -150,6 +154,9 @@ class Replay:
             self._take(step)
             if self._to_encode >= self._settings.encode_batch or len(self._actions) >= BATCH_ACTIONS:
                 await self._turn()
+        for state in self._busy.values():
+            state.close()
+        self._busy.clear()
         await self._states.flush()
         await self._output.settle()
 
@@ -177,6 +184,13 @@ class Replay:
                 await model.side_inputs.settle()
                 model.grown(max(0, minute * TICK_MS))
 
+    def _open_busy(self, steps: Sequence[Step]) -> None:
+        """Open the states of users with many events in the batch."""
+        users = Counter((step.event.user_id, step.partition) for step in steps if isinstance(step.event, Event))
+        for (user, partition), count in users.items():
+            if count >= OPEN_FROM and user not in self._busy:
+                self._busy[user] = OpenState(self._states.get(user, partition))
+
     def _take(self, step: Step) -> None:
         partition, record, event, _ = step
         self._newest[partition] = step
@@ -195,7 +209,7 @@ class Replay:
         if self._wants_training_rows and user not in self._before:
             self._before[user] = _copied(state)
         history = state.folded
-        outcome = fold(state, event, partition, record.offset, self._settings.history)
+        outcome = self._fold(state, event, partition, record.offset)
         if outcome is not _FIRST_TOUCH and outcome is not _APPLIED:
             counts["skipped"] += 1
             return
@@ -210,6 +224,12 @@ class Replay:
             self.forgotten[user] = event.ts
         elif self._wants_training_rows and event.item_id is not None:
             self._output.training_row(self._before[user], event)
+
+    def _fold(self, state: UserState, event: Event, partition: int, offset: int) -> Outcome:
+        busy = self._busy.get(event.user_id)
+        if busy is None:
+            return fold(state, event, partition, offset, self._settings.history)
+        return busy.fold(event, partition, offset, self._settings.history)
 
     def _act(self, event: Event, history: int) -> Act:
         clock = self._clock
