@@ -231,6 +231,7 @@ def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
         model.text.numpy(),
         config=Config(behaviours=dict.fromkeys(TYPES, 1.0), text_fields=("title",)),
         prior_weight=0.5,
+        privacy=None,
         metrics={},
         data=Data(digest="of the log"),
         commit="",

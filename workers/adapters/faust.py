@@ -92,7 +92,21 @@ class RunConsumer(aiokafka.Consumer):
     is the one to commit; Faust's bookkeeping of gaps, which would hold every
     offset within a run, is not needed. Changelog records are left alone, for
     recovery reads them one by one.
+
+    A recovery lets the events topic be fetched before it seeks to the committed
+    offsets. What comes before that seek comes again after it, but not always
+    whole: a fetch may be given up, and a later event of a user, folded first,
+    would make the earlier one look like a redelivery. So it is let go.
     """
+
+    _sought_in = -1
+    """The generation in which the partitions were last sought."""
+
+    async def perform_seek(self) -> None:
+        """Seek to the committed offsets; from here on events are handed on."""
+        await super().perform_seek()
+        if self.flow_active:  # else the recovery's own seek is still to come
+            self._sought_in = self.app.consumer_generation_id
 
     def _new_consumer_thread(self) -> RunConsumerThread:
         return RunConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -101,6 +115,8 @@ class RunConsumer(aiokafka.Consumer):
         if self._buffered_partitions:
             timeout = BUFFERED_SECONDS  # a full partition that has room again joins the next call
         records = await super()._getmany(active_partitions, timeout)
+        if self._sought_in != self.app.consumer_generation_id:
+            return {tp: run for tp, run in records.items() if not self._has_runs(tp)}
         return {tp: [Run(run)] if self._has_runs(tp) and run else run for tp, run in records.items()}
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
