@@ -93,17 +93,18 @@ class RunConsumer(aiokafka.Consumer):
     offset within a run, is not needed. Changelog records are left alone, for
     recovery reads them one by one.
 
-    A recovery lets the events topic be fetched before it seeks to the committed
-    offsets. What comes before that seek comes again after it, but not always
-    whole: a fetch may be given up, and a later event of a user, folded first,
-    would make the earlier one look like a redelivery. So it is let go.
+    A recovery lets the events topic be read before it seeks to the committed
+    offsets. What is read before that seek comes again after it, but not always
+    whole: a read may be given up, and a later event of a user, folded first,
+    would make the earlier one look like a redelivery. So events are read only
+    after the seek.
     """
 
     _sought_in = -1
     """The generation in which the partitions were last sought."""
 
     async def perform_seek(self) -> None:
-        """Seek to the committed offsets; from here on events are handed on."""
+        """Seek to the committed offsets; from here on events are read."""
         await super().perform_seek()
         if self.flow_active:  # else the recovery's own seek is still to come
             self._sought_in = self.app.consumer_generation_id
@@ -114,9 +115,12 @@ class RunConsumer(aiokafka.Consumer):
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
         if self._buffered_partitions:
             timeout = BUFFERED_SECONDS  # a full partition that has room again joins the next call
+        if active_partitions and self._sought_in != self.app.consumer_generation_id:
+            active_partitions = {tp for tp in active_partitions if not self._has_runs(tp)}
+            if not active_partitions:  # no partition would mean all of them
+                await self.sleep(BUFFERED_SECONDS)
+                return {}
         records = await super()._getmany(active_partitions, timeout)
-        if self._sought_in != self.app.consumer_generation_id:
-            return {tp: run for tp, run in records.items() if not self._has_runs(tp)}
         return {tp: [Run(run)] if self._has_runs(tp) and run else run for tp, run in records.items()}
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
