@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +22,24 @@ USERS = 16
 PER_SECOND = 50.0
 DEADLINE = 5.0
 EVENTS_PER_SECOND = 100
+FILL_SECONDS = 10.0
 
 
-def feed(world: World, done: threading.Event) -> None:
-    """Send a world its events at an even pace until `done`."""
+@contextmanager
+def events_sent(world: World) -> Iterator[None]:
+    """A world is sent events at an even pace while the block runs, which begins once caches are full."""
+    done = threading.Event()
+    feeder = threading.Thread(target=_feed, args=(world, done), name="feeder")
+    feeder.start()
+    try:
+        time.sleep(FILL_SECONDS)
+        yield
+    finally:
+        done.set()
+        feeder.join()
+
+
+def _feed(world: World, done: threading.Event) -> None:
     events = iter(stream(11, 10**6 // 10, users=2000))
     due = time.monotonic()
     while not done.is_set():

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from deploy import local
 from tests.integration.bundles import SHIPPED, Keys, renamed_items
 from tests.integration.world import World
-from tests.soak.load import feed
+from tests.soak.load import events_sent
 
 SETTLE_SECONDS = 3.0
 
@@ -33,28 +32,20 @@ def swap_under_load(folder: Path, swaps: int) -> bool:
         FRESHET_TRUSTED_KEYS=str(keys.folder),
         FRESHET_VERSIONS_KEPT=str(swaps + 2),
     )
-    feeding = threading.Event()
-    feeder = threading.Thread(target=feed, args=(world, feeding))
     windows: list[tuple[float, float]] = []
     try:
         world.worker()
         other = renamed_items(folder / "renamed", keys.private)
-        feeder.start()
-        time.sleep(10)
-        for number in range(swaps):
-            began = time.time()
-            published = _freshet(world, "publish", str((other, SHIPPED)[number % 2]))
-            windows.append((began, time.time()))
-            print(f"swap {number + 1}: version {published['version']}, {windows[-1][1] - began:.1f} s", flush=True)
-            time.sleep(SETTLE_SECONDS)
-        feeding.set()
-        feeder.join()
+        with events_sent(world):
+            for number in range(swaps):
+                began = time.time()
+                published = _freshet(world, "publish", str((other, SHIPPED)[number % 2]))
+                windows.append((began, time.time()))
+                print(f"swap {number + 1}: version {published['version']}, {windows[-1][1] - began:.1f} s", flush=True)
+                time.sleep(SETTLE_SECONDS)
         world.settle()
         return _judge(world, windows)
     finally:
-        feeding.set()
-        if feeder.is_alive():
-            feeder.join()
         world.close()
         local.stop(stack)
 

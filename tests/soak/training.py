@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from deploy.demo import movielens
 from deploy.local.parts import ROOT
 from tests.integration.bundles import Keys
 from tests.integration.world import World
-from tests.soak.load import feed
+from tests.soak.load import events_sent
 from workers.core.events import Event, encode_event
 
 STEADY_SECONDS = 40.0
@@ -34,25 +33,17 @@ def train_beside(folder: Path) -> bool:
     subprocess.run(_command(log.with_name("first.jsonl"), folder / "job", out=parent, epochs=1), check=True)
     stack = local.start(folder / "stack")
     world = World(stack, folder, "beside", FRESHET_TRUSTED_KEYS=str(keys.folder))
-    feeding = threading.Event()
-    feeder = threading.Thread(target=feed, args=(world, feeding))
     try:
         world.worker()
-        feeder.start()
-        time.sleep(10)  # caches fill
-        began = time.time()
-        time.sleep(STEADY_SECONDS)
-        trained = time.time()
-        status = _train(_command(log, folder / "job", live=parent, every="1h", epochs=4))
-        ended = time.time()
-        feeding.set()
-        feeder.join()
+        with events_sent(world):
+            began = time.time()
+            time.sleep(STEADY_SECONDS)
+            trained = time.time()
+            status = _train(_command(log, folder / "job", live=parent, every="1h", epochs=4))
+            ended = time.time()
         world.settle()
         return status in ("0", "3") and _judge(world, began, trained, ended)
     finally:
-        feeding.set()
-        if feeder.is_alive():
-            feeder.join()
         world.close()
         local.stop(stack)
 
