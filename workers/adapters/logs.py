@@ -423,9 +423,7 @@ def read_topic(settings: Settings, topic: str) -> Iterator[Record]:
         log = KafkaLog(topic, settings, Window(None, None, {}))
     except EmptyLog:
         return
-    for partition in log.partitions:
-        for run in log.read(partition):
-            yield from run
+    yield from _records(log)
 
 
 def read_beside(source: str, settings: Settings, topic: str) -> Iterator[Record]:
@@ -437,10 +435,14 @@ def read_beside(source: str, settings: Settings, topic: str) -> Iterator[Record]
     if not any((archive / settings.popularity_topic).glob("date=*")):
         yield from read_topic(settings, topic)
     elif any((archive / topic).glob("date=*")):
-        log = ArchiveLog(archive / topic, Window(None, None, {}))
-        for partition in log.partitions:
-            for run in log.read(partition):
-                yield from run
+        yield from _records(ArchiveLog(archive / topic, Window(None, None, {})))
+
+
+def _records(log: KafkaLog | ArchiveLog) -> Iterator[Record]:
+    """All records of a log, partition by partition."""
+    for partition in log.partitions:
+        for run in log.read(partition):
+            yield from run
 
 
 def behind(settings: Settings, topic: str) -> int:

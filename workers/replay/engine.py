@@ -24,7 +24,7 @@ from workers.core.events import BadEvent, Event
 from workers.core.features import featurise
 from workers.core.open_state import OPEN_FROM, OpenState
 from workers.core.snapshots import TICK_MS
-from workers.core.state import Outcome, UserState, fold
+from workers.core.state import APPLIED, FIRST_TOUCH, Outcome, UserState, fold
 from workers.lists import MadeList
 from workers.pipeline import dead_letter
 from workers.ports import Encoded, Encoder, Message, Record
@@ -35,7 +35,6 @@ from workers.replay.models import ReplayedModel, encodable
 from workers.replay.states import States
 from workers.settings import Settings
 
-_APPLIED, _FIRST_TOUCH = Outcome.APPLIED, Outcome.FIRST_TOUCH
 BATCH_ACTIONS = 1024
 """Actions handed on together where few of them are moments to encode."""
 
@@ -210,13 +209,13 @@ class Replay:
             self._before[user] = _copied(state)
         history = state.folded
         outcome = self._fold(state, event, partition, record.offset)
-        if outcome is not _FIRST_TOUCH and outcome is not _APPLIED:
+        if outcome is not FIRST_TOUCH and outcome is not APPLIED:
             counts["skipped"] += 1
             return
         counts["folded"] += 1
         if self._makes_moments:
             self._open[user] = partition, event
-        if outcome is _FIRST_TOUCH:
+        if outcome is FIRST_TOUCH:
             if self._judging:
                 self._actions.append(self._act(event, history))
             clock.add(event.item_id or "")
