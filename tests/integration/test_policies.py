@@ -145,7 +145,8 @@ async def test_estimates_meet_the_truth(world: World, tmp_path: Path) -> None:
     judged = found.counts["judged"]
     assert served(found.slots).value.mean * judged == pytest.approx(clicked)
     assert near(served(found.slots).value, as_shown)
-    for one in off_policy("no exploration", found.slots):
+    unexplored = off_policy("no exploration", found.slots)
+    for one in unexplored:
         assert near(one.value, greedy), (one, greedy)
         assert one.mean_weight is not None
         assert near(one.mean_weight, 1.0), one
@@ -157,7 +158,8 @@ async def test_estimates_meet_the_truth(world: World, tmp_path: Path) -> None:
     first, *_, robust = read_results(results).off_policy
     assert first == served(found.slots)
     assert near(robust.value, diverse, 3.0), (robust, diverse)
-    assert robust.effective_sample_size < judged / 6
+    # Not by how much: one slot in 500 that exploration changed holds the target's item, so a run may have none.
+    assert robust.effective_sample_size < unexplored[0].effective_sample_size
 
     lists = tmp_path / "lists.jsonl"
     lists.write_bytes(b"".join(one.value + b"\n" for one in world.records("recommendations")))
