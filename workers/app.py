@@ -218,7 +218,13 @@ class WorkerApp(faust.App):
         )
         self.conf.events_topic = settings.events_topic
         self.table = StateTable(
-            self, name=TABLE, key_type=bytes, value_type=bytes, partitions=partitions, recovery_buffer_size=1000
+            self,
+            name=TABLE,
+            schema=RunSchema(),
+            key_type=bytes,
+            value_type=bytes,
+            partitions=partitions,
+            recovery_buffer_size=1,
         )
         self.tables.add(self.table)
         self.inbox = Inbox(settings.max_batch_events)

@@ -85,13 +85,12 @@ class RunConsumerThread(aiokafka.AIOKafkaConsumerThread):
 
 
 class RunConsumer(aiokafka.Consumer):
-    """Faust's consumer, with the records of the events topic coalesced into runs.
+    """Faust's consumer, with fetched records coalesced into runs: those of the events topic and of the changelog.
 
     A run carries the offset of its last record. Runs of a partition are
     acknowledged in offset order, by one task, so the newest acknowledged offset
     is the one to commit; Faust's bookkeeping of gaps, which would hold every
-    offset within a run, is not needed. Changelog records are left alone, for
-    recovery reads them one by one.
+    offset within a run, is not needed. A recovery applies a run at a time.
 
     A recovery lets the events topic be read before it seeks to the committed
     offsets. What is read before that seek comes again after it, but not always
@@ -116,27 +115,22 @@ class RunConsumer(aiokafka.Consumer):
         if self._buffered_partitions:
             timeout = BUFFERED_SECONDS  # a full partition that has room again joins the next call
         if active_partitions and self._sought_in != self.app.consumer_generation_id:
-            active_partitions = {tp for tp in active_partitions if not self._has_runs(tp)}
+            active_partitions = {tp for tp in active_partitions if not self._has_events(tp)}
             if not active_partitions:  # no partition would mean all of them
                 await self.sleep(BUFFERED_SECONDS)
                 return {}
         records = await super()._getmany(active_partitions, timeout)
-        return {tp: [Run(run)] if self._has_runs(tp) and run else run for tp, run in records.items()}
+        return {tp: [Run(run)] for tp, run in records.items() if run}
 
-    def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
-        if not isinstance(record, Run):
-            return super()._to_message(tp, record)
+    def _to_message(self, tp: TP, record: Run) -> ConsumerMessage:
         message = super()._to_message(tp, record.records[-1])
         message.key, message.value, message.headers = None, record, []
         return message
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
-        if not self._has_runs(tp):
-            await super()._add_gap(tp, offset_from, offset_to)
+        """Nothing: see above."""
 
     def _new_offset(self, tp: TP) -> int | None:
-        if not self._has_runs(tp):
-            return super()._new_offset(tp)
         acked = self._acked[tp]
         if not acked:
             return None
@@ -145,7 +139,7 @@ class RunConsumer(aiokafka.Consumer):
         self._acked_index[tp].clear()
         return newest + 1
 
-    def _has_runs(self, tp: TP) -> bool:
+    def _has_events(self, tp: TP) -> bool:
         return tp.topic == self.app.conf.events_topic
 
 
@@ -226,8 +220,8 @@ class StateStore(Store):
     """Faust's RocksDB store, mended in two places.
 
     A partition folder that cannot be opened is deleted and rebuilt from the
-    changelog, and a changelog record never replaces a newer state: a zombie
-    worker may have written an older one behind it.
+    changelog, and a changelog record, of which a recovery gets runs, never
+    replaces a newer state: a zombie worker may have written an older one behind it.
     """
 
     def _open_for_partition(self, partition: int) -> Any:
@@ -242,25 +236,37 @@ class StateStore(Store):
             return super()._open_for_partition(partition)
 
     def apply_changelog_batch(self, batch: Any, to_key: Any, to_value: Any) -> None:
-        """Write changelog records during recovery, newest source offset winning."""
-        newest: dict[tuple[int, bytes], int] = {}
-        kept = []
+        """Write runs of changelog records during recovery, newest source offset winning, each run in one batch."""
         for event in batch:
             message = event.message
-            offset = _source_offset(message.value)
-            slot = (message.partition, message.key)
-            if slot not in newest:
-                stored = self._db_for_partition(message.partition).get(message.key)
-                newest[slot] = _source_offset(stored)
-            if offset >= newest[slot]:
-                newest[slot] = offset
-                kept.append(event)
-        if kept:
-            super().apply_changelog_batch(kept, to_key, to_value)
+            database = self._db_for_partition(message.partition)
+            write(database, _newest(database, message.value.records), self.offset_key, message.offset)
+
+
+def _newest(database: Any, records: Sequence[Any]) -> dict[bytes, bytes]:
+    """The newest value of each key among changelog records, where it is no older than the stored one."""
+    keys = list({record.key for record in records})
+    reached = dict(zip(keys, map(_source_offset, database.get(keys)), strict=True))
+    newest: dict[bytes, bytes] = {}
+    for record in records:
+        offset = _source_offset(record.value)
+        if record.value is not None and offset >= reached[record.key]:
+            reached[record.key] = offset
+            newest[record.key] = record.value
+    return newest
 
 
 def _source_offset(value: bytes | None) -> int:
     return decode_state(value).offset if value else -1
+
+
+def write(database: Any, values: Mapping[bytes, bytes], offset_key: bytes, offset: int) -> None:
+    """Write values and the changelog offset they are good for, in one atomic batch."""
+    batch = WriteBatch(raw_mode=True)
+    for key, value in values.items():
+        batch.put(key, value)
+    batch.put(offset_key, str(offset).encode())
+    database.write(batch)
 
 
 class StateTable(Table):
@@ -300,11 +306,7 @@ class StateTable(Table):
         topic = self.changelog_topic_name
         messages = [Message(topic, key, value) for key, value in values.items()]
         highest = await self.publisher.publish_to(partition, messages)
-        batch = WriteBatch(raw_mode=True)
-        for key, value in values.items():
-            batch.put(key, value)
-        batch.put(self.data.offset_key, str(highest).encode())
-        self.data._db_for_partition(partition).write(batch)
+        write(self.data._db_for_partition(partition), values, self.data.offset_key, highest)
 
 
 class PartitionState:
