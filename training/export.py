@@ -106,6 +106,7 @@ def export_bundle(
     commit: str,
     parent: str,
     privacy: bundle.Privacy | None,
+    lifts: NDArray[np.float32] | None,
     model_card: str,
 ) -> None:
     """Write the bundle at `out`, which must not exist or be empty. Raises `ExportError`."""
@@ -134,6 +135,8 @@ def export_bundle(
         }
     np.savez_compressed(out / "golden.npz", **golden)  # type: ignore[arg-type]
     np.save(out / "item_vectors.npy", served.vectors.numpy().astype(np.float32), allow_pickle=False)
+    if lifts is not None:
+        np.save(out / bundle.LIFTS, lifts, allow_pickle=False)
     (out / "item_ids.json").write_text(json.dumps(item_ids) + "\n")
     save_file(
         {key: value.contiguous() for key, value in encoder.state_dict().items()},

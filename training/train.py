@@ -55,6 +55,7 @@ from training.evaluate import (
 from training.examples import Examples, histories, shuffle_ties, windows
 from training.export import ExportError, export_bundle
 from training.fit import Epoch, FitError, Fitted, Options, fit
+from training.lifts import item_lifts
 from training.model import Config as ModelConfig
 from training.model import UserEncoder
 from training.privacy import Private
@@ -494,6 +495,7 @@ def _write(
         commit=_commit(),
         parent=live.path.name if live is not None and job.incremental else "",
         privacy=privacy,
+        lifts=item_lifts(split.train, material.item_ids, config.behaviours) if privacy is None else None,
         model_card=model_card(
             config,
             fitted.model.config,

@@ -41,6 +41,7 @@ class ListMaker:
         self._settings = settings
         self._reasons = reasons
         self._shares = {name: arm.share for name, arm in settings.variants.items()}
+        self._by_variant = {name: settings.of_variant(name) for name in settings.variants or (ONLY_VARIANT,)}
 
     def variant(self, user_id: str) -> str:
         """The variant that the user is assigned for good."""
@@ -84,12 +85,13 @@ class ListMaker:
         return MadeList(self.variant(user_id), items, live.side_inputs)
 
     def _config(self, live: Live, name: str) -> RankConfig:
-        settings, arm = self._settings, self._settings.variants.get(name)
-        diversity, weight, exploration = settings.diversity, settings.prior_weight, settings.exploration
-        if arm is not None:
-            diversity = diversity if arm.diversity is None else arm.diversity
-            weight = weight if arm.prior_weight is None else arm.prior_weight
-            exploration = exploration if arm.exploration is None else arm.exploration
-        fitted = live.bundle.manifest.prior_weight
-        weight = fitted if weight is None else weight
-        return RankConfig(settings.list_size, diversity, weight, exploration, self._reasons)
+        own, fitted = self._by_variant[name], live.bundle.manifest.prior_weight
+        return RankConfig(
+            own.list_size,
+            own.diversity,
+            fitted if own.prior_weight is None else own.prior_weight,
+            own.exploration,
+            self._reasons,
+            own.value_weight,
+            own.novelty_weight,
+        )

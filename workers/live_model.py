@@ -345,7 +345,7 @@ class LiveModel:
         if tuple(bundle.manifest.text_fields) != self._text_fields:
             theirs, ours = ", ".join(bundle.manifest.text_fields), ", ".join(self._text_fields)
             log.warning("texts differ", extra={"why": f"the version was trained on {theirs}, new items have {ours}"})
-        return ItemSpace(bundle.item_ids, bundle.item_vectors)
+        return ItemSpace(bundle.item_ids, bundle.item_vectors, bundle.item_lifts)
 
     def _is_rankable(self, item: CatalogueItem, space: ItemSpace) -> bool:
         return item.available and (bool(self._catalogue.text(item)) or space.is_trained(item.item_id))

@@ -27,6 +27,7 @@ SECRETS = frozenset({"kafka_password"})
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Weight = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class SettingsError(Exception):
@@ -39,7 +40,13 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     share: Annotated[float, msgspec.Meta(gt=0, le=1)]
     diversity: Fraction | None = None
     prior_weight: float | None = None
+    value_weight: Weight | None = None
+    novelty_weight: Weight | None = None
     exploration: Fraction | None = None
+
+
+KNOBS = ("diversity", "prior_weight", "value_weight", "novelty_weight", "exploration")
+"""Settings by which an experiment's variants may differ."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,6 +115,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Maximal marginal relevance: 0 ranks by score alone, 1 by dissimilarity alone."""
     prior_weight: float | None = None
     """Weight of the popularity prior; by default the one fitted with the model."""
+    value_weight: Weight = 0.0
+    """Weight of an item's value in its score: at 1 its chance to be next counts times what its events are worth."""
+    novelty_weight: Weight = 0.0
+    """Weight of an item's rarity in its score: at 1 its chance to be next counts by how frequent it is anyway."""
     exploration: Fraction = 0.0
     """Chance that a list has two slots swapped or one item brought in at random; every slot's propensity is logged."""
     experiment: str = ""
@@ -124,6 +135,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A canary is rolled back where its lists have less in common with the live version's (mean average overlap)."""
     popularity_half_life: Seconds = 7 * 86_400.0
     """Half-life of an interaction in the popularity prior, in event time."""
+
+    def of_variant(self, name: str) -> Settings:
+        """What holds for the users of a variant; for a name that is none, what holds for all."""
+        arm = self.variants.get(name)
+        own = {knob: value for knob in KNOBS if arm is not None and (value := getattr(arm, knob)) is not None}
+        return msgspec.structs.replace(self, **own)
 
     def masked(self) -> dict[str, Any]:
         """All settings by name, secrets replaced."""

@@ -232,6 +232,7 @@ def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
         config=Config(behaviours=dict.fromkeys(TYPES, 1.0), text_fields=("title",)),
         prior_weight=0.5,
         privacy=None,
+        lifts=None,
         metrics={},
         data=Data(digest="of the log"),
         commit="",

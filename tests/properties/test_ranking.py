@@ -33,6 +33,7 @@ class World:
     """
 
     space: ItemSpace
+    lifts: np.ndarray
     states: list[UserState]
     history: np.ndarray
     encoded: Encoded
@@ -42,7 +43,7 @@ class World:
         outputs = [output[rows] for output in self.encoded]
         return rank(self.space, config, self.states[rows], self.history[rows], *outputs)
 
-    def scores(self, user: int, weight: float) -> dict[int, float]:
+    def scores(self, user: int, config: RankConfig) -> dict[int, float]:
         """Score of every rankable candidate row of a user, by definition."""
         space, state = self.space, self.states[user]
         seen = {*state.items, *state.seen}
@@ -50,7 +51,10 @@ class World:
         embedding = self.encoded.embedding[user]
         graph = dict(zip(self.encoded.topk_index[user].tolist(), self.encoded.topk_score[user], strict=True))
         for row in {*graph, *_common_candidates(space, [space.prior])[0].tolist()}:
-            score = graph.get(row, embedding @ space.vectors[row]) + np.float32(weight) * space.prior.values[row]
+            value, novelty = self.lifts[row - FIRST_ITEM if row < space.trained else -1]
+            lift = config.value_weight * value + config.novelty_weight * novelty
+            prior = np.float32(config.prior_weight) * space.prior.values[row]
+            score = graph.get(row, embedding @ space.vectors[row]) + prior + lift
             if np.isfinite(score) and space.available[row] and space.ids[row] not in seen:
                 scores[row] = float(score)
         return scores
@@ -60,7 +64,8 @@ def make_world(seed: int, users: int, odd: float) -> World:
     """A world; `odd` is the share of the graph's scores that are no numbers."""
     rng = np.random.default_rng(seed)
     vectors = rng.integers(-1, 2, (TRAINED + COLD, DIM)).astype(np.float32)
-    space = ItemSpace(ITEMS[:TRAINED], vectors[:TRAINED])
+    lifts = rng.integers(-2, 3, (TRAINED + 1, 2)).astype(np.float32)
+    space = ItemSpace(ITEMS[:TRAINED], vectors[:TRAINED], lifts)
     space.add_cold(ITEMS[TRAINED:], vectors[TRAINED:])
     popular = rng.choice(len(ITEMS), 60, replace=False)
     space.set_popularity({ITEMS[item]: float(np.expm1(rng.integers(1, 4))) for item in popular})
@@ -80,19 +85,21 @@ def make_world(seed: int, users: int, odd: float) -> World:
     order = np.argsort(-scores, axis=1, kind="stable")[:, :TOP_K]
     topk_score = np.take_along_axis(scores, order, axis=1)
     topk_score[rng.random(topk_score.shape) < odd] = rng.choice(ODD_SCORES)
-    return World(space, states, history, Encoded((order + FIRST_ITEM).astype(np.int32), topk_score, embedding))
+    return World(space, lifts, states, history, Encoded((order + FIRST_ITEM).astype(np.int32), topk_score, embedding))
 
 
 worlds = st.builds(make_world, st.integers(0, 2**32), st.integers(1, 9), st.sampled_from((0.0, 0.0, 0.3, 1.0)))
-configs = st.builds(RankConfig, st.integers(1, 50), st.sampled_from((0.0, 0.3, 1.0)), st.sampled_from((0.0, 1.0, 2.0)))
-by_score = st.builds(RankConfig, st.integers(1, 50), st.just(0.0), st.sampled_from((0.0, 1.0, 2.0)))
+sizes, weights = st.integers(1, 50), st.sampled_from((0.0, 1.0, 2.0))
+lifted = {"value_weight": weights, "novelty_weight": weights}
+configs = st.builds(RankConfig, sizes, st.sampled_from((0.0, 0.3, 1.0)), weights, **lifted)
+by_score = st.builds(RankConfig, sizes, st.just(0.0), weights, **lifted)
 
 
 @given(worlds, by_score)
 def test_the_order_is_score_then_index(world: World, config: RankConfig) -> None:
     """Without diversity a list is the best scores, ties by item index; what is no number never shows."""
     for user, items in enumerate(world.rank(config)):
-        scores = world.scores(user, config.prior_weight)
+        scores = world.scores(user, config)
         best = sorted(scores, key=lambda row: (-scores[row], row))[: config.list_size]
         assert [(item.item_id, item.score) for item in items] == [
             (world.space.ids[row], round(scores[row], 5)) for row in best
@@ -105,7 +112,7 @@ def test_a_list_holds_only_what_it_may(world: World, config: RankConfig) -> None
     for user, items in enumerate(world.rank(config)):
         names = [item.item_id for item in items]
         state = world.states[user]
-        assert len(set(names)) == len(names) == min(config.list_size, len(world.scores(user, config.prior_weight)))
+        assert len(set(names)) == len(names) == min(config.list_size, len(world.scores(user, config)))
         assert not {*names} & {*state.items, *state.seen}
         for item in items:
             row = world.space.index[item.item_id]
@@ -130,7 +137,7 @@ def test_real_scores_agree_between_batches_to_rounding(world: World, config: Ran
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=world.encoded.embedding.shape).astype(np.float32)
     world.encoded = world.encoded._replace(embedding=world.encoded.embedding + noise)
-    config = RankConfig(config.list_size, 0.0, config.prior_weight)
+    config = replace(config, diversity=0.0)
     for user, items in enumerate(world.rank(config)):
         [alone] = world.rank(config, slice(user, user + 1))
         scores = [item.score for item in items]

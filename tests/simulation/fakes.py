@@ -52,7 +52,9 @@ def make_bundle(version: int = 1, items: Sequence[str] = ITEMS, prior_weight: fl
         licence="none",
         files={},
     )
-    return Bundle(Path(str(version)), manifest, list(items), np.stack([vector(item, version) for item in items]))
+    vectors = np.stack([vector(item, version) for item in items])
+    lifts = np.random.default_rng(version).integers(-2, 3, (len(items) + 1, 2)).astype(np.float32)
+    return Bundle(Path(str(version)), manifest, list(items), vectors, lifts)
 
 
 def write_bundle(repository: Path, version: int, items: Sequence[str] = ITEMS) -> Path:

@@ -109,7 +109,9 @@ def run(folder: Path, out: str, *more: str) -> int:
 def test_a_private_bundle_says_what_it_spent(ring: Path, capsys: pytest.CaptureFixture[Any]) -> None:
     """ε, δ, the unit and the steps are printed, in the manifest and on the card; two runs of a seed differ."""
     assert run(ring, "one") in (0, 3)
-    manifest = load_bundle(ring / "one").manifest
+    bundle = load_bundle(ring / "one")
+    assert bundle.item_lifts is None  # they would tell of single users what the weights do not
+    manifest = bundle.manifest
     privacy = manifest.privacy
     assert privacy is not None
     assert (privacy.unit, privacy.steps, privacy.delta) == ("user", 4 * 3, 1e-4)

@@ -47,6 +47,8 @@ def test_the_bundle_says_what_it_is_of(first: Path) -> None:
     assert {check.name for check in manifest.gate.checks} == {"finite", "size", "latency", "quality"}
     assert manifest.metrics["encoder"]["ndcg@10"] > 0.8
     assert bundle.item_vectors.shape == (ITEMS, 16)
+    assert bundle.item_lifts is not None
+    assert bundle.item_lifts.shape == (ITEMS + 1, 2)
     assert not (first / "work" / "checkpoint.safetensors").exists()
     assert sorted(path.name for path in first.glob(".*")) == []
 

@@ -1,5 +1,7 @@
 """Ranking, case by case."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,33 @@ def test_the_prior_moves_items_by_its_weight() -> None:
     assert names(one_list(over, {5: 1.0, 8: 0.5}, RankConfig(5, 0.0, 0.2)))[0] == "i3"
     [first, *_] = one_list(over, {5: 1.0, 8: 0.5}, RankConfig(5, 0.0, 1.0))
     assert (first.item_id, first.score) == ("i6", 2.5)
+
+
+def test_value_and_novelty_move_items_by_their_weights() -> None:
+    """Each lift is added times its weight; a weight of 0 adds nothing, and a bundle without lifts has none to add."""
+    lifts = np.zeros((TOP_K + 1, 2), np.float32)
+    lifts[3], lifts[6] = (1.0, 0.0), (0.0, 2.0)
+    over = ItemSpace(ITEMS, space().vectors[FIRST_ITEM:], lifts)
+    scores = {4: 1.0, 5: 0.5, 8: 0.25}  # of i2, i3 and i6
+    assert names(one_list(over, scores))[:3] == ["i2", "i3", "i6"]
+    [first, *_] = one_list(over, scores, replace(PLAIN, value_weight=2.0))
+    assert (first.item_id, first.score) == ("i3", 2.5)
+    [first, second, *_] = one_list(over, scores, replace(PLAIN, value_weight=1.0, novelty_weight=1.0))
+    assert [(one.item_id, one.score) for one in (first, second)] == [("i6", 2.25), ("i3", 1.5)]
+    assert names(one_list(space(), scores, replace(PLAIN, value_weight=9.0)))[:3] == ["i2", "i3", "i6"]
+
+
+def test_cold_items_share_one_lift() -> None:
+    """The last row of the lifts is that of an item without events, however many come."""
+    lifts = np.zeros((TOP_K + 1, 2), np.float32)
+    lifts[-1] = 0.0, 3.0
+    over, config = ItemSpace(ITEMS, space().vectors[FIRST_ITEM:], lifts), replace(PLAIN, novelty_weight=2.0)
+    for number in range(300):
+        over.add_cold([f"new-{number}"], axis(7)[None])
+        if number % 100 == 0:
+            assert one_list(over, {}, config)[0].score == 6.0
+    listed = one_list(over, {}, replace(config, list_size=50))
+    assert {(item.source, item.score) for item in listed} == {("cold", 6.0)}
 
 
 def test_popular_items_are_candidates_beyond_the_graphs() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ import pytest
 from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
 from tests.simulation.fakes import FakeEncoder, make_bundle
 from workers import signature
-from workers.core.bundle import MANIFEST, SIGNATURE, BundleError, Manifest, load_bundle, sha256, write_manifest
+from workers.core.bundle import LIFTS, MANIFEST, SIGNATURE, BundleError, Manifest, load_bundle, sha256, write_manifest
 from workers.core.graphs import check_graphs
 from workers.core.rollout import MODEL
 from workers.live_model import LiveModel
@@ -42,6 +43,13 @@ def rewrite(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     write_manifest(folder, msgspec.structs.replace(manifest, files={**manifest.files, name: sha256(folder / name)}))
+
+
+def npy(array: np.ndarray) -> bytes:
+    """An array as a file holds it."""
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def spoilt(content: bytes) -> bytes:
@@ -115,6 +123,25 @@ def test_wrong_tensors_are_refused(bundle: Path, keys: Path) -> None:
     sign_anyway(bundle, keys)
     with pytest.raises(BundleError, match=r"takes text_embedding FP32 \[384\], not item_index INT32 \[50\]"):
         load_trusted(bundle, keys)
+
+
+@pytest.mark.parametrize(
+    ("lifts", "why"),
+    [
+        (np.zeros((7, 2), np.float32), r"item lifts are float32 \(7, 2\)"),
+        (np.full((1617, 2), np.nan, np.float32), "item lifts hold NaN"),
+    ],
+)
+def test_odd_item_lifts_are_refused(bundle: Path, lifts: np.ndarray, why: str) -> None:
+    """A row per item and one for new items, all of them numbers."""
+    assert load_bundle(bundle).item_lifts is None
+    rewrite(bundle, LIFTS, npy(lifts))
+    with pytest.raises(BundleError, match=why):
+        load_bundle(bundle)
+    rewrite(bundle, LIFTS, npy(np.ones((1617, 2), np.float32)))
+    loaded = load_bundle(bundle).item_lifts
+    assert loaded is not None
+    assert loaded.all()
 
 
 @pytest.mark.parametrize("content", [b"", b"onnx", b"\x3a\xff\xff\xff\xff\x0f", bytes(100)])

@@ -18,7 +18,7 @@ from workers.cli.show import emit, out, plain, rows
 from workers.core.bundle import BundleError, load_bundle, version_numbers
 from workers.core.rollout import MODEL
 from workers.ports import Unavailable
-from workers.settings import Settings
+from workers.settings import Settings, Variant
 
 MODELS = ("user_encoder", "item_tower", "text_encoder")
 
@@ -130,8 +130,15 @@ def _bundle(settings: Settings) -> str:
     versions = version_numbers(folder)
     if not versions:
         raise Failed(f"{folder} holds no version")
+    arms: list[Settings | Variant] = [settings, *settings.variants.values()]
+    lifting = any(arm.value_weight or arm.novelty_weight for arm in arms)
     for version in versions:
         bundle = load_bundle(folder / str(version))
+        if bundle.item_lifts is None and lifting:
+            raise Failed(
+                f"version {version} does not know its items' value and novelty: train it anew, "
+                "or leave value_weight and novelty_weight at 0"
+            )
     return f"{folder}, {_versions(versions)} verified, {len(bundle.item_ids):,} items in the newest"
 
 

@@ -41,6 +41,8 @@ def ope(
     model: Annotated[int | None, typer.Option("--model", metavar="VERSION", help="Judge this version.")] = None,
     diversity: Annotated[float | None, typer.Option(min=0, max=1, help="Judge lists of this diversity.")] = None,
     prior_weight: Annotated[float | None, typer.Option(help="Judge lists with this weight of the prior.")] = None,
+    value_weight: Annotated[float | None, typer.Option(min=0, help="Judge lists with this weight of value.")] = None,
+    novelty_weight: Annotated[float | None, typer.Option(min=0, help="Judge lists with this weight of rarity.")] = None,
     reward: Annotated[
         str, typer.Option(metavar="TYPE", help="The behaviour that a policy is to bring about.")
     ] = "click",
@@ -64,7 +66,7 @@ def ope(
     from workers.core.evaluation.results import Results
     from workers.replay import policies
 
-    target = policies.Target(model, diversity, prior_weight)
+    target = policies.Target(model, diversity, prior_weight, value_weight, novelty_weight)
     with _said_plainly(to):
         found = asyncio.run(
             policies.off_policy(_record(settings, source, lists, window), target, reward, text_encoder_folder(settings))

@@ -16,7 +16,8 @@ import typer
 from workers.cli.errors import UserError
 from workers.cli.options import Config, Directory, Json, Kafka, Triton, resolve
 from workers.cli.show import command_line, emit, plain, progress, rows, say
-from workers.settings import Settings, SettingsError
+from workers.cli.tried import read_tried, tell_tried
+from workers.settings import KNOBS, Settings, SettingsError
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
     from workers.core.evaluation.results import Estimate, Verification
@@ -80,6 +81,15 @@ def replay(
             rich_help_panel="Evaluation",
         ),
     ] = False,
+    tried: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--try",
+            metavar="KNOB=VALUE,VALUE",
+            help=f"Also judge lists with another value of {', '.join(KNOBS)}; may be repeated.",
+            rich_help_panel="Evaluation",
+        ),
+    ] = None,
     burn_in: Annotated[
         float,
         typer.Option(
@@ -149,9 +159,9 @@ def replay(
         return
     if to is None:
         raise UserError("--out DIR says where the lists go")
-    if fold_only and (model or evaluate or freshness or topic):
-        raise UserError("--fold-only makes no lists: leave out --model, --evaluate, --freshness and --topic")
-    if topic and len(model or ()) > 1:
+    if fold_only and (model or evaluate or freshness or tried or topic):
+        raise UserError("--fold-only makes no lists: leave out --model, --evaluate, --freshness, --try and --topic")
+    if topic and (tried or len(model or ()) > 1):
         raise UserError("--topic takes the lists of one --model: a user's newest list is the one that counts")
     from workers.adapters.kafka import DeliveryError
     from workers.adapters.logs import LogError, Window
@@ -167,12 +177,13 @@ def replay(
             folder=to,
             versions=[] if fold_only else model or [newest_version(settings)],
             window=Window(*window),
+            tried=read_tried(tried or []),
             items=_items(items, settings),
             through_triton=encoder == "triton",
             text_encoder=text_encoder_folder(settings),
             states_on_disk=state == "rocksdb",
             speed=_speed(speed),
-            judged=evaluate or freshness,
+            judged=evaluate or freshness or bool(tried),
             freshness=freshness,
             burn_in=burn_in,
             label_delay=label_delay,
@@ -188,7 +199,7 @@ def replay(
     if json_:
         emit(msgspec.to_builtins(summary))
     else:
-        _tell(summary, to)
+        _tell(summary, to, settings if tried else None)
 
 
 class _Bar:
@@ -263,7 +274,7 @@ class _Head(msgspec.Struct):
     ts: int = -1
 
 
-def _tell(summary: Summary, folder: Path) -> None:
+def _tell(summary: Summary, folder: Path, tried: Settings | None) -> None:
     lines = [(name, f"{count:,}") for name, count in summary.counts.items()]
     lines += [(f"digest of {name}", digest) for name, digest in summary.digests.items()]
     lines.append(("events/s", f"{summary.events_per_second:,.0f}"))
@@ -274,6 +285,10 @@ def _tell(summary: Summary, folder: Path) -> None:
     from workers.core.evaluation.results import read_results
 
     found = read_results(results)
+    if tried is not None:
+        tell_tried(found, tried.behaviours)
+        say(f"results in {results}: `freshet report {results} --out report.html` draws them")
+        return
     table: list[tuple[str, ...]] = [("", "HR", "NDCG", "MRR", "judged")]
     for one in found.evaluations:
         whole = one.slices["all"]["all"]

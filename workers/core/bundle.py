@@ -5,7 +5,8 @@ repository: `model.onnx` (user encoder with the item table and top-K inside),
 `item_tower.onnx`, `item_ids.json` (the vocabulary, index order),
 `item_vectors.npy` (float32 `[items, dim]`, same order), `golden.npz` (inputs
 and the outputs torch gave for them), `manifest.json` (facts and a sha256 per file),
-`manifest.sig` (who vouches for the manifest). Nothing in it is pickled.
+`manifest.sig` (who vouches for the manifest). `item_lifts.npy`, which early versions and private ones lack, is float32
+`[items + 1, 2]`: each item's value and novelty, last those of an item without events. Nothing in it is pickled.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from workers.core.features import FIRST_ITEM
 from workers.core.files import write_json
 
 MANIFEST = "manifest.json"
+LIFTS = "item_lifts.npy"
 SIGNATURE = "manifest.sig"
 """The one file that the manifest cannot list: who vouches for it (`workers/signature.py`)."""
 
@@ -106,12 +108,16 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class Bundle(msgspec.Struct, frozen=True):
-    """A verified bundle in memory; `item_vectors` is float32 `[len(item_ids), dim]`."""
+    """A verified bundle in memory; `item_vectors` is float32 `[len(item_ids), dim]`.
+
+    `item_lifts` is float32 `[len(item_ids) + 1, 2]` where the version has them.
+    """
 
     path: Path
     manifest: Manifest
     item_ids: list[str]
     item_vectors: NDArray[np.float32]
+    item_lifts: NDArray[np.float32] | None = None
 
     @property
     def item_index(self) -> dict[str, int]:
@@ -146,15 +152,20 @@ def load_bundle(path: Path) -> Bundle:
     try:
         item_ids = msgspec.json.decode((path / "item_ids.json").read_bytes(), type=list[str])
         vectors = np.load(path / "item_vectors.npy", allow_pickle=False)
+        lifts = np.load(path / LIFTS, allow_pickle=False) if LIFTS in manifest.files else None
     except (msgspec.DecodeError, ValueError, EOFError) as error:
         raise BundleError(f"{path}: its items cannot be read: {error}") from None
-    if vectors.shape != (len(item_ids), manifest.dim) or vectors.dtype != np.float32:
-        raise BundleError(
-            f"{path}: item vectors are {vectors.dtype} {vectors.shape}, not float32 ({len(item_ids)}, {manifest.dim})"
-        )
-    if not np.isfinite(vectors).all():
-        raise BundleError(f"{path}: item vectors hold NaN or infinity")
-    return Bundle(path, manifest, item_ids, vectors)
+    _check_table(path, "item vectors", vectors, (len(item_ids), manifest.dim))
+    if lifts is not None:
+        _check_table(path, "item lifts", lifts, (len(item_ids) + 1, 2))
+    return Bundle(path, manifest, item_ids, vectors, lifts)
+
+
+def _check_table(path: Path, what: str, table: NDArray[np.float32], shape: tuple[int, int]) -> None:
+    if table.shape != shape or table.dtype != np.float32:
+        raise BundleError(f"{path}: {what} are {table.dtype} {table.shape}, not float32 {shape}")
+    if not np.isfinite(table).all():
+        raise BundleError(f"{path}: {what} hold NaN or infinity")
 
 
 def _verified_manifest(path: Path) -> Manifest:

@@ -3,7 +3,8 @@
 The score of an item is the encoder's score plus `prior_weight` times the log
 of one plus its popularity. Candidates are the served graph's top-K, the items
 newer than the version, and the most popular ones. The order is total:
-non-finite scores sink, equal scores go by item index.
+non-finite scores sink, equal scores go by item index. An item's lifts may be
+added to its score too (`training/lifts.py` makes them): its value and its novelty.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class RankConfig:
 
     `diversity` is 0 for pure score to 1 for pure dissimilarity (MMR, SIGIR
     1998); `exploration` is the chance that a list is changed at random. Items have
-    `reasons` unless nobody reads them: they are a seventh of the work.
+    `reasons` unless nobody reads them: they are a seventh of the work. Lifts are added
+    to the score by `value_weight` and `novelty_weight`.
     """
 
     list_size: int
@@ -44,6 +46,8 @@ class RankConfig:
     prior_weight: float
     exploration: float = 0.0
     reasons: bool = True
+    value_weight: float = 0.0
+    novelty_weight: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +70,10 @@ class ItemSpace:
     unless they are given another.
     """
 
-    def __init__(self, item_ids: Sequence[str], vectors: NDArray[np.float32]) -> None:
+    def __init__(
+        self, item_ids: Sequence[str], vectors: NDArray[np.float32], lifts: NDArray[np.float32] | None = None
+    ) -> None:
+        """`lifts` are `[len(item_ids) + 1, 2]`, value and novelty, last those of cold items; without it all are 0."""
         self.trained = FIRST_ITEM + len(item_ids)
         self.size = self.trained
         self.ids: list[str] = ["", "", *item_ids]
@@ -75,6 +82,8 @@ class ItemSpace:
         self.vectors[FIRST_ITEM:] = vectors
         self.available = np.ones(self.size, np.bool_)
         self.available[:FIRST_ITEM] = False
+        self._lifts = np.zeros((len(item_ids) + 1, 2), np.float32) if lifts is None else lifts
+        self._lifted: dict[tuple[float, float], NDArray[np.float32]] = {}
         self._popularity: Mapping[str, float] = {}
         self.set_popularity({})
 
@@ -108,6 +117,18 @@ class ItemSpace:
     def is_trained(self, item: str) -> bool:
         """Whether the item is of the version's own vocabulary."""
         return self.index.get(item, self.trained) < self.trained
+
+    def lift(self, value_weight: float, novelty_weight: float) -> NDArray[np.float32]:
+        """What the items' value and novelty, by these weights, add to each row's score: `[rows]` or longer."""
+        key = value_weight, novelty_weight
+        lifted = self._lifted.get(key)
+        if lifted is None or len(lifted) < self.size:
+            value, novelty = self._lifts.T
+            by_item = np.float32(value_weight) * value + np.float32(novelty_weight) * novelty
+            lifted = np.full(len(self.vectors), by_item[-1])
+            lifted[FIRST_ITEM : self.trained] = by_item[:-1]
+            self._lifted[key] = lifted
+        return lifted
 
     def set_popularity(self, counts: Mapping[str, float]) -> None:
         """Take new popularity counts."""
@@ -168,6 +189,8 @@ def rank(
     candidates = np.concatenate([topk_index, np.broadcast_to(common.astype(np.int32), extra.shape)], axis=1)
     popularity, struck = _by_user(space, priors, history, topk_index, common, candidates)
     scores = np.concatenate([topk_score, extra], axis=1) + config.prior_weight * popularity
+    if config.value_weight or config.novelty_weight:
+        scores += space.lift(config.value_weight, config.novelty_weight).take(candidates)
     rankable = np.isfinite(scores) & space.available[candidates] & ~struck
     rankable[:, topk_index.shape[1] :] &= shared
     scores[~rankable] = -np.inf

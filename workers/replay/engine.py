@@ -260,16 +260,24 @@ class Replay:
         if self._actions:
             actions, self._actions, self._to_encode = self._actions, [], 0
             states = [one.state for one in actions if isinstance(one, Moment) and encodable(one.state)]
-            self._under_way = actions, [self._encode(model, states) for model in self._models]
+            self._under_way = actions, self._encode(states)
             await asyncio.sleep(0)
         if previous is not None:
             await self._hand_on(*previous)
 
-    def _encode(self, model: ReplayedModel, states: Sequence[UserState]) -> _Encoding:
-        if not states:
-            return _Encoding(np.zeros((0, model.live.length), np.int32), None)
-        tensors = featurise(states, model.live.item_index, model.live.type_index, model.live.length)
-        return _Encoding(tensors["item_index"], asyncio.create_task(self._encoder.encode(tensors, model.live.version)))
+    def _encode(self, states: Sequence[UserState]) -> list[_Encoding]:
+        """An encoding per model; models of one version share theirs."""
+        encodings: dict[int, _Encoding] = {}
+        for live in (model.live for model in self._models):
+            if live.version in encodings:
+                continue
+            if states:
+                tensors = featurise(states, live.item_index, live.type_index, live.length)
+                task = asyncio.create_task(self._encoder.encode(tensors, live.version))
+                encodings[live.version] = _Encoding(tensors["item_index"], task)
+            else:
+                encodings[live.version] = _Encoding(np.zeros((0, live.length), np.int32), None)
+        return [encodings[model.live.version] for model in self._models]
 
     async def _hand_on(self, actions: list[Action], encodings: list[_Encoding]) -> None:
         looked_at: list[list[list[str]]] = []

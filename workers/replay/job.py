@@ -50,7 +50,8 @@ class OutputTaken(Exception):
 class Job:
     """What to replay, with what, and what to write.
 
-    `versions` may be empty: then it only folds. `speed` is event time per
+    `versions` may be empty: then it only folds. `tried` are settings of the ranking with
+    a value each: with every one of them the versions' lists are made and judged once more. `speed` is event time per
     wall-clock time. `topic` is where the lists go instead of the folder.
     `burn_in` is the share of the records that is not judged;
     `label_delay` (seconds of event time) is how old a label is when it is learned from.
@@ -61,6 +62,7 @@ class Job:
     folder: Path
     versions: Sequence[int]
     window: Window
+    tried: Sequence[tuple[str, float]] = ()
     items: Sequence[Record] = ()
     through_triton: bool = False
     text_encoder: Path = Path()
@@ -136,7 +138,7 @@ async def _run(
     checkpoint = None if fresh else folder.load()
     states = folder.open_states()
     clock = Clock(settings.popularity_half_life, _periods(job), all_time=job.judged)
-    models = [await _model(job, version, encoder) for version in job.versions]
+    models = [await _model(job, version, encoder, knob) for version in job.versions for knob in (None, *job.tried)]
     replay = Replay(settings, models, encoder, states, clock, output, job.items)
     replay.judge_after = int((log.total or 0) * job.burn_in)
     started(log.total)
@@ -252,6 +254,7 @@ def _identity(job: Job) -> dict[str, Any]:
         "source": job.source,
         "window": [job.window.start_ms, job.window.end_ms, sorted(job.window.offsets.items())],
         "versions": list(job.versions),
+        "tried": list(job.tried),
         "judged": [job.judged, job.freshness, job.burn_in, job.label_delay],
         "written": [job.features, job.training_rows, job.states_on_disk, job.topic],
         "items": len(job.items),
@@ -273,13 +276,16 @@ async def open_encoder(settings: Settings, text_encoder: Path, *, through_triton
             yield encoder
 
 
-async def _model(job: Job, version: int, encoder: Encoder) -> ReplayedModel:
+async def _model(job: Job, version: int, encoder: Encoder, knob: tuple[str, float] | None) -> ReplayedModel:
     side_inputs = LiveModel(encoder, Path(job.settings.model_repository), text_fields=job.settings.text_fields)
     await side_inputs.start(version)
     assert side_inputs.live is not None
     space = side_inputs.live.space
     views = (*((FRESHEST, *PERIODIC) if job.freshness else ()), PUBLISHED, *BASELINES)
-    name = f"version {version}"
+    settings, name = job.settings, f"version {version}"
+    if knob is not None:
+        settings = msgspec.structs.replace(settings, variants={}, **dict([knob]))
+        name += f", {knob[0].replace('_', ' ')} {knob[1]:g}"
     catalogue = max(1, len({*space.index, *((record.key or b"").decode() for record in job.items)}))
     judges = {
         view: Prequential(
@@ -292,7 +298,7 @@ async def _model(job: Job, version: int, encoder: Encoder) -> ReplayedModel:
         for view in views
         if job.judged
     }
-    maker = ListMaker(job.settings, reasons=job.topic is not None)  # Parquet files have no column for them
+    maker = ListMaker(settings, reasons=job.topic is not None)  # Parquet files have no column for them
     return ReplayedModel(name, side_inputs, maker, judges, _periods(job))
 
 

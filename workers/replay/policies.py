@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from workers.ports import Encoder
 from workers.replay.merge import Log
 from workers.replay.models import encodable
 from workers.replay.recorded import Fold, Recorded, Remaker, SideInputTopics
-from workers.settings import Settings
+from workers.settings import KNOBS, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,27 +48,21 @@ class Target:
     version: int | None = None
     diversity: float | None = None
     prior_weight: float | None = None
+    value_weight: float | None = None
+    novelty_weight: float | None = None
 
     @property
     def name(self) -> str:
         """What makes it another policy."""
-        parts = {"version": self.version, "diversity": self.diversity, "prior weight": self.prior_weight}
-        return ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None) or "no exploration"
+        parts = dataclasses.asdict(self).items()
+        return ", ".join(f"{part.replace('_', ' ')} {value}" for part, value in parts if value is not None) or (
+            "no exploration"
+        )
 
     def settings(self, live: Settings, variant: str) -> Settings:
         """The settings that make its lists for a user who had a variant."""
-        arm = live.variants.get(variant)
-        diversity, weight = live.diversity, live.prior_weight
-        if arm is not None:
-            diversity = diversity if arm.diversity is None else arm.diversity
-            weight = weight if arm.prior_weight is None else arm.prior_weight
-        return msgspec.structs.replace(
-            live,
-            variants={},
-            exploration=0.0,
-            diversity=diversity if self.diversity is None else self.diversity,
-            prior_weight=weight if self.prior_weight is None else self.prior_weight,
-        )
+        own = {knob: value for knob in KNOBS if (value := getattr(self, knob, None)) is not None}
+        return msgspec.structs.replace(live.of_variant(variant), variants={}, exploration=0.0, **own)
 
 
 @dataclass(frozen=True)
