@@ -23,60 +23,34 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from training import gate
 from training.card import model_card
 from training.checkpoint import Checkpoint
 from training.config import Config, ConfigError, load_config
-from training.dataset import DatasetError, Log, Split, read_items, read_log, split_by_time, vocabulary
-from training.evaluate import (
-    Batch,
-    CoOccurrence,
-    Floats,
-    Ranker,
-    Replay,
-    Result,
-    difference,
-    evaluate,
-    popularity,
-    recent_popularity,
-    user_bootstrap,
-    with_prior,
-)
-from training.examples import Examples, histories, shuffle_ties, windows
+from training.dataset import DatasetError, Log
+from training.evaluate import Replay
 from training.export import ExportError, export_bundle
 from training.fit import Epoch, FitError, Fitted, Options, fit
 from training.lifts import item_lifts
+from training.material import Material, NothingNewError, epoch_rows, gather, model_config, private_users
+from training.measure import UNTIED, measure, table, validator
 from training.model import Config as ModelConfig
 from training.model import UserEncoder
-from training.privacy import Private
 from training.search import search
 from training.show import progress, say
-from training.text import RememberedTexts, TextEncoder, TextError
+from training.text import TextError
 from training.tracking import Tracker
 from training.warm import WarmStartError, warm_start
 from workers.core.bundle import Bundle, BundleError, Data, Privacy, load_bundle, write_manifest
-from workers.core.events import Event
-from workers.core.features import FIRST_ITEM, USER_ENCODER_INPUTS
 
-PRIOR_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0, 200.0)
-CO_OCCURRENCE_LAST = (1, 5, 10, 50)
-CO_OCCURRENCE_ITEMS = 5000
-"""Catalogues up to this size get the co-occurrence baseline, which is quadratic in it."""
-ENCODER = "encoder"
-SERVED = "encoder + prior"
-UNTIED = "untied_"
-MIN_NEW_EVENTS = 100
-"""An incremental run with fewer has nothing to learn."""
 REFUSED = 3
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = (
@@ -88,10 +62,6 @@ EXPECTED = (
     TextError,
     WarmStartError,
 )
-
-
-class NothingNewError(Exception):
-    """Too little has happened since the live version was trained."""
 
 
 @dataclass(frozen=True)
@@ -114,35 +84,6 @@ class Job:
     tracking: str | None = None
 
 
-@dataclass(frozen=True)
-class Material:
-    """A log ready to learn from; catalogue = `item_ids`, the vocabulary, then `others`, and `texts` its embeddings."""
-
-    log: Log
-    split: Split
-    runs: list[list[Event]]
-    since: int
-    item_ids: list[str]
-    others: list[str]
-    texts: NDArray[np.float32]
-    without_text: int
-
-    @property
-    def known(self) -> NDArray[np.float32]:
-        """The vocabulary's text embeddings."""
-        return self.texts[: len(self.item_ids)]
-
-    @property
-    def unseen(self) -> NDArray[np.float32]:
-        """The others' text embeddings."""
-        return self.texts[len(self.item_ids) :]
-
-    @property
-    def item_index(self) -> dict[str, int]:
-        """Item id to the encoder's index."""
-        return {item: row + FIRST_ITEM for row, item in enumerate(self.item_ids)}
-
-
 def train(job: Job, config: Config) -> bool:
     """Run every step; returns whether the gate accepted. Raises one of `EXPECTED`, `NothingNewError`, `OSError`."""
     _check_out(job.out)
@@ -152,7 +93,9 @@ def train(job: Job, config: Config) -> bool:
     torch.set_num_threads(config.threads)
     with _alone(job.work):
         parent = load_bundle(job.live) if job.live is not None else None
-        material = _material(job, config, parent)
+        material = gather(
+            config, job.events, job.items, job.work, job.text_encoder, parent if job.incremental else None
+        )
         run = _run_digest(config, material.log, parent if job.incremental else None)
         tracker = Tracker(job.tracking, config.name, run) if job.tracking else None
         try:
@@ -177,7 +120,7 @@ def _train(
         material.item_index,
         {kind: row + 1 for row, kind in enumerate(config.types)},
         config.popularity_half_life,
-        _model_config(config, material).length,
+        model_config(config, material).length,
         history=config.history,
         targets=config.targeted,
     )
@@ -197,20 +140,20 @@ def _train(
     stored = checkpoint.load()
     if stored is not None:
         say(f"going on after epoch {stored[1]['epoch']} of a run that was stopped")
-    model, private = _model(config, material, parent), _private(config, material)
+    model, private = _model(config, material, parent), private_users(config, material)
     say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
     with progress("epoch") as advance:
         fitted = fit(
             model,
-            _rows(config, material),
-            _validator(material, replay),
+            epoch_rows(config, material),
+            validator(material, replay),
             _options(config),
             report=report,
             advance=advance,
             checkpoint=checkpoint,
             private=private,
         )
-    prior_weight, metrics = _measure(fitted, material, replay)
+    prior_weight, metrics = measure(fitted, material, replay)
     if tracker is not None:
         tracker.log({f"test {name} {key}": value for name, values in metrics.items() for key, value in values.items()})
     privacy = private.spent(fitted.steps) if private is not None else None
@@ -221,46 +164,6 @@ def _train(
         tracker.note({}, {"gate": "accepted" if accepted else "refused", "bundle": str(job.out)})
     checkpoint.remove()
     return accepted
-
-
-def _material(job: Job, config: Config, live: Bundle | None) -> Material:
-    log = read_log(job.events, config, int(time.time() * 1000))
-    items = read_items(job.items) if job.items is not None else {}
-    since, split = 0, split_by_time(log.events, config.validation_share, config.test_share)
-    if job.incremental and live is not None:
-        since = live.manifest.data.last + 1
-        new = [event for event in log.events if event.ts >= since]
-        if len(new) < MIN_NEW_EVENTS:
-            raise NothingNewError(f"{len(new)} events since the live version was trained: nothing to learn yet")
-        ends = split_by_time(new, config.validation_share, config.test_share)
-        split = Split(log.events[: len(log.events) - len(new)] + ends.train, ends.validation, ends.test)
-    if not (split.validation and split.test):
-        raise DatasetError(f"{job.events}: {len(log.events)} events are too few to hold some back and judge by them")
-    inside = set(map(id, split.train))
-    runs = [run for run in ([e for e in run if id(e) in inside] for run in histories(log.events)) if run]
-    item_ids = vocabulary((event for run in runs for event in run), live.item_ids if since and live else ())
-    others = sorted(set(items) - set(item_ids))
-    texts = [items[item].text(config.text_fields) if item in items else "" for item in [*item_ids, *others]]
-    without = sum(not text for text in texts[: len(item_ids)])
-    _tell_log(log, config, since, split)
-    say(f"{len(item_ids):,} items in the vocabulary, {without:,} of them without text; {len(others):,} more to rank")
-    with progress("texts") as advance:
-        vectors = RememberedTexts(TextEncoder(job.text_encoder), job.work / "texts.npz").encode(texts, advance)
-    return Material(log, split, runs, since, item_ids, others, vectors, without)
-
-
-def _tell_log(log: Log, config: Config, since: int, split: Split) -> None:
-    users = len({event.user_id for event in log.events})
-    say(f"{len(log.events):,} events of {users:,} users")
-    for reason, count in sorted(log.cleaning.items()):
-        say(f"  {'put in order' if reason == 'out of order' else 'left out'}: {count:,} {reason}")
-    if since:
-        new = len(split.validation) + len(split.test) + sum(event.ts >= since for event in split.train)
-        say(f"{new:,} of them are new; older ones are rehearsed {config.rehearsal:g} to one")
-
-
-def _model_config(config: Config, material: Material) -> ModelConfig:
-    return ModelConfig(items=len(material.item_ids), types=len(config.types), **config.model)
 
 
 def _check_model(config: Config) -> None:
@@ -280,111 +183,10 @@ def _options(config: Config) -> Options:
 
 def _model(config: Config, material: Material, parent: Bundle | None) -> UserEncoder:
     torch.manual_seed(config.seed)
-    model = UserEncoder(_model_config(config, material), torch.from_numpy(material.known))
+    model = UserEncoder(model_config(config, material), torch.from_numpy(material.known))
     if parent is not None:
         warm_start(model, parent, material.item_ids, config.types)
     return model
-
-
-def _rows(config: Config, material: Material) -> Callable[[np.random.Generator], Examples]:
-    """An epoch's examples: all, or in an incremental run the new ones and a sample of users' older ones."""
-    type_index = {kind: row + 1 for row, kind in enumerate(config.types)}
-    length, item_index = _model_config(config, material).length, material.item_index
-
-    def cut(runs: Sequence[list[Event]], since: int = 0) -> Examples:
-        return windows(runs, item_index, type_index, length, targets=config.targeted, since=since)
-
-    def rows(random: np.random.Generator) -> Examples:
-        runs = shuffle_ties(material.runs, random)
-        new = cut(runs, material.since)
-        wanted = int(config.rehearsal * len(new)) if material.since else 0
-        parts = [new]
-        for number in random.permutation(len(runs)):
-            if wanted <= 0:
-                break
-            parts.append(cut([runs[number]]))
-            wanted -= len(parts[-1])
-        return Examples(*(np.concatenate(columns) for columns in zip(*map(_columns, parts), strict=True)))
-
-    return rows
-
-
-def _private(config: Config, material: Material) -> Private | None:
-    """The examples by user, where the settings ask for a private run."""
-    if config.privacy is None:
-        return None
-    type_index = {kind: row + 1 for row, kind in enumerate(config.types)}
-    length, item_index = _model_config(config, material).length, material.item_index
-
-    aimed = [run for run in material.runs if any(event.type in config.targeted for event in run)]
-
-    def users(random: np.random.Generator) -> list[Examples]:
-        runs = shuffle_ties(aimed, random)
-        return [windows([run], item_index, type_index, length, targets=config.targeted) for run in runs]
-
-    return Private(config.privacy, len(aimed), users)
-
-
-def _columns(examples: Examples) -> list[NDArray[np.int32]]:
-    return [getattr(examples, name) for name in Examples.__dataclass_fields__]
-
-
-def _validator(material: Material, replay: Replay) -> Callable[[UserEncoder], float]:
-    """NDCG@10 on every other untied event of the validation part."""
-    start = len(material.split.train)
-    stop = start + len(material.split.validation)
-
-    def validate(candidate: UserEncoder) -> float:
-        rankers: dict[str, Ranker] = {ENCODER: encoder_ranker(candidate, material.unseen)}
-        return _untied_ndcg(_evaluate(replay, start, stop, rankers, every=2)[ENCODER])
-
-    return validate
-
-
-def _evaluate(
-    replay: Replay, start: int, stop: int, rankers: Mapping[str, Ranker], every: int = 1
-) -> dict[str, Result]:
-    try:
-        return evaluate(replay.batches(start, stop, every), rankers)
-    except ValueError as error:
-        raise DatasetError(str(error)) from None
-
-
-def _untied_ndcg(result: Result) -> float:
-    """By untied events, or by all where every event is tied."""
-    untied = result.only_untied()
-    return (untied if len(untied.users) else result).ndcg
-
-
-def encoder_ranker(model: UserEncoder, other_texts: NDArray[np.float32]) -> Ranker:
-    """Rank by the encoder; items outside the vocabulary stand at the item tower's vector of their text."""
-    model.eval()
-    device = model.text.device
-    with torch.no_grad():
-        vectors = model.item_vectors()  # [N, D]
-        table = torch.cat([vectors, model.tower(torch.from_numpy(other_texts).to(device))])  # [M, D]
-
-    def score(batch: Batch) -> Floats:
-        with torch.no_grad():
-            inputs = (torch.from_numpy(batch.tensors[spec.name]).to(device) for spec in USER_ENCODER_INPUTS)
-            user = model(*inputs, vectors, last_only=True)[:, 0]  # [B, D]
-            scores: Floats = (user @ table.T).cpu().numpy()
-        return scores
-
-    return score
-
-
-class _Once:
-    """A ranker that scores a batch once for all who ask in turn."""
-
-    def __init__(self, ranker: Ranker) -> None:
-        self._ranker = ranker
-        self._last: tuple[Batch, Floats] | None = None
-
-    def __call__(self, batch: Batch) -> Floats:
-        if self._last is None or self._last[0] is not batch:
-            self._last = batch, self._ranker(batch)
-        return self._last[1]
 
 
 def _objective(
@@ -392,73 +194,11 @@ def _objective(
 ) -> Callable[[Config, Callable[[Epoch], None]], float]:
     def objective(config: Config, report: Callable[[Epoch], None]) -> float:
         model = _model(config, material, parent)
-        return fit(model, _rows(config, material), _validator(material, replay), _options(config), report=report).score
+        return fit(
+            model, epoch_rows(config, material), validator(material, replay), _options(config), report=report
+        ).score
 
     return objective
-
-
-def _measure(fitted: Fitted, material: Material, replay: Replay) -> tuple[float, dict[str, dict[str, float]]]:
-    """The prior's weight by the validation part, and the metrics of the test part by ranker."""
-    validation = len(material.split.train)
-    test = validation + len(material.split.validation)
-    encoder = _Once(encoder_ranker(fitted.model, material.unseen))
-    priors: dict[str, Ranker] = {f"{weight:g}": with_prior(encoder, weight) for weight in PRIOR_WEIGHTS}
-    prior_weight = float(_best(_evaluate(replay, validation, test, priors)))
-    baselines: dict[str, Ranker] = {"popularity": popularity, "recent popularity": recent_popularity}
-    if len(replay.row) <= CO_OCCURRENCE_ITEMS:
-        counts: dict[str, Ranker] = {
-            str(last): CoOccurrence(material.split.train, replay.row, last) for last in CO_OCCURRENCE_LAST
-        }
-        baselines["co-occurrence"] = counts[_best(_evaluate(replay, validation, test, counts))]
-    rankers = {**baselines, ENCODER: encoder, SERVED: with_prior(encoder, prior_weight)}
-    say(f"best epoch {fitted.epoch}, prior weight {prior_weight:g}; testing")
-    results = _evaluate(replay, test, len(material.log.events), rankers)
-    best_baseline = max(baselines, key=lambda name: results[name].ndcg)
-    results[f"{SERVED} over {best_baseline}"] = difference(results[SERVED], results[best_baseline])
-    metrics = {ranker: _metrics(result) for ranker, result in results.items()}
-    say(_told(metrics))
-    if metrics[SERVED]["events"] != len(results[SERVED].only_untied().users):
-        say(f"events later than the user's previous one alone:\n{_told(metrics, UNTIED)}")
-    return prior_weight, metrics
-
-
-def _best(results: Mapping[str, Result]) -> str:
-    return max(results, key=lambda name: _untied_ndcg(results[name]))
-
-
-def _metrics(result: Result) -> dict[str, float]:
-    metrics = {"events": float(len(result.users)), "users": float(len(np.unique(result.users)))}
-    for prefix, part in (("", result), (UNTIED, result.only_untied())):
-        for name, values in (("hr@10", part.hit), ("ndcg@10", part.gain)):
-            low, high = user_bootstrap(part.users, values) if len(values) else (0.0, 0.0)
-            mean = float(values.mean()) if len(values) else 0.0
-            metrics |= {prefix + name: mean, f"{prefix}{name}_low": low, f"{prefix}{name}_high": high}
-    return metrics
-
-
-def _told(metrics: dict[str, dict[str, float]], prefix: str = "") -> str:
-    """The test metrics with their 95 % intervals, as a person reads them in a terminal."""
-    width = max(map(len, metrics))
-    lines = [f"  {'':<{width}}  {'HR@10':>7}{'':<21}NDCG@10"]
-    for name, values in metrics.items():
-        cells = (
-            f"{values[key]:7.4f}  [{values[key + '_low']:.4f}, {values[key + '_high']:.4f}]"
-            for key in (f"{prefix}hr@10", f"{prefix}ndcg@10")
-        )
-        lines.append(f"  {name:<{width}}  " + "  ".join(f"{cell:<26}" for cell in cells).rstrip())
-    return "\n".join(lines)
-
-
-def table(metrics: dict[str, dict[str, float]], prefix: str = "") -> str:
-    """A Markdown table of the test metrics with their 95 % user-bootstrap intervals."""
-    lines = ["| ranker | HR@10 | NDCG@10 |", "| --- | --- | --- |"]
-    for name, values in metrics.items():
-        cells = (
-            f"{values[key]:.4f} [{values[key + '_low']:.4f}, {values[key + '_high']:.4f}]"
-            for key in (f"{prefix}hr@10", f"{prefix}ndcg@10")
-        )
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def _write(

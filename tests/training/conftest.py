@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.training.worlds import walk, write_config, write_items, write_log
-from training import train
+from training import material, train
 
 torch.set_num_threads(1)
 
@@ -33,7 +33,7 @@ class Texts:
 @pytest.fixture(autouse=True, scope="session")
 def _texts() -> Any:
     patch = pytest.MonkeyPatch()
-    patch.setattr(train, "TextEncoder", Texts)
+    patch.setattr(material, "TextEncoder", Texts)
     yield
     patch.undo()
 

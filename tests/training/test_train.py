@@ -83,8 +83,8 @@ def test_a_run_killed_for_real_ends_with_the_same_bundle(first: Path) -> None:
     write_items(folder / "items.jsonl", without=[3])
     write_config(folder / "ring.toml", epochs=4)
     script = (
-        "import sys; from tests.training.conftest import Texts; from training import train; "
-        "train.TextEncoder = Texts; sys.exit(train.main(sys.argv[1:]))"
+        "import sys; from tests.training.conftest import Texts; from training import material, train; "
+        "material.TextEncoder = Texts; sys.exit(train.main(sys.argv[1:]))"
     )
     command = [
         sys.executable,

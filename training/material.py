@@ -1,0 +1,148 @@
+"""What a run learns from: the cleaned log in its parts, the items with their texts, and an epoch's examples of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.config import Config
+from training.dataset import DatasetError, Log, Split, read_items, read_log, split_by_time, vocabulary
+from training.examples import Examples, histories, shuffle_ties, windows
+from training.model import Config as ModelConfig
+from training.privacy import Private
+from training.show import progress, say
+from training.text import RememberedTexts, TextEncoder
+from workers.core.bundle import Bundle
+from workers.core.events import Event
+from workers.core.features import FIRST_ITEM
+
+MIN_NEW_EVENTS = 100
+"""An incremental run with fewer has nothing to learn."""
+
+
+class NothingNewError(Exception):
+    """Too little has happened since the live version was trained."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """A log ready to learn from; catalogue = `item_ids`, the vocabulary, then `others`, and `texts` its embeddings."""
+
+    log: Log
+    split: Split
+    runs: list[list[Event]]
+    since: int
+    item_ids: list[str]
+    others: list[str]
+    texts: NDArray[np.float32]
+    without_text: int
+
+    @property
+    def known(self) -> NDArray[np.float32]:
+        """The vocabulary's text embeddings."""
+        return self.texts[: len(self.item_ids)]
+
+    @property
+    def unseen(self) -> NDArray[np.float32]:
+        """The others' text embeddings."""
+        return self.texts[len(self.item_ids) :]
+
+    @property
+    def item_index(self) -> dict[str, int]:
+        """Item id to the encoder's index."""
+        return {item: row + FIRST_ITEM for row, item in enumerate(self.item_ids)}
+
+
+def gather(
+    config: Config, events: Path, items_file: Path | None, work: Path, text_encoder: Path, parent: Bundle | None
+) -> Material:
+    """Read a log and its items; from a `parent` on, an incremental run learns the events since it was trained.
+
+    Text vectors are kept in `work`. Raises `DatasetError`, `NothingNewError`, `TextError`.
+    """
+    log = read_log(events, config, int(time.time() * 1000))
+    items = read_items(items_file) if items_file is not None else {}
+    since, split = 0, split_by_time(log.events, config.validation_share, config.test_share)
+    if parent is not None:
+        since = parent.manifest.data.last + 1
+        new = [event for event in log.events if event.ts >= since]
+        if len(new) < MIN_NEW_EVENTS:
+            raise NothingNewError(f"{len(new)} events since the live version was trained: nothing to learn yet")
+        ends = split_by_time(new, config.validation_share, config.test_share)
+        split = Split(log.events[: len(log.events) - len(new)] + ends.train, ends.validation, ends.test)
+    if not (split.validation and split.test):
+        raise DatasetError(f"{events}: {len(log.events)} events are too few to hold some back and judge by them")
+    inside = set(map(id, split.train))
+    runs = [run for run in ([e for e in run if id(e) in inside] for run in histories(log.events)) if run]
+    item_ids = vocabulary((event for run in runs for event in run), parent.item_ids if parent is not None else ())
+    others = sorted(set(items) - set(item_ids))
+    texts = [items[item].text(config.text_fields) if item in items else "" for item in [*item_ids, *others]]
+    without = sum(not text for text in texts[: len(item_ids)])
+    _tell_log(log, config, since, split)
+    say(f"{len(item_ids):,} items in the vocabulary, {without:,} of them without text; {len(others):,} more to rank")
+    with progress("texts") as advance:
+        vectors = RememberedTexts(TextEncoder(text_encoder), work / "texts.npz").encode(texts, advance)
+    return Material(log, split, runs, since, item_ids, others, vectors, without)
+
+
+def _tell_log(log: Log, config: Config, since: int, split: Split) -> None:
+    users = len({event.user_id for event in log.events})
+    say(f"{len(log.events):,} events of {users:,} users")
+    for reason, count in sorted(log.cleaning.items()):
+        say(f"  {'put in order' if reason == 'out of order' else 'left out'}: {count:,} {reason}")
+    if since:
+        new = len(split.validation) + len(split.test) + sum(event.ts >= since for event in split.train)
+        say(f"{new:,} of them are new; older ones are rehearsed {config.rehearsal:g} to one")
+
+
+def model_config(config: Config, material: Material) -> ModelConfig:
+    """The shape of the network."""
+    return ModelConfig(items=len(material.item_ids), types=len(config.types), **config.model)
+
+
+def epoch_rows(config: Config, material: Material) -> Callable[[np.random.Generator], Examples]:
+    """An epoch's examples: all, or in an incremental run the new ones and a sample of users' older ones."""
+    type_index = {kind: row + 1 for row, kind in enumerate(config.types)}
+    length, item_index = model_config(config, material).length, material.item_index
+
+    def cut(runs: Sequence[list[Event]], since: int = 0) -> Examples:
+        return windows(runs, item_index, type_index, length, targets=config.targeted, since=since)
+
+    def rows(random: np.random.Generator) -> Examples:
+        runs = shuffle_ties(material.runs, random)
+        new = cut(runs, material.since)
+        wanted = int(config.rehearsal * len(new)) if material.since else 0
+        parts = [new]
+        for number in random.permutation(len(runs)):
+            if wanted <= 0:
+                break
+            parts.append(cut([runs[number]]))
+            wanted -= len(parts[-1])
+        return Examples(*(np.concatenate(columns) for columns in zip(*map(_columns, parts), strict=True)))
+
+    return rows
+
+
+def private_users(config: Config, material: Material) -> Private | None:
+    """The examples by user, where the settings ask for a private run."""
+    if config.privacy is None:
+        return None
+    type_index = {kind: row + 1 for row, kind in enumerate(config.types)}
+    length, item_index = model_config(config, material).length, material.item_index
+
+    aimed = [run for run in material.runs if any(event.type in config.targeted for event in run)]
+
+    def users(random: np.random.Generator) -> list[Examples]:
+        runs = shuffle_ties(aimed, random)
+        return [windows([run], item_index, type_index, length, targets=config.targeted) for run in runs]
+
+    return Private(config.privacy, len(aimed), users)
+
+
+def _columns(examples: Examples) -> list[NDArray[np.int32]]:
+    return [getattr(examples, name) for name in Examples.__dataclass_fields__]
