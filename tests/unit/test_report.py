@@ -300,3 +300,14 @@ def test_what_can_go_wrong_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     assert "report.html exists" in fails("report", "one.json")
     assert (tmp_path / "report.html").read_text() == "mine"
     assert {one.name for one in tmp_path.iterdir()} == {"broken.json", "one.json", "report.html"}
+
+
+def test_many_policies_are_drawn_together() -> None:
+    """More policies than a plot has series for stand in a plot of their own, a row each; a few need none."""
+    found = [evaluation(f"version 1, diversity 0.{place}", 0.25 - place / 100) for place in range(6)]
+    html = page([("shop", Results("log", "freshet replay", evaluations=found))])
+    drawn = plots(html)["Policies"]
+    assert len(marks(drawn, "circle", 0)) == len(found)
+    words = drawn[1].text or ""
+    assert all(one.name in words for one in found)
+    assert "Policies" not in plots(page([("shop", everything())]))

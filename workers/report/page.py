@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workers.core.evaluation.results import Evaluation, Results
 from workers.report import sections
-from workers.report.svg import WIDTH, beside, tag
+from workers.report.svg import SERIES, WIDTH, beside, tag
 
 _STYLES = Path(__file__).parent
 GAP = 20
@@ -98,6 +98,8 @@ def _sections(results: Results) -> list[str]:
 
 def _evaluated(evaluations: Sequence[Evaluation]) -> list[str]:
     there = []
+    if len(evaluations) > SERIES:  # other plots leave some of them out
+        there.append(sections.policies_section(evaluations))
     if any(len(one.slices.get("day", {})) > 1 for one in evaluations):
         there += [sections.days_section(evaluations, metric) for metric in ("hr", "ndcg")]
     if any("type" in one.slices for one in evaluations):

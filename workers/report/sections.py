@@ -184,6 +184,26 @@ def lists_section(evaluations: Sequence[Evaluation]) -> str:
     )
 
 
+def policies_section(evaluations: Sequence[Evaluation]) -> str:
+    """Many policies beside one another: what each gives up in accuracy, and what it buys."""
+    cutoff = evaluations[0].cutoff
+    parts = [(one.name, whole(one).metrics) for one in evaluations]
+    metrics = [metric for metric in (*JUDGED[:2], *LISTS) if any(metric in found for _, found in parts)]
+    names = [title(metric, cutoff) for metric in metrics]
+    drawn = [metric for metric in ("ndcg", "coverage") if metric in metrics]
+    rows = [Row(name, [found.get(metric) for metric in drawn]) for name, found in parts]
+    table = [[name, *(_cell(found.get(metric)) for metric in metrics)] for name, found in parts]
+    shown = [title(metric, cutoff) for metric in drawn]
+    return _section(
+        "Accuracy against variety",
+        "Every policy that was judged, on the same events: a knob of the ranking pays where one gains more than the "
+        "other loses.",
+        dot_plot("Policies", _said(rows, shown), shown, rows),
+        _table("Means with 95 % intervals", ["Policy", *names], table),
+        open_=True,
+    )
+
+
 def calibration_section(evaluation: Evaluation) -> str:
     """Whether predicted chances come true."""
     points = [(one.predicted, one.observed) for one in evaluation.calibration]
