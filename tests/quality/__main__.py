@@ -100,7 +100,7 @@ def movielens_100k_stream(run: Run) -> Figures:
 
 
 def diversity_curve(run: Run) -> Figures:
-    """The diversity knob on Beauty's validation part: what variety costs."""
+    """The diversity and novelty knobs on Beauty's validation part: what variety costs."""
     log = logs.beauty(run.data)
     split = leave_one_out(log.users, log.texts)
     trained = train_encoder(split, run.embed(split.texts), run.recipe(BEAUTY, 0), seed=0)

@@ -1,8 +1,9 @@
-"""Diversity against accuracy: the core's MMR over the encoder's best items, at each setting of its knob."""
+"""Variety against accuracy: the core's MMR and its weight of rare items, at each setting of their knobs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,8 @@ from tests.quality.ranking import Case, Floats, Scorer, seen
 from training.evaluate import CUTOFF
 from workers.core.ranking import POOL, RankConfig, _diversify
 
-KNOB = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+DIVERSITY = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+NOVELTY = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 BATCH = 512
 
 
@@ -19,33 +21,42 @@ def curve(
     score: Scorer, table: Floats, counts: NDArray[np.int64], cases: Sequence[Case]
 ) -> dict[str, dict[str, float]]:
     """Per setting: HR@10, NDCG@10, mean distance within a list, share of the catalogue shown, novelty in bits."""
-    figures: dict[str, dict[str, float]] = {}
-    pools = [_pool(score, cases[start : start + BATCH]) for start in range(0, len(cases), BATCH)]
-    rows = np.concatenate([pool[0] for pool in pools])
-    scores = np.concatenate([pool[1] for pool in pools])
     unit = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-9)
     share = (counts + 1) / (counts.sum() + len(counts))
-    for knob in KNOB:
+    measure = partial(_figures, unit=unit, share=share, cases=cases)
+    figures: dict[str, dict[str, float]] = {}
+    rows, scores = _pools(score, cases)
+    for knob in DIVERSITY:
         config = RankConfig(CUTOFF, knob, prior_weight=0.0)
-        lists = np.array(
-            [
-                _diversify(unit, own.tolist(), values.tolist(), config)[0][:CUTOFF]
-                for own, values in zip(rows, scores, strict=True)
-            ]
-        )
-        place = np.array([_place(shown, target) for shown, (_, target) in zip(lists, cases, strict=True)])
-        hit = place < CUTOFF
-        vectors = unit[lists]  # [cases, CUTOFF, D]
-        similar = np.einsum("cid,cjd->cij", vectors, vectors)
-        pairs = CUTOFF * (CUTOFF - 1)
-        figures[f"diversity {knob:g}"] = {
-            "hr@10": float(hit.mean()),
-            "ndcg@10": float(np.where(hit, 1 / np.log2(place + 2.0), 0).mean()),
-            "distance": float(1 - (similar.sum(axis=(1, 2)) - np.trace(similar, axis1=1, axis2=2)).mean() / pairs),
-            "coverage": len(np.unique(lists)) / len(counts),
-            "novelty": float(-np.log2(share[lists]).mean()),
-        }
+        lists = [_diversify(unit, *pool, config)[0] for pool in zip(rows.tolist(), scores.tolist(), strict=True)]
+        figures[f"diversity {knob:g}"] = measure(np.array([shown[:CUTOFF] for shown in lists]))
+    novelty = -np.log(share * len(share)).astype(np.float32)  # as `training/lifts.py`
+    for knob in NOVELTY:
+        rows, _ = _pools(lambda histories, knob=knob: score(histories) + np.float32(knob) * novelty, cases)
+        figures[f"novelty {knob:g}"] = measure(rows[:, :CUTOFF])
     return figures
+
+
+def _figures(
+    lists: NDArray[np.int64], *, unit: Floats, share: NDArray[np.float64], cases: Sequence[Case]
+) -> dict[str, float]:
+    place = np.array([_place(shown, target) for shown, (_, target) in zip(lists, cases, strict=True)])
+    hit = place < CUTOFF
+    vectors = unit[lists]  # [cases, CUTOFF, D]
+    similar = np.einsum("cid,cjd->cij", vectors, vectors)
+    pairs = CUTOFF * (CUTOFF - 1)
+    return {
+        "hr@10": float(hit.mean()),
+        "ndcg@10": float(np.where(hit, 1 / np.log2(place + 2.0), 0).mean()),
+        "distance": float(1 - (similar.sum(axis=(1, 2)) - np.trace(similar, axis1=1, axis2=2)).mean() / pairs),
+        "coverage": len(np.unique(lists)) / len(share),
+        "novelty": float(-np.log2(share[lists]).mean()),
+    }
+
+
+def _pools(score: Scorer, cases: Sequence[Case]) -> tuple[NDArray[np.int64], Floats]:
+    pools = [_pool(score, cases[start : start + BATCH]) for start in range(0, len(cases), BATCH)]
+    return np.concatenate([rows for rows, _ in pools]), np.concatenate([scores for _, scores in pools])
 
 
 def _pool(score: Scorer, cases: Sequence[Case]) -> tuple[NDArray[np.int64], Floats]:

@@ -45,7 +45,9 @@ def test_each_value_tried_is_a_policy_of_its_own(log: Path) -> None:
     assert whole[3].metrics["intra_list_diversity"].mean > whole[0].metrics["intra_list_diversity"].mean
     header, *lines = [line.split() for line in done.stdout.splitlines() if "NDCG" in line or "version 1," in line]
     assert header[:5] == ["HR", "NDCG", "HR", "of", "purchase"]
-    assert any(line[-3:] == ["no", "difference", "shown"] for line in lines)
+    verdicts = [line[-3:] for line in lines]
+    assert verdicts[1] == ["no", "difference", "shown"]  # the same lists
+    assert verdicts[0] != verdicts[1]  # the first stands beside nothing
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def read_tried(values: Sequence[str]) -> list[tuple[str, float]]:
 def tell_tried(found: Results, behaviours: Mapping[str, float]) -> None:
     """A line per policy: how often its lists held what the user did next, and what the lists are like."""
     dearest = max(behaviours, key=lambda kind: behaviours[kind])
-    verdicts = {one.candidate: one.verdict for one in found.comparisons if one.metric == "ndcg"}
+    first = found.evaluations[0].name
+    beside = [one for one in found.comparisons if (one.baseline, one.metric) == (first, "ndcg")]
+    verdicts = {one.candidate: one.verdict for one in beside}
     table: list[tuple[str, ...]] = [("", "HR", "NDCG", f"HR of {dearest}", *BOUGHT.values(), "NDCG beside the first")]
     for one in found.evaluations:
         whole = one.slices["all"]["all"].metrics
