@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from tests.training.conftest import arguments
 from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
-from training import gate, search, train
+from training import gate, material, measure, search, train
 from training.config import Config
 from training.fit import Epoch
 from training.model import Config as ModelConfig
@@ -117,12 +117,12 @@ def test_who_is_forgotten_is_in_no_row(first: Path, monkeypatch: pytest.MonkeyPa
     only = [Event(f"s{n}", "u1", "view", NOW + n, "secret") for n in range(3)]
     write_log(first / "gone.jsonl", sorted([*only, *events, *gone], key=lambda event: event.ts))
     seen: list[Event] = []
-    monkeypatch.setattr(train, "shuffle_ties", lambda runs, _: seen.extend(e for run in runs for e in run) or runs)
+    monkeypatch.setattr(material, "shuffle_ties", lambda runs, _: seen.extend(e for run in runs for e in run) or runs)
     monkeypatch.setattr(train, "_write", lambda *_: True)
     judged: list[str] = []
-    real = train.evaluate
+    real = measure.evaluate
     monkeypatch.setattr(
-        train, "evaluate", lambda batches, rankers: real((judged.extend(b.users) or b for b in batches), rankers)
+        measure, "evaluate", lambda batches, rankers: real((judged.extend(b.users) or b for b in batches), rankers)
     )
     assert run(first, "gone", events="gone.jsonl", work="gone-work") == 0
     assert {event.user_id for event in seen} == {f"u{n}" for n in range(30)} - {"u1", "u2"}
