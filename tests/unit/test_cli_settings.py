@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
+from deploy.local.parts import TRITON_MODELS
 from workers.cli import app
+from workers.cli.check import TESTS, Failed
 from workers.cli.options import as_environment, resolve
-from workers.settings import Settings, SettingsError, load_settings
+from workers.settings import Settings, SettingsError, Variant, load_settings
 
 ADDRESSES = {
     "kafka": "127.0.0.1:1111",
@@ -92,3 +95,14 @@ def test_check_masks_secrets_and_names_each_failing_part(tmp_path: Path, monkeyp
         ("kafka", "triton", "features", "bundle"), False
     )
     assert answer["settings"]["kafka_password"]["source"] == "FRESHET_KAFKA_PASSWORD"
+
+
+@pytest.mark.parametrize("knob", ["value_weight", "novelty_weight"])
+def test_a_weight_that_would_move_nothing_fails_the_check(knob: str) -> None:
+    """A version without its items' value and novelty cannot weigh them, for all users or in a variant."""
+    plain = Settings(model_repository=str(TRITON_MODELS))
+    assert "v1 verified" in TESTS["bundle"](plain)
+    arms = {"rare": Variant(share=1.0, **{knob: 0.5})}  # type: ignore[arg-type]
+    for change in ({knob: 0.5}, {"variants": arms}):
+        with pytest.raises(Failed, match="version 1 does not know its items' value and novelty"):
+            TESTS["bundle"](replace(plain, **change))
