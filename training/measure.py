@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -39,15 +39,22 @@ UNTIED = "untied_"
 
 
 def validator(material: Material, replay: Replay) -> Callable[[UserEncoder], float]:
-    """NDCG@10 on every other untied event of the validation part."""
+    """NDCG@10 as served, with the prior at its best weight, on every other untied event of the validation part."""
     start = len(material.split.train)
     stop = start + len(material.split.validation)
 
     def validate(candidate: UserEncoder) -> float:
-        rankers: dict[str, Ranker] = {ENCODER: encoder_ranker(candidate, material.unseen)}
-        return _untied_ndcg(_evaluate(replay, start, stop, rankers, every=2)[ENCODER])
+        mixes = _mixes(encoder_ranker(candidate, material.unseen), PRIOR_WEIGHTS[::2])
+        results = _evaluate(replay, start, stop, mixes, every=2)
+        return _untied_ndcg(results[_best(results)])
 
     return validate
+
+
+def _mixes(encoder: Ranker, weights: Sequence[float]) -> dict[str, Ranker]:
+    """The encoder with the prior at each of the weights."""
+    once = _Once(encoder)
+    return {f"{weight:g}": with_prior(once, weight) for weight in weights}
 
 
 def _evaluate(
@@ -101,8 +108,7 @@ def measure(fitted: Fitted, material: Material, replay: Replay) -> tuple[float, 
     validation = len(material.split.train)
     test = validation + len(material.split.validation)
     encoder = _Once(encoder_ranker(fitted.model, material.unseen))
-    priors: dict[str, Ranker] = {f"{weight:g}": with_prior(encoder, weight) for weight in PRIOR_WEIGHTS}
-    prior_weight = float(_best(_evaluate(replay, validation, test, priors)))
+    prior_weight = float(_best(_evaluate(replay, validation, test, _mixes(encoder, PRIOR_WEIGHTS))))
     baselines: dict[str, Ranker] = {"popularity": popularity, "recent popularity": recent_popularity}
     if len(replay.row) <= CO_OCCURRENCE_ITEMS:
         counts: dict[str, Ranker] = {

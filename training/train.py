@@ -5,7 +5,8 @@
 
 Step 4 of the folder, and the one that runs all the others. The epoch, the
 prior's weight and the baseline's window are those with the best NDCG@10 on the
-untied events of the validation part; the test part is used once, at the end.
+untied events of the validation part, the epoch's as it would be served, with the
+prior; the test part is used once, at the end.
 
 A run that was killed goes on where it stood when the same command is given
 again. An incremental run starts from the live version's weights, learns the

@@ -20,7 +20,8 @@ from safetensors.numpy import load_file
 from tests.training.conftest import arguments
 from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
 from training import gate, material, measure, search, train
-from training.config import Config
+from training.config import Config, load_config
+from training.evaluate import Replay, evaluate
 from training.fit import Epoch
 from training.model import Config as ModelConfig
 from training.model import UserEncoder
@@ -129,6 +130,22 @@ def test_who_is_forgotten_is_in_no_row(first: Path, monkeypatch: pytest.MonkeyPa
     assert judged
     assert not {"u1", "u2"} & set(judged)
     assert "secret" not in {event.item_id for event in seen}
+
+
+def test_an_epoch_is_judged_as_it_would_be_served(first: Path) -> None:
+    """Where all users follow a fashion the prior knows it, and an encoder that knows nothing is as good beside it."""
+    fashion = [Event(f"f{n}", f"u{n % 20}", "view", NOW + n * 60_000, f"i{n // 20}") for n in range(240)]
+    write_log(first / "fashion.jsonl", fashion)
+    config = load_config(first / "ring.toml", popularity_half_life=600.0)
+    found = material.gather(config, first / "fashion.jsonl", first / "items.jsonl", first / "work", first, None)
+    catalogue = [*found.item_ids, *found.others]
+    replay = Replay(found.log.events, catalogue, found.item_index, {"view": 1}, config.popularity_half_life, 8)
+    torch.manual_seed(0)
+    model = UserEncoder(material.model_config(config, found), torch.from_numpy(found.known)).eval()
+    start, stop = len(found.split.train), len(found.split.train) + len(found.split.validation)
+    alone = evaluate(replay.batches(start, stop, 2), {"encoder": measure.encoder_ranker(model, found.unseen)})
+    assert alone["encoder"].only_untied().ndcg < 0.7
+    assert measure.validator(found, replay)(model) > 0.9
 
 
 @pytest.mark.parametrize(
