@@ -39,7 +39,7 @@ unseen item stands at its text alone.
 
 ## Data
 
-Terms: {config.data_terms}. The bundle holds item ids and weights; no event and no text of the data.
+Terms: {config.data_terms}. The bundle holds item ids and weights{_facts(privacy)}; no event and no text of the data.
 
 | part | events | users | period (UTC) |
 | --- | --- | --- | --- |
@@ -71,6 +71,11 @@ The served score is `encoder + {prior_weight:g} · log1p(decayed popularity)`.
 
 Trained on one data set; its ranking says little about another catalogue. Users who opted out are not in it.
 {_private(privacy)}"""
+
+
+def _facts(privacy: Privacy | None) -> str:
+    """What else it tells of the data; a private version tells nothing else."""
+    return ", and of each item how frequent it was and what its events were worth" if privacy is None else ""
 
 
 def _private(privacy: Privacy | None) -> str:

@@ -118,7 +118,9 @@ def test_a_private_bundle_says_what_it_spent(ring: Path, capsys: pytest.CaptureF
     assert privacy.chance == pytest.approx(1 / 3)
     assert privacy.epsilon == epsilon(0.7, 10 / 30, 12, 1e-4)
     assert f"epsilon {privacy.epsilon:.3g}, delta 0.0001" in capsys.readouterr().out
-    assert "differentially private by user" in (ring / "one" / "MODEL_CARD.md").read_text()
+    card = (ring / "one" / "MODEL_CARD.md").read_text()
+    assert "differentially private by user" in card
+    assert "The bundle holds item ids and weights; no event" in card
     assert run(ring, "two") in (0, 3)
     weights = [load_bundle(ring / name).manifest.files["weights.safetensors"] for name in ("one", "two")]
     assert weights[0] != weights[1]

@@ -50,6 +50,7 @@ def test_the_bundle_says_what_it_is_of(first: Path) -> None:
     assert bundle.item_vectors.shape == (ITEMS, 16)
     assert bundle.item_lifts is not None
     assert bundle.item_lifts.shape == (ITEMS + 1, 2)
+    assert "of each item how frequent it was" in (first / "first" / "MODEL_CARD.md").read_text()
     assert not (first / "work" / "checkpoint.safetensors").exists()
     assert sorted(path.name for path in first.glob(".*")) == []
 
