@@ -60,6 +60,7 @@ def test_each_value_tried_is_a_policy_of_its_own(log: Path) -> None:
         ),
         ("diversity=0.1,2", "--try diversity=0.1,2: Expected `float` <= 1.0"),
         ("novelty_weight", "--try novelty_weight: could not convert string to float"),
+        ("novelty_weight=0.2", "version 1 does not know its items' value and novelty: train one that does"),
     ],
 )
 def test_what_cannot_be_tried_is_one_line(log: Path, tried: str, message: str) -> None:

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from deploy.local.parts import TRITON_MODELS
 from workers.cli import app
-from workers.cli.check import TESTS, Failed
+from workers.cli.check import TESTS
 from workers.cli.options import as_environment, resolve
+from workers.core.bundle import BundleError
 from workers.settings import Settings, SettingsError, Variant, load_settings
 
 ADDRESSES = {
@@ -104,5 +105,5 @@ def test_a_weight_that_would_move_nothing_fails_the_check(knob: str) -> None:
     assert "v1 verified" in TESTS["bundle"](plain)
     arms = {"rare": Variant(share=1.0, **{knob: 0.5})}  # type: ignore[arg-type]
     for change in ({knob: 0.5}, {"variants": arms}):
-        with pytest.raises(Failed, match="version 1 does not know its items' value and novelty"):
+        with pytest.raises(BundleError, match="version 1 does not know its items' value and novelty"):
             TESTS["bundle"](replace(plain, **change))

@@ -26,7 +26,8 @@ from workers.core.popularity import decode_partial
 from workers.health import Health
 from workers.lists import ListMaker
 from workers.ports import Record
-from workers.settings import SECRETS, Settings, SettingsError, Variant, load_settings
+from workers.replay.policies import Target
+from workers.settings import KNOBS, SECRETS, Settings, SettingsError, Variant, load_settings
 from workers.trial import bands
 
 NAMES = Settings.__struct_fields__
@@ -412,3 +413,26 @@ def test_what_two_parts_read_reaches_both(name: str, consumer: Callable[[Setting
     """Broker and source topic are also Faust's."""
     _, value = CHANGES[name]
     assert consumer(msgspec.structs.replace(Settings(), **{name: value})) != consumer(Settings())
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_a_variant_differs_by_its_own_knobs(knob: str) -> None:
+    """What it names holds for its users; what it leaves open, and all others' users, have the settings beside it."""
+    for one in KNOBS:
+        assert one in Settings.__struct_fields__
+        assert one in Variant.__struct_fields__
+    arm = msgspec.convert({"share": 0.5, knob: 0.75}, Variant)
+    settings = Settings(diversity=0.25, prior_weight=3.0, variants={"plain": Variant(share=0.5), "changed": arm})
+    assert settings.of_variant("plain") == settings.of_variant("none such") == settings
+    assert settings.of_variant("changed") == msgspec.structs.replace(settings, **{knob: 0.75})
+
+
+@pytest.mark.parametrize("knob", KNOBS[:-1])
+def test_a_policy_is_judged_with_its_own_knobs(knob: str) -> None:
+    """`freshet ope` makes a list again as its variant's were but for what is asked, without exploring."""
+    arm = Variant(share=1.0, diversity=0.5, exploration=0.3)
+    live = Settings(prior_weight=3.0, variants={"all": arm})
+    base = Settings(prior_weight=3.0, diversity=0.5)
+    assert Target().settings(live, "all") == base
+    assert Target(**{knob: 0.75}).settings(live, "all") == msgspec.structs.replace(base, **{knob: 0.75})  # type: ignore[arg-type]
+    assert Target(**{knob: 0.75}).name == f"{knob.replace('_', ' ')} 0.75"  # type: ignore[arg-type]

@@ -131,14 +131,10 @@ def _bundle(settings: Settings) -> str:
     if not versions:
         raise Failed(f"{folder} holds no version")
     arms: list[Settings | Variant] = [settings, *settings.variants.values()]
-    lifting = any(arm.value_weight or arm.novelty_weight for arm in arms)
     for version in versions:
         bundle = load_bundle(folder / str(version))
-        if bundle.item_lifts is None and lifting:
-            raise Failed(
-                f"version {version} does not know its items' value and novelty: train it anew, "
-                "or leave value_weight and novelty_weight at 0"
-            )
+        for arm in arms:
+            bundle.check_weights(arm.value_weight, arm.novelty_weight)
     return f"{folder}, {_versions(versions)} verified, {len(bundle.item_ids):,} items in the newest"
 
 

@@ -129,6 +129,14 @@ class Bundle(msgspec.Struct, frozen=True):
         """Behaviour type to the encoder's type index."""
         return {kind: row + 1 for row, kind in enumerate(self.manifest.types)}
 
+    def check_weights(self, value_weight: float | None, novelty_weight: float | None) -> None:
+        """See that the version knows what is to be weighed. Raises `BundleError`."""
+        if self.item_lifts is None and (value_weight or novelty_weight):
+            raise BundleError(
+                f"version {self.path.name} does not know its items' value and novelty: train one that does, "
+                "or leave value_weight and novelty_weight at 0"
+            )
+
 
 def version_numbers(model: Path) -> list[int]:
     """The versions that have a folder in a model's folder, in order; none where there is no such folder."""

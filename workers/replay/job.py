@@ -284,7 +284,9 @@ async def _model(job: Job, version: int, encoder: Encoder, knob: tuple[str, floa
     views = (*((FRESHEST, *PERIODIC) if job.freshness else ()), PUBLISHED, *BASELINES)
     settings, name = job.settings, f"version {version}"
     if knob is not None:
-        settings = msgspec.structs.replace(settings, variants={}, **dict([knob]))
+        tried = dict([knob])
+        side_inputs.live.bundle.check_weights(tried.get("value_weight"), tried.get("novelty_weight"))
+        settings = msgspec.structs.replace(settings, variants={}, **tried)
         name += f", {knob[0].replace('_', ' ')} {knob[1]:g}"
     catalogue = max(1, len({*space.index, *((record.key or b"").decode() for record in job.items)}))
     judges = {

@@ -13,11 +13,13 @@ import msgspec
 
 from workers.adapters.logs import LogError, Window, open_log, read_beside, read_topic
 from workers.adapters.onnx import OnnxEncoder
+from workers.core.bundle import load_bundle
 from workers.core.evaluation.joining import Joiner
 from workers.core.evaluation.off_policy import Gathering, Slots
 from workers.core.evaluation.readout import Readout
 from workers.core.events import BadEvent, decode_event
 from workers.core.recommendation import Recommendation, decode_recommendation
+from workers.core.rollout import MODEL
 from workers.lists import MadeList
 from workers.ports import Encoder
 from workers.replay.merge import Log
@@ -125,6 +127,8 @@ async def remade(
         groups.setdefault((version, one.list.variant), []).append(one)
     repository = Path(settings.model_repository)
     for (version, variant), some in sorted(groups.items()):
+        if target.value_weight or target.novelty_weight:
+            load_bundle(repository / MODEL / str(version)).check_weights(target.value_weight, target.novelty_weight)
         remaker = Remaker(target.settings(settings, variant), version, encoder, repository, topics)
         async for pair in remaker.make(some):
             yield pair
