@@ -224,7 +224,7 @@ class WorkerApp(faust.App):
             key_type=bytes,
             value_type=bytes,
             partitions=partitions,
-            recovery_buffer_size=1,
+            recovery_buffer_size=2,  # runs; with 1 Faust reads the changelog on for good
         )
         self.tables.add(self.table)
         self.inbox = Inbox(settings.max_batch_events)
