@@ -11,9 +11,10 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +61,8 @@ from workers.trial import Trial
 
 FEATURE_RETRIES = 8
 """Tries of a feature write before the worker gives up and ends; waits double from 0.1 s (25 s in all)."""
+ENCODED_AHEAD = 2
+"""Chunks of a batch that are at the encoder together: it works on one while the next waits there, not here."""
 POPULARITY_INTERVAL = 2.0
 """Seconds between two publications of a partition's popularity."""
 
@@ -302,20 +305,21 @@ class Pipeline:
                 first.cancel()
 
     async def _refresh(self, batch: _Batch, chunks: list[_Chunk], first: asyncio.Task[_Inference]) -> None:
-        """Rank and publish for every chunk of users, while the encoder works on the next one."""
+        """Rank and publish for every chunk of users, while the encoder works on the next ones."""
         pending: list[asyncio.Task[None]] = []
-        ahead: asyncio.Task[_Inference] | None = first
+        asked = deque([first])
+        upcoming = iter(chunks[1:])
         try:
-            for (_, chunk), following in zip(chunks, [*chunks[1:], None], strict=True):
-                assert ahead is not None
-                inference = await ahead
-                ahead = asyncio.create_task(self._infer(*following)) if following is not None else None
-                await asyncio.sleep(0)
+            for _, chunk in chunks:
+                for following in islice(upcoming, ENCODED_AHEAD - len(asked)):
+                    asked.append(asyncio.create_task(self._infer(*following)))
+                    await asyncio.sleep(0)
+                inference = await asked.popleft()
                 pending.append(asyncio.create_task(self._deliver(batch, chunk, inference)))
                 await asyncio.sleep(0)
         finally:
-            if ahead is not None:
-                ahead.cancel()
+            for inference_task in asked:
+                inference_task.cancel()
             await _all(pending)
 
     async def _infer(self, live: Live, chunk: list[Touched]) -> _Inference:

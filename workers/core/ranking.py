@@ -27,6 +27,8 @@ COLD_CANDIDATES = 200
 """The newest items beyond the version's own that are candidates for everybody."""
 POOL = 5
 """Diversity and exploration pick among this many times the list's size."""
+MARKS = 1 << 18
+"""Rows times users that are marked together."""
 LOOK_AHEAD = 32
 """Candidates that are looked at together for ones that a user has not seen."""
 
@@ -197,11 +199,13 @@ def rank(
     ranking = _order_keys(scores, candidates)
     ranking.sort(axis=1)
     pool = config.list_size * (POOL if config.diversity or config.exploration else 1)
-    picks, values = _ranked(ranking[:, :pool])
-    more_seen, length = (history == UNKNOWN).any(axis=1), history.shape[1]
+    picks, values = _ranked(ranking[:, : max(pool, LOOK_AHEAD)])
+    more_seen, length = (history == UNKNOWN).any(axis=1).tolist(), history.shape[1]
     for user, state in enumerate(states):
         if more_seen[user] or len(state.seen_log) > 1 or state.length > length or values[user][-1] == -np.inf:
-            picks[user], values[user] = _unseen(space.ids, state, ranking[user], pool)
+            picks[user], values[user] = _unseen(space.ids, state, picks[user], values[user], ranking[user], pool)
+        else:
+            del picks[user][pool:], values[user][pool:]
         if config.diversity:
             picks[user], values[user] = _diversify(space.vectors, picks[user], values[user], config)
     propensities, explored = [[1.0] * config.list_size] * len(states), [[False] * config.list_size] * len(states)
@@ -245,22 +249,30 @@ def _by_user(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Each candidate's popularity, and whether it is out: in the user's history, or common and in their top-K.
 
-    User by user with marks on rows, whose cost depends neither on the size of the space nor on the history's
-    length times the candidates' number.
+    Some users at a time with marks on rows, whose cost depends neither on the size of the space nor on the
+    history's length times the candidates' number.
     """
-    popularity = np.empty(candidates.shape, np.float32)
+    users, top = topk_index.shape
+    if all(prior is priors[0] for prior in priors):
+        popularity = priors[0].values.take(candidates, mode="clip")  # later rows are not the prior's
+    else:
+        popularity = np.stack(
+            [prior.values.take(rows, mode="clip") for prior, rows in zip(priors, candidates, strict=True)]
+        )
     struck = np.empty(candidates.shape, np.bool_)
-    marks = np.zeros(space.size, np.bool_)
-    top = topk_index.shape[1]
-    for user, prior in enumerate(priors):
-        rows, own = candidates[user], history[user]
-        popularity[user] = prior.values.take(rows, mode="clip")  # later rows are not this prior's
+    together = min(users, max(1, MARKS // space.size))
+    marks = np.zeros(together * space.size, np.bool_)
+    row_of = np.arange(together, dtype=np.int64)[:, None] * space.size
+    for start in range(0, users, together):
+        some = slice(start, start + together)
+        first = row_of[: users - start]
+        own, mine = first + history[some], first + topk_index[some]
         marks[own] = True
-        struck[user, :top] = marks[rows[:top]]
-        marks[topk_index[user]] = True
-        struck[user, top:] = marks[common]
+        struck[some, :top] = marks[mine]
+        marks[mine] = True
+        struck[some, top:] = marks[first + common]
         marks[own] = False
-        marks[topk_index[user]] = False
+        marks[mine] = False
     return popularity, struck
 
 
@@ -291,21 +303,25 @@ def _ranked(keys: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
     return (keys & 0xFFFFFFFF).tolist(), bits.view(np.float32).astype(np.float64).round(5).tolist()
 
 
-def _unseen(ids: list[str], state: UserState, keys: NDArray[np.int64], size: int) -> tuple[list[int], list[float]]:
-    """The first `size` finite candidates, by their order keys, that the user has not seen."""
-    items, seen = state.item_log, state.seen_log
+def _unseen(
+    ids: list[str], state: UserState, rows: list[int], scores: list[float], keys: NDArray[np.int64], size: int
+) -> tuple[list[int], list[float]]:
+    """The first `size` finite candidates that the user has not seen: of `rows`, then of the rest by order keys."""
+    seen = state.item_log + state.seen_log
     picked: list[int] = []
     values: list[float] = []
-    for start in range(0, len(keys), LOOK_AHEAD):
-        for row, score in zip(*_ranked(keys[start : start + LOOK_AHEAD]), strict=True):
+    start = 0
+    while rows:
+        for row, score in zip(rows, scores, strict=True):
             if score == -np.inf:
                 return picked, values
-            marked = f"{ID_SEPARATOR}{ids[row]}{ID_SEPARATOR}"
-            if marked not in items and marked not in seen:
+            if f"{ID_SEPARATOR}{ids[row]}{ID_SEPARATOR}" not in seen:
                 picked.append(row)
                 values.append(score)
                 if len(picked) == size:
                     return picked, values
+        start += len(rows)
+        rows, scores = _ranked(keys[start : start + LOOK_AHEAD])
     return picked, values
 
 
