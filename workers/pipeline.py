@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from workers import metrics
 from workers.core.events import DEAD_LETTER_HEADERS, BadEvent, Event, decode_event
 from workers.core.features import behaviour_row, featurise
-from workers.core.open_state import OPEN_FROM, OpenState
+from workers.core.open_state import fold_run
 from workers.core.popularity import PartialPopularity, encode_partial
 from workers.core.recommendation import (
     AsOf,
@@ -41,7 +41,6 @@ from workers.core.state import (
     decode_state,
     empty_state,
     encode_state,
-    fold,
 )
 from workers.lists import ListMaker, MadeList
 from workers.live_model import Live, LiveModel
@@ -191,30 +190,25 @@ class Pipeline:
         """Decode and fold a run: the users it touches with their new states, and its dead letters."""
         store, partition, records = run
         behaviours = self._settings.behaviours
-        events: list[tuple[Fetched, Event]] = []
+        events: list[tuple[int, Fetched, Event]] = []
         dead: list[Message] = []
         for record in records:
             event = decode_event(record.value, record.key, behaviours, record.headers)
             if isinstance(event, BadEvent):
                 dead.append(dead_letter(self._settings, partition, record, event))
             else:
-                events.append((record, event))
-        users = Counter(event.user_id for _, event in events)
-        touched = {
-            user: Touched(user, decode_state(raw) if raw is not None else empty_state(partition))
+                events.append((partition, record, event))
+        users = Counter(event.user_id for _, _, event in events)
+        states = {
+            user: decode_state(raw) if raw is not None else empty_state(partition)
             for user, raw in zip(users, store.read(list(users)), strict=True)
         }
-        opened = {user: OpenState(touched[user].state) for user, count in users.items() if count >= OPEN_FROM}
+        touched = {user: Touched(user, state) for user, state in states.items()}
         popularity = self._partition_popularity(partition)
         outcomes = [0] * len(Outcome)
-        history = self._settings.history
-        for record, event in events:
+        folded = fold_run(states, users, events, self._settings.history)
+        for (_, record, event), outcome in zip(events, folded, strict=True):
             user = touched[event.user_id]
-            state = opened.get(event.user_id)
-            if state is None:
-                outcome = fold(user.state, event, partition, record.offset, history)
-            else:
-                outcome = state.fold(event, partition, record.offset, history)
             outcomes[outcome] += 1
             user.broker_ts = record.timestamp
             if outcome is REDELIVERED:
@@ -226,8 +220,6 @@ class Pipeline:
             user.weight = max(user.weight, weight)
             if outcome is FIRST_TOUCH:
                 popularity.add(event.item_id or "", event.ts, record.offset)
-        for state in opened.values():
-            state.close()
         metrics.FOLDED.inc(outcomes[Outcome.APPLIED] + outcomes[Outcome.FIRST_TOUCH])
         for outcome in (Outcome.REDELIVERED, Outcome.DUPLICATE, Outcome.IGNORED):
             if outcomes[outcome]:

@@ -10,6 +10,7 @@ from confluent_kafka.admin import NewTopic
 
 from tests.contract.topics import make_topic
 from workers.adapters.memory import MemoryStateStore
+from workers.adapters.rocks import RocksStateStore
 from workers.core.state import empty_state, encode_state
 from workers.ports import StateStore
 from workers.settings import Settings
@@ -33,11 +34,13 @@ def table(broker: str, unique: Callable[[str], str], data_dir: Path, monkeypatch
     publisher.close()
 
 
-@pytest.fixture(params=["memory", pytest.param("faust", marks=pytest.mark.integration)])
-def store(request: pytest.FixtureRequest) -> StateStore:
+@pytest.fixture(params=["memory", "rocks", pytest.param("faust", marks=pytest.mark.integration)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> StateStore:
     """A store of each kind, empty."""
     if request.param == "memory":
         return MemoryStateStore()
+    if request.param == "rocks":
+        return RocksStateStore(tmp_path / "states")
     table = request.getfixturevalue("table")
     from workers.adapters.faust import PartitionState  # noqa: PLC0415
 

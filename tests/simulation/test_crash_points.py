@@ -19,7 +19,7 @@ from tests.simulation.crashes import (
     simulate,
     small_log,
 )
-from workers import pipeline as pipeline_module
+from workers.core import open_state
 from workers.core.events import Event
 from workers.core.state import Outcome, UserState, empty_state, fold
 from workers.pipeline import Pipeline, Run, Touched
@@ -102,7 +102,7 @@ async def test_folding_without_deduplication_is_found_out(clean: Durable, monkey
         state.offset, state.event_id_log = -1, empty_state(partition).event_id_log
         return fold(state, event, partition, offset, history)
 
-    monkeypatch.setattr(pipeline_module, "fold", forgetful)
+    monkeypatch.setattr(open_state, "fold", forgetful)
     found = await outcomes(clean, every_point(clean))
     assert any("folded is" in wrong for wrong in set().union(*found.values()))
 
@@ -114,7 +114,7 @@ async def test_folding_without_offsets_alone_is_found_out(clean: Durable, monkey
         state.offset = -1
         return fold(state, event, partition, offset, history)
 
-    monkeypatch.setattr(pipeline_module, "fold", without_offsets)
+    monkeypatch.setattr(open_state, "fold", without_offsets)
     assert await outcomes(clean, every_point(clean))
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from msgspec.structs import replace
 
 from tests.unit.archives import read, record, rows, write
 from workers import history
@@ -25,8 +26,8 @@ def stream(count: int) -> list[Record]:
     """Records of two users in turn, poison of each among them; one asks to be erased, and acts once more."""
     records = [record(number, USERS[number % 2]) for number in range(count)]
     records[ERASED_AT] = record(ERASED_AT, "bob", kind="user.erase")
-    records[7] = records[7]._replace(value=b"{ bob")
-    records[8] = records[8]._replace(value=b"{ ada")
+    records[7] = replace(records[7], value=b"{ bob")
+    records[8] = replace(records[8], value=b"{ ada")
     return records
 
 

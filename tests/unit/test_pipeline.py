@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
 from tests.simulation.fakes import ITEMS, NOW, PARTITION, World, digest, event, go_live, lists, make_bundle, record
@@ -267,7 +268,7 @@ BAD: dict[BadReason, Record] = {
     BadReason.INVALID: Record(13, NOW, None, b"{}", [("ce_id", b"1")]),
     BadReason.UNKNOWN_TYPE: record(14, event(1, kind="like")),
     BadReason.MISSING_ITEM: record(15, Event(event_id="e", user_id="u", type="view", ts=NOW)),
-    BadReason.KEY_MISMATCH: record(16, event(1))._replace(key=b"somebody else"),
+    BadReason.KEY_MISMATCH: replace(record(16, event(1)), key=b"somebody else"),
 }
 
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.simulation.replays import START, Kept, ListLog, open_replay
+from tests.simulation.replays import SETTINGS, START, Kept, ListLog, open_replay, records, stream
+from workers.adapters.memory import MemoryStateStore
 from workers.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
 from workers.core.recommendation import (
     AsOf,
@@ -24,15 +25,17 @@ from workers.core.state import UserState, empty_state, fold
 from workers.lists import MadeList
 from workers.ports import Message, Record
 from workers.replay import output
+from workers.replay import states as replay_states
 from workers.replay.actions import Moment
 from workers.replay.clock import Clock
+from workers.replay.engine import Replay
 from workers.replay.job import OutputTaken, refuse_live
 from workers.replay.list_topic import ListTopic
 from workers.replay.merge import Position, steps
 from workers.replay.output import FolderOutput, Parts
 from workers.replay.recorded import Recorded
 from workers.replay.run import CheckpointError, Folder
-from workers.replay.states import MemoryStates
+from workers.replay.states import MemoryStates, StoredStates
 from workers.replay.verify import Published, _difference
 from workers.settings import Settings
 
@@ -116,6 +119,26 @@ def test_parts_are_cut_when_they_are_full(tmp_path: Path, monkeypatch: pytest.Mo
     parts.add((9,))
     parts.cut()
     assert pq.read_table(tmp_path / "rows")["number"].to_pylist() == [0, 1, 2, 9]
+
+
+async def test_ten_times_the_users_hold_no_more_states_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest lie in the store, and in the end it has what would be in memory."""
+    monkeypatch.setattr(replay_states, "CACHED_BYTES", 100_000)
+    most = []
+    for users in (400, 4000):
+        log = list(steps(records(stream(count=2 * users, users=users)), {}, DEFAULT_BEHAVIOURS))
+        store, whole = MemoryStateStore(), MemoryStates()
+        stored = StoredStates(store)
+        held = []
+        for states in (stored, whole):
+            replay = Replay(SETTINGS, [], None, states, Clock(86_400.0), Kept())  # type: ignore[arg-type]
+            for start in range(0, len(log), 64):
+                await replay.feed(log[start : start + 64])
+                held.append(len(stored.of(())))
+        await stored.write()
+        assert store.states == whole.dump()
+        most.append(max(held))
+    assert most[1] <= 1.1 * most[0] < 200
 
 
 async def test_a_checkpoint_is_known_again(tmp_path: Path) -> None:

@@ -29,8 +29,13 @@ from workers.settings import Settings
 RUN = 2048
 PATIENCE_SECONDS = 10.0
 """How long the broker may take to answer."""
+QUEUED = 2 * RUN
+"""Records that a partition's consumer holds ahead, beside the fetch they came in: each takes half a kilobyte more
+than its bytes, which librdkafka's bound in kilobytes does not count."""
 QUEUED_KB = 8192
-"""What a partition's consumer may hold ahead."""
+"""What they may take, the half kilobyte apart."""
+FETCH_AGAIN_MS = 5
+"""How soon the broker is asked again where that much was held."""
 POLL_SECONDS = 0.1
 """How long a run may take to fill."""
 
@@ -396,17 +401,14 @@ class KafkaLog:
                     heard = time.monotonic()
                 elif time.monotonic() - heard > PATIENCE_SECONDS:
                     raise LogError(f"{where}: the broker sends nothing more")
-                run = []
-                for message in messages:
-                    if message.error():
-                        if message.error().code() != _PARTITION_EOF:
-                            raise LogError(f"{where}: {message.error().str()}")
-                        position = end
-                    elif message.offset() < end:
-                        run.append(record_of(message))
-                        position = message.offset() + 1
-                    else:
-                        position = end
+                run = [record_of(message) for message in messages if message.error() is None]
+                if run:
+                    position = run[-1].offset + 1
+                if len(run) < len(messages):
+                    _check_ended(messages, where)
+                    position = end
+                if position > end:
+                    run = [record for record in run if record.offset < end]
                 if run:
                     yield run
 
@@ -415,6 +417,13 @@ class KafkaLog:
 
 
 _PARTITION_EOF = -191
+
+
+def _check_ended(messages: Sequence[Any], where: str) -> None:
+    """Raises `LogError` where anything but the partition's end was met."""
+    for message in messages:
+        if (error := message.error()) is not None and error.code() != _PARTITION_EOF:
+            raise LogError(f"{where}: {error.str()}")
 
 
 def read_topic(settings: Settings, topic: str) -> Iterator[Record]:
@@ -476,7 +485,9 @@ def _consumer(settings: Settings, group: str | None = None) -> Iterator[Consumer
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
             "enable.partition.eof": True,
+            "queued.min.messages": QUEUED,
             "queued.max.messages.kbytes": QUEUED_KB,
+            "fetch.queue.backoff.ms": FETCH_AGAIN_MS,
             "allow.auto.create.topics": False,
         }
     )

@@ -1,4 +1,4 @@
-"""A user's state taken apart, for a run that holds many events of one user.
+"""Folding a run of events, with the states of its busy users taken apart.
 
 A stored state keeps its sequences joined, which is cheapest for a few events;
 each event then costs a pass over several strings. Busy users' states are opened
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from workers.core.events import CONTROL_TYPES, ID_SEPARATOR, Event
 from workers.core.state import (
@@ -28,6 +30,38 @@ from workers.core.state import (
 
 OPEN_FROM = 10
 """Events of one user in a run from which opening the state pays."""
+
+
+class Placed(Protocol):
+    """What an event was read as."""
+
+    @property
+    def offset(self) -> int:
+        """Its place in the partition."""
+
+
+def fold_run(
+    states: Mapping[str, UserState],
+    users: Mapping[str, int],
+    events: Iterable[tuple[int, Placed, Event]],
+    history: int = HISTORY,
+) -> list[Outcome]:
+    """Fold events, each with its partition and record, into `states` as `state.fold` does; an outcome for each.
+
+    `users` says how many of the events each user has.
+    """
+    opened = {user: OpenState(states[user]) for user, count in users.items() if count >= OPEN_FROM}
+    outcomes = []
+    for partition, record, event in events:
+        user = event.user_id
+        outcomes.append(
+            opened[user].fold(event, partition, record.offset, history)
+            if user in opened
+            else fold(states[user], event, partition, record.offset, history)
+        )
+    for state in opened.values():
+        state.close()
+    return outcomes
 
 
 class OpenState:

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from workers.core.evaluation.interleaving import Interleaver
 from workers.core.events import BadEvent, Event
 from workers.core.features import featurise
-from workers.core.open_state import OPEN_FROM, OpenState
+from workers.core.open_state import fold_run
 from workers.core.snapshots import TICK_MS
-from workers.core.state import APPLIED, FIRST_TOUCH, Outcome, UserState, fold
+from workers.core.state import APPLIED, FIRST_TOUCH, UserState, fold
 from workers.lists import MadeList
 from workers.pipeline import dead_letter
-from workers.ports import Encoded, Encoder, Message, Record
+from workers.ports import Encoded, Encoder, Fetched, Message, Record
 from workers.replay.actions import Act, Action, Moment
 from workers.replay.clock import Clock
 from workers.replay.merge import Position, Step
@@ -110,8 +110,7 @@ class Replay:
         self._judging = any(model.judges for model in models)
         self._wants_training_rows = output.wants_training_rows
         self._makes_moments = bool(models) or output.wants_features or output.wants_training_rows
-        self._open: dict[str, tuple[int, Event]] = {}
-        self._busy: dict[str, OpenState] = {}
+        self._open: dict[str, tuple[UserState, Event]] = {}
         self._before: dict[str, UserState] = {}
         self._actions: list[Action] = []
         self._to_encode = 0
@@ -142,22 +141,39 @@ class Replay:
 
     async def feed(self, steps: Sequence[Step]) -> None:
         """Take in a batch of the log; at most two batches of lists are under way on return."""
-        if not self._makes_moments:  # nobody looks at a state before the batch has ended
-            self._open_busy(steps)
+        users = Counter(step.event.user_id for step in steps if isinstance(step.event, Event))
+        states = self._states.of(users)
+        if self._makes_moments:
+            await self._follow(steps, states)
+        else:
+            self._fold(steps, states, users)
+        await self._states.flush()
+        await self._output.settle()
+
+    def _fold(self, steps: Sequence[Step], states: Mapping[str, UserState], users: Mapping[str, int]) -> None:
+        """Fold a batch whose states nobody looks at before its end."""
+        events: list[tuple[int, Fetched, Event]] = []
+        for step in steps:
+            self._newest[step.partition] = step
+            if isinstance(step.event, BadEvent):
+                self._refuse(step, step.event)
+            else:
+                events.append((step.partition, step.record, step.event))
+        outcomes = fold_run(states, users, events, self._settings.history)
+        folded = outcomes.count(APPLIED) + outcomes.count(FIRST_TOUCH)
+        self.counts += Counter(records=len(steps), folded=folded, skipped=len(events) - folded)
+
+    async def _follow(self, steps: Sequence[Step], states: Mapping[str, UserState]) -> None:
+        """Fold a batch event by event, and make out what happens at each."""
         for step in steps:
             if self._items and step.record.timestamp >= self._items[0].timestamp:
                 if isinstance(step.event, Event) and step.event.ts > self._clock.now:
                     self._close_moments()  # their lists come before the new items
                 await self.drain()
                 await self._apply_items(step.record.timestamp)
-            self._take(step)
+            self._take(step, states)
             if self._to_encode >= self._settings.encode_batch or len(self._actions) >= BATCH_ACTIONS:
                 await self._turn()
-        for state in self._busy.values():
-            state.close()
-        self._busy.clear()
-        await self._states.flush()
-        await self._output.settle()
 
     async def finish(self) -> None:
         """The log has ended: what is open becomes a moment, and all is handed on."""
@@ -183,38 +199,32 @@ class Replay:
                 await model.side_inputs.settle()
                 model.grown(max(0, minute * TICK_MS))
 
-    def _open_busy(self, steps: Sequence[Step]) -> None:
-        """Open the states of users with many events in the batch."""
-        users = Counter((step.event.user_id, step.partition) for step in steps if isinstance(step.event, Event))
-        for (user, partition), count in users.items():
-            if count >= OPEN_FROM and user not in self._busy:
-                self._busy[user] = OpenState(self._states.get(user, partition))
+    def _refuse(self, step: Step, bad: BadEvent) -> None:
+        self.counts["dead letters"] += 1
+        self._output.dead_letter(dead_letter(self._settings, step.partition, step.record, bad))
 
-    def _take(self, step: Step) -> None:
-        partition, record, event, _ = step
-        self._newest[partition] = step
-        counts = self.counts
+    def _take(self, step: Step, states: Mapping[str, UserState]) -> None:
+        event, counts = step.event, self.counts
+        self._newest[step.partition] = step
         counts["records"] += 1
         if isinstance(event, BadEvent):
-            counts["dead letters"] += 1
-            self._output.dead_letter(dead_letter(self._settings, partition, record, event))
+            self._refuse(step, event)
             return
         clock = self._clock
         if event.ts > clock.now:
             self._close_moments()
             clock.advance(event.ts)
         user = event.user_id
-        state = self._states.get(user, partition)
+        state = states[user]
         if self._wants_training_rows and user not in self._before:
             self._before[user] = _copied(state)
         history = state.folded
-        outcome = self._fold(state, event, partition, record.offset)
+        outcome = fold(state, event, step.partition, step.record.offset, self._settings.history)
         if outcome is not FIRST_TOUCH and outcome is not APPLIED:
             counts["skipped"] += 1
             return
         counts["folded"] += 1
-        if self._makes_moments:
-            self._open[user] = partition, event
+        self._open[user] = state, event
         if outcome is FIRST_TOUCH:
             if self._judging:
                 self._actions.append(self._act(event, history))
@@ -223,12 +233,6 @@ class Replay:
             self.forgotten[user] = event.ts
         elif self._wants_training_rows and event.item_id is not None:
             self._output.training_row(self._before[user], event)
-
-    def _fold(self, state: UserState, event: Event, partition: int, offset: int) -> Outcome:
-        busy = self._busy.get(event.user_id)
-        if busy is None:
-            return fold(state, event, partition, offset, self._settings.history)
-        return busy.fold(event, partition, offset, self._settings.history)
 
     def _act(self, event: Event, history: int) -> Act:
         clock = self._clock
@@ -240,8 +244,7 @@ class Replay:
         if not self._open and not self._before:
             return
         boundaries, judged = tuple(self._clock.boundaries), self._is_judged()
-        for user, (partition, event) in self._open.items():
-            state = self._states.get(user, partition)
+        for user, (state, event) in self._open.items():
             moment = Moment(user, _copied(state), event, self._clock.counts, boundaries, judged)
             if self._output.wants_features:
                 self._output.features(moment)
@@ -307,9 +310,7 @@ class Replay:
             "forgotten": self.forgotten,
             "counts": dict(self.counts),
             "clock": self._clock.dump(),
-            "open": {
-                user: (partition, msgspec.msgpack.encode(event)) for user, (partition, event) in self._open.items()
-            },
+            "open": {user: msgspec.msgpack.encode(event) for user, (_, event) in self._open.items()},
             "digests": {name: str(digest) for name, digest in self.digests.items()},
             "models": [model.dump() for model in self._models],
             "interleavers": [one.dump() for one in self.interleavers.values()],
@@ -323,9 +324,9 @@ class Replay:
         self._resumed_at = {partition: Position(*at) for partition, at in dumped["positions"].items()}
         self.counts = Counter(dumped["counts"])
         self._clock.restore(dumped["clock"])
+        states = self._states.of(dumped["open"])
         self._open = {
-            user: (partition, msgspec.msgpack.decode(raw, type=Event))
-            for user, (partition, raw) in dumped["open"].items()
+            user: (states[user], msgspec.msgpack.decode(raw, type=Event)) for user, raw in dumped["open"].items()
         }
         self.digests = {name: Digest(int(value, 16)) for name, value in dumped["digests"].items()}
         for model, one in zip(self._models, dumped["models"], strict=True):

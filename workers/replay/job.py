@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -149,6 +150,7 @@ async def _run(
             states.restore(checkpoint["states"])  # type: ignore[attr-defined]
         await replay.restore(checkpoint["replay"])
         advanced(replay.counts["records"])
+    gc.freeze()  # what has been imported stays: collections need not look at it
     already, began = replay.counts["records"], time.monotonic()
     await run(
         replay,

@@ -7,9 +7,13 @@ event time it has come to.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import NamedTuple, Protocol
+
+import msgspec
 
 from workers.core.events import BadEvent, Event, decode_event
 from workers.ports import Fetched
@@ -23,7 +27,7 @@ class Log(Protocol):
         """The partitions that there are."""
 
     def read(self, partition: int, start: int = 0) -> Iterator[Sequence[Fetched]]:
-        """Runs of one partition from an offset on, in offset order."""
+        """Runs of one partition from an offset on, in offset order, none empty."""
 
 
 class Position(NamedTuple):
@@ -33,7 +37,7 @@ class Position(NamedTuple):
     clock: int = 0
 
 
-class Step(NamedTuple):
+class Step(msgspec.Struct, frozen=True, gc=False):
     """One record, decoded; `clock` is its partition's newest event time (ms)."""
 
     partition: int
@@ -47,22 +51,45 @@ def steps(log: Log, positions: Mapping[int, Position], behaviours: Collection[st
     streams = [
         _partition(log, partition, positions.get(partition, Position()), behaviours) for partition in log.partitions
     ]
-    return streams[0] if len(streams) == 1 else _merged(streams)
+    return chain.from_iterable(streams[0] if len(streams) == 1 else _merged(streams))
 
 
-def _merged(streams: Iterable[Iterator[Step]]) -> Iterator[Step]:
-    return heapq.merge(*streams, key=_clock_then_partition)
+def _merged(streams: Sequence[Iterator[list[Step]]]) -> Iterator[list[Step]]:
+    """Runs of several partitions, given in their order, as runs in the order of the replay.
+
+    What lies before the end of every run at hand is merged: no later run can come before it.
+    """
+    waiting: dict[Iterator[list[Step]], list[Step]] = {stream: [] for stream in streams}
+    while True:
+        for stream, run in waiting.items():
+            waiting[stream] = run or next(stream, [])
+        waiting = {stream: run for stream, run in waiting.items() if run}
+        if not waiting:
+            return
+        horizon = min(_clock_then_partition(run[-1]) for run in waiting.values())
+        merged: list[Step] = []
+        for stream, run in waiting.items():
+            cut = bisect_right(run, horizon, key=_clock_then_partition)
+            merged += run[:cut]
+            waiting[stream] = run[cut:]
+        merged.sort(key=_clock)  # equal clocks stay in the order of the partitions
+        yield merged
 
 
 def _clock_then_partition(step: Step) -> tuple[int, int]:
     return step.clock, step.partition
 
 
-def _partition(log: Log, partition: int, start: Position, behaviours: Collection[str]) -> Iterator[Step]:
+_clock = attrgetter("clock")
+
+
+def _partition(log: Log, partition: int, start: Position, behaviours: Collection[str]) -> Iterator[list[Step]]:
     clock = start.clock
     for run in log.read(partition, start.offset):
+        decoded = []
         for record in run:
             event = decode_event(record.value, record.key, behaviours, record.headers)
             if isinstance(event, Event) and event.ts > clock:
                 clock = event.ts
-            yield Step(partition, record, event, clock)
+            decoded.append(Step(partition, record, event, clock))
+        yield decoded
