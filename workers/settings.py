@@ -22,7 +22,7 @@ from workers.core.state import HISTORY
 PREFIX = "FRESHET_"
 TRAINING = "training"
 """The table of a settings file that is for `freshet train` alone."""
-SECRETS = frozenset({"kafka_password"})
+SECRETS = frozenset({"kafka_password", "redis_password"})
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -84,7 +84,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     feature_repo: str = "feature_repo"
     """Feast repository with `feature_store.yaml` and `definitions.py`."""
     online_store: str = "sqlite"
-    """`sqlite`, or `redis://host:port`."""
+    """`sqlite`, `redis://host:port`, or `rediss://host:port` over TLS."""
+    redis_ca: str | None = None
+    """File with the CA certificates of Redis; without it the system's."""
+    redis_username: str | None = None
+    redis_password: str | None = None
+    """In no file of Feast's: other Feast clients need it in FRESHET_REDIS_PASSWORD."""
     feast_dir: str = ".feast"
     """Feast's registry, its SQLite file and the `feature_store.yaml` in force; shared by the workers of a group."""
 

@@ -12,21 +12,27 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from feast import FeatureStore as Feast
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList, Value
 from redis import Redis
 
 from deploy.local import redis as redis_server
+from deploy.local.parts import executable
 from deploy.local.ports import choose_ports
-from deploy.local.process import Process, kill
-from workers.adapters.feast import FeastStore, apply, open_feature_store
+from deploy.local.process import Process, kill, spawn
+from workers.adapters.feast import EMBEDDING_VIEW, FeastStore, apply, open_feature_store
 from workers.adapters.memory import MemoryFeatureStore
 from workers.core.events import Event
 from workers.core.features import EMBEDDING_FEATURES, behaviour_features, behaviour_row
@@ -416,6 +422,7 @@ async def test_behaviours_make_the_fields(tmp_path: Path) -> None:
         ({"online_store": "postgres://x"}, "neither sqlite nor redis://host:port"),
         ({"online_store": "redis://:secret@host:1"}, "neither sqlite nor redis://host:port"),
         ({"online_store": "redis://host"}, "neither sqlite nor redis://host:port"),
+        ({"online_store": "redis://host:1", "redis_password": "secret,2"}, "redis_password: .* comma"),
         ({"feature_repo": "/nowhere"}, "feature_repo: /nowhere"),
     ],
 )
@@ -474,6 +481,72 @@ async def test_emptied_redis_is_written_again(redis: RunningRedis, tmp_path: Pat
     await store.write((), [embedding("emptied", T0_US, 1)])
     assert (await store.read("emptied"))["model_version"] == 1
     store.close()
+
+
+@pytest.fixture
+def guarded_redis(tmp_path: Path) -> Iterator[Settings]:
+    """A Redis that speaks TLS alone and asks for a name and a password: the settings that reach it."""
+    [port] = choose_ports(redis_server.PORTS, asked={}, preferred={}).values()
+    certificate, key = self_signed(tmp_path)
+    command = [executable("redis-server"), "--bind", "127.0.0.1", "--port", "0", "--tls-port", port]
+    command += ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-auth-clients", "no", "--save", ""]
+    command += ["--user", "ann", "on", ">s3cret=1", "~*", "+@all", "--user", "default", "off"]
+    process = spawn([*map(str, command)], log=tmp_path / "redis.log", env=os.environ)
+    given = {"redis_ca": str(certificate), "redis_username": "ann", "redis_password": "s3cret=1"}
+    settings = msgspec.structs.replace(feast_settings(tmp_path / "feast", f"rediss://127.0.0.1:{port}"), **given)
+    try:
+        yield settings
+    finally:
+        kill(process)
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """The files of a certificate for 127.0.0.1, its own authority, and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = folder / "redis.crt", folder / "redis.key"
+    paths[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return paths
+
+
+async def test_redis_over_tls_with_a_password(guarded_redis: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written to and read, by Feast's own client too; no file holds the password, and a wrong one is said."""
+    store = open_feature_store(guarded_redis)
+    await until_it_answers(store)
+    await store.write((), [embedding("u", T0_US, 4)])
+    assert (await store.read("u"))["model_version"] == 4
+    monkeypatch.setenv("FRESHET_REDIS_PASSWORD", guarded_redis.redis_password or "")
+    answer = Feast(fs_yaml_file=store.file).get_online_features([f"{EMBEDDING_VIEW}:model_version"], [{"user_id": "u"}])
+    assert answer.to_dict()["model_version"] == [4]
+    store.close()
+    assert not [path for path in store.file.parent.iterdir() if b"s3cret" in path.read_bytes()]
+    for wrong in ({"redis_password": "other"}, {"redis_ca": None}):
+        store = open_feature_store(msgspec.structs.replace(guarded_redis, **wrong))
+        with pytest.raises(Unavailable, match="Redis"):
+            await store.ping()
+        store.close()
+
+
+async def until_it_answers(store: FeastStore) -> None:
+    """Wait for a Redis that is starting."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return await store.ping()
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.05)
 
 
 async def test_locked_sqlite_is_unavailable_and_comes_back(tmp_path: Path) -> None:

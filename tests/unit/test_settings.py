@@ -20,6 +20,7 @@ from deploy.release import publish
 from deploy.release import repository as folders
 from tests.simulation.fakes import World, event, lists
 from workers import archiver
+from workers.adapters.feast import redis_options
 from workers.adapters.kafka import client_config
 from workers.core.comparison import Comparison, out_of_band
 from workers.core.popularity import decode_partial
@@ -132,6 +133,14 @@ def client(settings: Settings) -> object:
 def security(settings: Settings) -> object:
     """How librdkafka connects, as set."""
     return client_config(settings)
+
+
+def redis(settings: Settings) -> object:
+    """How Redis is connected to over TLS, by somebody with a password."""
+    password = settings.redis_password or "first"
+    return redis_options(
+        msgspec.structs.replace(settings, online_store="rediss://10.0.0.1:6379", redis_password=password)
+    )
 
 
 def published(settings: Settings) -> object:
@@ -356,6 +365,9 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "trusted_keys": ("wiring", "elsewhere"),
     "feature_repo": ("feast", "elsewhere"),
     "online_store": ("feast", "redis://127.0.0.1:6379"),
+    "redis_ca": ("redis", "ca.pem"),
+    "redis_username": ("redis", "ann"),
+    "redis_password": ("redis", "hunter2"),
     "feast_dir": ("feast", "elsewhere"),
     "data_dir": ("consumer", "elsewhere"),
     "archive_dir": ("archived", "elsewhere"),
@@ -387,6 +399,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
 AT_HAND: dict[str, Callable[[Settings], object]] = {
     "client": client,
     "security": security,
+    "redis": redis,
     "published": published,
     "judged": judged,
     "assigned": assigned,

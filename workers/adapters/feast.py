@@ -41,7 +41,7 @@ from workers.settings import Settings, SettingsError
 BEHAVIOUR_VIEW = "user_behaviour"
 EMBEDDING_VIEW = "user_embedding"
 
-_REDIS = re.compile(r"redis://([^:/@,\s]+):(\d+)/?")
+_REDIS = re.compile(r"(rediss?)://([^:/@,\s]+):(\d+)/?")
 T = TypeVar("T")
 
 
@@ -111,7 +111,7 @@ class FeastStore:
 
     def __init__(self, file: Path, settings: Settings) -> None:
         self.file = file
-        self._redis = _redis_address(settings)
+        self._redis = redis_options(settings)
         self._behaviour = View(BEHAVIOUR_VIEW, behaviour_features(settings.behaviours))
         self._embedding = View(EMBEDDING_VIEW, EMBEDDING_FEATURES)
         self._feast: Any = None
@@ -166,7 +166,7 @@ class FeastStore:
 
     def _open_rows(self, config: dict[str, Any]) -> Rows:
         if self._redis is not None:
-            return RedisRows(redis_client(*self._redis), config["project"].encode())
+            return RedisRows(redis_client(self._redis), config["project"].encode())
         return SqliteRows(config["online_store"]["path"], config["project"], (self._behaviour, self._embedding))
 
     def _open_feast(self) -> Any:
@@ -177,7 +177,7 @@ class FeastStore:
             if self._redis is not None:
                 # Feast's own client would try three times more, holding up the writes behind a read
                 online_store: Any = self._feast._get_provider().online_store  # noqa: SLF001
-                online_store._client = redis_client(*self._redis)  # noqa: SLF001
+                online_store._client = redis_client(self._redis)  # noqa: SLF001
         return self._feast
 
 
@@ -190,17 +190,39 @@ def _config(settings: Settings, repository: Path, folder: Path) -> dict[str, Any
     online: dict[str, Any]
     if settings.online_store == "sqlite":
         online = {"type": "sqlite", "path": str(folder / "online.db")}
-    elif address := _redis_address(settings):
-        seconds = f"socket_timeout={TIMEOUT_SECONDS},socket_connect_timeout={TIMEOUT_SECONDS}"
-        online = {"type": "redis", "connection_string": f"{address[0]}:{address[1]},{seconds}"}
+    elif options := redis_options(settings):
+        online = {"type": "redis", "connection_string": _connection_string(options)}
     else:
-        raise SettingsError("online_store is neither sqlite nor redis://host:port")
+        raise SettingsError("online_store is neither sqlite nor redis://host:port nor rediss://host:port")
     return {**base, "registry": str(folder / "registry.db"), "online_store": online}
 
 
-def _redis_address(settings: Settings) -> tuple[str, int] | None:
+def redis_options(settings: Settings) -> dict[str, Any] | None:
+    """What a client of redis-py connects with; None where the store is another."""
     address = _REDIS.fullmatch(settings.online_store)
-    return (address[1], int(address[2])) if address else None
+    if address is None:
+        return None
+    options: dict[str, Any] = {"host": address[2], "port": int(address[3])}
+    if address[1] == "rediss":
+        options |= {"ssl": True, "ssl_ca_certs": settings.redis_ca}
+    if settings.redis_password:
+        options |= {"username": settings.redis_username, "password": settings.redis_password}
+    return options
+
+
+def _connection_string(options: dict[str, Any]) -> str:
+    """Feast's form of the options; it puts the environment's variables in when it reads the file.
+
+    Raises `SettingsError`.
+    """
+    rest: dict[str, Any] = {"socket_timeout": TIMEOUT_SECONDS, "socket_connect_timeout": TIMEOUT_SECONDS}
+    rest |= {name: value for name, value in options.items() if name not in ("host", "port") and value is not None}
+    if "password" in rest:
+        if "," in rest["password"]:
+            raise SettingsError("redis_password: Feast's clients take none with a comma")
+        rest["password"] = "${FRESHET_REDIS_PASSWORD}"  # noqa: S105 - where it is, not what
+    given = (f"{name}={str(value).lower() if value is True else value}" for name, value in rest.items())
+    return ",".join((f"{options['host']}:{options['port']}", *given))
 
 
 def _fingerprint(repository: Path, config: dict[str, Any], behaviours: Collection[str], archive: str) -> str:

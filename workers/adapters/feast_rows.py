@@ -20,7 +20,7 @@ import hashlib
 import sqlite3
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
@@ -57,11 +57,10 @@ _KEY_HEAD = struct.pack("<III", 1, _STRING_TYPE, len(JOIN_KEY)) + JOIN_KEY.encod
 _KEY_VALUE = struct.Struct("<II")
 
 
-def redis_client(host: str, port: int) -> Redis:
+def redis_client(options: Mapping[str, Any]) -> Redis:
     """A client that gives up after `TIMEOUT_SECONDS` and does not retry: the caller does."""
     return Redis(
-        host,
-        port,
+        **options,
         socket_timeout=TIMEOUT_SECONDS,
         socket_connect_timeout=TIMEOUT_SECONDS,
         retry=Retry(NoBackoff(), 0),
