@@ -12,17 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from feast import FeatureStore as Feast
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList, Value
@@ -32,6 +27,7 @@ from deploy.local import redis as redis_server
 from deploy.local.parts import executable
 from deploy.local.ports import choose_ports
 from deploy.local.process import Process, kill, spawn
+from tests.contract.tls import self_signed
 from workers.adapters.feast import EMBEDDING_VIEW, FeastStore, apply, open_feature_store
 from workers.adapters.memory import MemoryFeatureStore
 from workers.core.events import Event
@@ -498,25 +494,6 @@ def guarded_redis(tmp_path: Path) -> Iterator[Settings]:
         yield settings
     finally:
         kill(process)
-
-
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    """The files of a certificate for 127.0.0.1, its own authority, and of its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = folder / "redis.crt", folder / "redis.key"
-    paths[0].write_bytes(certificate.public_bytes(Encoding.PEM))
-    paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return paths
 
 
 async def test_redis_over_tls_with_a_password(guarded_redis: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
