@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--reloads", type=int, default=200)
     parser.add_argument("--swaps", type=int, default=20)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, _end)
     wanted = given.parts or PARTS
     if unknown := set(wanted) - set(PARTS):
         parser.error(f"no part {min(unknown)}: there are {', '.join(PARTS)}")
@@ -46,6 +48,11 @@ def main() -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return 0 if good else 1
+
+
+def _end(_signal: int, _frame: object) -> None:
+    """Ended from outside, what the parts have started is stopped all the same."""
+    sys.exit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,18 @@ def test_a_gap_is_named() -> None:
     assert replayed("archive", "--offsets", "0:20-")["records"] == 10
 
 
+def test_a_partition_without_its_files_is_named() -> None:
+    """Though the other's are there, which can be replayed alone; a partition that never had any is not missed."""
+    write(Path("archive"), [record(number, "bob") for number in range(20)], partition=1)
+    Path("archive/events/.lock-00002").touch()  # an archiver has it, and it holds nothing yet
+    assert replayed("archive", "--offsets", "0:0-", "--offsets", "1:0-")["records"] == 50
+    for path in Path("archive/events").glob("*/00001-*.parquet"):
+        path.unlink()
+    Path("out").rename("before")
+    assert "archive/events, partition 1: all its files are missing: restore them, or" in refused("archive")
+    assert replayed("archive", "--offsets", "0:0-")["records"] == 30
+
+
 def test_offsets_before_the_archive_are_named() -> None:
     """They were archived elsewhere, or never."""
     files()[0].unlink()

@@ -51,6 +51,9 @@ Erasure = Callable[[pa.Table, Mapping[bytes, int]], pa.Table]
 
 _NAME = re.compile(r"(\d{5,})-(\d{20})-(\d{20})\.parquet")
 _PARTIAL = ".partial"
+_LOCK = ".lock-"
+_HAS_FILES = b"has files"
+"""What the lock of a partition holds once there is a file."""
 
 
 class ArchiveError(Exception):
@@ -125,6 +128,14 @@ class Chain:
                 )
             partial.rename(target)
             sync(target.parent)
+            self._lock().write_bytes(_HAS_FILES)
+
+    def is_lost(self) -> bool:
+        """Whether there were files, and none is left; not known of archives from before this was noted."""
+        try:
+            return bool(self._lock().read_bytes()) and not self._files()
+        except FileNotFoundError:
+            return False
 
     def merge(self, target_size: int) -> int:
         """Merge the newest small files of one date into one of at most `target_size` bytes; returns how many it were.
@@ -234,9 +245,12 @@ class Chain:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f".lock-{self.partition:05d}").open("w") as lock:
+        with self._lock().open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def _lock(self) -> Path:
+        return self.folder / f"{_LOCK}{self.partition:05d}"
 
 
 class _Writer:
@@ -353,6 +367,12 @@ def chains(folder: Path) -> list[Chain]:
     """The chains of an archived topic's folder."""
     numbers = {int(match[1]) for path in folder.glob("date=*/*.parquet") if (match := _NAME.fullmatch(path.name))}
     return [Chain(folder, number) for number in sorted(numbers)]
+
+
+def lost(folder: Path) -> list[int]:
+    """The partitions of an archived topic's folder whose files are all gone."""
+    numbers = sorted(int(path.name.removeprefix(_LOCK)) for path in folder.glob(f"{_LOCK}*"))
+    return [number for number in numbers if Chain(folder, number).is_lost()]
 
 
 def counted(files: Iterable[Segment]) -> list[Segment]:

@@ -20,6 +20,7 @@ from workers.adapters.archive import (
     chains,
     date_name,
     day_of,
+    lost,
 )
 from workers.adapters.archive_rows import PARTITION_KEY, SCHEMA_KEY, SCHEMA_VERSION, read_records
 from workers.adapters.kafka import client_config, record_of
@@ -175,6 +176,11 @@ class ArchiveLog:
         self._window = window
         self._segments = self._found()
         self.partitions = sorted(self._segments)
+        if gone := [number for number in lost(path) if not window.offsets or number in window.offsets]:
+            raise LogError(
+                f"{path}, partition {gone[0]}: all its files are missing: restore them, or name the other partitions "
+                "with --offsets"
+            )
         if unknown := sorted(set(window.offsets) - set(self.partitions)):
             raise LogError(f"{path} has no partition {unknown[0]}")
         self._ranges = {partition: self._range(partition) for partition in self.partitions}
