@@ -157,6 +157,8 @@ def test_tail_shows_one_user_or_all(producer: KafkaProducer, topics: dict[str, s
     assert "Alien\\x1b[2J" in pretty
     assert "i0 (click 70%)" in pretty
     assert "erased" in freshet("tail", "--from-beginning", "--max", "4").stdout
+    there = freshet("tail", "--from-beginning", "--max", "99", "--until-end", "--json").stdout.splitlines()
+    assert len(there) == 4
     raw = freshet("tail", "--from-beginning", "--max", "1", "--user", "ada", "--raw").stdout_bytes
     assert raw == made("ada", 0) + b"\n"
 

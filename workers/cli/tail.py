@@ -13,7 +13,7 @@ import typer
 from kafka.consumer.fetcher import ConsumerRecord
 from rich.text import Text
 
-from workers.cli.connections import open_consumer, partition_of, partitions_of, read_all
+from workers.cli.connections import open_consumer, partition_of, partitions_of, read_all, said_plainly
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
 from workers.cli.show import clock, duration, emit, moment, out, plain
 from workers.core.catalogue import decode_item
@@ -33,12 +33,17 @@ def tail(
     user: Annotated[str | None, typer.Option(help="Only this user, in full.")] = None,
     from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Start with what is there.")] = False,
     most: Annotated[int | None, typer.Option("--max", min=1, help="Stop after so many lists.")] = None,
+    until_end: Annotated[
+        bool, typer.Option("--until-end", help="Stop after what is there now; with --from-beginning.")
+    ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="The bytes as they are, one list a line.")] = False,
     as_json: Json = False,
 ) -> None:
     """Follow the recommendation lists until Ctrl-C."""
     if raw and as_json:
         raise typer.BadParameter("choose one of --raw and --json")
+    if until_end and not from_beginning:
+        raise typer.BadParameter("--until-end is for what is there: add --from-beginning")
     settings = resolve(config, directory, kafka=kafka).settings
     key = user.encode() if user is not None else None
     with open_consumer(settings) as consumer:
@@ -55,12 +60,17 @@ def tail(
             consumer.seek_to_beginning(*partitions)
         else:
             consumer.seek_to_end(*partitions)
-        _follow(consumer, key, most, show)
+        with said_plainly(settings):
+            ends = consumer.end_offsets(partitions) if until_end else {}
+        _follow(consumer, key, most, ends, show)
 
 
-def _follow(consumer: Any, key: bytes | None, most: int | None, show: Callable[[ConsumerRecord], None]) -> None:
+def _follow(
+    consumer: Any, key: bytes | None, most: int | None, ends: Mapping[Any, int], show: Callable[[ConsumerRecord], None]
+) -> None:
+    """Show what comes: `most` records, or up to the `ends` of partitions where there are any."""
     shown = 0
-    while True:
+    while not ends or any(consumer.position(partition) < end for partition, end in ends.items()):
         for records in consumer.poll(timeout_ms=200).values():
             for record in records:
                 if key is not None and record.key != key:
