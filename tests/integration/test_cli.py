@@ -31,6 +31,7 @@ from workers.core.recommendation import (
     Timings,
     encode_recommendation,
 )
+from workers.core.rollout import MODEL, Rollout, encode_record
 from workers.core.state import empty_state, encode_state, fold
 
 pytestmark = pytest.mark.integration
@@ -161,6 +162,20 @@ def test_tail_shows_one_user_or_all(producer: KafkaProducer, topics: dict[str, s
     assert len(there) == 4
     raw = freshet("tail", "--from-beginning", "--max", "1", "--user", "ada", "--raw").stdout_bytes
     assert raw == made("ada", 0) + b"\n"
+
+
+def test_a_replay_of_the_topic_takes_the_promoted_version(
+    producer: KafkaProducer, topics: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the newest folder: what is live is a record on the models topic."""
+    monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(ROOT / "triton_models"))
+    promoted = Rollout(MODEL, 7, "promoted", 1_000_000_000_000)
+    producer.send(topics["models"], encode_record(promoted), promoted.key)
+    producer.send(topics["events"], encode_event(event(0, "ada")), b"ada")
+    producer.flush()
+    result = freshet("replay", "kafka", "--out", "replayed")
+    assert result.exit_code == 1
+    assert "user_encoder/7" in result.stderr
 
 
 def test_inspect_finds_the_newest_state_and_lists(

@@ -14,7 +14,7 @@ from workers.cli.connections import open_consumer
 from workers.cli.errors import UserError
 from workers.cli.inspect_user import read_lists, read_state
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
-from workers.cli.replay import newest_version, text_encoder_folder
+from workers.cli.replay import live_version, text_encoder_folder
 from workers.cli.show import emit, moment, out, plain
 from workers.cli.tail import Titles, read_titles
 from workers.core.recommendation import decode_recommendation
@@ -66,7 +66,7 @@ def explain(
     if state is None or state.consent is not Consent.GIVEN or not state.length:
         raise UserError(f"no events are held of user {user}: their lists are the popular items, nothing of theirs")
     made = decode_recommendation(last[0].value) if last and last[0].value else None
-    version = made.model_version if made is not None else newest_version(settings)
+    version = made.model_version if made is not None else live_version(settings)
     wanted = [item] if item is not None else [one.item_id for one in made.items] if made is not None else []
     if not wanted:
         raise UserError(f"user {user} has no list: name an item")

@@ -51,7 +51,12 @@ def replay(
         ),
     ] = None,
     model: Annotated[
-        list[int] | None, typer.Option("--model", metavar="VERSION", help="Model version; may be given several times.")
+        list[int] | None,
+        typer.Option(
+            "--model",
+            metavar="VERSION",
+            help="Model version, may be given several times; the live one of `kafka`, else the newest.",
+        ),
     ] = None,
     encoder: Annotated[str, typer.Option(metavar="onnx|triton", help="Encode in process, or through Triton.")] = "onnx",
     state: Annotated[str, typer.Option(metavar="memory|rocksdb", help="Where the users' states are kept.")] = "memory",
@@ -175,7 +180,9 @@ def replay(
             settings=settings,
             source=source,
             folder=to,
-            versions=[] if fold_only else model or [newest_version(settings)],
+            versions=[]
+            if fold_only
+            else model or [live_version(settings) if source == "kafka" else newest_version(settings)],
             window=Window(*window),
             tried=read_tried(tried or []),
             items=_items(items, settings),
@@ -224,6 +231,13 @@ class _Bar:
 def _bar() -> Iterator[_Bar]:
     with ExitStack() as stack:
         yield _Bar(stack)
+
+
+def live_version(settings: Settings) -> int:
+    """The promoted version, or the newest there is where none was promoted yet. Raises `UserError`."""
+    from workers.cli.models_topic import ModelsTopic
+
+    return ModelsTopic(settings).read().live or newest_version(settings)
 
 
 def newest_version(settings: Settings) -> int:
