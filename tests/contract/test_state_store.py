@@ -32,6 +32,7 @@ def table(broker: str, unique: Callable[[str], str], data_dir: Path, monkeypatch
     app.table.publisher = publisher
     yield app.table
     publisher.close()
+    app.table.publisher = None  # Faust keeps the app, and a producer complains once its broker is gone
 
 
 @pytest.fixture(params=["memory", "rocks", pytest.param("faust", marks=pytest.mark.integration)])
