@@ -178,6 +178,15 @@ async def test_a_topic_that_is_not_there_fails_the_batch(broker: str, monkeypatc
 
 
 @pytest.mark.integration
+async def test_what_the_client_itself_refuses_fails_the_batch(kafka: Kafka) -> None:
+    """A record that librdkafka does not even take fails as one that the broker refuses."""
+    too_large = Message(kafka.topic, b"ann", b"x" * 2_000_000)
+    with pytest.raises(DeliveryError, match=kafka.topic):
+        await kafka.publisher.publish([too_large])
+    await kafka.publisher.publish([Message(kafka.topic, b"ann", b"x")])
+
+
+@pytest.mark.integration
 async def test_one_partition_can_be_named(kafka: Kafka) -> None:
     """`publish_to` writes there, whatever the keys, and returns the highest offset written."""
     messages = [Message(kafka.topic, key, b"x") for key in (b"ann", b"bob", b"cyd")]

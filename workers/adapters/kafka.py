@@ -113,15 +113,18 @@ class KafkaPublisher:
 
         produce = self._producer.produce
         where = {} if partition is None else {"partition": partition}
-        for message in messages:
-            produce(
-                message.topic,
-                message.value,
-                message.key,
-                on_delivery=on_delivery,
-                headers=list(message.headers) if message.headers else None,
-                **where,
-            )
+        try:
+            for message in messages:
+                produce(
+                    message.topic,
+                    message.value,
+                    message.key,
+                    on_delivery=on_delivery,
+                    headers=list(message.headers) if message.headers else None,
+                    **where,
+                )
+        except KafkaException as error:  # what librdkafka itself refuses, as a partition that it knows not to be there
+            raise DeliveryError(f"{message.topic}: {error.args[0].str()}") from None
         self._waiting += 1
         if not self._polling:
             self._polling = True
