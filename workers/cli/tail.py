@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import islice
 from typing import Annotated, Any
 
 import msgspec
@@ -13,7 +14,7 @@ import typer
 from kafka.consumer.fetcher import ConsumerRecord
 from rich.text import Text
 
-from workers.cli.connections import open_consumer, partition_of, partitions_of, read_all, said_plainly
+from workers.cli.connections import open_consumer, partition_of, partitions_of, read_all
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
 from workers.cli.show import clock, duration, emit, moment, out, plain
 from workers.core.catalogue import decode_item
@@ -55,30 +56,22 @@ def tail(
             show = _show_raw if raw else show_json
         else:
             show = partial(show_list, titles=read_titles(consumer, settings), whole=user is not None)
-        consumer.assign(partitions)
-        if from_beginning:
-            consumer.seek_to_beginning(*partitions)
-        else:
-            consumer.seek_to_end(*partitions)
-        with said_plainly(settings):
-            ends = consumer.end_offsets(partitions) if until_end else {}
-        _follow(consumer, key, most, ends, show)
+        records = read_all(consumer, partitions) if until_end else _follow(consumer, partitions, from_beginning)
+        wanted = (record for record in records if key is None or record.key == key)
+        for record in islice(wanted, most):
+            show(record)
 
 
-def _follow(
-    consumer: Any, key: bytes | None, most: int | None, ends: Mapping[Any, int], show: Callable[[ConsumerRecord], None]
-) -> None:
-    """Show what comes: `most` records, or up to the `ends` of partitions where there are any."""
-    shown = 0
-    while not ends or any(consumer.position(partition) < end for partition, end in ends.items()):
+def _follow(consumer: Any, partitions: list[Any], from_beginning: bool) -> Iterator[ConsumerRecord]:
+    """What comes, for ever."""
+    consumer.assign(partitions)
+    if from_beginning:
+        consumer.seek_to_beginning(*partitions)
+    else:
+        consumer.seek_to_end(*partitions)
+    while True:
         for records in consumer.poll(timeout_ms=200).values():
-            for record in records:
-                if key is not None and record.key != key:
-                    continue
-                show(record)
-                shown += 1
-                if shown == most:
-                    return
+            yield from records
 
 
 def read_titles(consumer: Any, settings: Settings) -> dict[str, str]:
