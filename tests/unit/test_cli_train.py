@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from deploy.local.parts import TRITON_MODELS
 from tests.integration.bundles import MemoryRecords
-from workers.cli import app
+from workers.cli import app, models_topic
 from workers.cli import train as verb
 from workers.core.bundle import SIGNATURE
 from workers.core.events import ERASE, Event, encode_event
@@ -136,7 +136,7 @@ def test_an_incremental_run_starts_from_the_version_on_record(
         shutil.copytree(SHIPPED, tmp_path / "models" / "user_encoder" / version)
     monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(tmp_path / "models"))
     records = MemoryRecords(*(Rollout(MODEL, version, "promoted", version) for version in (1, 2)))
-    monkeypatch.setattr(verb, "ModelsTopic", lambda _: records)
+    monkeypatch.setattr(models_topic, "ModelsTopic", lambda _: records)
     kafka = ("--kafka", "127.0.0.1:1")
     for arguments, version in ((kafka, 2), ((), 3)):
         assert (

@@ -180,9 +180,7 @@ def replay(
             settings=settings,
             source=source,
             folder=to,
-            versions=[]
-            if fold_only
-            else model or [live_version(settings) if source == "kafka" else newest_version(settings)],
+            versions=[] if fold_only else model or [_version(source, settings)],
             window=Window(*window),
             tried=read_tried(tried or []),
             items=_items(items, settings),
@@ -231,6 +229,11 @@ class _Bar:
 def _bar() -> Iterator[_Bar]:
     with ExitStack() as stack:
         yield _Bar(stack)
+
+
+def _version(source: str, settings: Settings) -> int:
+    """What is replayed with where no `--model` is named."""
+    return live_version(settings) if source == "kafka" else newest_version(settings)
 
 
 def live_version(settings: Settings) -> int:

@@ -20,9 +20,8 @@ import typer
 from deploy.demo import movielens
 from deploy.local.parts import PARTS, ROOT, TEXT_ENCODER
 from workers.cli.errors import UserError
-from workers.cli.models_topic import ModelsTopic
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Kafka, Triton, read_seconds, resolve
-from workers.cli.replay import newest_version, record_time
+from workers.cli.replay import live_version, newest_version, record_time
 from workers.cli.show import progress, say
 from workers.cli.signing import local_keys, sign_bundle
 from workers.core.bundle import MANIFEST
@@ -212,10 +211,10 @@ def _live(job: _Job) -> Path | None:
 
     if job.live is not None or not job.incremental:
         return job.live
-    promoted = ModelsTopic(job.settings).read().live if job.released else None
-    folder = Path(job.settings.model_repository) / MODEL / str(promoted or newest_version(job.settings))
+    version = live_version(job.settings) if job.released else newest_version(job.settings)
+    folder = Path(job.settings.model_repository) / MODEL / str(version)
     if not folder.is_dir():
-        raise UserError(f"version {promoted} is live, and {folder} is not there: set FRESHET_MODEL_REPOSITORY")
+        raise UserError(f"version {version} is live, and {folder} is not there: set FRESHET_MODEL_REPOSITORY")
     return folder
 
 
