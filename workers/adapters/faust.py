@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import faust
-from aiokafka.consumer import fetcher
+from aiokafka.consumer import fetcher as fetching
 from faust.stores.rocksdb import Store
 from faust.tables.table import Table
 from faust.transport.drivers import aiokafka
@@ -54,7 +54,7 @@ class Run:
         self.records = records
 
 
-class ParsedRecords(fetcher.PartitionRecords):
+class ParsedRecords(fetching.PartitionRecords):
     """aiokafka's records of a fetch, as its parser made them.
 
     A copy of each with its topic, partition and sizes would cost a twelfth of a fold's time; a run knows its own.
@@ -90,7 +90,7 @@ class RunConsumerThread(aiokafka.AIOKafkaConsumerThread):
         fetcher._proc_fetch_request = fetch_what_gathers
 
     def _create_worker_consumer(self, transport: Any) -> Any:
-        fetcher.PartitionRecords = ParsedRecords
+        fetching.PartitionRecords = ParsedRecords
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
@@ -259,7 +259,7 @@ class StateStore(Store):
         for event in batch:
             message = event.message
             database = self._db_for_partition(message.partition)
-            write(database, _newest(database, message.value.records), self.offset_key, message.offset)
+            _write(database, _newest(database, message.value.records), self.offset_key, message.offset)
 
 
 def _newest(database: Any, records: Sequence[Any]) -> dict[bytes, bytes]:
@@ -279,7 +279,7 @@ def _source_offset(value: bytes | None) -> int:
     return decode_state(value).offset if value else -1
 
 
-def write(database: Any, values: Mapping[bytes, bytes], offset_key: bytes, offset: int) -> None:
+def _write(database: Any, values: Mapping[bytes, bytes], offset_key: bytes, offset: int) -> None:
     """Write values and the changelog offset they are good for, in one atomic batch."""
     batch = WriteBatch(raw_mode=True)
     for key, value in values.items():
@@ -325,7 +325,7 @@ class StateTable(Table):
         topic = self.changelog_topic_name
         messages = [Message(topic, key, value) for key, value in values.items()]
         highest = await self.publisher.publish_to(partition, messages)
-        write(self.data._db_for_partition(partition), values, self.data.offset_key, highest)
+        _write(self.data._db_for_partition(partition), values, self.data.offset_key, highest)
 
 
 class PartitionState:
