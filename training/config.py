@@ -118,6 +118,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return list(self.behaviours)
 
     @property
+    def type_index(self) -> dict[str, int]:
+        """Behaviour type to the encoder's index."""
+        return {kind: row + 1 for row, kind in enumerate(self.types)}
+
+    @property
     def targeted(self) -> frozenset[str]:
         """The behaviour types that are predicted and judged."""
         return frozenset(self.targets or self.behaviours)

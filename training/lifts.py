@@ -41,5 +41,10 @@ def item_lifts(
     mean = worth.sum() / max(count.sum(), 1.0)
     if mean > 0:
         lifts[:, 0] = np.log((worth + SHRINKAGE * mean) / ((count + SHRINKAGE) * mean))
-    lifts[:, 1] = -np.log((count + 1) * len(item_ids) / (count.sum() + len(item_ids)))
+    lifts[:, 1] = novelty(count, len(item_ids))
     return lifts
+
+
+def novelty(count: NDArray[np.generic], items: int) -> NDArray[np.float64]:
+    """By an item's events, `[...]`, in a log of so many items; one event is added to each of them."""
+    return -np.log((count + 1) * items / (count.sum() + items))

@@ -107,11 +107,10 @@ def model_config(config: Config, material: Material) -> ModelConfig:
 
 def epoch_rows(config: Config, material: Material) -> Callable[[np.random.Generator], Examples]:
     """An epoch's examples: all, or in an incremental run the new ones and a sample of users' older ones."""
-    type_index = {kind: row + 1 for row, kind in enumerate(config.types)}
     length, item_index = model_config(config, material).length, material.item_index
 
     def cut(runs: Sequence[list[Event]], since: int = 0) -> Examples:
-        return windows(runs, item_index, type_index, length, targets=config.targeted, since=since)
+        return windows(runs, item_index, config.type_index, length, targets=config.targeted, since=since)
 
     def rows(random: np.random.Generator) -> Examples:
         runs = shuffle_ties(material.runs, random)
@@ -132,14 +131,13 @@ def private_users(config: Config, material: Material) -> Private | None:
     """The examples by user, where the settings ask for a private run."""
     if config.privacy is None:
         return None
-    type_index = {kind: row + 1 for row, kind in enumerate(config.types)}
     length, item_index = model_config(config, material).length, material.item_index
 
     aimed = [run for run in material.runs if any(event.type in config.targeted for event in run)]
 
     def users(random: np.random.Generator) -> list[Examples]:
         runs = shuffle_ties(aimed, random)
-        return [windows([run], item_index, type_index, length, targets=config.targeted) for run in runs]
+        return [windows([run], item_index, config.type_index, length, targets=config.targeted) for run in runs]
 
     return Private(config.privacy, len(aimed), users)
 

@@ -119,7 +119,7 @@ def _train(
         material.log.events,
         [*material.item_ids, *material.others],
         material.item_index,
-        {kind: row + 1 for row, kind in enumerate(config.types)},
+        config.type_index,
         config.popularity_half_life,
         model_config(config, material).length,
         history=config.history,

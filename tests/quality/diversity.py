@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tests.quality.ranking import Case, Floats, Scorer, seen
 from training.evaluate import CUTOFF
+from training.lifts import novelty
 from workers.core.ranking import POOL, RankConfig, _diversify
 
 DIVERSITY = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
@@ -30,9 +31,9 @@ def curve(
         config = RankConfig(CUTOFF, knob, prior_weight=0.0)
         lists = [_diversify(unit, *pool, config)[0] for pool in zip(rows.tolist(), scores.tolist(), strict=True)]
         figures[f"diversity {knob:g}"] = measure(np.array([shown[:CUTOFF] for shown in lists]))
-    novelty = -np.log(share * len(share)).astype(np.float32)  # as `training/lifts.py`
+    lift = novelty(counts, len(counts)).astype(np.float32)
     for knob in NOVELTY:
-        rows, _ = _pools(lambda histories, knob=knob: score(histories) + np.float32(knob) * novelty, cases)
+        rows, _ = _pools(lambda histories, knob=knob: score(histories) + np.float32(knob) * lift, cases)
         figures[f"novelty {knob:g}"] = measure(rows[:, :CUTOFF])
     return figures
 
