@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -21,14 +22,15 @@ import pytest
 from feast import FeatureStore as Feast
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList, Value
-from redis import Redis
+from redis import Redis, RedisError
 
 from deploy.local import redis as redis_server
 from deploy.local.parts import executable
 from deploy.local.ports import choose_ports
-from deploy.local.process import Process, kill, spawn
+from deploy.local.process import Process, kill, spawn, wait_until_ready
 from tests.contract.tls import self_signed
-from workers.adapters.feast import EMBEDDING_VIEW, FeastStore, apply, open_feature_store
+from workers.adapters.feast import EMBEDDING_VIEW, FeastStore, apply, open_feature_store, redis_options
+from workers.adapters.feast_rows import redis_client
 from workers.adapters.memory import MemoryFeatureStore
 from workers.core.events import Event
 from workers.core.features import EMBEDDING_FEATURES, behaviour_features, behaviour_row
@@ -487,10 +489,18 @@ def guarded_redis(tmp_path: Path) -> Iterator[Settings]:
     command = [executable("redis-server"), "--bind", "127.0.0.1", "--port", "0", "--tls-port", port]
     command += ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-auth-clients", "no", "--save", ""]
     command += ["--user", "ann", "on", ">s3cret=1", "~*", "+@all", "--user", "default", "off"]
-    process = spawn([*map(str, command)], log=tmp_path / "redis.log", env=os.environ)
     given = {"redis_ca": str(certificate), "redis_username": "ann", "redis_password": "s3cret=1"}
     settings = msgspec.structs.replace(feast_settings(tmp_path / "feast", f"rediss://127.0.0.1:{port}"), **given)
+
+    def answers() -> bool:
+        with contextlib.suppress(RedisError):
+            return bool(redis_client(redis_options(settings) or {}).ping())
+        return False
+
+    log = tmp_path / "redis.log"
+    process = spawn([*map(str, command)], log=log, env=os.environ)
     try:
+        wait_until_ready("Redis", process, answers, seconds=20, log=log)
         yield settings
     finally:
         kill(process)
@@ -499,7 +509,6 @@ def guarded_redis(tmp_path: Path) -> Iterator[Settings]:
 async def test_redis_over_tls_with_a_password(guarded_redis: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is written to and read, by Feast's own client too; no file holds the password, and a wrong one is said."""
     store = open_feature_store(guarded_redis)
-    await until_it_answers(store)
     await store.write((), [embedding("u", T0_US, 4)])
     assert (await store.read("u"))["model_version"] == 4
     monkeypatch.setenv("FRESHET_REDIS_PASSWORD", guarded_redis.redis_password or "")
@@ -512,18 +521,6 @@ async def test_redis_over_tls_with_a_password(guarded_redis: Settings, monkeypat
         with pytest.raises(Unavailable, match="Redis"):
             await store.ping()
         store.close()
-
-
-async def until_it_answers(store: FeastStore) -> None:
-    """Wait for a Redis that is starting."""
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            return await store.ping()
-        except Unavailable:
-            if time.monotonic() > deadline:
-                raise
-            await asyncio.sleep(0.05)
 
 
 async def test_locked_sqlite_is_unavailable_and_comes_back(tmp_path: Path) -> None:
