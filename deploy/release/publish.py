@@ -212,8 +212,10 @@ def _take(records: Records, taken: Rollout, step: Step) -> Rollout:
 
 def said(taken: Rollout) -> str:
     """A step in a few words."""
-    share = f" for {taken.share:.0%} of the users" if taken.stage in {"shadow", "canary"} else ""
-    return f"version {taken.version} {taken.stage.replace('_', ' ')}{share}"
+    if taken.stage in {"shadow", "canary"}:
+        users = "all users" if taken.share == 1 else f"{taken.share * 100:g}% of the users"
+        return f"version {taken.version} in {taken.stage} for {users}"
+    return f"version {taken.version} {taken.stage.replace('_', ' ')}"
 
 
 def _require_ready(service: Service, number: int, found: Versions) -> None:

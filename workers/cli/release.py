@@ -121,6 +121,8 @@ def models(
     if found.reports:
         out.print()
         _show_workers(found)
+        if found.candidate is not None and found.candidate.stage == "canary":
+            out.print(_bands(settings), style="dim", soft_wrap=True)
 
 
 @contextmanager
@@ -157,9 +159,12 @@ def _tell(taken: Rollout, live: int | None, *, as_json: bool) -> None:
     elif taken.stage == "rolled_back":
         say(f"version {taken.version} is rolled back, {live} is live")
     elif taken.stage == "promoted":
-        say(f"version {taken.version} is promoted")
+        say(f"version {taken.version} is live: `freshet rollback` goes back")
     else:
-        say(f"version {taken.version} is in {taken.stage}: `freshet models`, then `freshet promote` or `rollback`")
+        say(
+            f"version {taken.version} is in {taken.stage}: `freshet models` compares, "
+            "`freshet promote` moves on, `freshet rollback` withdraws"
+        )
 
 
 def _ready(settings: Settings) -> list[int] | None:
@@ -179,22 +184,33 @@ def _ready(settings: Settings) -> list[int] | None:
 def _show_versions(found: Versions, ready: list[int] | None) -> None:
     lines = [("version", "stage", "since (UTC)", "at Triton", "")]
     for version, step in sorted(found.steps.items(), reverse=True):
-        share = f" {step.share:.0%}" if step.stage in {"shadow", "canary"} else ""
-        stage = "live" if version == found.live else step.stage.replace("_", " ") + share
         served = "?" if ready is None else "ready" if version in ready else "-"
-        lines.append((str(version), stage, moment(step.ts), served, plain(step.reason)))
-    rows(lines, ("bold", "cyan", "dim", "", "dim"))
+        lines.append((str(version), _stage(step, found), moment(step.ts), served, plain(step.reason)))
+    rows(lines, ("bold", "cyan", "dim", "", "dim"), head=True)
+
+
+def _stage(step: Rollout, found: Versions) -> str:
+    if step.stage == "promoted":
+        return "live" if step.version == found.live else "was live"
+    share = f" {step.share * 100:g}%" if step.stage in {"shadow", "canary"} and step.share < 1 else ""
+    return step.stage.replace("_", " ") + share
 
 
 def _show_workers(found: Versions) -> None:
-    lines = [("worker", "lists by", "users compared", "overlap", "score gap", "failed", "encoder ms, live → candidate")]
+    compared = any(report.candidate for report in found.reports.values())
+    names = ("users compared", "overlap", "score gap", "failed", "encoder ms") if compared else ()
+    lines = [("worker", "lists by", *names)]
     for worker, report in sorted(found.reports.items()):
-        lines.append((plain(worker), _makes(report, found), *_figures(report)))
-    rows(lines, ("bold", "cyan", "", "", "", "", ""))
+        lines.append((plain(worker), _makes(report, found), *(_figures(report) if compared else ())))
+    rows(lines, ("bold", "cyan", *("" for _ in names)), head=True)
 
 
 def _makes(report: Report, found: Versions) -> str:
-    versions = f"{report.live}" + (f" and {report.candidate}" if report.candidate else "")
+    """What its lists are made with; a version in shadow makes none."""
+    unseen = found.candidate is not None and found.candidate.stage == "shadow"
+    versions = f"{report.live}"
+    if report.candidate:
+        versions += f", tries {report.candidate}" if unseen else f" and {report.candidate}"
     return versions if obeys(report, found) else f"{versions} (changing)"
 
 
@@ -202,8 +218,18 @@ def _figures(report: Report) -> tuple[str, str, str, str, str]:
     one = report.comparison
     if not report.candidate:
         return "-", "-", "-", "-", "-"
+    if not one.lists:
+        return "0", "-", "-", f"{one.failed:,}", "-"
     times = f"{one.live_ms:.1f} → {one.candidate_ms:.1f}"
     return f"{one.lists:,}", f"{one.overlap:.3f}", f"{one.score_gap:.3g}", f"{one.failed:,}", times
+
+
+def _bands(settings: Settings) -> str:
+    """When the workers end a canary by themselves."""
+    return (
+        f"from {settings.canary_lists:,} users on it is rolled back at overlap < {settings.canary_overlap:g}, "
+        f"failed > {settings.canary_error_rate * 100:g}% or encoder ms > {settings.canary_latency_ratio:g} × live"
+    )
 
 
 def _as_object(found: Versions, ready: list[int] | None, settings: Settings) -> dict[str, Any]:

@@ -62,16 +62,20 @@ def duration(ms: float) -> str:
     return f"{ms / 60_000:.0f} min"
 
 
-def rows(lines: Sequence[Sequence[str]], styles: Sequence[str]) -> None:
-    """Write aligned columns; on a terminal a cell too wide is folded, elsewhere nothing ever is."""
+def rows(lines: Sequence[Sequence[str]], styles: Sequence[str], *, head: bool = False) -> None:
+    """Write aligned columns; on a terminal a cell too wide is folded, elsewhere nothing ever is.
+
+    With `head` the first line names the columns, and stands back on a terminal.
+    """
     if not out.is_terminal:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
         return
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 3, 0, 0))
-    for style in styles:
-        table.add_column(style=style, overflow="fold")
+    table = Table(box=None, show_header=head, header_style="dim", pad_edge=False, padding=(0, 3, 0, 0))
+    names, lines = (lines[0], lines[1:]) if head else ([""] * len(styles), lines)
+    for name, style in zip(names, styles, strict=True):
+        table.add_column(name, style=style, overflow="fold")
     for line in lines:
         table.add_row(*line)
     out.print(table)
