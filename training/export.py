@@ -38,9 +38,11 @@ from workers.core.features import (
     Tensors,
     TensorSpec,
 )
+from workers.core.golden import GOLDEN, GoldenError, check_answers, read_golden
 
 OPSET = 18
 TOLERANCE = 1e-4
+"""Largest difference between torch and ONNX Runtime on one machine."""
 NEVER = -6e4
 """Score of the rows for padding and unknown item: below any real score, and finite in half precision too."""
 GOLDEN_ROWS = 64
@@ -133,14 +135,14 @@ def export_bundle(
             ITEM_TOWER_INPUTS[0].name: text.numpy(),
             ITEM_TOWER_OUTPUTS[0].name: tower(text).numpy(),
         }
-    np.savez_compressed(out / "golden.npz", **golden)  # type: ignore[arg-type]
+    np.savez_compressed(out / GOLDEN, **golden)  # type: ignore[arg-type]
     np.save(out / "item_vectors.npy", served.vectors.numpy().astype(np.float32), allow_pickle=False)
     if lifts is not None:
         np.save(out / bundle.LIFTS, lifts, allow_pickle=False)
     (out / "item_ids.json").write_text(json.dumps(item_ids) + "\n")
     save_file(
         {key: value.contiguous() for key, value in encoder.state_dict().items()},
-        out / "weights.safetensors",
+        out / bundle.WEIGHTS,
     )
     (out / "MODEL_CARD.md").write_text(model_card)
     check_parity(out)
@@ -173,20 +175,19 @@ def export_bundle(
 
 def check_parity(folder: Path) -> None:
     """Run both ONNX files on the golden inputs. Raises `ExportError` where they leave torch's outputs."""
-    with np.load(folder / "golden.npz", allow_pickle=False) as stored:
-        golden = dict(stored)
+    item_vectors = np.load(folder / "item_vectors.npy", allow_pickle=False)
     for file, inputs, outputs in (
         ("model.onnx", USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
         ("item_tower.onnx", ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
     ):
         session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
-        values = session.run([spec.name for spec in outputs], {spec.name: golden[spec.name] for spec in inputs})
-        for spec, value in zip(outputs, values, strict=True):
-            if spec.dtype != "FP32":
-                continue  # two nearly equal scores may swap their places; their scores are compared
-            worst = float(np.abs(value - golden[spec.name]).max())
-            if not worst <= TOLERANCE:
-                raise ExportError(f"{file}: {spec.name} differs from torch by {worst:.2g}, more than {TOLERANCE}")
+        names = [spec.name for spec in outputs]
+        try:
+            golden = read_golden(folder)
+            values = session.run(names, {spec.name: golden[spec.name] for spec in inputs})
+            check_answers(dict(zip(names, values, strict=True)), golden, outputs, item_vectors, TOLERANCE)
+        except GoldenError as error:
+            raise ExportError(f"{file} leaves what torch gave: {error}") from None
 
 
 def export_graph(module: nn.Module, example: Tensors, outputs: tuple[TensorSpec, ...], path: Path) -> None:

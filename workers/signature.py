@@ -24,9 +24,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from workers.core.bundle import MANIFEST, SIGNATURE, Bundle, BundleError, load_bundle
+from workers.core.bundle import MANIFEST, SIGNATURE, Bundle, BundleError
 from workers.core.files import write_whole
-from workers.core.graphs import check_graphs
+from workers.core.soundness import load_sound
 
 
 class SignatureError(BundleError):
@@ -46,9 +46,7 @@ def load_trusted(folder: Path, trusted: Path) -> Bundle:
     Raises `BundleError`.
     """
     verify(folder, trusted)
-    bundle = load_bundle(folder)
-    check_graphs(bundle)
-    return bundle
+    return load_sound(folder)
 
 
 def verify(folder: Path, trusted: Path) -> None:
@@ -74,11 +72,11 @@ def verify(folder: Path, trusted: Path) -> None:
 
 
 def sign(folder: Path, key: Path) -> str:
-    """Sign the bundle at `folder`, which must be whole, with a private key; returns its fingerprint.
+    """Sign the bundle at `folder`, which must be sound, with a private key; returns its fingerprint.
 
     Raises `BundleError`.
     """
-    load_bundle(folder)
+    load_sound(folder)
     private = _private_key(key)
     mark = fingerprint(private.public_key())
     made = _Signature(mark, private.sign((folder / MANIFEST).read_bytes()))

@@ -21,12 +21,11 @@ from workers.core.features import (
     USER_ENCODER_OUTPUTS,
     TensorSpec,
 )
+from workers.core.golden import TOLERANCE, GoldenError, check_answers, read_golden
 from workers.core.rollout import MODEL
 
 READY_SECONDS = 60.0
 INFER_SECONDS = 30.0
-TOLERANCE = 1e-3
-"""Largest difference from the golden outputs; a plan's stamp has its own."""
 
 
 class Server:
@@ -91,30 +90,19 @@ class Server:
         Raises:
             ReleaseError: It does not answer, or not with the golden outputs.
         """
-        with np.load(folder / "golden.npz", allow_pickle=False) as stored:
-            golden = dict(stored)
+        item_vectors = np.load(folder / "item_vectors.npy", allow_pickle=False)
         stamp = folder / STAMP
         tolerance = decode_stamp(stamp.read_text()).tolerance if stamp.is_file() else TOLERANCE
         for model, inputs, outputs in (
             (MODEL, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
             (TOWER, ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
         ):
-            if any(spec.name not in golden for spec in (*inputs, *outputs)):
-                if model == TOWER:
-                    continue
-                raise ReleaseError(f"{folder / 'golden.npz'} has no golden tensors of {model}")
-            answered = self._infer(model, version, golden, inputs, outputs)
-            for spec in outputs:
-                if spec.dtype != "FP32":
-                    continue  # nearly equal scores may swap their places; their scores are compared
-                values = answered[spec.name]
-                if values.shape != golden[spec.name].shape or not np.isfinite(values).all():
-                    raise ReleaseError(f"{model} version {version}: {spec.name} has a wrong shape, NaN or infinity")
-                worst = float(np.abs(values - golden[spec.name]).max(initial=0.0))
-                if worst > tolerance:
-                    raise ReleaseError(
-                        f"{model} version {version}: {spec.name} is off its golden values by {worst:.2g}"
-                    )
+            try:
+                golden = read_golden(folder)
+                answers = self._infer(model, version, golden, inputs, outputs)
+                check_answers(answers, golden, outputs, item_vectors, tolerance)
+            except GoldenError as error:
+                raise ReleaseError(f"{model} version {version}: {error}") from None
 
     def _infer(
         self,

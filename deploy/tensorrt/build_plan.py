@@ -26,10 +26,12 @@ import numpy as np
 from deploy.tensorrt import trtexec
 from deploy.tensorrt.network import read_network
 from deploy.tensorrt.stamp import Host, Stamp, StampError, check_stamp, decode_stamp, encode_stamp
-from workers.core.features import USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS, Tensors
+from workers.core import golden as golden_tensors
+from workers.core.features import USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS
+from workers.core.golden import GoldenError, check_answers, read_golden
 
 PLAN, STAMP = "model.plan", "plan.json"
-TOLERANCE = {False: 1e-3, True: 0.05}
+TOLERANCE = {False: golden_tensors.TOLERANCE, True: 0.05}
 """Largest difference from the golden outputs, by whether half precision is allowed. Scores are cosines times a scale of
 some 10 to 20, and half precision keeps three digits."""
 PACKED_10 = 100_000
@@ -57,9 +59,7 @@ def build(folder: Path, options: Options) -> Stamp:
             program, onnx, made, inputs, fp16=options.fp16, timing_cache=options.timing_cache
         )
         trtexec.run(command, f"built no plan from {onnx}")
-        off = parity(folder, made, inputs, program)
-        if not off <= tolerance:
-            raise StampError(f"the plan's outputs are off the golden ones by {off:.2g}, more than {tolerance:g}")
+        off = parity(folder, made, inputs, program, tolerance)
         built = Stamp(
             facts.tensorrt,
             facts.driver,
@@ -93,10 +93,13 @@ def host() -> Host:
     return Host(_tensorrt_version(), driver, compute_capability)
 
 
-def parity(folder: Path, plan: Path, inputs: trtexec.Dims, program: str) -> float:
-    """How far the plan's answers to the golden inputs are off the golden outputs at most. Raises `StampError`."""
-    with np.load(folder / "golden.npz", allow_pickle=False) as stored:
-        golden: Tensors = dict(stored)
+def parity(folder: Path, plan: Path, inputs: trtexec.Dims, program: str, tolerance: float) -> float:
+    """How far the plan's answers to the golden inputs are off the golden outputs at most.
+
+    Raises `StampError`, also where that is more than `tolerance`.
+    """
+    golden = read_golden(folder)
+    item_vectors = np.load(folder / "item_vectors.npy", allow_pickle=False)
     with tempfile.TemporaryDirectory(prefix="freshet-plan-") as work:
         files = {spec.name: Path(work) / f"{spec.name}.bin" for spec in USER_ENCODER_INPUTS}
         for name, file in files.items():
@@ -107,17 +110,10 @@ def parity(folder: Path, plan: Path, inputs: trtexec.Dims, program: str) -> floa
         if not out.is_file():
             raise StampError("trtexec wrote no outputs of the plan")
         answers = trtexec.outputs(out.read_text())
-    worst = 0.0
-    for spec in USER_ENCODER_OUTPUTS:
-        if spec.dtype != "FP32":
-            continue  # nearly equal scores may swap their places; their scores are compared
-        given, wanted = answers.get(spec.name), golden[spec.name]
-        if given is None or given.shape != wanted.shape:
-            raise StampError(f"the plan gives {spec.name} as {None if given is None else given.shape}")
-        if not np.isfinite(given).all():
-            raise StampError(f"the plan gives {spec.name} with NaN or infinity")
-        worst = max(worst, float(np.abs(given - wanted).max(initial=0.0)))
-    return worst
+    try:
+        return check_answers(answers, golden, USER_ENCODER_OUTPUTS, item_vectors, tolerance)
+    except GoldenError as error:
+        raise StampError(f"the plan answers otherwise: {error}") from None
 
 
 def _gpu() -> tuple[str, str]:

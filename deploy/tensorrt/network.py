@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from deploy.tensorrt.stamp import StampError
-from workers.core.bundle import BundleError, load_bundle
+from workers.core.bundle import BundleError
 from workers.core.features import USER_ENCODER_INPUTS, sized
-from workers.core.graphs import check_graphs, constants, operators
+from workers.core.graphs import constants, operators
+from workers.core.soundness import load_sound
 
 OPERATORS = frozenset(
     {
@@ -28,8 +29,7 @@ def read_network(folder: Path, *, fp16: bool) -> dict[str, tuple[int, ...]]:
         StampError: The folder is no bundle, or no plan can be built from its network.
     """
     try:
-        bundle = load_bundle(folder)
-        check_graphs(bundle)
+        bundle = load_sound(folder)
     except (BundleError, OSError) as error:
         raise StampError(str(error)) from None
     path, manifest = folder / "model.onnx", bundle.manifest

@@ -23,6 +23,7 @@ from deploy.tensorrt.stamp import Stamp, encode_stamp
 from tests.integration.bundles import SHIPPED, Keys, MemoryRecords, altered, renamed_items, with_nan
 from tests.integration.test_worker import stream
 from tests.integration.world import Worker, World, until
+from tests.parity.wrong_items import misnumber
 from workers.core.bundle import SIGNATURE
 from workers.core.rollout import MODEL, Rollout
 
@@ -98,6 +99,10 @@ def bad_bundles(folder: Path, keys: Keys) -> Iterator[tuple[Path, str]]:
     with np.load(SHIPPED / "golden.npz") as stored:
         golden = dict(stored)
     np.savez(folder / "golden.npz", **{**golden, "topk_score": golden["topk_score"] + 1})
+    larger = {name: golden[name] * np.float32(1.1) for name in ("topk_score", "embedding")}
+    np.savez(folder / "larger.npz", **{**golden, **larger})
+    misnumbered = altered(folder / "other items", {})
+    misnumber(misnumbered)
     unsigned = altered(folder / "unsigned", {})
     (unsigned / SIGNATURE).unlink()
     torn = altered(folder / "torn", {})
@@ -106,7 +111,12 @@ def bad_bundles(folder: Path, keys: Keys) -> Iterator[tuple[Path, str]]:
         "NaN": ({"model.onnx": with_nan()}, "holds NaN"),
         "shapes": ({"model.onnx": (SHIPPED / "item_tower.onnx").read_bytes()}, "takes text_embedding"),
         "no graph": ({"model.onnx": b"x"}, "cannot be read as ONNX"),
-        "golden": ({"golden.npz": (folder / "golden.npz").read_bytes()}, "off its golden value"),
+        "golden": ({"golden.npz": (folder / "golden.npz").read_bytes()}, "golden.npz does not fit the version"),
+        "answers": ({"golden.npz": (folder / "larger.npz").read_bytes()}, "topk_score is off its golden values"),
+        "items": (
+            {name: (misnumbered / name).read_bytes() for name in ("golden.npz", "item_vectors.npy")},
+            "topk_index is off its golden values",
+        ),
     }
     yield altered(folder / "flipped", {"model.onnx": bytes(flipped)}), "differs from the sha256"
     yield torn, "lacks item_tower.onnx"

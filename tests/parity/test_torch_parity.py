@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.parity.wrong_items import misnumber
 from training.examples import IGNORE, Examples, histories, shuffle_ties, states_before, windows
 from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event
 from workers.core.features import FIRST_ITEM, TEXT_DIM, UNKNOWN, USER_ENCODER_INPUTS, featurise
@@ -16,6 +18,7 @@ from workers.core.state import UserState, empty_state, fold
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.training
 
+SHIPPED = Path(__file__).parents[2] / "triton_models" / "user_encoder" / "1"
 ITEMS = 150
 TYPES = ["view", "click", "purchase"]
 ITEM_INDEX = {f"i{number}": number + FIRST_ITEM for number in range(ITEMS - 5)}  # the last five are unknown
@@ -254,6 +257,18 @@ def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
             _, expected_score, expected_embedding = served(*tensors(fresh))
         np.testing.assert_allclose(score, expected_score.numpy(), atol=1e-4)
         np.testing.assert_allclose(embedding, expected_embedding.numpy(), atol=1e-4)
+
+
+def test_a_graph_that_gives_other_items_is_not_exported(tmp_path: Path) -> None:
+    """Right scores for wrong items are no parity."""
+    pytest.importorskip("onnxruntime")
+    from training.export import ExportError, check_parity  # noqa: PLC0415 - imports torch
+
+    folder = Path(shutil.copytree(SHIPPED, tmp_path / "other"))
+    check_parity(folder)
+    misnumber(folder)
+    with pytest.raises(ExportError, match=r"model.onnx leaves what torch gave: topk_index is off"):
+        check_parity(folder)
 
 
 def test_an_unseen_item_stands_at_its_text() -> None:

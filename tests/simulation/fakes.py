@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.adapters.memory import MemoryFeatureStore, MemoryPublisher, MemoryStateStore
-from workers.core.bundle import Bundle, Manifest, sha256, write_manifest
+from workers.core.bundle import NEEDED, Bundle, Manifest, sha256, write_manifest
 from workers.core.events import Event, encode_event
 from workers.core.features import FIRST_ITEM, TOP_K, Tensors
 from workers.core.recommendation import Recommendation, decode_recommendation
@@ -29,7 +29,6 @@ PARTITION = 4
 DIM = 64
 """Width of the fake versions' vectors."""
 ITEMS = tuple(f"film-{number}" for number in range(TOP_K + 20))
-BUNDLE_FILES = ("model.onnx", "item_tower.onnx", "item_ids.json", "item_vectors.npy", "golden.npz")
 
 
 def vector(text: str, version: int) -> NDArray[np.float32]:
@@ -62,11 +61,11 @@ def write_bundle(repository: Path, version: int, items: Sequence[str] = ITEMS) -
     bundle = make_bundle(version, items)
     folder = repository / "user_encoder" / str(version)
     folder.mkdir(parents=True)
-    for name in BUNDLE_FILES:
+    for name in NEEDED:
         (folder / name).write_bytes(b"placeholder")
     (folder / "item_ids.json").write_bytes(msgspec.json.encode(bundle.item_ids))
     np.save(folder / "item_vectors.npy", bundle.item_vectors)
-    digests = {name: sha256(folder / name) for name in BUNDLE_FILES}
+    digests = {name: sha256(folder / name) for name in NEEDED}
     write_manifest(folder, msgspec.structs.replace(bundle.manifest, files=digests))
     return folder
 

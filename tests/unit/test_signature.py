@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from io import BytesIO
@@ -14,7 +15,18 @@ import pytest
 from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
 from tests.simulation.fakes import FakeEncoder, make_bundle
 from workers import signature
-from workers.core.bundle import LIFTS, MANIFEST, SIGNATURE, BundleError, Manifest, load_bundle, sha256, write_manifest
+from workers.core import graphs
+from workers.core.bundle import (
+    LIFTS,
+    MANIFEST,
+    SIGNATURE,
+    WEIGHTS,
+    BundleError,
+    Manifest,
+    load_bundle,
+    sha256,
+    write_manifest,
+)
 from workers.core.graphs import check_graphs
 from workers.core.rollout import MODEL
 from workers.live_model import LiveModel
@@ -115,6 +127,92 @@ def test_nan_in_any_weight_is_refused(bundle: Path, keys: Path, name: str) -> No
     sign_anyway(bundle, keys)
     with pytest.raises(BundleError, match="NaN"):
         load_trusted(bundle, keys)
+
+
+def stored_as(weights: bytes, name: str, dtype: str, shape: list[int], values: bytes) -> bytes:
+    """A safetensors file with one tensor replaced."""
+    start = 8 + int.from_bytes(weights[:8], "little")
+    header, end = json.loads(weights[8:start]), len(weights) - start
+    header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(values)]}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + weights[start:] + values
+
+
+def _without(name: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink()
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        files = {other: digest for other, digest in manifest.files.items() if other != name}
+        write_manifest(folder, msgspec.structs.replace(manifest, files=files))
+
+    return spoil
+
+
+def _weight(name: str, dtype: str, shape: list[int], values: bytes) -> Callable[[Path], None]:
+    return lambda folder: rewrite(
+        folder, WEIGHTS, stored_as((folder / WEIGHTS).read_bytes(), name, dtype, shape, values)
+    )
+
+
+def _item_twice(folder: Path) -> None:
+    ids = json.loads((folder / "item_ids.json").read_bytes())
+    rewrite(folder, "item_ids.json", json.dumps([*ids[:-1], ids[0]]).encode())
+
+
+def _golden(**tensors: np.ndarray) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        with np.load(folder / "golden.npz") as stored:
+            np.savez(folder / "golden.npz", **{**dict(stored), **tensors})
+        rewrite(folder, "golden.npz", (folder / "golden.npz").read_bytes())
+
+    return spoil
+
+
+NOISE = np.random.default_rng(0).standard_normal((1616, 64)).astype(np.float32)
+ONES = np.ones(64 * 1616, np.float32)
+INFINITY = np.full(64, np.inf, np.float32).tobytes()
+HALF_NAN = np.array([0x3F80] * 63 + [0x7FC0], "<u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (_without(WEIGHTS), "the manifest does not list weights.safetensors: train or export it again"),
+        (_weight("residual.weight", "F32", [64, 1616], ONES.tobytes()), "residual.weight is 64 × 1616, not 1616 × 64"),
+        (_weight("blocks.0.feed_in.weight", "F32", [64, 128], ONES[:8192].tobytes()), "is 64 × 128, not feed"),
+        (_weight("input_norm.bias", "F32", [64], INFINITY), "weight input_norm.bias holds NaN or infinity"),
+        (_weight("input_norm.bias", "BF16", [64], HALF_NAN), "weight input_norm.bias holds NaN or infinity"),
+        (_weight("input_norm.bias", "F8_E5M2", [64], bytes(64)), "weight input_norm.bias is F8_E5M2"),
+        (_weight("input_norm.bias", "F32", [64], ONES[:3].tobytes()), "cannot be read as safetensors"),
+        (_item_twice, "names '255' twice: export it again with each item once"),
+        (
+            lambda folder: rewrite(folder, "item_vectors.npy", npy(NOISE)),
+            "golden.npz does not fit the version, export it",
+        ),
+        (_golden(topk_index=np.zeros((64, 100), np.int32)), "golden.npz does not fit .* not in the item table"),
+        (_golden(topk_score=np.zeros((64, 3), np.float32)), r"topk_score is float32 \(64, 3\), not FP32 \(64, 100\)"),
+        (lambda folder: rewrite(folder, "golden.npz", b"none"), "golden.npz cannot be read"),
+    ],
+)
+def test_parts_that_are_not_of_one_version_are_refused(
+    bundle: Path, keys: Path, spoil: Callable[[Path], None], why: str
+) -> None:
+    """By whoever is asked to sign them, and by whoever is to serve them though they are signed."""
+    spoil(bundle)
+    with pytest.raises(BundleError, match=why):
+        sign(bundle, keys / "ours.key")
+    sign_anyway(bundle, keys)
+    with pytest.raises(BundleError, match=why) as refused:
+        load_trusted(bundle, keys)
+    assert "\n" not in str(refused.value)
+
+
+def test_halves_of_a_graph_are_read() -> None:
+    """ONNX keeps a float of 16 bits as an integer; a NaN among them is one."""
+    bf16 = bytes([0x10, 16, 0x42, 1]) + b"w" + bytes([0x2A, 5, 0x80, 0x7F, 0xC0, 0xFF, 0x01])
+    [(name, values)] = graphs._values(memoryview(bf16))
+    assert name == "w"
+    assert np.isnan(values).tolist() == [False, True]
 
 
 def test_wrong_tensors_are_refused(bundle: Path, keys: Path) -> None:

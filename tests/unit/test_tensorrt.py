@@ -43,7 +43,9 @@ else:
     off = float((here / "off").read_text())
     tensors = []
     for name in ("topk_index", "topk_score", "embedding"):
-        one = golden[name] + off * (name == "topk_score")
+        one = golden[name] + off if name == "topk_score" else golden[name]
+        if name == "topk_index" and (here / "misplaced").exists():
+            one = np.roll(one, 1, axis=1)
         tensors.append(dict(name=name, dimensions="x".join(map(str, one.shape)), values=one.ravel().tolist()))
     pathlib.Path(given["exportOutput"]).write_text(json.dumps(tensors))
 """
@@ -162,6 +164,15 @@ def test_a_plan_that_answers_otherwise_is_not_kept(gpu: Path, bundle: Path) -> N
     (gpu / "off").write_text("0.06")
     assert run(bundle, "--tolerance", "0.1").exit_code == 0
     assert run(bundle, "--check").exit_code == 0
+
+
+def test_a_plan_that_ranks_other_items_is_not_kept(gpu: Path, bundle: Path) -> None:
+    """Also where its scores are the right ones."""
+    (gpu / "misplaced").touch()
+    result = run(bundle)
+    assert result.exit_code == 1
+    assert "the plan answers otherwise: topk_index is off its golden values" in result.stderr
+    assert not (bundle / "model.plan").exists()
 
 
 def test_a_build_that_fails_leaves_nothing(gpu: Path, bundle: Path) -> None:

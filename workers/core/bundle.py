@@ -4,14 +4,17 @@ Layout, which is also a version folder of `user_encoder` in the model
 repository: `model.onnx` (user encoder with the item table and top-K inside),
 `item_tower.onnx`, `item_ids.json` (the vocabulary, index order),
 `item_vectors.npy` (float32 `[items, dim]`, same order), `golden.npz` (inputs
-and the outputs torch gave for them), `manifest.json` (facts and a sha256 per file),
-`manifest.sig` (who vouches for the manifest). `item_lifts.npy`, which early versions and private ones lack, is float32
-`[items + 1, 2]`: each item's value and novelty, last those of an item without events. Nothing in it is pickled.
+and the outputs torch gave for them), `weights.safetensors` (what a later
+training starts from), `manifest.json` (facts and a sha256 per file),
+`manifest.sig` (who vouches for the manifest). `item_lifts.npy`, which early
+versions and private ones lack, is float32 `[items + 1, 2]`: each item's value
+and novelty, last those of an item without events. Nothing in it is pickled.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -23,6 +26,8 @@ from workers.core.features import FIRST_ITEM
 from workers.core.files import write_json
 
 MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+NEEDED = ("model.onnx", "item_tower.onnx", "item_ids.json", "item_vectors.npy", "golden.npz", WEIGHTS)
 LIFTS = "item_lifts.npy"
 SIGNATURE = "manifest.sig"
 """The one file that the manifest cannot list: who vouches for it (`workers/signature.py`)."""
@@ -153,8 +158,8 @@ def load_bundle(path: Path) -> Bundle:
     """Read and verify the bundle at `path`.
 
     Raises `BundleError` for a missing manifest or file, a digest that differs,
-    wrong shapes, or non-finite item vectors. Who signed it is not asked:
-    whoever serves it calls `workers.signature.load_trusted`.
+    an item that is there twice, wrong shapes, or non-finite item vectors. Who signed
+    it is not asked: whoever serves it calls `workers.signature.load_trusted`.
     """
     manifest = _verified_manifest(path)
     try:
@@ -163,6 +168,9 @@ def load_bundle(path: Path) -> Bundle:
         lifts = np.load(path / LIFTS, allow_pickle=False) if LIFTS in manifest.files else None
     except (msgspec.DecodeError, ValueError, EOFError) as error:
         raise BundleError(f"{path}: its items cannot be read: {error}") from None
+    if len(set(item_ids)) < len(item_ids):
+        twice, _ = Counter(item_ids).most_common(1)[0]
+        raise BundleError(f"{path}: item_ids.json names {twice!r} twice: export it again with each item once")
     _check_table(path, "item vectors", vectors, (len(item_ids), manifest.dim))
     if lifts is not None:
         _check_table(path, "item lifts", lifts, (len(item_ids) + 1, 2))
@@ -190,9 +198,9 @@ def _verified_manifest(path: Path) -> Manifest:
             raise BundleError(f"{path} lacks {name}, which its manifest lists")
         if sha256(file) != digest:
             raise BundleError(f"{file} differs from the sha256 in its manifest")
-    for needed in ("model.onnx", "item_tower.onnx", "item_ids.json", "item_vectors.npy", "golden.npz"):
+    for needed in NEEDED:
         if needed not in manifest.files:
-            raise BundleError(f"{path}: the manifest does not list {needed}")
+            raise BundleError(f"{path}: the manifest does not list {needed}: train or export it again")
     return manifest
 
 

@@ -1,8 +1,8 @@
-"""What a bundle's graphs and weights declare and hold, read without running them.
+"""What a bundle's graphs declare and hold, read without running them.
 
-ONNX is protocol buffers (onnx.proto, IR version 3 and later) and safetensors a
-JSON header before raw tensors; the few fields that matter here are read from the
-bytes, so that whoever is asked to serve a bundle can refuse it first.
+ONNX is protocol buffers (onnx.proto, IR version 3 and later); the few fields that
+matter here are read from the bytes, so that whoever is asked to serve a bundle can
+refuse it first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +23,7 @@ from workers.core.features import (
     TensorSpec,
     sized,
 )
+from workers.core.weights import floats
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # field numbers of onnx.proto
@@ -33,15 +33,15 @@ _NODE_OPERATOR, _NODE_ATTRIBUTE = 4, 5
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = frozenset({5, 10}), frozenset({6, 11})
 _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 2, 8, 9, 14
 _TENSOR_PACKED = frozenset({4, 10})
-_ELEMENT_TYPES = {1: "FP32", 6: "INT32", 7: "INT64", 8: "BYTES", 10: "FP16", 11: "FP64"}
-_FLOATS: dict[int, str] = {1: "<f4", 10: "<f2", 11: "<f8"}
-_SAFETENSORS_FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
-
+_TENSOR_HALVES = 5
+"""Where 16-bit floats stand as integers."""
+_ELEMENT_TYPES = {1: "FP32", 6: "INT32", 7: "INT64", 8: "BYTES", 10: "FP16", 11: "FP64", 16: "BF16"}
+_FLOATS = {1: "F32", 10: "F16", 11: "F64", 16: "BF16"}
 Field = tuple[int, int | memoryview]
 
 
 def check_graphs(bundle: Bundle) -> None:
-    """See that the bundle's graphs take and give the right tensors, and that no weight is NaN. Raises `BundleError`."""
+    """See that the bundle's graphs take and give the right tensors, and hold no NaN. Raises `BundleError`."""
     manifest = bundle.manifest
     for file, inputs, outputs in (
         ("model.onnx", USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
@@ -52,9 +52,6 @@ def check_graphs(bundle: Bundle) -> None:
             for specs in (inputs, outputs)
         )
         _check_onnx(bundle.path / file, takes, gives)
-    weights = bundle.path / "weights.safetensors"
-    if weights.is_file():
-        _check_safetensors(weights)
 
 
 def operators(path: Path) -> set[str]:
@@ -88,21 +85,6 @@ def _check_onnx(path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[Tens
         raise BundleError(f"{path}: weight {bad} holds NaN")
 
 
-def _check_safetensors(path: Path) -> None:
-    raw = path.read_bytes()
-    start = 8 + int.from_bytes(raw[:8], "little")
-    try:
-        header = msgspec.json.decode(raw[8:start], type=dict[str, dict[str, Any]])
-        for name, tensor in header.items():
-            dtype = _SAFETENSORS_FLOATS.get(tensor.get("dtype", ""))
-            if dtype is not None:
-                begin, end = tensor["data_offsets"]
-                if np.isnan(np.frombuffer(raw[start + begin : start + end], dtype)).any():
-                    raise BundleError(f"{path}: weight {name} holds NaN")
-    except (msgspec.DecodeError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} cannot be read as safetensors: {error}") from None
-
-
 def _tensors(graph: memoryview) -> Iterator[tuple[str, NDArray[Any]]]:
     """Every floating-point constant of a graph: its initialisers, its nodes' attributes, its inner graphs'."""
     for number, value in _fields(graph):
@@ -127,10 +109,13 @@ def _values(tensor: memoryview) -> Iterator[tuple[str, NDArray[Any]]]:
     if dtype is None:
         return
     if _TENSOR_RAW in named:
-        yield name, np.frombuffer(_bytes(named[_TENSOR_RAW]), dtype)
-    packed = b"".join(bytes(_bytes(value)) for number, value in fields if number in _TENSOR_PACKED)
-    if packed and dtype != "<f2":
-        yield name, np.frombuffer(packed, dtype)
+        yield name, floats(_bytes(named[_TENSOR_RAW]), dtype)
+    elif dtype in {"F16", "BF16"}:
+        halves = [half for number, value in fields if number == _TENSOR_HALVES for half in _varints(_bytes(value))]
+        yield name, floats(np.array(halves, "<u2").tobytes(), dtype)
+    else:
+        packed = b"".join(bytes(_bytes(value)) for number, value in fields if number in _TENSOR_PACKED)
+        yield name, floats(packed, dtype)
 
 
 def _tensor_spec(value: int | memoryview) -> TensorSpec:
@@ -177,6 +162,13 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:  # noqa: PLR2004 - no continuation bit
             return value, at
+
+
+def _varints(data: memoryview) -> Iterator[int]:
+    at = 0
+    while at < len(data):
+        value, at = _varint(data, at)
+        yield value
 
 
 def _message(fields: Iterator[Field], wanted: int) -> memoryview:
