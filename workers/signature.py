@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from workers.core.bundle import MANIFEST, SIGNATURE, Bundle, BundleError
+from workers.core.bundle import MANIFEST, SIGNATURE, Bundle, BundleError, write_manifest
 from workers.core.files import write_whole
 from workers.core.soundness import load_sound
 
@@ -71,13 +71,18 @@ def verify(folder: Path, trusted: Path) -> None:
         raise SignatureError(f"{folder}: the signature does not fit {MANIFEST}") from None
 
 
-def sign(folder: Path, key: Path) -> str:
+def sign(folder: Path, key: Path, ungated: str = "") -> str:
     """Sign the bundle at `folder`, which must be sound, with a private key; returns its fingerprint.
 
-    Raises `BundleError`.
+    What the gate refused is signed only where `ungated` says why, which is put into the
+    manifest. Raises `BundleError`.
     """
-    load_sound(folder)
+    bundle = load_sound(folder)
     private = _private_key(key)
+    if ungated:
+        bundle = msgspec.structs.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, ungated=ungated))
+        write_manifest(folder, bundle.manifest)
+    bundle.check_gate()
     mark = fingerprint(private.public_key())
     made = _Signature(mark, private.sign((folder / MANIFEST).read_bytes()))
     write_whole(folder / SIGNATURE, msgspec.json.encode(made) + b"\n")

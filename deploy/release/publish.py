@@ -23,7 +23,7 @@ from deploy.release.server import Server
 from deploy.tensorrt import build_plan
 from deploy.tensorrt.build_plan import PLAN, STAMP
 from deploy.tensorrt.stamp import StampError
-from workers.core.bundle import MANIFEST, SIGNATURE, BundleError
+from workers.core.bundle import MANIFEST, SIGNATURE, Bundle, BundleError, Manifest
 from workers.core.rollout import MODEL, Rollout, Stage, Versions
 from workers.signature import load_trusted
 
@@ -71,7 +71,7 @@ def publish_bundle(
     """
     repository = service.repository
     with step("bundle verified"):
-        _verify(folder, service.trusted)
+        bundle = _verify(folder, service.trusted)
     folders.require(repository)
     server = Server(service.triton)
     try:
@@ -93,7 +93,7 @@ def publish_bundle(
                 server.reload()
                 raise
             folders.settle(repository)
-            taken = _take(records, Rollout(MODEL, number, stage, _now_ms(), share), step)
+            taken = _take(records, Rollout(MODEL, number, stage, _now_ms(), share, _unjudged(bundle.manifest)), step)
             _retire(repository, service.versions_kept, keep={live, number})
     finally:
         server.close()
@@ -115,7 +115,8 @@ def promote(
         if found.live == number:
             raise ReleaseError(f"version {number} is live")
         _require_ready(service, number, found)
-        return _take(records, Rollout(MODEL, number, stage, _now_ms(), share), step)
+        reason = candidate.reason if candidate is not None else ""
+        return _take(records, Rollout(MODEL, number, stage, _now_ms(), share, reason), step)
 
 
 def roll_back(service: Service, records: Records, reason: str, step: Step) -> tuple[Rollout, int]:
@@ -136,10 +137,11 @@ def roll_back(service: Service, records: Records, reason: str, step: Step) -> tu
         return _take(records, Rollout(MODEL, number, "rolled_back", _now_ms(), reason=reason), step), live
 
 
-def _verify(folder: Path, trusted: Path) -> None:
-    """Refuse a bundle that is not to be served here. Raises `ReleaseError`."""
+def _verify(folder: Path, trusted: Path) -> Bundle:
+    """Read a bundle that may be served here. Raises `ReleaseError`."""
     try:
         bundle = load_trusted(folder, trusted)
+        bundle.check_gate()
         extra = {file.name for file in folder.iterdir()} - {*bundle.manifest.files, MANIFEST, SIGNATURE}
         if extra & {PLAN, STAMP}:  # made on the serving host, after the manifest was signed
             build_plan.check(folder)
@@ -149,6 +151,14 @@ def _verify(folder: Path, trusted: Path) -> None:
         raise ReleaseError(str(error)) from None
     if unknown := extra - {PLAN, STAMP}:
         raise ReleaseError(f"{folder / min(unknown)} is not in the manifest")
+    return bundle
+
+
+def _unjudged(manifest: Manifest) -> str:
+    """What its record says of a version that no gate accepted: its signature alone vouches for it."""
+    if manifest.gate is None:
+        return "no gate has judged it"
+    return "" if manifest.gate.accepted else f"the gate refused it: {manifest.ungated}"
 
 
 def _make_way(service: Service, server: Server, records: Records) -> int:

@@ -7,12 +7,16 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
+from deploy.release import publish
+from deploy.release.errors import ReleaseError
+from tests.integration.bundles import sign_anyway
 from workers.cli import app
-from workers.core.bundle import MANIFEST, SIGNATURE
+from workers.core.bundle import MANIFEST, SIGNATURE, Check, Decision, load_bundle, write_manifest
 from workers.signature import SignatureError, load_trusted
 
 SHIPPED = TRITON_MODELS / "user_encoder" / "1"
@@ -41,6 +45,30 @@ def test_a_new_pair_signs_and_verifies(bundle: Path, tmp_path: Path) -> None:
     assert load_trusted(bundle, key.parent).item_ids
     with pytest.raises(SignatureError, match="no key of"):
         load_trusted(bundle, SHIPPED_KEYS)
+
+
+def test_what_the_gate_refused_is_signed_for_a_reason_alone(bundle: Path, tmp_path: Path) -> None:
+    """Nor is it published, whoever signed it; the reason stands in the signed manifest and on the record."""
+    key = tmp_path / "team.key"
+    run("keys", key)
+    manifest = load_bundle(bundle).manifest
+    accepted, refused = (Decision(passed, [Check("quality", passed, "")]) for passed in (True, False))
+    write_manifest(bundle, msgspec.structs.replace(manifest, gate=refused))
+    before = (bundle / MANIFEST).read_bytes()
+    result = run("sign", bundle, "--key", key)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"the gate refused it (quality): train another, or `freshet sign {bundle} --ungated REASON`" in result.stderr
+    assert not (bundle / SIGNATURE).exists()
+    assert (bundle / MANIFEST).read_bytes() == before
+    sign_anyway(bundle, key)
+    with pytest.raises(ReleaseError, match=r"the gate refused it \(quality\)"):
+        publish._verify(bundle, tmp_path)
+    assert run("sign", bundle, "--key", key, "--ungated", "the log has a gap").exit_code == 0
+    kept = publish._verify(bundle, tmp_path).manifest
+    assert kept.gate == refused
+    assert publish._unjudged(kept) == "the gate refused it: the log has a gap"
+    assert publish._unjudged(msgspec.structs.replace(kept, gate=accepted, ungated="")) == ""
+    assert publish._unjudged(manifest) == "no gate has judged it"
 
 
 def test_without_a_key_the_local_stack_s_own_signs(bundle: Path, tmp_path: Path) -> None:

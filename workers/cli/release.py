@@ -154,15 +154,16 @@ def _share(stage: str, share: float | None) -> float:
 
 
 def _tell(taken: Rollout, live: int | None, *, as_json: bool) -> None:
+    why = f" ({plain(taken.reason)})" if taken.reason else ""
     if as_json:
         emit({**msgspec.to_builtins(taken), "live": live})
     elif taken.stage == "rolled_back":
         say(f"version {taken.version} is rolled back, {live} is live")
     elif taken.stage == "promoted":
-        say(f"version {taken.version} is live: `freshet rollback` goes back")
+        say(f"version {taken.version} is live{why}: `freshet rollback` goes back")
     else:
         say(
-            f"version {taken.version} is in {taken.stage}: `freshet models` compares, "
+            f"version {taken.version} is in {taken.stage}{why}: `freshet models` compares, "
             "`freshet promote` moves on, `freshet rollback` withdraws"
         )
 

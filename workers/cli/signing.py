@@ -23,10 +23,14 @@ Key = Annotated[
 def sign(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="A complete bundle.")],
     key: Key = None,
+    ungated: Annotated[
+        str,
+        typer.Option(metavar="REASON", help="Why to sign what the gate refused; kept in the manifest and on `models`."),
+    ] = "",
     directory: Directory = DEFAULT_DIRECTORY,
 ) -> None:
     """Sign a bundle, so that those who trust the key will serve it."""
-    say(f"{bundle} is signed by {sign_bundle(bundle, key or local_keys(directory))[:16]}")
+    say(f"{bundle} is signed by {sign_bundle(bundle, key or local_keys(directory), ungated)[:16]}")
 
 
 def keys(
@@ -44,12 +48,12 @@ def keys(
     say(f"{key} signs (keep it to yourself), {key.with_suffix('.pub')} verifies")
 
 
-def sign_bundle(bundle: Path, key: Path) -> str:
+def sign_bundle(bundle: Path, key: Path, ungated: str = "") -> str:
     """Sign; returns the key's fingerprint. Raises `UserError`."""
     from workers.signature import sign
 
     try:
-        return sign(bundle, key)
+        return sign(bundle, key, ungated)
     except BundleError as error:
         raise UserError(str(error)) from None
     except OSError as error:

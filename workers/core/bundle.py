@@ -91,6 +91,8 @@ class Manifest(msgspec.Struct, frozen=True):
     sha256. `text_fields` are what items' texts were joined from, `commit` is the
     code that trained, and `parent` the version whose weights were the start.
     `privacy` is what the weights may tell of a user, where training bounded it.
+    `gate` is what the gate decided, None in what it has not judged; `ungated` is why
+    a version that it refused may be published all the same, in the signer's words.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Manifest(msgspec.Struct, frozen=True):
     commit: str = ""
     parent: str = ""
     gate: Decision | None = None
+    ungated: str = ""
     privacy: Privacy | None = None
 
 
@@ -141,6 +144,18 @@ class Bundle(msgspec.Struct, frozen=True):
                 f"version {self.path.name} does not know its items' value and novelty: train one that does, "
                 "or leave value_weight and novelty_weight at 0"
             )
+
+    def check_gate(self) -> None:
+        """See that the gate did not refuse the version, or that its signer said why not to mind.
+
+        Raises `BundleError`.
+        """
+        gate = self.manifest.gate
+        if gate is None or gate.accepted or self.manifest.ungated:
+            return
+        failed = ", ".join(check.name for check in gate.checks if not check.passed)
+        remedy = f"train another, or `freshet sign {self.path} --ungated REASON`"
+        raise BundleError(f"{self.path}: the gate refused it ({failed}): {remedy}")
 
 
 def version_numbers(model: Path) -> list[int]:
