@@ -90,7 +90,7 @@ async def _explained(
     from workers.replay.job import open_encoder
 
     async with open_encoder(settings, text_encoder_folder(settings), through_triton=False) as encoder:
-        model = LiveModel(encoder, Path(settings.model_repository))
+        model = LiveModel(encoder, Path(settings.model_repository), Path(settings.trusted_keys), settings.text_fields)
         await model.start(version)
         model.apply_items(list(read_topic(settings, settings.items_topic)))
         await model.settle()
