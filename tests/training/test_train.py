@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -29,6 +30,7 @@ from training.train import REFUSED, main
 from training.warm import warm_start
 from workers.core.bundle import load_bundle
 from workers.core.events import ERASE, OPT_OUT, Event
+from workers.core.soundness import load_sound
 
 
 def run(folder: Path, out: str, *more: str, events: str = "events.jsonl", work: str = "work") -> int:
@@ -45,6 +47,7 @@ def test_the_bundle_says_what_it_is_of(first: Path) -> None:
     assert len(manifest.data.digest) == 64
     assert manifest.gate is not None
     assert manifest.gate.accepted
+    assert load_sound(first / "first").item_ids == bundle.item_ids
     assert {check.name for check in manifest.gate.checks} == {"finite", "size", "latency", "quality"}
     assert manifest.metrics["encoder"]["ndcg@10"] > 0.8
     assert bundle.item_vectors.shape == (ITEMS, 16)
@@ -200,12 +203,31 @@ def test_a_canary_set_forgets_who_asks(first: Path) -> None:
     texts = np.zeros((ITEMS, 384), np.float32)
     ground = gate.Ground(events, 300, ids, texts, frozenset())
     path = first / "frozen.json"
-    frozen = gate._canaries(path, ground, config)
+    frozen, remark = gate._canaries(path, ground, config)
+    assert remark == "; frozen now"
     gone = frozen[0].user_id
     later = gate.Ground(events, 10, ids, texts, frozenset({gone}))
-    kept = gate._canaries(path, later, config)
-    assert kept == [case for case in frozen if case.user_id != gone]
+    assert gate._canaries(path, later, config) == ([case for case in frozen if case.user_id != gone], "")
     assert f'"{gone}"' not in path.read_text()
+
+
+def test_a_canary_set_of_another_domain_is_frozen_anew(first: Path) -> None:
+    """Of another name, or of items that are not in this catalogue: it would be nought against nought, and pass."""
+    ids = [f"i{number}" for number in range(ITEMS)]
+    ground = gate.Ground(walk(), 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
+    config, path = Config(behaviours={"view": 1.0}), first / "domains.json"
+    frozen, _ = gate._canaries(path, ground, config)
+    renamed = [msgspec.structs.replace(event, item_id=f"x{event.item_id}") for event in walk()]
+    other = gate.Ground(renamed, 300, [f"x{item}" for item in ids], ground.texts, frozenset())
+    cases, remark = gate._canaries(path, other, config)
+    assert remark == "; frozen anew, 0 of the 60 items of the former set, of freshet, are known"
+    assert {case.item[0] for case in cases} == {"x"}
+    named = msgspec.structs.replace(config, name="news")
+    assert "of the former set, of freshet" in gate._canaries(path, other, named)[1]
+    assert gate._canaries(path, other, named)[1] == ""
+    path.write_text("{}")
+    assert "cannot be read" in gate._canaries(path, ground, config)[1]
+    assert gate._canaries(path, ground, config) == (frozen, "")
 
 
 def test_runs_are_tracked(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
