@@ -18,6 +18,7 @@ from deploy.local.parts import TRITON_MODELS
 from tests.integration.bundles import MemoryRecords
 from workers.cli import app, models_topic
 from workers.cli import train as verb
+from workers.cli.connections import NoTopicError
 from workers.core.bundle import SIGNATURE
 from workers.core.events import ERASE, Event, encode_event
 from workers.core.rollout import MODEL, Rollout
@@ -150,6 +151,35 @@ def test_an_incremental_run_starts_from_the_version_on_record(
     gone = run("--events", log, "--incremental", *kafka)
     assert gone.exit_code == 1
     assert "version 1 is live, and" in gone.stderr
+
+
+def test_a_whole_run_is_compared_with_what_was_promoted(
+    training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a broker is named; where nothing was promoted, or there is no such topic yet, with nothing."""
+    shutil.copytree(SHIPPED, tmp_path / "models" / "user_encoder" / "1")
+    monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(tmp_path / "models"))
+    records = MemoryRecords(Rollout(MODEL, 1, "promoted", 1))
+    monkeypatch.setattr(models_topic, "ModelsTopic", lambda _: records)
+    outs = iter(range(10))
+
+    def trained(*arguments: str) -> list[str]:
+        assert run("--events", log, "--out", str(tmp_path / f"{next(outs)}.out"), *arguments).exit_code == 0
+        return training.commands[-1]
+
+    kafka = ("--kafka", "127.0.0.1:1")
+    compared = trained(*kafka)
+    assert compared[compared.index("--live") + 1].endswith("user_encoder/1")
+    assert "--incremental" not in compared
+    assert "--live" not in trained()
+    records.steps.clear()
+    assert "--live" not in trained(*kafka)
+
+    def missing(_: object) -> None:
+        raise NoTopicError("topic models does not exist")
+
+    monkeypatch.setattr(models_topic, "ModelsTopic", missing)
+    assert "--live" not in trained(*kafka)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,10 @@ FIRST_WINDOW = 2_000
 WINDOW_GROWTH = 4
 
 
+class NoTopicError(UserError):
+    """The broker has no topic of this name."""
+
+
 def client_config(settings: Settings) -> dict[str, Any]:
     """kafka-python's connection settings."""
     config: dict[str, Any] = {
@@ -83,15 +87,15 @@ def open_producer(settings: Settings, **options: Any) -> Iterator[Any]:
 
 
 def partitions_of(consumer: Any, settings: Settings, topic: str) -> list[Any]:
-    """A topic's partitions, in order. Raises `UserError` where there is no such topic."""
+    """A topic's partitions, in order. Raises `NoTopicError`."""
     numbers = consumer.partitions_for_topic(topic)
     if not numbers:
-        raise UserError(f"topic {topic} does not exist at {settings.kafka}: create it, or run `freshet up`")
+        raise NoTopicError(f"topic {topic} does not exist at {settings.kafka}: create it, or run `freshet up`")
     return [TopicPartition(topic, number) for number in sorted(numbers)]
 
 
 def require_topics(settings: Settings, *topics: str) -> None:
-    """See that topics exist before anything is sent to them. Raises `UserError`."""
+    """See that topics exist before anything is sent to them. Raises `NoTopicError`."""
     with open_consumer(settings) as consumer:
         for topic in topics:
             partitions_of(consumer, settings, topic)

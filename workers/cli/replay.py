@@ -238,9 +238,21 @@ def _version(source: str, settings: Settings) -> int:
 
 def live_version(settings: Settings) -> int:
     """The promoted version, or the newest there is where none was promoted yet. Raises `UserError`."""
+    return promoted_version(settings) or newest_version(settings)
+
+
+def promoted_version(settings: Settings) -> int | None:
+    """The version that the models topic says is live; None where it says nothing, or is not there.
+
+    Raises `UserError`.
+    """
+    from workers.cli.connections import NoTopicError
     from workers.cli.models_topic import ModelsTopic
 
-    return ModelsTopic(settings).read().live or newest_version(settings)
+    try:
+        return ModelsTopic(settings).read().live
+    except NoTopicError:
+        return None
 
 
 def newest_version(settings: Settings) -> int:

@@ -21,7 +21,7 @@ from deploy.demo import movielens
 from deploy.local.parts import PARTS, ROOT, TEXT_ENCODER
 from workers.cli.errors import UserError
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Kafka, Triton, read_seconds, resolve
-from workers.cli.replay import live_version, newest_version, record_time
+from workers.cli.replay import newest_version, promoted_version, record_time
 from workers.cli.show import progress, say
 from workers.cli.signing import local_keys, sign_bundle
 from workers.core.bundle import MANIFEST
@@ -79,7 +79,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="VERSION_DIR",
-            help="What the gate compares with; in an incremental run the live version.",
+            help="What the gate compares with, and what an incremental run starts from; else the promoted version.",
         ),
     ] = None,
     incremental: Annotated[
@@ -203,18 +203,23 @@ def _run(job: _Job, out: Path, *, polite: bool) -> int:
 
 
 def _live(job: _Job) -> Path | None:
-    """The version folder that the gate compares with: the live one's in an incremental run, else what was named.
+    """The version folder that the gate compares with: what was named, else the promoted version's.
 
-    Where no broker is named, or nothing was promoted yet, the newest folder stands for the live version.
+    Where no broker is named, or nothing was promoted yet, the newest folder stands for the live version of an
+    incremental run, which starts from it; any other run is then compared with recent popularity.
     """
     from workers.core.rollout import MODEL
 
-    if job.live is not None or not job.incremental:
+    if job.live is not None:
         return job.live
-    version = live_version(job.settings) if job.released else newest_version(job.settings)
+    version = promoted_version(job.settings) if job.released else None
+    if version is None and not job.incremental:
+        return None
+    version = version or newest_version(job.settings)
     folder = Path(job.settings.model_repository) / MODEL / str(version)
     if not folder.is_dir():
-        raise UserError(f"version {version} is live, and {folder} is not there: set FRESHET_MODEL_REPOSITORY")
+        remedy = "set FRESHET_MODEL_REPOSITORY, or --live"
+        raise UserError(f"version {version} is live, and {folder} is not there: {remedy}")
     return folder
 
 
