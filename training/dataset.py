@@ -69,21 +69,7 @@ def read_log(path: Path, config: Config, now_ms: int) -> Log:
     cleaning = reader.left_out
     if reader.lines and sum(cleaning.values()) > UNREADABLE_SHARE * reader.lines:
         raise DatasetError(f"{reader.first}{_hint(reader.unknown, config)}")
-    kept: list[Event] = []
-    ids: set[str] = set()
-    newest = 0
-    for event in events:
-        if event.ts > now_ms + CLOCK_SKEW_MS:
-            cleaning["impossible time"] += 1
-        elif event.event_id in ids:
-            cleaning["duplicate"] += 1
-        else:
-            ids.add(event.event_id)
-            cleaning["out of order"] += event.ts < newest
-            newest = max(newest, event.ts)
-            kept.append(event)
-    kept.sort(key=_time)
-    kept = list(_without_floods(kept, config.flood_per_minute, cleaning))
+    kept = list(_without_floods(_in_order(events, now_ms, cleaning), config.flood_per_minute, cleaning))
     forgotten = frozenset(event.user_id for event in kept if event.type in (OPT_OUT, ERASE))
     behaviour = sum(event.type not in CONTROL_TYPES for event in kept)
     applied = {id(event) for run in histories(kept) for event in run}
@@ -148,8 +134,37 @@ def _hint(unknown: Counter[str], config: Config) -> str:
     return f"; name the log's behaviour types: --types {found}, or [behaviours] in a settings file"
 
 
-def _time(event: Event) -> int:
-    return event.ts
+def _in_order(events: Iterable[Event], now_ms: int, cleaning: Counter[str]) -> list[Event]:
+    """By time, without a user's duplicates and what cannot have happened yet.
+
+    A user's own word is never left out: the fold knows its duplicates, and one dated ahead stands where the log has
+    it, behind what the user did before.
+    """
+    kept: list[tuple[int, Event]] = []
+    ids: set[tuple[str, str]] = set()
+    latest: dict[str, int] = {}
+    newest = 0
+    for event in events:
+        when, user = event.ts, event.user_id
+        own_word = event.type in CONTROL_TYPES
+        if when > now_ms + CLOCK_SKEW_MS:
+            if not own_word:
+                cleaning["impossible time"] += 1
+                continue
+            when = latest.get(user, 0)
+        if (user, event.event_id) in ids and not own_word:
+            cleaning["duplicate"] += 1
+            continue
+        ids.add((user, event.event_id))
+        cleaning["out of order"] += event.ts < newest
+        newest = max(newest, when)
+        latest[user] = max(latest.get(user, 0), when)
+        kept.append((when, event))
+    return [event for _, event in sorted(kept, key=_when)]
+
+
+def _when(placed: tuple[int, Event]) -> int:
+    return placed[0]
 
 
 def _without_floods(events: Iterable[Event], most: int, cleaning: Counter[str]) -> Iterator[Event]:

@@ -9,7 +9,7 @@ import pytest
 
 from training.config import Config
 from training.dataset import DatasetError, Log, read_items, read_log, split_by_time, vocabulary
-from workers.core.events import ERASE, Event, encode_event
+from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event, encode_event
 
 NOW = 1_700_000_000_000
 HOUR = 3_600_000
@@ -73,6 +73,36 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         "invalid": 1,
         "opted out or erased": 1,
     }
+
+
+@pytest.mark.parametrize("word", [OPT_OUT, ERASE])
+def test_a_users_own_word_is_never_left_out(tmp_path: Path, word: str) -> None:
+    """Neither for a clock that is ahead, nor for an id that another user's event had before."""
+    before = [event(0, 0), Event("e1", "v", "view", NOW + 1, "i"), Event("e2", "w", "view", NOW + 2, "i")]
+    words = [Event("x", "v", word, NOW + 30 * HOUR), Event("e1", "w", word, NOW + 3)]
+    after = [event(4, 4), Event("e5", "v", "view", NOW + 5, "i"), Event("e6", "w", "view", NOW + 6, "i")]
+    log = read(write(tmp_path / "log", [*before, *words, *after]))
+    assert log.events == [before[0], after[0]]
+    assert log.forgotten == {"v", "w"}
+    assert log.cleaning == {"opted out or erased": 4}
+
+
+def test_a_word_dated_ahead_stands_where_the_log_has_it(tmp_path: Path) -> None:
+    """As in the live fold: an opt-in that is dated ahead lifts no later opt-out, and an earlier one it does."""
+    views = [event(number, number) for number in range(4)]
+    ahead = Event("in", "u", OPT_IN, NOW + 30 * HOUR)
+    out = Event("out", "u", OPT_OUT, NOW + 1)
+    other = [Event(f"o{number}", "v", "view", NOW, "i") for number in range(2)]
+    assert read(write(tmp_path / "log", [*other, views[0], ahead, out, *views[2:]])).events == other
+    log = read(write(tmp_path / "log", [*other, views[0], out, ahead, *views[2:]]))
+    assert log.events == [*other, *views[2:]]
+
+
+def test_event_ids_are_a_users_own(tmp_path: Path) -> None:
+    """As in the live fold: a log that numbers its events by user is whole."""
+    events = [Event(f"e{number // 2}", f"u{number % 2}", "view", NOW + number, "i") for number in range(6)]
+    log = read(write(tmp_path / "log", [*events, events[0]]))
+    assert (log.events, log.cleaning) == (events, {"duplicate": 1})
 
 
 def test_a_log_out_of_order_is_put_in_order(tmp_path: Path) -> None:
