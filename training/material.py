@@ -31,7 +31,10 @@ class NothingNewError(Exception):
 
 @dataclass(frozen=True)
 class Material:
-    """A log ready to learn from; catalogue = `item_ids`, the vocabulary, then `others`, and `texts` its embeddings."""
+    """A log ready to learn from; catalogue = `item_ids`, the vocabulary, then `others`, and `texts` its embeddings.
+
+    An incremental run learns what happened at `since` (ms) or later; 0 is everything.
+    """
 
     log: Log
     split: Split
@@ -61,7 +64,7 @@ class Material:
 def gather(
     config: Config, events: Path, items_file: Path | None, work: Path, text_encoder: Path, parent: Bundle | None
 ) -> Material:
-    """Read a log and its items; from a `parent` on, an incremental run learns the events since it was trained.
+    """Read a log and its items; from a `parent` on, an incremental run learns the events that it has not learned.
 
     Text vectors are kept in `work`. Raises `DatasetError`, `NothingNewError`, `TextError`.
     """
@@ -69,10 +72,12 @@ def gather(
     items = read_items(items_file) if items_file is not None else {}
     since, split = 0, split_by_time(log.events, config.validation_share, config.test_share)
     if parent is not None:
-        since = parent.manifest.data.last + 1
+        data = parent.manifest.data
+        happened = sum(event.ts > data.last for event in log.events)
+        if happened < MIN_NEW_EVENTS:
+            raise NothingNewError(f"{happened} events since the live version was trained: nothing to learn yet")
+        since = data.trained_to or data.last + 1
         new = [event for event in log.events if event.ts >= since]
-        if len(new) < MIN_NEW_EVENTS:
-            raise NothingNewError(f"{len(new)} events since the live version was trained: nothing to learn yet")
         ends = split_by_time(new, config.validation_share, config.test_share)
         split = Split(log.events[: len(log.events) - len(new)] + ends.train, ends.validation, ends.test)
     if not (split.validation and split.test):
@@ -97,7 +102,7 @@ def _tell_log(log: Log, config: Config, since: int, split: Split) -> None:
         say(f"  {'put in order' if reason == 'out of order' else 'left out'}: {count:,} {reason}")
     if since:
         new = len(split.validation) + len(split.test) + sum(event.ts >= since for event in split.train)
-        say(f"{new:,} of them are new; older ones are rehearsed {config.rehearsal:g} to one")
+        say(f"{new:,} of them are not learned yet; older ones are rehearsed {config.rehearsal:g} to one")
 
 
 def model_config(config: Config, material: Material) -> ModelConfig:

@@ -10,7 +10,8 @@ prior; the test part is used once, at the end.
 
 A run that was killed goes on where it stood when the same command is given
 again. An incremental run starts from the live version's weights, learns the
-events since its last one and some older ones, and lets new items in. Status:
+events that one did not, those it was chosen and judged by among them, and some
+older ones, and lets new items in. Status:
 0 a bundle was written, 1 it could not be, 3 the gate refused it.
 """
 
@@ -229,6 +230,7 @@ def _write(
             digest=log.digest,
             first=log.events[0].ts,
             last=log.events[-1].ts,
+            trained_to=split.validation[0].ts,
             events=len(log.events),
             users=len({event.user_id for event in log.events}),
             cleaning={**log.cleaning, "items without text": material.without_text},

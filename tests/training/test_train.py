@@ -23,12 +23,13 @@ from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_i
 from training import gate, material, measure, search, train
 from training.config import Config, load_config
 from training.evaluate import Replay, evaluate
+from training.examples import IGNORE
 from training.fit import Epoch
 from training.model import Config as ModelConfig
 from training.model import UserEncoder
 from training.train import REFUSED, main
 from training.warm import warm_start
-from workers.core.bundle import load_bundle
+from workers.core.bundle import Data, load_bundle
 from workers.core.events import ERASE, OPT_OUT, Event
 from workers.core.soundness import load_sound
 
@@ -71,6 +72,40 @@ def test_an_incremental_run_goes_on_from_the_live_version(first: Path) -> None:
     names = [check.name for check in after.manifest.gate.checks]
     assert names == ["finite", "size", "latency", "quality", "coverage", "diversity", "canary set"]
     assert json.loads((first / "work" / "canary.json").read_bytes())
+
+
+def test_what_was_held_back_is_learned_as_new(first: Path) -> None:
+    """Events that the live version was chosen and judged by are targets of the next run, and so are those since."""
+    events = walk(steps=18)
+    write_log(first / "later.jsonl", events)
+    config = load_config(first / "ring.toml", rehearsal=0.0)
+    live = load_bundle(first / "first")
+    found = material.gather(config, first / "later.jsonl", first / "items.jsonl", first / "work", first, live)
+    learned, held_back = events[:288], events[288:360]
+    assert live.manifest.data.last == held_back[-1].ts
+    new = [event for event in found.split.train if event.ts > learned[-1].ts]
+    assert new[: len(held_back)] == held_back
+    targets = material.epoch_rows(config, found)(np.random.default_rng(0)).next_item
+    assert (targets != IGNORE).sum() == len(new)
+
+
+def test_a_version_that_does_not_say_what_it_learned(first: Path) -> None:
+    """An early manifest: what is new is what came after its log."""
+    write_log(first / "later.jsonl", walk(steps=18))
+    live = load_bundle(first / "first")
+    early = msgspec.structs.replace(
+        live.manifest, data=msgspec.structs.replace(live.manifest.data, trained_to=Data().trained_to)
+    )
+    config = load_config(first / "ring.toml")
+    found = material.gather(
+        config,
+        first / "later.jsonl",
+        first / "items.jsonl",
+        first / "work",
+        first,
+        msgspec.structs.replace(live, manifest=early),
+    )
+    assert found.since == live.manifest.data.last + 1
 
 
 def test_nothing_new_is_no_version(first: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,12 +38,17 @@ class BundleError(Exception):
 
 
 class Data(msgspec.Struct, frozen=True):
-    """The log that a version was trained on: times in ms, a sha256 of the events, and what was left out of it."""
+    """The log that a version was trained on: times in ms, a sha256 of the events, and what was left out of it.
+
+    What happened before `trained_to` was learned, and what came from then on held back, to choose and judge by; early
+    versions do not say so (0).
+    """
 
     source: str = ""
     digest: str = ""
     first: int = 0
     last: int = 0
+    trained_to: int = 0
     events: int = 0
     users: int = 0
     cleaning: dict[str, int] = {}
