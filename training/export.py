@@ -176,11 +176,13 @@ def export_bundle(
 def check_parity(folder: Path) -> None:
     """Run both ONNX files on the golden inputs. Raises `ExportError` where they leave torch's outputs."""
     item_vectors = np.load(folder / "item_vectors.npy", allow_pickle=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     for file, inputs, outputs in (
         ("model.onnx", USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
         ("item_tower.onnx", ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
     ):
-        session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
         names = [spec.name for spec in outputs]
         try:
             golden = read_golden(folder)

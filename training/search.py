@@ -1,22 +1,27 @@
 """Hyperparameters in bounded time, with Optuna: the settings given are the first trial, so the best is no worse.
 
 A trial that is behind the median of the others at the same epoch is stopped,
-and so is the one that is under way when the time is over.
+and so is the one that is under way when the time is over. What was found is
+kept until the run that it is for is over, so that one that was killed goes on
+with the same settings.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from training.config import Config
 from training.fit import Epoch
+from training.show import Advance
+from workers.core.files import write_json
 
-Objective = Callable[[Config, Callable[[Epoch], None]], float]
-"""Trains with a config, telling each epoch, and returns the validation's score."""
+Objective = Callable[[Config, Callable[[Epoch], None], Advance], float]
+"""Trains with a config, telling each epoch and each step, and returns the validation's score."""
 
 POSITIONS = (1024, 2048, 4096)
 DROPOUT = 0.2
@@ -27,12 +32,41 @@ class OutOfTimeError(Exception):
     """The search's time is over in the middle of a trial."""
 
 
+class _Kept(msgspec.Struct, frozen=True):
+    run: str
+    config: Config
+
+
+class Found:
+    """The settings that a search found, on disk; `run` is the digest of the log, the start and the settings given."""
+
+    def __init__(self, path: Path, run: str) -> None:
+        self._path = path
+        self._run = run
+
+    def load(self) -> Config | None:
+        """What was found for this run, or None."""
+        try:
+            kept = msgspec.json.decode(self._path.read_bytes(), type=_Kept)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return kept.config if kept.run == self._run else None
+
+    def save(self, config: Config) -> None:
+        """Replace what is there. Raises `OSError`."""
+        write_json(self._path, _Kept(self._run, config))
+
+    def remove(self) -> None:
+        """The run is over: the next one searches anew."""
+        self._path.unlink(missing_ok=True)
+
+
 def search(objective: Objective, config: Config, seconds: float, say: Callable[[str], None]) -> Config:
     """The config with the best score that `seconds` of trials found."""
     import optuna  # noqa: PLC0415 - only where there is a search
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    deadline = time.monotonic() + seconds
+    in_time = _until(time.monotonic() + seconds)
     study = optuna.create_study(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=config.seed),
@@ -58,12 +92,10 @@ def search(objective: Objective, config: Config, seconds: float, say: Callable[[
                 trial.report(epoch.score, epoch.number)
                 if trial.should_prune():
                     raise optuna.TrialPruned
-            if time.monotonic() > deadline:
-                raise OutOfTimeError
 
         tried = _suggest(trial, config)
         try:
-            score = objective(tried, report)
+            score = objective(tried, report, in_time)
         except OutOfTimeError:
             if best < 0:
                 raise optuna.TrialPruned from None
@@ -82,6 +114,16 @@ def search(objective: Objective, config: Config, seconds: float, say: Callable[[
         return config
     say(f"best of {len(study.trials)} trials: {best.value:.4f}  {_told(best.params)}")
     return _with(config, best.params)
+
+
+def _until(deadline: float) -> Advance:
+    """To be told each step; ends the trial once the monotonic clock is past the deadline."""
+
+    def advance(_done: int, _total: int) -> None:
+        if time.monotonic() > deadline:
+            raise OutOfTimeError
+
+    return advance
 
 
 def _suggest(trial: Any, config: Config) -> Config:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -46,12 +45,13 @@ from training.material import Material, NothingNewError, epoch_rows, gather, mod
 from training.measure import UNTIED, measure, table, validator
 from training.model import Config as ModelConfig
 from training.model import UserEncoder
-from training.search import search
-from training.show import progress, say
+from training.search import Found, Objective, search
+from training.show import Advance, progress, say
 from training.text import TextError
-from training.tracking import Tracker
+from training.tracking import Tracker, TrackingError
 from training.warm import WarmStartError, warm_start
 from workers.core.bundle import Bundle, BundleError, Data, Privacy, load_bundle, write_manifest
+from workers.core.files import HeldError, held
 
 REFUSED = 3
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +62,7 @@ EXPECTED = (
     ExportError,
     FitError,
     TextError,
+    TrackingError,
     WarmStartError,
 )
 
@@ -94,29 +95,42 @@ def train(job: Job, config: Config) -> bool:
         raise ConfigError("[training.privacy]: what several runs over the same users tell adds up; train once, anew")
     torch.set_num_threads(config.threads)
     with _alone(job.work):
-        parent = load_bundle(job.live) if job.live is not None else None
-        material = gather(
-            config, job.events, job.items, job.work, job.text_encoder, parent if job.incremental else None
-        )
-        run = _run_digest(config, material.log, parent if job.incremental else None)
-        tracker = Tracker(job.tracking, config.name, run) if job.tracking else None
+        live = load_bundle(job.live) if job.live is not None else None
+        parent = live if job.incremental else None
+        material = gather(config, job.events, job.items, job.work, job.text_encoder, parent)
+        replay = _replay(config, material)
+        found = Found(job.work / "search.json", _run_digest(config, material.log, parent))
+        if job.search_seconds:
+            config = _searched(job.search_seconds, config, found, _objective(material, replay, parent))
+        run = _run_digest(config, material.log, parent)
+        tracker = Tracker(job.tracking, config.name, run, job.work) if job.tracking else None
         try:
-            accepted = _train(job, config, material, parent, run, tracker)
+            accepted = _train(job, config, material, replay, live, run, tracker)
         except KeyboardInterrupt:
             raise  # the run goes on with the next command
         except BaseException:
             if tracker is not None:
                 tracker.end(failed=True)
             raise
+        found.remove()
         if tracker is not None:
             tracker.end()
         return accepted
 
 
-def _train(
-    job: Job, config: Config, material: Material, live: Bundle | None, run: str, tracker: Tracker | None
-) -> bool:
-    replay = Replay(
+def _searched(seconds: float, config: Config, found: Found, objective: Objective) -> Config:
+    """The settings that a search finds, or found already for a run that was stopped."""
+    before = found.load()
+    if before is not None:
+        say("going on with the settings that the search of the stopped run found")
+        return before
+    best = search(objective, config, seconds, say)
+    found.save(best)
+    return best
+
+
+def _replay(config: Config, material: Material) -> Replay:
+    return Replay(
         material.log.events,
         [*material.item_ids, *material.others],
         material.item_index,
@@ -126,9 +140,17 @@ def _train(
         history=config.history,
         targets=config.targeted,
     )
-    parent = live if job.incremental else None
-    if job.search_seconds:
-        config = search(_objective(material, replay, parent), config, job.search_seconds, say)
+
+
+def _train(
+    job: Job,
+    config: Config,
+    material: Material,
+    replay: Replay,
+    live: Bundle | None,
+    run: str,
+    tracker: Tracker | None,
+) -> bool:
     if tracker is not None:
         tracker.note(_parameters(config), _tags(job, material))
 
@@ -142,7 +164,8 @@ def _train(
     stored = checkpoint.load()
     if stored is not None:
         say(f"going on after epoch {stored[1]['epoch']} of a run that was stopped")
-    model, private = _model(config, material, parent), private_users(config, material)
+    model = _model(config, material, live if job.incremental else None)
+    private = private_users(config, material)
     say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
     with progress("epoch") as advance:
         fitted = fit(
@@ -191,14 +214,10 @@ def _model(config: Config, material: Material, parent: Bundle | None) -> UserEnc
     return model
 
 
-def _objective(
-    material: Material, replay: Replay, parent: Bundle | None
-) -> Callable[[Config, Callable[[Epoch], None]], float]:
-    def objective(config: Config, report: Callable[[Epoch], None]) -> float:
-        model = _model(config, material, parent)
-        return fit(
-            model, epoch_rows(config, material), validator(material, replay), _options(config), report=report
-        ).score
+def _objective(material: Material, replay: Replay, parent: Bundle | None) -> Objective:
+    def objective(config: Config, report: Callable[[Epoch], None], advance: Advance) -> float:
+        model, rows = _model(config, material, parent), epoch_rows(config, material)
+        return fit(model, rows, validator(material, replay), _options(config), report=report, advance=advance).score
 
     return objective
 
@@ -315,12 +334,11 @@ def _check_out(out: Path) -> None:
 def _alone(work: Path) -> Iterator[None]:
     """Never two runs in one folder: the lock goes with the process that holds it."""
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(f"another training run is at work in {work}") from None
-        yield
+    try:
+        with held(work / "lock"):
+            yield
+    except HeldError:
+        raise DatasetError(f"another training run is at work in {work}") from None
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

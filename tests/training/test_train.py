@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,7 +22,8 @@ from safetensors.numpy import load_file
 
 from tests.training.conftest import arguments
 from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
-from training import gate, material, measure, search, train
+from training import export, gate, material, measure, search, train
+from training import tracking as tracker
 from training.config import Config, load_config
 from training.evaluate import Replay, evaluate
 from training.examples import IGNORE
@@ -144,6 +147,7 @@ def test_a_run_killed_for_real_ends_with_the_same_bundle(first: Path) -> None:
                 break
     assert process.returncode == -signal.SIGKILL
     assert not (folder / "out").exists()
+    assert (folder / "work" / "checkpoint.safetensors").exists()  # by this name `freshet train` knows of it
     assert run(folder, "out") == 0
     for name in ("weights.safetensors", "model.onnx", "item_vectors.npy"):
         assert (folder / "out" / name).read_bytes() == (first / "first" / name).read_bytes(), name
@@ -197,6 +201,7 @@ def test_an_epoch_is_judged_as_it_would_be_served(first: Path) -> None:
         ("items.jsonl", [], "items.jsonl:1: "),
         ("events.jsonl", ["--config", "nowhere.toml"], "nowhere.toml"),
         ("events.jsonl", ["--live", "nowhere"], "nowhere has no manifest"),
+        ("events.jsonl", ["--tracking", "nowhere://x"], "tracking: "),
     ],
 )
 def test_what_cannot_be_used_is_one_line(
@@ -282,13 +287,12 @@ def test_runs_are_tracked(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3, 4]
 
 
-def test_a_search_keeps_the_best(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_keeps_the_best() -> None:
     """The given settings are the first trial; what is trained afterwards is the best of all."""
     tried: list[Config] = []
 
-    def objective(config: Config, report: object) -> float:
+    def objective(config: Config, report: Callable[[Epoch], None], _advance: object) -> float:
         tried.append(config)
-        assert callable(report)
         score = 1.0 - abs(config.learning_rate - 0.004)
         report(Epoch(1, 1.0, 0.1, score, best=True))
         return score
@@ -300,6 +304,89 @@ def test_a_search_keeps_the_best(first: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(tried) > 3
     assert abs(best.learning_rate - 0.004) == min(abs(one.learning_rate - 0.004) for one in tried)
     assert said[-1].startswith(f"best of {len(tried)} trials")
+
+
+def test_a_search_ends_within_an_epoch() -> None:
+    """A trial's epoch that would take for ever is left when the time is over, and its last score counts."""
+
+    def objective(_config: Config, report: Callable[[Epoch], None], advance: Callable[[int, int], None]) -> float:
+        report(Epoch(1, 1.0, 0.1, 0.5, best=True))
+        while True:
+            advance(1, 2)
+
+    said: list[str] = []
+    search.search(objective, Config(), 0.1, said.append)
+    assert said[-1].startswith("best of 1 trials: 0.5000")
+
+
+def test_a_killed_run_goes_on_with_what_its_search_found(
+    first: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not search again, takes up its checkpoint, and is one run on record; the next run searches anew."""
+    rates = iter([0.011, 0.012])
+
+    def found(_objective: object, config: Config, _seconds: float, _say: object) -> Config:
+        return msgspec.structs.replace(config, learning_rate=next(rates))
+
+    def killed(line: str) -> None:
+        if line.startswith("epoch   2"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "search", found)
+    monkeypatch.setattr(train, "_write", lambda *_: True)
+    uri = f"sqlite:///{first / 'searched.db'}"
+    more = ["--search", "5", "--tracking", uri]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "say", killed)
+        assert run(first, "searched", *more, work="searched-work") == 130
+    capsys.readouterr()
+    assert run(first, "searched", *more, work="searched-work") == 0
+    assert "going on after epoch 1" in capsys.readouterr().out
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("ring")
+    assert experiment is not None
+    [tracked] = client.search_runs([experiment.experiment_id])
+    assert (tracked.info.status, tracked.data.params["learning_rate"]) == ("FINISHED", "0.011")
+    assert run(first, "searched", *more, work="searched-work") == 0
+    assert [one.data.params["learning_rate"] for one in client.search_runs([experiment.experiment_id])] == [
+        "0.012",
+        "0.011",
+    ]
+
+
+def test_an_abandoned_run_is_ended(tmp_path: Path) -> None:
+    """A killed run that is not gone on with ends on record; one of another folder in the same store stays."""
+    uri = f"sqlite:///{tmp_path / 'shared.db'}"
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+    tracker.Tracker(uri, "ring", "one", tmp_path / "here")
+    tracker.Tracker(uri, "ring", "one", tmp_path / "there")
+    again = tracker.Tracker(uri, "ring", "two", tmp_path / "here")
+    same = tracker.Tracker(uri, "ring", "two", tmp_path / "here")
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("ring")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
+    assert [one.info.status for one in runs] == ["KILLED", "RUNNING", "RUNNING"]
+    same.end()
+    assert client.get_run(again._run).info.status == "FINISHED"
+    again.note({"seed": 1}, {})
+    with pytest.raises(tracker.TrackingError, match=r"^tracking: [^\n]+$"):
+        again.note({"seed": 2}, {})
+
+
+def test_the_parity_check_takes_no_more_threads_than_training(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime would take every core otherwise."""
+    threads: list[int] = []
+    real = export.onnxruntime.InferenceSession
+
+    def session(path: str, options: Any, **more: Any) -> Any:
+        threads.append(options.intra_op_num_threads)
+        return real(path, options, **more)
+
+    monkeypatch.setattr(export.onnxruntime, "InferenceSession", session)
+    export.check_parity(first / "first")
+    assert threads == [torch.get_num_threads()] * 2
 
 
 def test_a_warm_start_of_another_shape_is_said(first: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,24 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, in one step."""
     write_whole(path, msgspec.json.format(msgspec.json.encode(value)) + b"\n")
+
+
+class HeldError(Exception):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def held(path: Path) -> Iterator[int]:
+    """Hold a lock file; yields its descriptor. Raises `HeldError`.
+
+    The lock goes when the block ends, and with the processes that have the descriptor where that was not to be.
+    """
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HeldError(path) from None
+        yield lock.fileno()
 
 
 def sync(path: Path) -> None:
