@@ -104,14 +104,6 @@ def test_a_taken_port_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.stderr.splitlines()[-1] == "freshet: port 9092, asked for kafka, is taken"
 
 
-def test_train_without_its_environment_says_what_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One line names the command that makes the environment."""
-    monkeypatch.setattr("workers.cli.train.TRAINING_PYTHON", tmp_path / "python")
-    assert fails("train", "--epochs", "1") == (
-        "freshet: the training environment is missing: run `make setup-training`"
-    )
-
-
 def test_demo_never_removes_what_is_no_stack(tmp_path: Path) -> None:
     """`--fresh` refuses a folder with something else in it."""
     (tmp_path / "thesis.tex").write_text("precious")

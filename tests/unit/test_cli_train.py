@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +20,13 @@ from typer.testing import CliRunner
 
 from deploy.local.parts import TRITON_MODELS
 from tests.integration.bundles import MemoryRecords
-from workers.cli import app, models_topic
+from workers.cli import app, models_topic, training_env
 from workers.cli import train as verb
 from workers.cli.connections import NoTopicError
 from workers.core.bundle import SIGNATURE
-from workers.core.events import ERASE, Event, encode_event
+from workers.core.events import ERASE, OPT_OUT, Event, encode_event
 from workers.core.rollout import MODEL, Rollout
+from workers.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = TRITON_MODELS / "user_encoder" / "1"
@@ -33,12 +38,17 @@ class Training:
 
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
+        self.environments: list[Mapping[str, str]] = []
         self.logs: list[str] = []
         self.status = 0
+        self.checkpoint: Path | None = None
 
-    def run(self, command: Sequence[str], **_: Any) -> Any:
-        """Run a command of training, or of publishing."""
+    def run(self, command: Sequence[str], env: Mapping[str, str] = os.environ, **_: Any) -> Any:
+        """Run a command of training, or of publishing; leaves a `checkpoint` where there is to be one."""
         self.commands.append(list(command))
+        self.environments.append(env)
+        if self.checkpoint is not None:
+            self.checkpoint.write_bytes(b"")
         if "training.train" in command:
             self.logs.append(Path(self.option("--events")).read_text())
             if self.status in (0, verb.REFUSED):
@@ -55,7 +65,8 @@ class Training:
 def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Training:
     made = Training()
     monkeypatch.setattr(verb.subprocess, "run", made.run)
-    monkeypatch.setattr(verb, "TRAINING_PYTHON", Path(shutil.which("true") or "/bin/true"))
+    for name in ("TRAINING_PYTHON", "STAMP"):
+        monkeypatch.setattr(training_env, name, Path(shutil.which("true") or "/bin/true"))
     monkeypatch.chdir(tmp_path)
     return made
 
@@ -101,6 +112,107 @@ def test_an_erasure_before_the_window_holds_inside_it(training: Training, log: s
     assert run("--events", log, "--from", "2023-11-14T22:13:25").exit_code == 0
     kept = [json.loads(line) for line in training.logs[-1].splitlines()]
     assert [event["event_id"] for event in kept] == ["gone", "e5", "e6", "e7", "e8", "e9"]
+
+
+def test_a_window_may_be_the_newest_part(training: Training, tmp_path: Path) -> None:
+    """As long as was said, up to now; a user's own word from before it holds."""
+    now = int(time.time() * 1000)
+    hours = [Event(f"e{ago}", "u", "view", now - ago * 3_600_000, "i") for ago in (30, 3, 1)]
+    (tmp_path / "log.jsonl").write_bytes(b"".join(encode_event(event) + b"\n" for event in hours))
+    assert run("--events", "log.jsonl", "--window", "1d").exit_code == 0
+    assert [json.loads(line)["event_id"] for line in training.logs[-1].splitlines()] == ["e3", "e1"]
+    twice = run("--events", "log.jsonl", "--window", "1d", "--from", "2023-11-14")
+    assert "--window ends now" in twice.stderr
+
+
+def test_a_stopped_run_goes_on_with_the_log_it_has_read(training: Training, log: str, tmp_path: Path) -> None:
+    """What has come since would make it another run, and its checkpoint worthless; once it is over, it is read."""
+    window = ("--events", log, "--until", "2030-01-01")
+    work = tmp_path / ".freshet" / "training"
+    training.status, training.checkpoint = -9, work / "checkpoint.safetensors"
+    run(*window)
+    with Path(log).open("ab") as file:
+        file.write(encode_event(Event("more", "w", "view", NOW + 20_000, "i")) + b"\n")
+    again = run(*window)
+    assert training.logs[1] == training.logs[0]
+    assert again.stderr.count("going on with what was exported at") == 1
+    training.status = 0
+    run(*window)
+    run(*window, "--out", "next")
+    assert training.logs[2] == training.logs[0]
+    assert '"more"' in training.logs[3]
+
+
+@pytest.mark.parametrize("since", ["no checkpoint", "other words", "another log", OPT_OUT, ERASE])
+def test_an_export_that_does_not_stand_is_made_anew(training: Training, log: str, tmp_path: Path, since: str) -> None:
+    """Where no epoch was done, the command is another, another log was trained on meanwhile, or somebody has left."""
+    window = ("--events", log, "--until", "2030-01-01")
+    work = tmp_path / ".freshet" / "training"
+    training.status = -9
+    if since != "no checkpoint":
+        training.checkpoint = work / "checkpoint.safetensors"
+    run(*window)
+    kind = since if since in (OPT_OUT, ERASE) else "view"
+    with Path(log).open("ab") as file:
+        file.write(encode_event(Event("more", "w", kind, NOW + 20_000, "i")) + b"\n")
+    if since == "another log":
+        run("--events", log)
+    again = run(*window, *(["--seed", "7"] if since == "other words" else []))
+    assert "going on" not in again.stderr
+    assert '"more"' in training.logs[-1]
+
+
+def test_nothing_is_written_under_a_run_at_work(training: Training, log: str, tmp_path: Path) -> None:
+    """A second command in the same folder says so and leaves the first one's log alone."""
+    work = tmp_path / ".freshet" / "training"
+    work.mkdir(parents=True)
+    (work / "events.jsonl").write_text("read by another")
+    with (work / "export.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run("--events", log, "--until", "2030-01-01")
+    assert result.exit_code == 1
+    assert "another training run is at work" in result.stderr
+    assert (work / "events.jsonl").read_text() == "read by another"
+    assert not training.commands
+
+
+@pytest.mark.parametrize(("told", "threads"), [([], "1"), (["--config", "c.toml"], "3"), (["--threads", "2"], "2")])
+def test_the_cpu_is_bounded_for_every_library(
+    training: Training, log: str, tmp_path: Path, told: list[str], threads: str
+) -> None:
+    """Torch is told by its settings, what NumPy multiplies with by the environment."""
+    (tmp_path / "c.toml").write_text("[training]\nthreads = 3\n")
+    assert run("--events", log, *told).exit_code == 0
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        assert training.environments[-1][name] == threads
+
+
+def test_what_training_runs_in_is_fetched(
+    training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `make demo` alone one command trains: it says what it fetches, and ends where that cannot be had."""
+    monkeypatch.setattr(training_env, "STAMP", tmp_path / "not there")
+    result = run("--events", log)
+    assert result.exit_code == 0
+    assert training.commands[0] == [sys.executable, str(ROOT / "deploy" / "setup" / "bootstrap.py"), "--training"]
+    assert "training.train" in training.commands[1]
+    assert "fetching the training environment" in result.stderr
+    training.status = 1
+    assert run("--events", log).exit_code == 1
+    assert len(training.commands) == 3
+
+
+def test_an_incremental_run_leaves_a_candidate(
+    training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of its own, so that a run that comes again finds its place free; what was killed is cleared away."""
+    monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(TRITON_MODELS))
+    candidates = tmp_path / ".freshet" / "candidates"
+    for name in ("1Z", "2Z", "3Z", "4Z", "5Z", ".0Z.partial"):
+        (candidates / name).mkdir(parents=True)
+    monkeypatch.setattr(verb, "_stamp", lambda: "6Z")
+    assert run("--events", log, "--incremental").exit_code == 0
+    assert sorted(path.name for path in candidates.iterdir()) == ["2Z", "3Z", "4Z", "5Z", "6Z"]
 
 
 def test_runs_come_again_politely(
@@ -209,5 +321,10 @@ def test_the_cron_job_is_a_turn_of_the_loop() -> None:
     assert verb_name == "train"
     known = {name for parameter in get_command(app).commands["train"].params for name in parameter.opts}
     assert {option.partition("=")[0] for option in options} <= known
-    assert "--incremental" in options
+    assert {"--incremental", "--publish"} <= set(options)
+    assert not [option for option in options if option.startswith("--out")]  # a retry would find it taken
+    given = {variable["name"]: variable["value"] for variable in container["env"]}
+    settings = load_settings(None, environ=given)
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert {settings.trusted_keys, settings.model_repository} <= mounted
     assert container["resources"]["limits"]["cpu"] == "1"

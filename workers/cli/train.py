@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections import Counter
+import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
 from deploy.demo import movielens
-from deploy.local.parts import PARTS, ROOT, TEXT_ENCODER
-from workers.cli.errors import UserError
+from deploy.local.parts import ROOT, TEXT_ENCODER
+from workers.cli.errors import FAILED, UserError
 from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Kafka, Triton, read_seconds, resolve
 from workers.cli.replay import newest_version, promoted_version, record_time
-from workers.cli.show import progress, say
+from workers.cli.show import say
 from workers.cli.signing import local_keys, sign_bundle
+from workers.cli.training_env import have_training, run_module
 from workers.core.bundle import MANIFEST
-from workers.core.files import written_whole
+from workers.core.files import HeldError, held
 from workers.settings import Settings
 
-TRAINING_PYTHON = PARTS / "training-env" / "bin" / "python"
+if TYPE_CHECKING:  # a verb imports what it needs when it runs
+    from workers.cli.training_log import Source
+
 FILMS = ROOT / "deploy" / "domains" / "films.toml"
 REFUSED = 3
 """Exit status of a training whose candidate the gate refused."""
+STOPPED = 130
+"""And of one that Ctrl-C stopped: it goes on with the same command."""
 KEPT_CANDIDATES = 5
-"""Bundles of a periodic job that stay on disk."""
+"""Bundles of incremental runs that stay on disk."""
 
 _TUNING = "Training"
 
@@ -43,16 +47,16 @@ class _Job:
     """What every run of a command has in common."""
 
     settings: Settings
-    events: str
-    items: str | None
-    window: tuple[int | None, int | None]
+    source: Source
     work: Path
     arguments: list[str]
+    threads: int
     live: Path | None
     incremental: bool
     released: bool
     """Whether a broker is named: its models topic then says which version is live."""
     key: Path | None
+    config: Path | None
     served_by: list[str]
     """Options by which `freshet publish` finds the stack."""
 
@@ -69,11 +73,18 @@ def train(
         str | None, typer.Option(metavar="FILE.jsonl|kafka", help="The catalogue; without one items have no text.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the bundle; `bundle` in --dir where left out.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for the bundle; without, `bundle` in --dir, for an incremental run a new one in `candidates`.",
+        ),
     ] = None,
     start: Annotated[str | None, typer.Option("--from", metavar="TIME", help="Leave out records before (UTC).")] = None,
     end: Annotated[
         str | None, typer.Option("--until", metavar="TIME", help="Leave out records from then on (UTC).")
+    ] = None,
+    newest: Annotated[
+        str | None, typer.Option("--window", metavar="30d", help="Leave out records older than this.")
     ] = None,
     live: Annotated[
         Path | None,
@@ -120,8 +131,8 @@ def train(
 
     Stopped or killed, the same command goes on from the last epoch. Exit status 3: the gate refused.
     """
-    if not TRAINING_PYTHON.exists():
-        raise UserError("the training environment is missing: run `make setup-training`")
+    from workers.cli.training_log import Source
+
     effective = resolve(config, directory, kafka=kafka, triton=triton)
     settings = effective.settings
     interval = read_seconds("--every", every) if every else None
@@ -147,26 +158,34 @@ def train(
         "search": read_seconds("--search", search) if search else None,
     }
     reach = {"config": config, "dir": directory, "kafka": kafka, "triton": triton}
+    if newest is not None and (start or end):
+        raise UserError("--window ends now: it goes without --from and --until")
+    window = record_time("--from", start), record_time("--until", end)
     job = _Job(
         settings,
-        events,
-        items,
-        (record_time("--from", start), record_time("--until", end)),
+        Source(settings, events, items, window, read_seconds("--window", newest) if newest else None),
         work,
         ["--work", str(work), "--text-encoder", str(TEXT_ENCODER), *_flags({"config": config, **tuning})],
+        threads or _threads(config),
         live,
         incremental,
         effective.sources["kafka"] != "default",
         key,
+        config,
         _flags(reach),
     )
+    have_training()
     if interval is None:
-        raise typer.Exit(_once(job, out or directory / "bundle", publish=publish))
+        bundle = out or (_candidates(job) / _stamp() if incremental else directory / "bundle")
+        raise typer.Exit(_once(job, bundle, publish=publish))
     for number, due in enumerate(_ticks(interval), 1):
-        bundle = directory / "candidates" / _stamp()
+        bundle = _candidates(job) / _stamp()
         say(f"run {number}: {bundle}")
-        status = _once(job, bundle, publish=publish, polite=True)
-        _tidy(bundle.parent)
+        try:
+            status = _once(job, bundle, publish=publish, polite=True)
+        except UserError as error:  # a broker that is away, say: it may be back
+            say(f"freshet: {error}")
+            status = FAILED
         say(f"run {number} ended with status {status}; the next one starts at {due:%H:%M:%S} UTC")
 
 
@@ -186,20 +205,39 @@ def _once(job: _Job, bundle: Path, *, publish: bool, polite: bool = False) -> in
 
 def _run(job: _Job, out: Path, *, polite: bool) -> int:
     """One run in the training environment: its exit status. `polite`: it takes what serving leaves of the CPU."""
-    live = _live(job)
-    log = _log(job)
-    arguments = [*job.arguments, "--events", str(log), "--source", job.events, "--out", str(out)]
-    if job.items is not None:
-        arguments += ["--items", str(_catalogue(job.items, job))]
-    if live is not None:
-        arguments += ["--live", str(live)]
-    if job.incremental:
-        arguments.append("--incremental")
-    command = [str(TRAINING_PYTHON), "-m", "training.train", *arguments]
-    if polite:
-        command = ["nice", "-n", "19", *command]
-    search = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": search}, check=False).returncode
+    from workers.cli.training_log import as_files, over
+
+    try:
+        job.work.mkdir(parents=True, exist_ok=True)
+        with held(job.work / "export.lock") as lock:
+            live = _live(job)
+            arguments = [*job.arguments, *_flags({"live": live})]
+            if job.incremental:
+                arguments.append("--incremental")
+            log, items = as_files(job.source, job.work, _told(arguments, job.config))
+            files = {"events": log, "items": items, "source": job.source.events, "out": out}
+            status = run_module(
+                "training.train", [*arguments, *_flags(files)], threads=job.threads, polite=polite, keep=[lock]
+            )
+            if status >= 0 and status != STOPPED:
+                over(job.work)
+            _tidy(_candidates(job))
+    except HeldError:
+        raise UserError(f"another training run is at work in {job.work}") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or job.work}: {error.strerror or error}") from None
+    return status
+
+
+def _told(arguments: list[str], config: Path | None) -> str:
+    """All that a run is told of how to train."""
+    return "\n".join([*arguments, config.read_text() if config is not None else ""])
+
+
+def _threads(config: Path | None) -> int:
+    """What the settings file says of the CPU; whether it makes sense is for training to say."""
+    own = tomllib.loads(config.read_text()).get("training") if config is not None else None
+    return own.get("threads", 1) if isinstance(own, dict) else 1
 
 
 def _live(job: _Job) -> Path | None:
@@ -223,63 +261,6 @@ def _live(job: _Job) -> Path | None:
     return folder
 
 
-def _log(job: _Job) -> Path:
-    """The log as a file of JSON lines, in the training folder where it is not one already."""
-    plain = Path(job.events)
-    if plain.suffix in {".jsonl", ".ndjson", ".json"} and job.window == (None, None):
-        return plain
-    from workers.adapters.logs import LogError
-
-    try:
-        return _exported(job)
-    except LogError as error:
-        raise UserError(str(error)) from None
-
-
-def _exported(job: _Job) -> Path:
-    """Events of the window, and all user-control events: an erasure before the window holds inside it."""
-    from workers.adapters.logs import Window, open_log
-    from workers.core.events import CONTROL_TYPES, BadEvent, decode_event, encode_event
-
-    window = Window(*job.window, {})
-    log = open_log(job.events, job.settings, Window(None, None, {}))
-    bad: Counter[str] = Counter()
-    kept = read = 0
-    job.work.mkdir(parents=True, exist_ok=True)
-    path = job.work / "events.jsonl"
-    with written_whole(path) as partial, partial.open("wb") as file, progress(None, "events") as advance:
-        for partition in log.partitions:
-            for run in log.read(partition):
-                for record in run:
-                    read += 1
-                    event = decode_event(record.value, record.key, job.settings.behaviours, record.headers)
-                    if isinstance(event, BadEvent):
-                        bad[event.reason.value] += 1
-                    elif event.type in CONTROL_TYPES or window.holds(partition, record):
-                        file.write(encode_event(event) + b"\n")
-                        kept += 1
-                advance(read, read)
-    for reason, count in sorted(bad.items()):
-        say(f"left out of {job.events}: {count:,} dead letters, {reason.replace('_', ' ')}")
-    say(f"{kept:,} of {read:,} records of {job.events} are in the window")
-    return path
-
-
-def _catalogue(source: str, job: _Job) -> Path:
-    """The catalogue as a file of JSON lines."""
-    if source != "kafka":
-        return Path(source)
-    from workers.adapters.logs import LogError, read_topic
-
-    try:
-        lines = [record.value for record in read_topic(job.settings, job.settings.items_topic) if record.value]
-    except LogError as error:
-        raise UserError(str(error)) from None
-    path = job.work / "items.jsonl"
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
-    return path
-
-
 def _ticks(interval: float) -> Iterator[datetime]:
     """When the run after this one is due: now, and then every so often; a run that takes longer delays the next."""
     while True:
@@ -296,8 +277,14 @@ def _stamp() -> str:
     return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
 
 
+def _candidates(job: _Job) -> Path:
+    return job.work.parent / "candidates"
+
+
 def _tidy(candidates: Path) -> None:
-    """Keep the newest candidates; names sort by time."""
+    """Keep the newest candidates, and nothing of runs that were killed; names sort by time."""
+    for partial in candidates.glob(".*Z.partial"):
+        shutil.rmtree(partial)
     bundles = sorted(one for one in candidates.glob("*Z") if one.is_dir())
     for old in bundles[:-KEPT_CANDIDATES]:
         shutil.rmtree(old)

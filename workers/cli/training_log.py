@@ -1,0 +1,158 @@
+"""The log and the catalogue of a training run, as files of JSON lines.
+
+What has to be exported for it, from a topic, an archive or a window, is kept until its run is over: a run that was
+stopped goes on with what it has read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from workers.adapters.logs import ArchiveLog, JsonLinesLog, KafkaLog, LogError, Window, open_log, read_topic
+from workers.cli.errors import UserError
+from workers.cli.show import moment, progress, say
+from workers.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, Event, decode_event, encode_event
+from workers.core.files import write_json, write_whole, written_whole
+from workers.ports import Record
+from workers.settings import Settings
+
+CHECKPOINT = "checkpoint.safetensors"
+"""What training leaves in the work folder of a run that is not over."""
+_KEPT = "exported.json"
+_EVENTS = "events.jsonl"
+_ITEMS = "items.jsonl"
+SHOWN_EVERY = 2048
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run's events and items come from.
+
+    `window` is of record times in ms, the end left out; `newest` is the length in seconds of one that ends now.
+    """
+
+    settings: Settings
+    events: str
+    items: str | None
+    window: tuple[int | None, int | None] = (None, None)
+    newest: float | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the log can be read as it is."""
+        plain = Path(self.events).suffix in {".jsonl", ".ndjson", ".json"}
+        return plain and self.window == (None, None) and self.newest is None
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """An export: a digest of all that was asked, when (ms), and each partition's end."""
+
+    asked: str
+    at: int
+    ends: dict[int, int]
+
+
+def as_files(source: Source, work: Path, run: str) -> tuple[Path, Path | None]:
+    """The log and the catalogue as files, in `work` where they are exported; `run` is all else that decides the run.
+
+    What was exported for the same run is taken again where there is a checkpoint of it, unless somebody has opted out
+    or was erased since. Raises `UserError`.
+    """
+    asked = hashlib.sha256(msgspec.json.encode([source, run])).hexdigest()
+    try:
+        if source.is_file:
+            over(work)
+            return Path(source.events), _catalogue(source, work)
+        kept = _stopped(work, asked)
+        if kept is not None and not _has_left(source, kept):
+            say(
+                f"going on with what was exported at {moment(kept.at)} UTC for the run that was stopped; "
+                f"remove {work / _KEPT} to export anew"
+            )
+            return work / _EVENTS, work / _ITEMS if source.items == "kafka" else _catalogue(source, work)
+        over(work)
+        at = int(time.time() * 1000)
+        items = _catalogue(source, work)
+        write_json(work / _KEPT, _Kept(asked, at, _export(source, work / _EVENTS, at)))
+    except LogError as error:
+        raise UserError(str(error)) from None
+    return work / _EVENTS, items
+
+
+def over(work: Path) -> None:
+    """The run is over: the next one exports anew."""
+    (work / _KEPT).unlink(missing_ok=True)
+
+
+def _stopped(work: Path, asked: str) -> _Kept | None:
+    """What was exported for a run of the same words that has got as far as a checkpoint."""
+    try:
+        kept = msgspec.json.decode((work / _KEPT).read_bytes(), type=_Kept)
+        if (work / CHECKPOINT).stat().st_mtime_ns < (work / _KEPT).stat().st_mtime_ns:
+            return None
+    except (OSError, msgspec.DecodeError):
+        return None
+    return kept if kept.asked == asked else None
+
+
+def _has_left(source: Source, kept: _Kept) -> bool:
+    """Whether somebody's events in what was exported must not be learned from any more."""
+    log = open_log(source.events, source.settings, Window(None, None, {}))
+    left = (OPT_OUT, ERASE)
+    return any(
+        isinstance(event, Event) and event.type in left
+        for partition in log.partitions
+        for _, event in _decoded(log, partition, source.settings, kept.ends.get(partition, 0))
+    )
+
+
+def _export(source: Source, path: Path, now_ms: int) -> dict[int, int]:
+    """Write the window's events, and all user-control events: an erasure before the window holds inside it.
+
+    Returns each partition's end.
+    """
+    start, end = source.window
+    window = Window(start if source.newest is None else now_ms - int(source.newest * 1000), end, {})
+    log = open_log(source.events, source.settings, Window(None, None, {}))
+    bad: Counter[str] = Counter()
+    ends: dict[int, int] = {}
+    kept = read = 0
+    with written_whole(path) as partial, partial.open("wb") as file, progress(None, "events") as advance:
+        for partition in log.partitions:
+            for record, event in _decoded(log, partition, source.settings):
+                read += 1
+                ends[partition] = record.offset + 1
+                if isinstance(event, BadEvent):
+                    bad[event.reason.value] += 1
+                elif event.type in CONTROL_TYPES or window.holds(partition, record):
+                    file.write(encode_event(event) + b"\n")
+                    kept += 1
+                if read % SHOWN_EVERY == 0:
+                    advance(read, read)
+    for reason, count in sorted(bad.items()):
+        say(f"left out of {source.events}: {count:,} dead letters, {reason.replace('_', ' ')}")
+    say(f"{kept:,} of {read:,} records of {source.events} are in the window")
+    return ends
+
+
+def _decoded(
+    log: KafkaLog | ArchiveLog | JsonLinesLog, partition: int, settings: Settings, start: int = 0
+) -> Iterator[tuple[Record, Event | BadEvent]]:
+    for run in log.read(partition, start):
+        for record in run:
+            yield record, decode_event(record.value, record.key, settings.behaviours, record.headers)
+
+
+def _catalogue(source: Source, work: Path) -> Path | None:
+    if source.items != "kafka":
+        return Path(source.items) if source.items is not None else None
+    lines = (record.value for record in read_topic(source.settings, source.settings.items_topic))
+    write_whole(work / _ITEMS, b"".join(line + b"\n" for line in lines if line))
+    return work / _ITEMS
