@@ -139,7 +139,8 @@ class Runtime:
         ]
         await asyncio.gather(*(reader.start() for reader in self.readers))
         await self.model.start(self.model.promoted or await first_version(settings, self.encoder, self.model.steps))
-        self.trial = Trial(settings, self.model, self.encoder, self.publisher, instance_id(settings))
+        self.trial_encoder = TritonEncoder(settings.triton, settings.triton_deadline, once=True)
+        self.trial = Trial(settings, self.model, self.trial_encoder, self.publisher, instance_id(settings))
         self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher, self.trial)
         self.tasks = [asyncio.create_task(run()) for run in (self.model.run, self.trial.run, self._watch)]
 
@@ -150,6 +151,7 @@ class Runtime:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.trial.leave()
         await asyncio.to_thread(self._close_threads)
+        await self.trial_encoder.close()
         await self.encoder.close()
 
     def _close_threads(self) -> None:

@@ -331,6 +331,7 @@ class Pipeline:
             lists = [self._lists.make_popular(live, user.user_id, user.state) for user in chunk]
             published = self._publish_lists(batch, chunk, lists, inference, degraded=True)
             await _all([self._write_features(chunk), published])
+            self._offer(chunk, answered=False)
             return
         assert inference.history is not None
         with metrics.STEP.labels("rank").time():
@@ -341,7 +342,10 @@ class Pipeline:
         ]
         published = self._publish_lists(batch, chunk, lists, inference, degraded=False)
         await _all([published, self._write_features(chunk, rows)])
-        self._trial.offer([(user.user_id, user.state) for user in chunk])
+        self._offer(chunk, answered=True)
+
+    def _offer(self, chunk: list[Touched], *, answered: bool) -> None:
+        self._trial.offer([(user.user_id, user.state) for user in chunk], answered=answered)
 
     async def _publish_plain(self, batch: _Batch, users: list[Touched]) -> None:
         """Users without a profile get the popular list; an erased one gets a tombstone."""

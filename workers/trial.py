@@ -1,9 +1,11 @@
 """A candidate on trial: its lists beside the live version's, what workers say of it, and its end when it goes wrong.
 
-A sample of the users who have just had their list is ranked once more with both
-versions, beside the stream and at most so often; in shadow nothing of it is
-published. Every worker judges by what it measured itself. Two that roll the same
-canary back write the same record.
+A sample of the users who have just had their list, a degraded one too, is ranked once
+more with both versions, beside the stream and at most so often; in shadow nothing of it
+is published. So what a canary does on the stream is seen here at the rate at which it
+happens there, with the live version's answer for the same users beside it: a server that
+is away is no fault of the canary's. Every worker judges by what it measured itself. Two
+that roll the same canary back write the same record.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from workers.settings import Settings
 TRIAL_SHARE = 0.2
 """Most of the time that comparing may take."""
 SAMPLE_USERS = 16
+"""Most users that a sample counts for."""
 TICK_SECONDS = 0.25
 REPORT_SECONDS = 5.0
 """How often a comparison that goes on is reported; a change of versions is reported at once."""
@@ -59,6 +62,7 @@ class Trial:
         worker: str,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`encoder` asks once a call: with a breaker what it says of one batch would be held against the next."""
         self._settings = settings
         self._model = model
         self._encoder = encoder
@@ -76,12 +80,16 @@ class Trial:
         self._said_at = 0.0
         self._ended = 0
 
-    def offer(self, users: Users) -> None:
-        """Users who have just had their list; a sample is kept while there is a candidate and none waits already."""
+    def offer(self, users: Users, *, answered: bool = True) -> None:
+        """A batch of users who have just had their lists; a sample is kept while there is a candidate and none waits.
+
+        A batch that the encoder has not `answered` is kept whole, to be asked for as it was.
+        """
         candidate = self._model.candidate
         if candidate is None or self._sample:
             return
-        self._sample = [(user, state) for user, state in users if candidate.has(user)][:SAMPLE_USERS]
+        own = [(user, state) for user, state in users if candidate.has(user)]
+        self._sample = own[:SAMPLE_USERS] if answered else own
         if self._sample:
             self._sampled.set()
 
@@ -102,26 +110,34 @@ class Trial:
             await self._sampled.wait()
             self._sampled.clear()
             sample, self._sample = self._sample, []
-            began = time.monotonic()
-            await self.compare(sample)
-            await asyncio.sleep((time.monotonic() - began) * (1 / TRIAL_SHARE - 1))
+            await asyncio.sleep(await self.compare(sample) * (1 / TRIAL_SHARE - 1))
 
-    async def compare(self, users: Users) -> None:
-        """Make both lists of some users now; nothing is published."""
+    async def compare(self, users: Users) -> float:
+        """Make both lists of some users now; nothing is published.
+
+        Returns the seconds of work in it: waiting for a version that does not answer is none.
+        """
+        began = time.monotonic()
         live, candidate = self._model.live, self._model.candidate
         if live is None or candidate is None:
-            return
+            return 0.0
         self._follow(candidate)
         # the one that is asked second finds the caches warm, so they take turns
         pair = (live, candidate.ready) if self._live_first else (candidate.ready, live)
         self._live_first = not self._live_first
         encoded = {version.version: await self._encode(version, users) for version in pair}
         ours, theirs = encoded[live.version], encoded[candidate.ready.version]
+        if ours is not None and theirs is None:
+            # a server that goes or comes back between two calls fails one of them alone: the fault is the
+            # candidate's where it has no answer on either side of the live version's
+            ours, theirs = await self._encode(live, users), await self._encode(candidate.ready, users)
         if ours is None or self._model.candidate is not candidate:
-            return
+            return 0.0
         if theirs is None:
-            self._comparing.add_failed(len(users))
-            metrics.CANDIDATE_LISTS.labels("failed").inc(len(users))
+            failed = min(len(users), SAMPLE_USERS)
+            self._comparing.add_failed(failed)
+            metrics.CANDIDATE_LISTS.labels("failed").inc(failed)
+            work = ours.ms / 1000
         else:
             self._comparing.add_times(ours.ms, theirs.ms)
             # both in one go, so that catalogue and popularity are the same for both
@@ -130,9 +146,11 @@ class Trial:
             ):
                 self._comparing.add(one.items, other.items)
             metrics.CANDIDATE_LISTS.labels("compared").inc(len(users))
+            work = time.monotonic() - began
         so_far = self._comparing.so_far()
         for figure in ("overlap", "score_gap", "live_ms", "candidate_ms"):
             metrics.CANDIDATE.labels(figure).set(getattr(so_far, figure))
+        return work
 
     async def _encode(self, live: Live, users: Users) -> _Answer | None:
         """What the version's encoder answers; None where it does not."""

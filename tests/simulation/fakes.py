@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import zlib
 from collections.abc import Sequence
@@ -73,13 +74,15 @@ def write_bundle(repository: Path, version: int, items: Sequence[str] = ITEMS) -
 class FakeEncoder:
     """An `Encoder`: a user's vector is the sum of the item vectors of the history.
 
-    `away` makes it unavailable, `broken` some versions of it; `calls` are the batch sizes and versions asked for.
+    `away` makes it unavailable, `broken` some versions of it, `takes` are the seconds that others need; `calls` are
+    the batch sizes and versions answered.
     """
 
     def __init__(self, *bundles: Bundle) -> None:
         self.bundles = {int(bundle.path.name): bundle for bundle in bundles}
         self.away = False
         self.broken: set[int] = set()
+        self.takes: dict[int, float] = {}
         self.calls: list[tuple[int, int]] = []
         self.texts: list[tuple[str, int]] = []
 
@@ -87,6 +90,8 @@ class FakeEncoder:
         """Score every item of the version."""
         if self.away or version in self.broken:
             raise Unavailable("gone fishing")
+        if version in self.takes:
+            await asyncio.sleep(self.takes[version])
         history = tensors["item_index"]
         self.calls.append((len(history), version))
         vectors = self.bundles[version].item_vectors

@@ -179,6 +179,19 @@ async def test_a_failing_version_keeps_no_other_from_being_asked(encoder: Triton
     assert (await encoder.encode(TENSORS, 7)).embedding.shape == (1, 64)
 
 
+async def test_once_is_once(encoder: TritonEncoder) -> None:
+    """Asked so, a version that has failed is asked again the next time, and only then."""
+    once = TritonEncoder("127.0.0.1:1", deadline=0.7, once=True)
+    await once._client.close()
+    once._client = encoder._client
+    encoder._client.failures = 20
+    for _ in range(20):
+        with pytest.raises(Unavailable):
+            await once.encode(TENSORS, 1)
+    assert len(encoder._client.calls) == 20
+    assert (await once.encode(TENSORS, 1)).embedding.shape == (1, 64)
+
+
 async def test_retries_have_a_budget(encoder: TritonEncoder) -> None:
     """Under steady failures the calls sent are the calls made and the burst, and a tenth more."""
     calls = 200

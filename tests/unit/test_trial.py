@@ -1,12 +1,17 @@
 """A candidate on trial: both lists of a user, what is said of them, and a canary's end."""
 
+import asyncio
+from itertools import combinations, count
+
 import pytest
 
-from tests.simulation.fakes import ITEMS, NOW, World, event, lists, make_bundle
+from tests.simulation.fakes import ITEMS, NOW, FakeEncoder, World, event, lists, make_bundle
+from workers import trial
 from workers.core.comparison import Bands, Comparison, average_overlap, out_of_band
+from workers.core.features import Tensors
 from workers.core.rollout import MODEL, Report, Rollout, Stage, decode_record, encode_record
 from workers.core.state import UserState
-from workers.ports import Message, Record
+from workers.ports import Encoded, Message, Record, Unavailable
 
 BANDS = Bands(lists=100, error_rate=0.01, latency_ratio=2.0, overlap=0.1)
 GOOD = Comparison(lists=1000, failed=0, overlap=0.5, live_ms=2.0, candidate_ms=3.0)
@@ -137,6 +142,100 @@ async def test_a_candidate_that_does_not_answer_has_failed() -> None:
     await world.trial.judge()
     [step] = said(world.messages("models"))
     assert "100.0% of its inferences failed" in step.reason
+
+
+async def streamed(world: World, batches: int = 40, users: int = 40) -> list[str]:
+    """Stream batches of the same users through the pipeline, the trial beside it; why the canary was rolled back."""
+    beside = asyncio.create_task(world.trial.run())
+    for batch in range(batches):
+        await world.run(*(event(batch * users + number, f"user-{number}") for number in range(users)))
+        await asyncio.sleep(0.005)
+        ended = [step.reason for step in said(world.messages("models")) if isinstance(step, Rollout)]
+        if ended:
+            break
+    beside.cancel()
+    return ended
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker judges whenever it can."""
+    monkeypatch.setattr(trial, "TICK_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("share", [0.5, 1.0])
+async def test_a_canary_that_fails_on_the_stream_is_rolled_back(share: float) -> None:
+    """None of its users ever has a list from it, and yet it is found out and the record written."""
+    world = await on_trial("same", share=share, canary_lists=48)
+    world.encoder.broken = {2}
+    [why] = await streamed(world)
+    assert why == "worker: 100.0% of its inferences failed, more than 1.0%"
+    degraded = {made.model_version for made in lists(world.publisher.messages) if made.degraded}
+    assert degraded == {2}
+
+
+class Bounded(FakeEncoder):
+    """Version 2 answers in time for few users at once, and not for more."""
+
+    async def encode(self, tensors: Tensors, version: int) -> Encoded:
+        """Answer, or miss the deadline."""
+        if version == 2 and len(tensors["item_index"]) > trial.SAMPLE_USERS:
+            raise Unavailable("deadline exceeded")
+        return await super().encode(tensors, version)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_canary_that_misses_its_deadline_for_full_batches_is_rolled_back() -> None:
+    """It is asked again for the batch that it failed, not for a part."""
+    world = await on_trial("same", canary_lists=48)
+    world.trial._encoder = world.pipeline._encoder = Bounded(*world.encoder.bundles.values())
+    [why] = await streamed(world)
+    assert "100.0% of its inferences failed" in why
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_canary_that_is_slow_on_the_stream_is_rolled_back() -> None:
+    """Within its deadline, but by more than its band slower than the live version."""
+    world = await on_trial("same", share=0.5, canary_lists=48)
+    world.encoder.takes[2] = 0.05
+    [why] = await streamed(world)
+    assert "times as long as the live version, more than 2" in why
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_server_that_is_away_ends_no_canary() -> None:
+    """However long, and whatever it did before and does after."""
+    world = await on_trial("same", share=0.5, canary_lists=16, canary_latency_ratio=1e6)
+    for away in (False, True, False):
+        world.encoder.away = away
+        assert await streamed(world, batches=10) == []
+        assert any(made.degraded for made in lists(world.publisher.messages[-40:])) is away
+    assert world.trial.comparison.failed == 0
+    assert world.trial.comparison.lists >= 16
+
+
+class Interrupted(FakeEncoder):
+    """Away for some calls, told by their number."""
+
+    async def encode(self, tensors: Tensors, version: int) -> Encoded:
+        """Answer, or be away."""
+        self.away = next(self.number) in self.missed
+        return await super().encode(tensors, version)
+
+
+@pytest.mark.parametrize("live_first", [False, True])
+async def test_no_interruption_is_held_against_the_candidate(live_first: bool) -> None:
+    """Whichever calls of a comparison a server misses, going and coming back between any two."""
+    world = await on_trial("same")
+    await world.run(event(0, "user-0"))
+    world.trial._encoder = interrupted = Interrupted(*world.encoder.bundles.values())
+    for start, end in combinations(range(6), 2):
+        interrupted.number, interrupted.missed = count(), range(start, end)
+        world.trial._live_first = live_first
+        await world.trial.compare(states(world, 1))
+        assert world.trial.comparison.failed == 0, (start, end)
+    assert world.trial.comparison.lists > 0
 
 
 async def test_a_new_stage_is_measured_anew() -> None:

@@ -82,12 +82,18 @@ class Breaker:
 
 
 class TritonEncoder:
-    """An `Encoder` over one gRPC channel; call it from one event loop. `deadline` in seconds per call."""
+    """An `Encoder` over one gRPC channel; call it from one event loop. `deadline` in seconds per call.
 
-    def __init__(self, address: str, deadline: float) -> None:
+    With `once` every call is one request, whatever came of those before it: no retry and no breaker, for a version
+    that is to be judged by its answers.
+    """
+
+    def __init__(self, address: str, deadline: float, *, once: bool = False) -> None:
         self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGS)
         self._deadline = deadline
-        self._retries = RETRY_BURST
+        self._once = once
+        self._burst = 0.0 if once else RETRY_BURST
+        self._retries = self._burst
         self._breakers: dict[int, Breaker] = {}
         """One per version: a failing canary must not keep the live version from being asked."""
         self._item_breaker = Breaker()
@@ -95,6 +101,8 @@ class TritonEncoder:
 
     def breaker(self, version: int) -> Breaker:
         """The breaker of one version of the user encoder."""
+        if self._once:
+            return Breaker()
         found = self._breakers.get(version)
         if found is None:
             found = self._breakers[version] = Breaker(gauge=metrics.BREAKER_OPEN.labels(version))
@@ -173,7 +181,7 @@ class TritonEncoder:
             request.set_data_from_numpy(tensors[spec.name])
             requests.append(request)
         wanted = [InferRequestedOutput(spec.name) for spec in outputs]
-        self._retries = min(self._retries + RETRY_RATIO, RETRY_BURST)
+        self._retries = min(self._retries + RETRY_RATIO, self._burst)
         while True:
             breaker.check()
             try:
