@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -240,20 +242,43 @@ def test_a_canary_that_ranks_something_else_is_rolled_back(
     live = world.freshet("models")["ready"][-1]
     other = renamed_items(tmp_path / "renamed", keys.private)
     candidate = world.freshet("publish", str(other), "--stage", "canary", "--share", "0.5")["version"]
-    rounds = iter(range(1, 60))
-
-    def rolled_back() -> bool:
-        world.send(stream(2, 200, users=200, start=next(rounds) * 1000))
-        told = world.freshet("models")
-        return told["versions"][0]["stage"] == "rolled_back"
-
-    until(rolled_back, "the canary is rolled back", worker)
-    told = world.freshet("models")
-    assert (told["live"], told["versions"][0]["version"]) == (live, candidate)
-    assert "overlap" in told["versions"][0]["reason"]
+    assert "overlap" in _rolled_back(world, worker, candidate)
+    assert world.freshet("models")["live"] == live
     until(lambda: worker.metric("freshet_candidate_version") == 0, "the worker obeys", worker)
     world.send(stream(2, 400, users=200, start=90_000))
     world.settle()
+    assert {version for version, _ in _newest_lists(world).values()} == {live}
+    _no_version_goes_back_unflagged(world)
+
+
+@contextmanager
+def hung(server: Stack, version: int) -> Iterator[None]:
+    """A version that answers nobody: Triton's process for it is stopped."""
+    tasks = Path(f"/proc/{server.processes['triton'].pid}/task").glob("*/children")
+    children = [int(pid) for task in tasks for pid in task.read_text().split()]
+    mark = f"/{MODEL}/{version}/".encode()
+    [pid] = [child for child in children if mark in Path(f"/proc/{child}/cmdline").read_bytes()]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_canary_that_hangs_is_rolled_back(world: World, server: Stack, service: Service, keys: Keys) -> None:
+    """It never answered the stream, so its users had degraded lists; then everybody has the live version's."""
+    worker = world.worker()
+    world.send(stream(2, 300, users=200))
+    world.settle()
+    live = world.freshet("models")["ready"][-1]
+    candidate = world.freshet("publish", str(SHIPPED), "--stage", "canary", "--share", "0.5")["version"]
+    with hung(server, candidate):
+        assert "of its inferences failed" in _rolled_back(world, worker, candidate)
+        until(lambda: worker.metric("freshet_candidate_version") == 0, "the worker obeys", worker)
+    world.send(stream(2, 400, users=200, start=90_000))
+    world.settle()
+    made = [json.loads(record.value) for record in world.records("recommendations")]
+    assert {one["degraded"] for one in made if one["model_version"] == candidate} == {True}
     assert {version for version, _ in _newest_lists(world).values()} == {live}
     _no_version_goes_back_unflagged(world)
 
@@ -275,6 +300,20 @@ def test_triton_restarted_comes_back_with_what_was_live(
     assert again.metric("freshet_model_version") == live
     assert again.metric("freshet_candidate_version") == candidate
     world.freshet("rollback")
+
+
+def _rolled_back(world: World, worker: Worker, candidate: int) -> str:
+    """Stream until the newest version, the candidate, is rolled back; the reason on record."""
+    rounds = iter(range(1, 80))
+
+    def rolled_back() -> bool:
+        world.send(stream(2, 200, users=200, start=next(rounds) * 1000))
+        [newest, *_] = world.freshet("models")["versions"]
+        return (newest["version"], newest["stage"]) == (candidate, "rolled_back")
+
+    until(rolled_back, "the canary is rolled back", worker)
+    reason: str = world.freshet("models")["versions"][0]["reason"]
+    return reason
 
 
 def _compared(world: World) -> int:
