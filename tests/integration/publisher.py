@@ -2,7 +2,7 @@
 
     python -m tests.integration.publisher BUNDLE REPOSITORY TRITON KEYS LIVE STEP enter|leave
 
-`STEP` is the beginning of a step's name. Steps that were recorded are printed.
+`STEP` is a word of a step's name. Steps of a version that were recorded are printed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from pathlib import Path
 
 from deploy.release.publish import Service, publish_bundle
 from tests.integration.bundles import MemoryRecords
-from workers.core.rollout import MODEL, Rollout
+from workers.core.rollout import MODEL, Rollout, encode_record
+
+
+class PrintedRecords(MemoryRecords):
+    """What is written is on record whatever becomes of the publisher."""
+
+    def write(self, step: Rollout) -> None:
+        """Keep it, and print it."""
+        super().write(step)
+        sys.stdout.write(f"{encode_record(step).decode()}\n")
+        sys.stdout.flush()
 
 
 def main() -> None:
@@ -25,13 +35,14 @@ def main() -> None:
 
     @contextmanager
     def step(entered: str) -> Iterator[None]:
-        if entered.startswith(name) and where == "enter":
+        here = name in entered.split()
+        if here and where == "enter":
             os.kill(os.getpid(), signal.SIGKILL)
         yield
-        if entered.startswith(name):
+        if here:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    records = MemoryRecords(Rollout(MODEL, int(live), "promoted", 0))
+    records = PrintedRecords(Rollout(MODEL, int(live), "promoted", 0))
     publish_bundle(Path(bundle), Service(Path(repository), triton, Path(keys), 5), records, step=step)
 
 

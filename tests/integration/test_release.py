@@ -153,13 +153,14 @@ def test_every_bad_bundle_is_refused_in_one_line_while_the_old_version_serves(
     assert (published.version, published.reason) == (max(before) + 1, "no gate has judged it")
 
 
-@pytest.mark.parametrize(("name", "where"), [("version", "leave"), ("loaded", "leave"), ("golden", "leave")])
+@pytest.mark.parametrize(("name", "where"), [("copied", "leave"), ("loaded", "leave"), ("golden", "leave")])
 def test_a_killed_publisher_leaves_the_old_version_serving(service: Service, keys: Keys, name: str, where: str) -> None:
     """After SIGKILL at a step the old version answers, and the next publication works and sweeps the rest up."""
     live = max(versions(service.repository))
     arguments = [SHIPPED, service.repository, service.triton, keys.folder, live, name, where]
     command = [sys.executable, "-m", "tests.integration.publisher", *map(str, arguments)]
-    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    killed = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE)
+    assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, b"")
     triton = Server(service.triton)
     triton.try_golden(service.repository / MODEL / str(live), live)
     triton.close()

@@ -12,14 +12,15 @@ from deploy.release.publish import Service, publish_bundle
 from deploy.release.repository import versions
 from deploy.release.server import Server
 from tests.integration.bundles import SHIPPED, Keys, MemoryRecords
-from workers.core.rollout import MODEL, Rollout
+from workers.core.rollout import MODEL, Rollout, decode_record
 
-STEPS = ("bundle", "version", "loaded", "golden", "obeyed")
+STEPS = ("verified", "copied", "loaded", "golden", "promoted", "obeyed")
+"""A word of each step's name that is in no other's."""
 ROOT = Path(__file__).parents[2]
 
 
 def kill_at_every_step(folder: Path) -> bool:
-    """Returns whether the old version served after each kill, the next publication worked, and nothing was left."""
+    """Returns whether after each kill the live version served, the next publication worked, and nothing was left."""
     keys = Keys(folder / "keys")
     stack = local.start(folder / "stack", kafka=False)
     good = True
@@ -31,7 +32,13 @@ def kill_at_every_step(folder: Path) -> bool:
             for where in ("enter", "leave"):
                 arguments = [SHIPPED, service.repository, service.triton, keys.folder, live, name, where]
                 command = [sys.executable, "-m", "tests.integration.publisher", *map(str, arguments)]
-                killed = subprocess.run(command, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+                publisher = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE)
+                killed = publisher.returncode == -signal.SIGKILL
+                for line in publisher.stdout.splitlines():
+                    recorded = decode_record(line)
+                    assert isinstance(recorded, Rollout)
+                    records.write(recorded)
+                    live = recorded.version
                 triton = Server(service.triton)
                 triton.try_golden(service.repository / MODEL / str(live), live)
                 left = sorted(versions(service.repository) - {live})
