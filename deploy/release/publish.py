@@ -122,7 +122,8 @@ def promote(
 def roll_back(service: Service, records: Records, reason: str, step: Step) -> tuple[Rollout, int]:
     """Withdraw the candidate, or else the live version in favour of the one promoted before it.
 
-    Returns the step, and the version that is live after it. Raises `ReleaseError`.
+    That one is loaded again where Triton has let it go. Returns the step, and the version that is live after it.
+    Raises `ReleaseError`.
     """
     with folders.only_publisher(service.repository):
         found = records.read()
@@ -131,7 +132,7 @@ def roll_back(service: Service, records: Records, reason: str, step: Step) -> tu
             number, live = found.candidate.version, found.live or 0
         elif len(promoted) > 1:
             number, live = promoted[0], promoted[1]
-            _require_ready(service, live, found)
+            _bring_back(service, records, live, number, step)
         else:
             raise ReleaseError("there is nothing to roll back to: no version was promoted before the live one")
         return _take(records, Rollout(MODEL, number, "rolled_back", _now_ms(), reason=reason), step), live
@@ -182,9 +183,39 @@ def _make_way(service: Service, server: Server, records: Records) -> int:
         records.write(Rollout(MODEL, live, "promoted", _now_ms(), reason="it served before the first publication"))
     above = {version for version in folders.versions(service.repository) if version > live}
     folders.remove(service.repository, above)
+    _require_obeyed(records, live)
+    return live
+
+
+def _bring_back(service: Service, records: Records, earlier: int, live: int, step: Step) -> None:
+    """See that Triton serves an earlier version beside the live one. Raises `ReleaseError`.
+
+    Triton serves the two highest numbers, so other versions above the earlier one, which were rolled back, are taken
+    out once every worker has left them.
+    """
+    server = Server(service.triton)
+    try:
+        server.require_live()
+        if earlier in server.ready():
+            return
+        kept = folders.versions(service.repository)
+        if earlier not in kept:
+            raise ReleaseError(
+                f"the folder of version {earlier} is no longer kept, live is {live}: `freshet publish` its bundle again"
+            )
+        _require_obeyed(records, live)
+        with step(f"version {earlier} loaded again"):
+            folders.remove(service.repository, [version for version in kept - {live} if version > earlier])
+            server.load(earlier)
+            server.try_golden(service.repository / MODEL / str(earlier), earlier)
+    finally:
+        server.close()
+
+
+def _require_obeyed(records: Records, live: int) -> None:
+    """See that no worker makes lists with a version that the next load unloads. Raises `ReleaseError`."""
     if behind := records.wait():
         raise ReleaseError(f"{', '.join(behind)} still makes lists with another version than {live}: `freshet models`")
-    return live
 
 
 def _number(repository: Path, found: Versions, asked: int | None) -> int:
@@ -237,7 +268,10 @@ def _require_ready(service: Service, number: int, found: Versions) -> None:
         server.close()
     if number not in ready:
         served = ", ".join(map(str, ready)) or "none"
-        raise ReleaseError(f"Triton no longer serves version {number} (it serves {served}): live is {found.live}")
+        raise ReleaseError(
+            f"Triton no longer serves version {number} (it serves {served}), live is {found.live}: "
+            "`freshet publish` its bundle again"
+        )
 
 
 def _retire(repository: Path, kept: int, keep: set[int]) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import pytest
 from deploy import local
 from deploy.local import Stack
 from deploy.release.errors import ReleaseError
-from deploy.release.publish import Service, publish_bundle
-from deploy.release.repository import only_publisher, versions
+from deploy.release.publish import Service, publish_bundle, roll_back
+from deploy.release.repository import only_publisher, remove, versions
 from deploy.release.server import Server
 from deploy.tensorrt.stamp import Stamp, encode_stamp
 from tests.integration.bundles import SHIPPED, Keys, MemoryRecords, altered, renamed_items, with_nan
@@ -178,6 +178,26 @@ def test_one_publisher_at_a_time(service: Service) -> None:
     with only_publisher(service.repository), pytest.raises(ReleaseError, match="somebody else is publishing"):
         publish_bundle(SHIPPED, service, records)
     assert versions(service.repository) == before
+
+
+def test_rollbacks_in_a_row_go_back_as_far_as_versions_are_kept(service: Service) -> None:
+    """Triton serves two versions, and one that it has let go is loaded again; beyond that it says what to do."""
+    first = max(versions(service.repository))
+    records = MemoryRecords(Rollout(MODEL, first, "promoted", 0))
+    for _ in range(3):
+        publish_bundle(SHIPPED, service, records)
+    triton = Server(service.triton)
+    for live in (first + 2, first + 1):
+        assert roll_back(service, records, "", lambda _name: nullcontext())[1] == records.read().live == live
+        assert live in triton.ready()
+        triton.try_golden(service.repository / MODEL / str(live), live)
+    triton.close()
+    remove(service.repository, [first])
+    with pytest.raises(
+        ReleaseError, match=f"version {first} is no longer kept, live is {first + 1}: `freshet publish`"
+    ):
+        roll_back(service, records, "", lambda _name: nullcontext())
+    assert debris(service) == []
 
 
 def test_from_shadow_to_promotion_and_back(world: World, service: Service, keys: Keys, tmp_path: Path) -> None:
