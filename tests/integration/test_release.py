@@ -180,6 +180,26 @@ def test_one_publisher_at_a_time(service: Service) -> None:
     assert versions(service.repository) == before
 
 
+def test_two_publishers_at_once_end_well(world: World, service: Service) -> None:
+    """Whoever comes second is refused in a line, or comes after; each version that was announced is there, no other."""
+    before = versions(service.repository)
+    command = [sys.executable, "-m", "workers.cli", "publish", str(SHIPPED), "--json"]
+    racing = [
+        subprocess.Popen(command, env=os.environ | world.settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    said = [publisher.communicate() for publisher in racing]
+    published = {json.loads(out)["version"] for publisher, (out, _) in zip(racing, said, strict=True) if out}
+    refused = [err.decode() for publisher, (_, err) in zip(racing, said, strict=True) if publisher.returncode]
+    assert (len(published), len(refused)) in {(1, 1), (2, 0)}
+    assert all("somebody else is publishing into" in err.splitlines()[-1] for err in refused)
+    told = world.freshet("models")
+    assert {step["version"] for step in told["versions"]} == {max(before), *published}
+    assert told["live"] == serving(service) == max(published)
+    assert published <= versions(service.repository) <= before | published
+    assert debris(service) == []
+
+
 def test_rollbacks_in_a_row_go_back_as_far_as_versions_are_kept(service: Service) -> None:
     """Triton serves two versions, and one that it has let go is loaded again; beyond that it says what to do."""
     first = max(versions(service.repository))
