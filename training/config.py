@@ -97,8 +97,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Epochs between two validations."""
     positions: Positive = 2048
     """Targets a step, about."""
+    overlap: Annotated[float, msgspec.Meta(ge=0, le=0.9)] = 0.5
+    """Part of a row that the next one of the same history sees again: less is faster, more gives longer contexts."""
     negatives: Positive = 1500
     """Items a step is scored against, where the catalogue is too large to score whole."""
+    look_ahead: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    """Chance that a target is one item further on, and again: for logs whose order within a visit says little."""
+    teachers: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Models fitted first, each on a seed of its own, whose mean scores the model learns beside the log."""
     learning_rate: Rate = 3e-3
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 1e-2
     average: Rate = 0.99
@@ -163,6 +169,10 @@ def _check(config: Config) -> None:
     for kind in config.targets:
         if kind not in config.behaviours:
             raise ConfigError(f"targets: {kind!r} is not among the behaviours {', '.join(config.behaviours)}")
+    if config.teachers and config.privacy is not None:
+        raise ConfigError(
+            "teachers: a private run has none, for what they learn of users is not counted in its epsilon"
+        )
     length = config.model.get("length", 0)
     if isinstance(length, int) and length > config.history:
         raise ConfigError(f"model.length {length} is more than the history of {config.history} that is kept")

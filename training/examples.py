@@ -15,7 +15,7 @@ Two views of one log:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -109,6 +109,7 @@ def windows(
     *,
     targets: Collection[str] | None = None,
     since: int = 0,
+    overlap: float = 0.5,
 ) -> Examples:
     """Training rows of `length` events over users' histories.
 
@@ -116,18 +117,33 @@ def windows(
     nothing where it is older than `since` (ms). Rows that train nothing are left out.
 
     A history's first row opens with one padding position, whose target is the first
-    event: an empty history is an example too. Later rows start half a
-    row further on and train only the targets that the row before did not reach, so
-    each event is a target once and most have a long context.
+    event: an empty history is an example too. Later rows see the last `overlap` of the row
+    before again and train only the targets that it did not reach, so each event is a
+    target once and has at least so much of a row behind it.
     """
     rows: list[tuple[NDArray[np.int32], ...]] = []
+    stride = max(1, round(length * (1 - overlap)))
     for run in histories:
         aimed = np.array([targets is None or event.type in targets for event in run])
         fresh = np.array([event.ts >= since for event in run])
-        rows.extend(_user_rows(run, item_index, type_index, length, aimed & fresh, fresh))
+        rows.extend(_user_rows(run, item_index, type_index, length, stride, aimed & fresh, fresh))
     if not rows:
         raise ValueError("the log has no behaviour events to learn from")
     return Examples(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def look_ahead(examples: Examples, chance: float, random: np.random.Generator) -> Examples:
+    """The same rows with some next items replaced by later ones of the row: one further on with `chance`, and so on.
+
+    Where users take several things at a time, their order among them says little, and what comes soon is as good
+    a target as what comes next. A row's last targets have nothing further on and stay.
+    """
+    length = examples.next_item.shape[1]
+    further = random.geometric(1 - chance, examples.next_item.shape) - 1
+    place = np.minimum(np.arange(length) + further, length - 1)
+    later = np.take_along_axis(examples.next_item, place, axis=1)
+    moved = (examples.next_item != IGNORE) & (later != IGNORE)
+    return replace(examples, next_item=np.where(moved, later, examples.next_item))
 
 
 def _user_rows(
@@ -135,6 +151,7 @@ def _user_rows(
     item_index: Mapping[str, int],
     type_index: Mapping[str, int],
     length: int,
+    stride: int,
     item_aims: NDArray[np.bool_],
     type_aims: NDArray[np.bool_],
 ) -> Iterator[tuple[NDArray[np.int32], ...]]:
@@ -164,7 +181,7 @@ def _user_rows(
                 _right(next_types, IGNORE, length),
             )
         trained = stop + 1
-        start += max(1, length // 2)
+        start += stride
 
 
 def _right(values: NDArray[np.int32], fill: int, length: int) -> NDArray[np.int32]:

@@ -17,8 +17,8 @@ from __future__ import annotations
 import copy
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -28,14 +28,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.checkpoint import Checkpoint
-from training.examples import IGNORE, Examples
-from training.losses import Sampler, multi_task_loss, next_item_loss, next_type_loss
+from training.config import Config
+from training.examples import IGNORE, Examples, look_ahead
+from training.losses import Sampler, multi_task_loss, next_item_loss, next_item_scores, next_type_loss
 from training.model import UserEncoder
 from training.privacy import Private, private_gradient
 from workers.core.features import FIRST_ITEM, PADDING
 
-FULL_SOFTMAX = 4000
+FULL_SOFTMAX = 2000
 """Catalogues up to this many items are scored whole at every step."""
+
+TEACHER_SEEDS = 1000
+"""How far apart the seeds of a run's teachers are."""
 
 Rows = Callable[[np.random.Generator], Examples]
 Score = Callable[[UserEncoder], float]
@@ -52,10 +56,16 @@ class Options:
     weight_decay: float = 1e-2
     average: float = 0.99
     negatives: int = 1500
+    look_ahead: float = 0.0
     validate_every: int = 2
     seed: int = 0
     threads: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @classmethod
+    def of(cls, config: Config) -> Options:
+        """What a domain's settings say of the fit."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 class FitError(Exception):
@@ -89,6 +99,11 @@ class Fitted:
     steps: int
 
 
+def teacher_seeds(config: Config) -> list[int]:
+    """The seeds of a run's teachers; runs on neighbouring seeds share none."""
+    return [config.seed + number * TEACHER_SEEDS for number in range(1, config.teachers + 1)]
+
+
 def device_of(options: Options) -> torch.device:
     """Where to train. Raises `FitError` where a GPU is asked for and none is there."""
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -111,14 +126,16 @@ def fit(
     advance: Callable[[int, int], None] = lambda _done, _total: None,
     checkpoint: Checkpoint | None = None,
     private: Private | None = None,
+    teachers: Sequence[UserEncoder] = (),
 ) -> Fitted:
     """Train until `patience` validations were no better; `rows` makes an epoch's examples.
 
     A `private` run takes its examples by user, and keeps the weights of its last epoch.
-    `report` is told each epoch and `advance` each step, which may raise to stop.
+    `teachers` are fitted models of the same items, whose mean scores are learned beside
+    what happened. `report` is told each epoch and `advance` each step, which may raise to stop.
     Raises `FitError`, and `OSError` where a checkpoint cannot be written.
     """
-    run = _Run(model, options, private)
+    run = _Run(model, options, private, teachers)
     stored = checkpoint.load() if checkpoint is not None else None
     if stored is not None:
         run.restore(*stored)
@@ -134,7 +151,9 @@ def fit(
 class _Run:
     """The changing parts of a fit."""
 
-    def __init__(self, model: UserEncoder, options: Options, private: Private | None) -> None:
+    def __init__(
+        self, model: UserEncoder, options: Options, private: Private | None, teachers: Sequence[UserEncoder]
+    ) -> None:
         self.options = options
         self.private = private
         self.device = device_of(options)
@@ -143,6 +162,7 @@ class _Run:
         self.random = np.random.default_rng(seed)
         self.model = model.to(self.device)
         self.average = copy.deepcopy(self.model).eval()
+        self.teachers = [teacher.to(self.device).eval() for teacher in teachers]
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), options.learning_rate, weight_decay=options.weight_decay
         )
@@ -174,6 +194,8 @@ class _Run:
     def _gradients(self, rows: Rows) -> list[Callable[[], float | None]]:
         """The epoch's steps: each leaves its gradient in the parameters and returns its loss."""
         examples = rows(self.random)
+        if self.options.look_ahead:
+            examples = look_ahead(examples, self.options.look_ahead, self.random)
         sampler = _sampler(examples, self.model, self.options)
         steps = batches(examples, self.options.positions, self.random)
         return [partial(self._gradient, batch, sampler) for batch in steps]
@@ -189,7 +211,7 @@ class _Run:
 
     def _gradient(self, batch: Examples, sampler: Sampler | None) -> float:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = step_loss(self.model, batch, sampler)
+            loss = step_loss(self.model, batch, sampler, self.teachers)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -260,27 +282,34 @@ def batches(examples: Examples, positions: int, random: np.random.Generator) -> 
         yield Examples(*(getattr(examples, name)[chosen, -longest:] for name in Examples.__dataclass_fields__))
 
 
-def step_loss(model: UserEncoder, batch: Examples, sampler: Sampler | None) -> Tensor:
-    """The objective on one step's rows."""
+def step_loss(
+    model: UserEncoder, batch: Examples, sampler: Sampler | None, teachers: Sequence[UserEncoder] = ()
+) -> Tensor:
+    """The objective on one step's rows; teachers score the same candidates."""
     device = model.text.device
     item_index, event_type, time_gap, next_item, next_type = (
         torch.from_numpy(np.ascontiguousarray(getattr(batch, name))).to(device)
         for name in Examples.__dataclass_fields__
     )
-    sample = None
-    if sampler is None:
-        vectors = model.item_vectors()
-    else:
+    sample = rows = None
+    if sampler is not None:
         drawn, expected = (part.to(device) for part in sampler.draw())
         met = torch.cat([item_index.flatten(), next_item.flatten()]) - FIRST_ITEM
         rows = torch.unique(torch.cat([met[met >= 0].long(), drawn]))  # ascending
-        vectors = model.item_vectors(rows)
         item_index, next_item = _among(item_index, rows), _among(next_item, rows)
         sample = torch.searchsorted(rows, drawn), expected
-    hidden = model(item_index, event_type, time_gap, vectors)
-    return multi_task_loss(
-        next_item_loss(hidden, next_item, vectors, sample), next_type_loss(model.type_head(hidden), next_type)
-    )
+
+    def scored(encoder: UserEncoder) -> tuple[Tensor, Tensor, Tensor]:
+        vectors = encoder.item_vectors(rows)
+        hidden = encoder(item_index, event_type, time_gap, vectors)
+        return hidden, *next_item_scores(hidden, next_item, vectors, sample)
+
+    hidden, scores, own = scored(model)
+    taught = None
+    if teachers:
+        with torch.no_grad():
+            taught = torch.stack([scored(teacher)[1] for teacher in teachers]).mean(dim=0)
+    return multi_task_loss(next_item_loss(scores, own, taught), next_type_loss(model.type_head(hidden), next_type))
 
 
 def _among(index: Tensor, rows: Tensor) -> Tensor:

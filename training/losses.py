@@ -17,6 +17,7 @@ from training.examples import IGNORE
 from workers.core.features import FIRST_ITEM
 
 TYPE_WEIGHT = 0.1
+TEACHING = 0.6
 COLLISION = -1e4
 """Score of a drawn item that is the position's own target: it must not count twice."""
 
@@ -37,25 +38,37 @@ class Sampler:
         return drawn, torch.log(self._chance[drawn] * self._number)
 
 
-def next_item_loss(
+def next_item_scores(
     hidden: Tensor, next_item: Tensor, vectors: Tensor, sample: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
-    """Cross entropy at the valid positions only, over all of `vectors` or over each position's own item and a sample.
+) -> tuple[Tensor, Tensor]:
+    """Scores `[P, C]` of the P valid positions' candidates, and the column `[P]` of each one's own item.
 
-    `hidden` [B, L, D], `next_item` [B, L] in the encoder's index space, `vectors` [R, D]
-    by that index; `sample` are rows of `vectors` [S] and the log of their expected
-    counts [S], as `Sampler` draws them. Padding is dropped before the product with the
-    table, the costliest step.
+    Candidates are all of `vectors`, or each position's own item and a sample. `hidden`
+    [B, L, D], `next_item` [B, L] in the encoder's index space, `vectors` [R, D] by that
+    index; `sample` are rows of `vectors` [S] and the log of their expected counts [S], as
+    `Sampler` draws them. Padding is dropped before the product with the table, the costliest step.
     """
     valid = next_item != IGNORE
     hidden, target = hidden[valid], next_item[valid].long() - FIRST_ITEM  # [P, D], [P]
     if sample is None:
-        return functional.cross_entropy(hidden @ vectors.T, target)
+        return hidden @ vectors.T, target
     drawn, expected = sample
     own = (hidden * vectors[target]).sum(dim=1, keepdim=True)  # [P, 1]
     others = hidden @ vectors[drawn].T - expected  # [P, S]
     others = others.masked_fill(drawn == target[:, None], COLLISION)
-    return (torch.logsumexp(torch.cat([own, others], dim=1), dim=1, keepdim=True) - own).mean()
+    return torch.cat([own, others], dim=1), torch.zeros_like(target)
+
+
+def next_item_loss(scores: Tensor, own: Tensor, taught: Tensor | None = None) -> Tensor:
+    """Cross entropy of `scores` [P, C] with the item that came, in column `own` [P], and with what teachers say.
+
+    `taught` [P, C] are the teachers' mean scores of the same candidates: the model learns their distribution with
+    a weight of `TEACHING` (knowledge distillation; Hinton et al. 2015, arXiv:1503.02531, at temperature 1).
+    """
+    loss = functional.cross_entropy(scores, own)
+    if taught is None:
+        return loss
+    return (1 - TEACHING) * loss + TEACHING * functional.cross_entropy(scores, taught.softmax(dim=1))
 
 
 def next_type_loss(logits: Tensor, next_type: Tensor) -> Tensor:

@@ -115,7 +115,15 @@ def epoch_rows(config: Config, material: Material) -> Callable[[np.random.Genera
     length, item_index = model_config(config, material).length, material.item_index
 
     def cut(runs: Sequence[list[Event]], since: int = 0) -> Examples:
-        return windows(runs, item_index, config.type_index, length, targets=config.targeted, since=since)
+        return windows(
+            runs,
+            item_index,
+            config.type_index,
+            length,
+            targets=config.targeted,
+            since=since,
+            overlap=config.overlap,
+        )
 
     def rows(random: np.random.Generator) -> Examples:
         runs = shuffle_ties(material.runs, random)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import shutil
 import subprocess
@@ -39,7 +40,7 @@ from training.config import Config, ConfigError, load_config
 from training.dataset import DatasetError, Log
 from training.evaluate import Replay
 from training.export import ExportError, export_bundle
-from training.fit import Epoch, FitError, Fitted, Options, fit
+from training.fit import Epoch, FitError, Fitted, Options, fit, teacher_seeds
 from training.lifts import item_lifts
 from training.material import Material, NothingNewError, epoch_rows, gather, model_config, private_users
 from training.measure import UNTIED, measure, table, validator
@@ -160,23 +161,25 @@ def _train(
             scores = {"loss": epoch.loss} | ({} if epoch.score is None else {"validation ndcg@10": epoch.score})
             tracker.log(scores, epoch.number)
 
-    checkpoint = Checkpoint(job.work / "checkpoint.safetensors", run)
+    checkpoint = _checkpoint(job, run)
     stored = checkpoint.load()
     if stored is not None:
         say(f"going on after epoch {stored[1]['epoch']} of a run that was stopped")
-    model = _model(config, material, live if job.incremental else None)
-    private = private_users(config, material)
+    parent = live if job.incremental else None
+    model, private = _model(config, material, parent), private_users(config, material)
     say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
+    teachers = [] if parent is not None else list(_teachers(job, config, material, replay, run))
     with progress("epoch") as advance:
         fitted = fit(
             model,
             epoch_rows(config, material),
             validator(material, replay),
-            _options(config),
+            Options.of(config),
             report=report,
             advance=advance,
             checkpoint=checkpoint,
             private=private,
+            teachers=teachers,
         )
     prior_weight, metrics = measure(fitted, material, replay)
     if tracker is not None:
@@ -187,8 +190,34 @@ def _train(
     accepted = _write(job, config, material, live, fitted, prior_weight, metrics, privacy)
     if tracker is not None:
         tracker.note({}, {"gate": "accepted" if accepted else "refused", "bundle": str(job.out)})
-    checkpoint.remove()
+    for number in range(config.teachers + 1):
+        _checkpoint(job, run, number).remove()
     return accepted
+
+
+def _teachers(job: Job, config: Config, material: Material, replay: Replay, run: str) -> Iterator[UserEncoder]:
+    """The models to learn from, each on a seed of its own; a run that goes on finds those that were done."""
+    for number, seed in enumerate(teacher_seeds(config), 1):
+        own = msgspec.structs.replace(config, seed=seed)
+        with progress(f"teacher {number}") as advance:
+            yield fit(
+                _model(own, material, None),
+                epoch_rows(own, material),
+                validator(material, replay),
+                Options.of(own),
+                report=functools.partial(_tell_teacher, number),
+                advance=advance,
+                checkpoint=_checkpoint(job, run, number),
+            ).model
+
+
+def _tell_teacher(number: int, epoch: Epoch) -> None:
+    say(f"teacher {number}: {epoch}")
+
+
+def _checkpoint(job: Job, run: str, teacher: int = 0) -> Checkpoint:
+    """Where the run stands, or its `teacher`."""
+    return Checkpoint(job.work / (f"teacher-{teacher}.safetensors" if teacher else "checkpoint.safetensors"), run)
 
 
 def _check_model(config: Config) -> None:
@@ -202,10 +231,6 @@ def _check_model(config: Config) -> None:
             raise ConfigError(f"[training.model]: {name} is a {kind.__name__}, not {value!r}")
 
 
-def _options(config: Config) -> Options:
-    return Options(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Options)})
-
-
 def _model(config: Config, material: Material, parent: Bundle | None) -> UserEncoder:
     torch.manual_seed(config.seed)
     model = UserEncoder(model_config(config, material), torch.from_numpy(material.known))
@@ -217,7 +242,8 @@ def _model(config: Config, material: Material, parent: Bundle | None) -> UserEnc
 def _objective(material: Material, replay: Replay, parent: Bundle | None) -> Objective:
     def objective(config: Config, report: Callable[[Epoch], None], advance: Advance) -> float:
         model, rows = _model(config, material, parent), epoch_rows(config, material)
-        return fit(model, rows, validator(material, replay), _options(config), report=report, advance=advance).score
+        options = Options.of(config)
+        return fit(model, rows, validator(material, replay), options, report=report, advance=advance).score
 
     return objective
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.parity.wrong_items import misnumber
-from training.examples import IGNORE, Examples, histories, shuffle_ties, states_before, windows
+from training.examples import IGNORE, Examples, histories, look_ahead, shuffle_ties, states_before, windows
 from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event
 from workers.core.features import FIRST_ITEM, TEXT_DIM, UNKNOWN, USER_ENCODER_INPUTS, featurise
 from workers.core.state import UserState, empty_state, fold
@@ -114,11 +114,11 @@ def prefix(examples: Examples, row: int, position: int) -> tuple[bytes, ...]:
     return (*columns, bytes([int(item) % 256]), bytes([int(kind)]))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_every_event_is_a_target_once(seed: int) -> None:
-    """Overlapping rows train no event twice and leave none out."""
-    events = log(seed, control=False)
-    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX, LENGTH)
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.5, 0.9])
+def test_every_event_is_a_target_once(overlap: float) -> None:
+    """Rows train no event twice and leave none out, however much of a row the next one sees again."""
+    events = log(0, control=False)
+    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX, LENGTH, overlap=overlap)
     known = [
         ITEM_INDEX[event.item_id or ""]
         for user in {event.user_id for event in events}
@@ -289,16 +289,16 @@ def test_item_dropout_leaves_the_text() -> None:
 
 def test_next_item_loss_counts_valid_positions_alone() -> None:
     """The loss is the mean cross entropy over valid positions, whatever stands at the others."""
-    from training.losses import next_item_loss  # noqa: PLC0415 - imports torch
+    from training.losses import next_item_loss, next_item_scores  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(0)
     hidden, vectors = torch.randn(2, 3, 4), torch.randn(6, 4)
     target = torch.tensor([[IGNORE, FIRST_ITEM, IGNORE], [IGNORE, IGNORE, FIRST_ITEM + 5]])
     logits = torch.stack([hidden[0, 1] @ vectors.T, hidden[1, 2] @ vectors.T])
     expected = -(torch.log_softmax(logits, 1)[0, 0] + torch.log_softmax(logits, 1)[1, 5]) / 2
-    torch.testing.assert_close(next_item_loss(hidden, target, vectors), expected)
+    torch.testing.assert_close(next_item_loss(*next_item_scores(hidden, target, vectors)), expected)
     hidden[0, 0] = 1e6
-    torch.testing.assert_close(next_item_loss(hidden, target, vectors), expected)
+    torch.testing.assert_close(next_item_loss(*next_item_scores(hidden, target, vectors)), expected)
 
 
 def test_next_type_loss_counts_from_one() -> None:
@@ -313,15 +313,31 @@ def test_next_type_loss_counts_from_one() -> None:
 
 def test_a_sample_of_every_item_is_the_full_softmax() -> None:
     """With each item drawn once and expected once, the sampled loss is the full one: the target counts once."""
-    from training.losses import next_item_loss  # noqa: PLC0415 - imports torch
+    from training.losses import next_item_loss, next_item_scores  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(0)
     hidden, vectors = torch.randn(2, 3, 4), torch.randn(6, 4)
     target = torch.tensor([[IGNORE, FIRST_ITEM, IGNORE], [IGNORE, FIRST_ITEM + 2, FIRST_ITEM + 5]])
     everything = torch.arange(6), torch.zeros(6)
     torch.testing.assert_close(
-        next_item_loss(hidden, target, vectors, everything), next_item_loss(hidden, target, vectors)
+        next_item_loss(*next_item_scores(hidden, target, vectors, everything)),
+        next_item_loss(*next_item_scores(hidden, target, vectors)),
     )
+
+
+def test_what_teachers_say_weighs_beside_what_came() -> None:
+    """A student that scores as its teachers do has the least loss that they leave; with no teachers the log's alone."""
+    from training.losses import TEACHING, next_item_loss  # noqa: PLC0415 - imports torch
+
+    torch.manual_seed(0)
+    scores, own = torch.randn(3, 5), torch.tensor([0, 4, 2])
+    alone = next_item_loss(scores, own)
+    sure = torch.full((3, 5), -1e4).scatter(1, own[:, None], 1e4)
+    torch.testing.assert_close(next_item_loss(scores, own, sure), alone)
+    taught = torch.randn(3, 5)
+    entropy = -(taught.softmax(1) * taught.log_softmax(1)).sum(1).mean()
+    expected = (1 - TEACHING) * next_item_loss(taught, own) + TEACHING * entropy
+    torch.testing.assert_close(next_item_loss(taught, own, taught), expected)
 
 
 def test_a_sampled_softmax_is_right_on_average() -> None:
@@ -334,6 +350,23 @@ def test_a_sampled_softmax_is_right_on_average() -> None:
     assert 0 not in drawn
     estimate = torch.logsumexp(scores[drawn] - expected, 0)
     torch.testing.assert_close(estimate, torch.logsumexp(scores[1:], 0), atol=0.01, rtol=0)
+
+
+def test_looking_ahead_takes_later_targets_of_the_row_alone() -> None:
+    """Each target is one that stands at its place or further on in its row; none appears where there was none."""
+    random = np.random.default_rng(0)
+    target = np.where(np.arange(12) >= random.integers(0, 9, (500, 1)), np.arange(12) + 100, IGNORE).astype(np.int32)
+    examples = Examples(target, target, target, target, target)
+    ahead = look_ahead(examples, 0.3, random)
+    changed = ahead.next_item != target
+    assert (ahead.next_item[changed] > target[changed]).all()
+    assert (ahead.next_item.max(axis=1) <= target.max(axis=1)).all()
+    assert ((ahead.next_item == IGNORE) == (target == IGNORE)).all()
+    movable = (target != IGNORE) & (np.arange(12) < 9)
+    assert changed[movable].mean() == pytest.approx(0.3, abs=0.03)
+    assert (ahead.next_item - target == 2)[movable].mean() == pytest.approx(0.3**2 * 0.7, abs=0.02)
+    assert ahead.item_index is target
+    assert (look_ahead(examples, 0.0, random).next_item == target).all()
 
 
 def test_steps_hold_every_row_once_and_cut_padding_alone() -> None:

@@ -153,6 +153,33 @@ def test_a_run_killed_for_real_ends_with_the_same_bundle(first: Path) -> None:
         assert (folder / "out" / name).read_bytes() == (first / "first" / name).read_bytes(), name
 
 
+def test_teachers_are_fitted_first_and_once(
+    first: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model learns from theirs and the log; stopped, it goes on with the ones that were done; nothing is left."""
+    folder = first / "taught"
+    folder.mkdir()
+    write_log(folder / "events.jsonl", walk())
+    write_items(folder / "items.jsonl", without=[3])
+    write_config(folder / "ring.toml", teachers=2, epochs=4)
+    work = folder / "work"
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "measure", stopped)
+    assert run(folder, "out") == 130
+    assert "teacher 2: epoch   4" in capsys.readouterr().out
+    assert len(list(work.glob("teacher-*.safetensors"))) == 2
+    monkeypatch.undo()
+    assert run(folder, "out") == 0
+    assert "teacher 1: epoch" not in capsys.readouterr().out
+    assert not list(work.glob("*.safetensors"))
+    learned = [load_file(bundle / "weights.safetensors") for bundle in (folder / "out", first / "first")]
+    assert not np.allclose(learned[0]["residual.weight"], learned[1]["residual.weight"])
+    assert load_bundle(folder / "out").manifest.metrics["encoder"]["ndcg@10"] > 0.8
+
+
 def test_who_is_forgotten_is_in_no_row(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of a user who opted out or was erased is learned from, judged by, or kept as a canary."""
     events = walk()
