@@ -18,33 +18,39 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from tests.quality import baselines, cost, diversity, logs, off_policy, prequential
-from tests.quality.encoder import Recipe, train_encoder
+from tests.quality.encoder import train_encoder
 from tests.quality.ranking import Case, Floats, LeaveOneOut, Scorer, judge, leave_one_out
-from training.fit import Options
+from training.config import Config, load_config
 from training.text import TextEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ROOT / ".parts"
 CACHE = PARTS / "quality"
-HELD_OUT_USERS = 512
+HELD_OUT_USERS = 1536
 CURVE_CASES = 4000
+STREAM_EPOCHS = 6
+"""Of each of the trainings on a stream, of which no part is held back to choose by."""
 Figures = dict[str, dict[str, Any]]
 
-BEAUTY = Recipe(
-    {"dim": 128, "blocks": 1, "feed_forward": 256, "dropout": 0.4}, Options(epochs=24, patience=3, validate_every=2)
+DOMAINS = ROOT / "deploy" / "domains"
+BEAUTY = load_config(DOMAINS / "beauty.toml")
+FILMS = load_config(DOMAINS / "films.toml")
+LONG = {"length": 200, "dim": 128, "feed_forward": 256, "dropout": 0.3}
+FILMS_LONG = load_config(
+    DOMAINS / "films.toml", history=200, overlap=0.1, positions=2048, negatives=600, average=0.998, model=LONG
 )
-MOVIELENS_100K = Recipe({"dropout": 0.3}, Options(epochs=60, patience=5, validate_every=2))
-MOVIELENS_1M = Recipe({"length": 200, "dropout": 0.2}, Options(epochs=60, patience=4, validate_every=2))
-STREAM = Recipe({}, Options(epochs=6, validate_every=6))
+"""MovieLens-1M is ten times as large, with long histories."""
+NEWS = load_config(DOMAINS / "news.toml")
 
 
 PEER_EPOCHS = {"beauty": 20, "ml-100k": 40}
@@ -62,9 +68,9 @@ class Run:
     peers: Path
     embed: Callable[[list[str]], Floats]
 
-    def recipe(self, recipe: Recipe, seed: int) -> Recipe:
-        """The recipe with a seed, on the threads allowed."""
-        return replace(recipe, options=replace(recipe.options, seed=seed, threads=self.threads))
+    def settings(self, config: Config, seed: int) -> Config:
+        """A domain's settings with a seed, on the threads allowed."""
+        return msgspec.structs.replace(config, seed=seed, threads=self.threads)
 
 
 def beauty(run: Run) -> Figures:
@@ -76,34 +82,34 @@ def beauty(run: Run) -> Figures:
 def movielens_100k(run: Run) -> Figures:
     """MovieLens-100K, leave-one-out."""
     log, _ = logs.movielens_100k(run.movielens)
-    return _leave_one_out(leave_one_out(log.users, log.texts), MOVIELENS_100K, run, PEER_EPOCHS["ml-100k"])
+    return _leave_one_out(leave_one_out(log.users, log.texts), FILMS, run, PEER_EPOCHS["ml-100k"])
 
 
 def movielens_1m(run: Run) -> Figures:
-    """MovieLens-1M, gSASRec's 512 validation users; the epoch is chosen on the last items of 512 other users."""
+    """MovieLens-1M, gSASRec's 512 validation users; the epoch is chosen on the last items of other users."""
     log, cases = logs.movielens_1m(run.data)
     others = np.random.default_rng(0).permutation(len(log.users))[:HELD_OUT_USERS]
     validation: list[Case] = [(log.users[user][:-1], log.users[user][-1]) for user in others]
     train = [items[:-1] if user in set(others.tolist()) else items for user, items in enumerate(log.users)]
-    return _leave_one_out(LeaveOneOut(train, validation, cases, log.texts), MOVIELENS_1M, run, peer_epochs=0)
+    return _leave_one_out(LeaveOneOut(train, validation, cases, log.texts), FILMS_LONG, run, peer_epochs=0)
 
 
 def deskdrop_stream(run: Run) -> Figures:
     """Deskdrop, first views as they come: rank, then learn."""
-    return _stream(logs.deskdrop(run.data), run, kinds={"view"}, window_days=2)
+    return _stream(logs.deskdrop(run.data), run, NEWS, kinds={"view"}, window_days=2)
 
 
 def movielens_100k_stream(run: Run) -> Figures:
     """MovieLens-100K, ratings as they come: rank, then learn."""
     _, stream = logs.movielens_100k(run.movielens)
-    return _stream(stream, run, kinds=set(stream.types), window_days=7)
+    return _stream(stream, run, FILMS, kinds=set(stream.types), window_days=7)
 
 
 def diversity_curve(run: Run) -> Figures:
     """The diversity and novelty knobs on Beauty's validation part: what variety costs."""
     log = logs.beauty(run.data)
     split = leave_one_out(log.users, log.texts)
-    trained = train_encoder(split, run.embed(split.texts), run.recipe(BEAUTY, 0), seed=0)
+    trained = train_encoder(split, run.embed(split.texts), run.settings(BEAUTY, 0))
     chosen = np.random.default_rng(0).permutation(len(split.validation))[:CURVE_CASES]  # the first users are odd ones
     cases = [split.validation[case] for case in chosen]
     return dict(diversity.curve(trained.score, trained.table, split.counts(), cases))
@@ -111,8 +117,8 @@ def diversity_curve(run: Run) -> Figures:
 
 def serving_cost(run: Run) -> Figures:
     """ONNX Runtime, one thread, batch 64, top-K fused: untrained encoders of the shapes above."""
-    shapes = {"beauty": (BEAUTY, 12101), "movielens-100k": (MOVIELENS_100K, 1682), "movielens-1m": (MOVIELENS_1M, 3416)}
-    return {name: cost.measure(recipe.shape, items) for name, (recipe, items) in shapes.items()}
+    shapes = {"beauty": (BEAUTY, 12101), "movielens-100k": (FILMS, 1682), "movielens-1m": (FILMS_LONG, 3416)}
+    return {name: cost.measure(config.model, items) for name, (config, items) in shapes.items()}
 
 
 def off_policy_oracle(run: Run) -> Figures:
@@ -132,7 +138,7 @@ PARTS_BY_NAME: dict[str, Callable[[Run], Figures]] = {
 }
 
 
-def _leave_one_out(split: LeaveOneOut, recipe: Recipe, run: Run, peer_epochs: int) -> Figures:
+def _leave_one_out(split: LeaveOneOut, config: Config, run: Run, peer_epochs: int) -> Figures:
     counts = split.counts()
     figures: Figures = {}
     makers: dict[str, Callable[[LeaveOneOut], Scorer]] = {
@@ -149,7 +155,7 @@ def _leave_one_out(split: LeaveOneOut, recipe: Recipe, run: Run, peer_epochs: in
     texts = run.embed(split.texts)
     runs = []
     for seed in range(run.seeds):
-        trained = train_encoder(split, texts, run.recipe(recipe, seed), seed)
+        trained = train_encoder(split, texts, run.settings(config, seed))
         ranks = judge(trained.score, split.test)
         runs.append(ranks.figures(counts) | {"seconds": trained.seconds, "epoch": trained.epoch})
     figures["Freshet"] = _over_seeds(runs)
@@ -169,12 +175,13 @@ def _peers(split: LeaveOneOut, run: Run, epochs: int) -> Figures:
     return {name: _over_seeds([figures[name] for figures in runs]) for name in runs[0]}
 
 
-def _stream(stream: logs.Stream, run: Run, *, kinds: set[str], window_days: float) -> Figures:
+def _stream(stream: logs.Stream, run: Run, config: Config, *, kinds: set[str], window_days: float) -> Figures:
     texts = run.embed(stream.texts)
+    short = msgspec.structs.replace(config, epochs=STREAM_EPOCHS, validate_every=STREAM_EPOCHS)
     runs = []
     for seed in range(run.seeds):
-        recipe = run.recipe(STREAM, seed)
-        runs.append(prequential.run(stream, texts, recipe, kinds=kinds, window_days=window_days, seed=seed))
+        own = run.settings(short, seed)
+        runs.append(prequential.run(stream, texts, own, kinds=kinds, window_days=window_days))
     return {name: _over_seeds([figures[name] for figures in runs]) for name in runs[0]}
 
 

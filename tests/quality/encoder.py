@@ -12,28 +12,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tests.quality.ranking import Floats, LeaveOneOut, Scorer, judge
+from training.config import Config
 from training.examples import Examples, windows
-from training.fit import Options, fit
-from training.model import Config, UserEncoder
+from training.fit import Fitted, Options, fit, teacher_seeds
+from training.model import Config as ModelConfig
+from training.model import UserEncoder
 from workers.core.events import Event
 from workers.core.features import FIRST_ITEM, UNKNOWN
 
 TYPE = "purchase"
 GAP = 1
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a domain sets: the network's shape, the fit, and how many validation users choose the epoch."""
-
-    shape: dict[str, float]
-    options: Options
-    validation_users: int = 6000
+VALIDATION_USERS = 6000
+"""So many of the validation part choose the epoch."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +43,31 @@ class Trained:
     seconds: float
 
 
-def train_encoder(split: LeaveOneOut, texts: Floats, recipe: Recipe, seed: int) -> Trained:
-    """Fit on the training part, the epoch chosen on a sample of the validation users."""
+def train_encoder(split: LeaveOneOut, texts: Floats, config: Config) -> Trained:
+    """Fit on the training part as `freshet train` does, the epoch chosen on a sample of the validation users."""
     started = time.perf_counter()
     trained = np.flatnonzero(split.counts())
     index = np.full(split.items, UNKNOWN, np.int64)
     index[trained] = FIRST_ITEM + np.arange(len(trained))
-    torch.manual_seed(seed)
-    torch.set_num_threads(recipe.options.threads)
-    config = Config(len(trained), 1, **recipe.shape)  # type: ignore[arg-type]
-    examples = _examples(split.train, index, config.length)
-    chosen = np.random.default_rng(0).permutation(len(split.validation))[: recipe.validation_users]
+    torch.set_num_threads(config.threads)
+    shape = ModelConfig(len(trained), 1, **config.model)
+    examples = _examples(split.train, index, shape.length, config.overlap)
+    chosen = np.random.default_rng(0).permutation(len(split.validation))[:VALIDATION_USERS]
     cases = [split.validation[case] for case in chosen]
 
     def validate(candidate: UserEncoder) -> float:
         return float(judge(scorer(candidate, texts, index)[0], cases).gain.mean())
 
-    model = UserEncoder(config, torch.from_numpy(texts[trained]))
-    fitted = fit(model, _always(examples), validate, recipe.options)
-    score, table = scorer(fitted.model, texts, index)
-    return Trained(fitted.model, score, table, fitted.epoch, time.perf_counter() - started)
+    def fitted(seed: int, teachers: Sequence[UserEncoder] = ()) -> Fitted:
+        torch.manual_seed(seed)
+        model = UserEncoder(shape, torch.from_numpy(texts[trained]))
+        options = Options.of(msgspec.structs.replace(config, seed=seed))
+        return fit(model, _always(examples), validate, options, teachers=teachers)
+
+    teachers = [fitted(seed).model for seed in teacher_seeds(config)]
+    best = fitted(config.seed, teachers)
+    score, table = scorer(best.model, texts, index)
+    return Trained(best.model, score, table, best.epoch, time.perf_counter() - started)
 
 
 def scorer(model: UserEncoder, texts: Floats, index: NDArray[np.int64]) -> tuple[Scorer, Floats]:
@@ -92,13 +93,13 @@ def scorer(model: UserEncoder, texts: Floats, index: NDArray[np.int64]) -> tuple
     return score, table.numpy()
 
 
-def _examples(users: Sequence[list[int]], index: NDArray[np.int64], length: int) -> Examples:
+def _examples(users: Sequence[list[int]], index: NDArray[np.int64], length: int, overlap: float) -> Examples:
     runs = [
         [Event(f"{user}-{place}", str(user), TYPE, 0, str(item)) for place, item in enumerate(items)]
         for user, items in enumerate(users)
     ]
     known = {str(item): int(row) for item, row in enumerate(index) if row >= FIRST_ITEM}
-    return windows(runs, known, {TYPE: 1}, length)
+    return windows(runs, known, {TYPE: 1}, length, overlap=overlap)
 
 
 def _always(examples: Examples) -> Callable[[np.random.Generator], Examples]:

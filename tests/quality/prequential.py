@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tests.quality.encoder import Recipe
 from tests.quality.logs import Stream
 from tests.quality.ranking import Floats
+from training.config import Config
 from training.evaluate import CUTOFF, user_bootstrap
 from training.examples import histories, shuffle_ties, states_before, windows
-from training.fit import fit
-from training.model import Config, UserEncoder
+from training.fit import Options, fit
+from training.model import Config as ModelConfig
+from training.model import UserEncoder
 from workers.core.events import Event
 from workers.core.features import FIRST_ITEM, USER_ENCODER_INPUTS, Tensors, featurise
 
@@ -112,7 +113,7 @@ class Popularity:
 
 
 def run(
-    stream: Stream, texts: Floats, recipe: Recipe, *, kinds: Collection[str], window_days: float, seed: int
+    stream: Stream, texts: Floats, config: Config, *, kinds: Collection[str], window_days: float
 ) -> dict[str, dict[str, float]]:
     """Figures by ranker; `kinds` are the behaviour types whose first touches are judged."""
     events = [
@@ -122,7 +123,7 @@ def run(
         )
     ]
     touches = list(_touches(stream, kinds))
-    encoded = list(_encode(events, touches, texts, recipe, seed))
+    encoded = list(_encode(events, touches, texts, config))
     return _judge(stream, touches, encoded, window_days)
 
 
@@ -140,13 +141,13 @@ def _touches(stream: Stream, kinds: Collection[str]) -> Iterator[Touch]:
 
 
 def _encode(
-    events: list[Event], touches: Sequence[Touch], texts: Floats, recipe: Recipe, seed: int
+    events: list[Event], touches: Sequence[Touch], texts: Floats, config: Config
 ) -> Iterator[tuple[Floats, Floats] | None]:
     """Per touch the user's vector and the item table then in force; None in the burn-in."""
     bounds = [len(events) * part // PARTS for part in range(1, PARTS + 1)]
     yield from (None for touch in touches if touch.place < bounds[0])
     for start, stop in pairwise(bounds):
-        model, index, table = _train(events[:start], texts, recipe, seed)
+        model, index, table = _train(events[:start], texts, config)
         types = {kind: number + 1 for number, kind in enumerate(sorted({event.type for event in events[:start]}))}
         wanted = {touch.place for touch in touches if start <= touch.place < stop}
         length = model.config.length
@@ -165,22 +166,22 @@ def _encode(
                 yield from ((user, table) for user in model(*inputs, vectors, last_only=True)[:, 0].numpy())
 
 
-def _train(events: list[Event], texts: Floats, recipe: Recipe, seed: int) -> tuple[UserEncoder, dict[str, int], Floats]:
+def _train(events: list[Event], texts: Floats, config: Config) -> tuple[UserEncoder, dict[str, int], Floats]:
     """A model of the log so far, its vocabulary, and the table `[N, D]` with all other items at their text."""
     runs = histories(events)
     items = list(dict.fromkeys(event.item_id or "" for run in runs for event in run))
     kinds = sorted({event.type for event in events})
     index = {item: number + FIRST_ITEM for number, item in enumerate(items)}
     rows = np.array([int(item) for item in items])
-    torch.manual_seed(seed)
-    torch.set_num_threads(recipe.options.threads)
-    config = Config(len(items), len(kinds), **recipe.shape)  # type: ignore[arg-type]
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(config.threads)
+    shape = ModelConfig(len(items), len(kinds), **config.model)
     types = {kind: number + 1 for number, kind in enumerate(kinds)}
     fitted = fit(
-        UserEncoder(config, torch.from_numpy(texts[rows])),
-        lambda random: windows(shuffle_ties(runs, random), index, types, config.length),
+        UserEncoder(shape, torch.from_numpy(texts[rows])),
+        lambda random: windows(shuffle_ties(runs, random), index, types, shape.length, overlap=config.overlap),
         lambda _: 0.0,
-        recipe.options,
+        Options.of(config),
     )
     model = fitted.model
     with torch.no_grad():
