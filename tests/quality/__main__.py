@@ -54,7 +54,8 @@ NEWS = load_config(DOMAINS / "news.toml")
 
 
 PEER_EPOCHS = {"beauty": 20, "ml-100k": 40}
-"""The peers run for as many epochs on these data sets; they have no early stopping of their own."""
+PEER_MINUTES = 15.0
+"""The peers run for as many epochs on these data sets, having no early stopping of their own, or for so long."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,14 @@ def _peers(split: LeaveOneOut, run: Run, epochs: int) -> Figures:
     script = Path(__file__).with_name("rectools_peers.py")
     runs: list[Figures] = []
     for seed in range(run.seeds):
-        request = {"train": split.train, "test": split.test, "epochs": epochs, "threads": run.threads, "seed": seed}
+        request = {
+            "train": split.train,
+            "test": split.test,
+            "epochs": epochs,
+            "minutes": PEER_MINUTES,
+            "threads": run.threads,
+            "seed": seed,
+        }
         done = subprocess.run(
             [str(run.peers), str(script)], input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=True
         )
