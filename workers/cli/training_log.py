@@ -23,8 +23,8 @@ from workers.core.files import write_json, write_whole, written_whole
 from workers.ports import Record
 from workers.settings import Settings
 
-CHECKPOINT = "checkpoint.safetensors"
-"""What training leaves in the work folder of a run that is not over."""
+CHECKPOINTS = "*.safetensors"
+"""What training leaves in the work folder of a run that is not over, its teachers' among them."""
 _KEPT = "exported.json"
 _EVENTS = "events.jsonl"
 _ITEMS = "items.jsonl"
@@ -95,7 +95,8 @@ def _stopped(work: Path, asked: str) -> _Kept | None:
     """What was exported for a run of the same words that has got as far as a checkpoint."""
     try:
         kept = msgspec.json.decode((work / _KEPT).read_bytes(), type=_Kept)
-        if (work / CHECKPOINT).stat().st_mtime_ns < (work / _KEPT).stat().st_mtime_ns:
+        exported = (work / _KEPT).stat().st_mtime_ns
+        if all(checkpoint.stat().st_mtime_ns < exported for checkpoint in work.glob(CHECKPOINTS)):
             return None
     except (OSError, msgspec.DecodeError):
         return None
