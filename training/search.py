@@ -97,6 +97,7 @@ def search(objective: Objective, config: Config, seconds: float, say: Callable[[
         try:
             score = objective(tried, report, in_time)
         except OutOfTimeError:
+            study.stop()
             if best < 0:
                 raise optuna.TrialPruned from None
             score = best
