@@ -1,1 +1,1 @@
-{"key":"7a576cf00c53bc2df89355b80a233a878666c1e41c1157bb9b8592833c217b86","signature":"cRkViuQIS/o6nL1FysEMjwC/J4688TkfZCmjwChlqCsvz+ZIccGVcfqajD1LMjZ7QS/o2UN62bwBQGmzy6puDw=="}
+{"key":"367f163d2c7b0f19020739fa3120b77b035307cddf52b320c47c704fb6638dcf","signature":"EGUvkH5wUy/Gkh+tVi8NwKOp9Q8bwyNkQgxHrfmKvxi+axGAbRyzzNDqBIG0WloNAFCo9Ht4RyQy56OKgpGzDQ=="}
