@@ -140,10 +140,8 @@ def export_bundle(
     if lifts is not None:
         np.save(out / bundle.LIFTS, lifts, allow_pickle=False)
     (out / "item_ids.json").write_text(json.dumps(item_ids) + "\n")
-    save_file(
-        {key: value.contiguous() for key, value in encoder.state_dict().items()},
-        out / bundle.WEIGHTS,
-    )
+    weights = {key: value.contiguous() for key, value in encoder.state_dict().items()}
+    (out / bundle.WEIGHTS).write_bytes(save(weights))  # `save_file` would let nobody else read it
     (out / "MODEL_CARD.md").write_text(model_card)
     check_parity(out)
     bundle.write_manifest(
