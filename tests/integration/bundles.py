@@ -12,7 +12,7 @@ import numpy as np
 
 from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
 from workers import signature
-from workers.core.bundle import MANIFEST, SIGNATURE, sha256
+from workers.core.bundle import LIFTS, MANIFEST, SIGNATURE, sha256
 from workers.core.rollout import MODEL, Rollout, Versions, encode_record
 
 SHIPPED = TRITON_MODELS / MODEL / "1"
@@ -55,6 +55,18 @@ def renamed_items(target: Path, key: Path) -> Path:
     """A sound version that ranks quite other items: the shipped one with its item ids turned round."""
     ids = json.loads((SHIPPED / "item_ids.json").read_text())
     return altered(target, {"item_ids.json": json.dumps(ids[::-1]).encode()}, key)
+
+
+def without_lifts(models: Path, key: Path) -> Path:
+    """A model repository with the shipped version as a trainer without item lifts would have made it."""
+    target = models / MODEL / "1"
+    shutil.copytree(SHIPPED, target)
+    (target / LIFTS).unlink()
+    manifest = json.loads((target / MANIFEST).read_text())
+    del manifest["files"][LIFTS]
+    (target / MANIFEST).write_text(json.dumps(manifest))
+    sign_anyway(target, key)
+    return models
 
 
 def with_nan() -> bytes:

@@ -26,7 +26,7 @@ from workers.replay.states import MemoryStates
 from workers.settings import Settings
 
 START = 890_000_000_000
-NEW_ITEM = CatalogueItem("new-film", title="Titanic (1997)", category="Drama")
+NEW_ITEM = CatalogueItem("new-film", title="Star Trek: First Contact", category="Action Adventure Sci-Fi")
 SETTINGS = Settings(exploration=0.3)
 
 

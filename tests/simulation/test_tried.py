@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from deploy import local
 from deploy.local.parts import ROOT
+from tests.integration.bundles import Keys, without_lifts
 from tests.simulation.replays import stream
 from workers.cli import app
 from workers.core.evaluation.results import read_results
@@ -60,7 +61,6 @@ def test_each_value_tried_is_a_policy_of_its_own(log: Path) -> None:
         ),
         ("diversity=0.1,2", "--try diversity=0.1,2: Expected `float` <= 1.0"),
         ("novelty_weight", "--try novelty_weight: could not convert string to float"),
-        ("novelty_weight=0.2", "version 1 does not know its items' value and novelty: train one that does"),
     ],
 )
 def test_what_cannot_be_tried_is_one_line(log: Path, tried: str, message: str) -> None:
@@ -69,4 +69,14 @@ def test_what_cannot_be_tried_is_one_line(log: Path, tried: str, message: str) -
     assert done.exit_code == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert not Path("tried").exists()
+
+
+def test_a_version_without_lifts_cannot_weigh_them(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one line, and nothing is written."""
+    models = without_lifts(tmp_path / "models", Keys(tmp_path / "keys").private)
+    monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(models))
+    done = CliRunner().invoke(app, ["replay", str(log), "--try", "novelty_weight=0.2", "--out", "tried"])
+    assert done.exit_code == 1
+    assert "version 1 does not know its items' value and novelty: train one that does" in done.stderr
     assert not Path("tried").exists()

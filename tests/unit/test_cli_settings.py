@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
-from deploy.local.parts import TRITON_MODELS
+from tests.integration.bundles import Keys, without_lifts
 from workers.cli import app
 from workers.cli.check import TESTS
 from workers.cli.options import as_environment, resolve
@@ -99,9 +99,11 @@ def test_check_masks_secrets_and_names_each_failing_part(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("knob", ["value_weight", "novelty_weight"])
-def test_a_weight_that_would_move_nothing_fails_the_check(knob: str) -> None:
+def test_a_weight_that_would_move_nothing_fails_the_check(tmp_path: Path, knob: str) -> None:
     """A version without its items' value and novelty cannot weigh them, for all users or in a variant."""
-    plain = Settings(model_repository=str(TRITON_MODELS))
+    keys = Keys(tmp_path / "keys")
+    models = without_lifts(tmp_path / "models", keys.private)
+    plain = Settings(model_repository=str(models), trusted_keys=str(keys.folder))
     assert "v1 verified" in TESTS["bundle"](plain)
     arms = {"rare": Variant(share=1.0, **{knob: 0.5})}  # type: ignore[arg-type]
     for change in ({knob: 0.5}, {"variants": arms}):
