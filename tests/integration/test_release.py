@@ -65,6 +65,7 @@ def world(stack: Stack, server: Stack, keys: Keys, tmp_path: Path, unique: Calla
         FRESHET_MODEL_REPOSITORY=str(server.models),
         FRESHET_TRUSTED_KEYS=str(keys.folder),
         FRESHET_CANARY_LISTS="50",
+        FRESHET_CANARY_LATENCY_RATIO="100",  # so few lists say little of the time they take on a busy machine
     )
     yield made
     made.close()
@@ -150,7 +151,7 @@ def test_every_bad_bundle_is_refused_in_one_line_while_the_old_version_serves(
         assert serving(service) == max(before)
     assert (len(records.steps), debris(service)) == (1, [])
     published = publish_bundle(SHIPPED, service, records)
-    assert (published.version, published.reason) == (max(before) + 1, "no gate has judged it")
+    assert (published.version, published.reason) == (max(before) + 1, "")
 
 
 @pytest.mark.parametrize(("name", "where"), [("copied", "leave"), ("loaded", "leave"), ("golden", "leave")])
