@@ -303,8 +303,11 @@ def hung(server: Stack, version: int) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
+    finally:  # going on, it may bring the whole server down with it, at some time later
+        local.kill_part(server, "triton")
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        local.start_part(server, "triton")
 
 
 def test_a_canary_that_hangs_is_rolled_back(world: World, server: Stack, service: Service, keys: Keys) -> None:
@@ -317,12 +320,12 @@ def test_a_canary_that_hangs_is_rolled_back(world: World, server: Stack, service
     with hung(server, candidate):
         assert "of its inferences failed" in _rolled_back(world, worker, candidate)
         until(lambda: worker.metric("freshet_candidate_version") == 0, "the worker obeys", worker)
-    world.send(stream(2, 400, users=200, start=90_000))
-    world.settle()
-    made = [json.loads(record.value) for record in world.records("recommendations")]
-    assert {one["degraded"] for one in made if one["model_version"] == candidate} == {True}
-    assert {version for version, _ in _newest_lists(world).values()} == {live}
-    _no_version_goes_back_unflagged(world)
+        world.send(stream(2, 400, users=200, start=90_000))
+        world.settle()
+        made = [json.loads(record.value) for record in world.records("recommendations")]
+        assert {one["degraded"] for one in made if one["model_version"] == candidate} == {True}
+        assert {version for version, _ in _newest_lists(world).values()} == {live}
+        _no_version_goes_back_unflagged(world)
 
 
 def test_triton_restarted_comes_back_with_what_was_live(
