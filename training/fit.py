@@ -43,6 +43,8 @@ TEACHER_SEEDS = 1000
 
 Rows = Callable[[np.random.Generator], Examples]
 Score = Callable[[UserEncoder], float]
+Teacher = tuple[UserEncoder, Tensor]
+"""A fitted model and its item table `[N, D]`."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class _Run:
         self.random = np.random.default_rng(seed)
         self.model = model.to(self.device)
         self.average = copy.deepcopy(self.model).eval()
-        self.teachers = [teacher.to(self.device).eval() for teacher in teachers]
+        self.teachers = [taught_by(teacher.to(self.device)) for teacher in teachers]
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), options.learning_rate, weight_decay=options.weight_decay
         )
@@ -282,9 +284,13 @@ def batches(examples: Examples, positions: int, random: np.random.Generator) -> 
         yield Examples(*(getattr(examples, name)[chosen, -longest:] for name in Examples.__dataclass_fields__))
 
 
-def step_loss(
-    model: UserEncoder, batch: Examples, sampler: Sampler | None, teachers: Sequence[UserEncoder] = ()
-) -> Tensor:
+def taught_by(model: UserEncoder) -> Teacher:
+    """A fitted model as a teacher: its weights stay as they are, so its item table is computed once."""
+    with torch.no_grad():
+        return model.eval(), model.item_vectors()
+
+
+def step_loss(model: UserEncoder, batch: Examples, sampler: Sampler | None, teachers: Sequence[Teacher] = ()) -> Tensor:
     """The objective on one step's rows; teachers score the same candidates."""
     device = model.text.device
     item_index, event_type, time_gap, next_item, next_type = (
@@ -299,16 +305,16 @@ def step_loss(
         item_index, next_item = _among(item_index, rows), _among(next_item, rows)
         sample = torch.searchsorted(rows, drawn), expected
 
-    def scored(encoder: UserEncoder) -> tuple[Tensor, Tensor, Tensor]:
-        vectors = encoder.item_vectors(rows)
+    def scored(encoder: UserEncoder, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden = encoder(item_index, event_type, time_gap, vectors)
         return hidden, *next_item_scores(hidden, next_item, vectors, sample)
 
-    hidden, scores, own = scored(model)
+    hidden, scores, own = scored(model, model.item_vectors(rows))
     taught = None
     if teachers:
         with torch.no_grad():
-            taught = torch.stack([scored(teacher)[1] for teacher in teachers]).mean(dim=0)
+            each = [scored(teacher, table if rows is None else table[rows])[1] for teacher, table in teachers]
+            taught = torch.stack(each).mean(dim=0)
     return multi_task_loss(next_item_loss(scores, own, taught), next_type_loss(model.type_head(hidden), next_type))
 
 

@@ -46,6 +46,7 @@ from workers.core.features import (
     USER_ENCODER_OUTPUTS,
     featurise,
 )
+from workers.core.golden import read_golden
 from workers.core.state import decode_state, encode_state
 
 CANARIES = 200
@@ -102,11 +103,11 @@ class Served:
 
         What others take of the CPU meanwhile does not count: a periodic run has the lowest priority.
         """
-        with np.load(self.version.path / "golden.npz", allow_pickle=False) as golden:
-            feeds = {
-                spec.name: np.resize(golden[spec.name], (TIMED_BATCH, self.version.manifest.length))
-                for spec in USER_ENCODER_INPUTS
-            }
+        golden = read_golden(self.version.path)
+        feeds = {
+            spec.name: np.resize(golden[spec.name], (TIMED_BATCH, self.version.manifest.length))
+            for spec in USER_ENCODER_INPUTS
+        }
         best = np.inf
         for _ in range(TIMED_RUNS):
             started = time.thread_time()

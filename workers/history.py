@@ -15,7 +15,6 @@ folded again, and rows that are there already are not written again.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -34,6 +33,7 @@ from workers.adapters.logs import Window, open_log
 from workers.adapters.rocks import RocksStateStore
 from workers.core.events import ERASE, OPT_OUT, Event, decode_event
 from workers.core.features import behaviour_features, behaviour_row
+from workers.core.files import HeldError, held
 from workers.core.state import Outcome, UserState, decode_state, empty_state, encode_state, fold
 from workers.ports import Record
 from workers.settings import Settings
@@ -237,9 +237,8 @@ def _table(schema: pa.Schema, rows: Sequence[Row]) -> pa.Table:
 def _alone(folder: Path) -> Iterator[None]:
     """Raises `ArchiveError` where another process extends the history."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArchiveError(f"another process is extending {folder}: wait for it") from None
-        yield
+    try:
+        with held(folder / ".lock"):
+            yield
+    except HeldError:
+        raise ArchiveError(f"another process is extending {folder}: wait for it") from None

@@ -93,12 +93,15 @@ class Server:
         item_vectors = np.load(folder / "item_vectors.npy", allow_pickle=False)
         stamp = folder / STAMP
         tolerance = decode_stamp(stamp.read_text()).tolerance if stamp.is_file() else TOLERANCE
+        try:
+            golden = read_golden(folder)
+        except GoldenError as error:
+            raise ReleaseError(f"{MODEL} version {version}: {error}") from None
         for model, inputs, outputs in (
             (MODEL, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
             (TOWER, ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
         ):
             try:
-                golden = read_golden(folder)
                 answers = self._infer(model, version, golden, inputs, outputs)
                 check_answers(answers, golden, outputs, item_vectors, tolerance)
             except GoldenError as error:
