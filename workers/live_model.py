@@ -313,9 +313,11 @@ class LiveModel:
             log.info("model live", extra={"version": live.version, "items": live.space.size})
         step = self._versions.candidate
         ready = self._ready.get(step.version) if step is not None else None
-        at_hand = step is not None and ready is not None and ready is not self.live
-        self.candidate = Candidate(step, ready) if at_hand and step is not None and ready is not None else None
-        metrics.CANDIDATE_VERSION.set(ready.version if at_hand and ready is not None else 0)
+        if step is None or ready is None or ready is self.live:
+            self.candidate = None
+        elif self.candidate is None or self.candidate.step is not step or self.candidate.ready is not ready:
+            self.candidate = Candidate(step, ready)
+        metrics.CANDIDATE_VERSION.set(self.candidate.step.version if self.candidate is not None else 0)
         self._ready = {v: one for v, one in self._ready.items() if v in wanted or one is self.live}
 
     async def _chart_cold(self, up_to: int | None = None) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -349,7 +350,7 @@ def test_triton_restarted_comes_back_with_what_was_live(
 
 def _rolled_back(world: World, worker: Worker, candidate: int) -> str:
     """Stream until the newest version, the candidate, is rolled back; the reason on record."""
-    rounds = iter(range(1, 80))
+    rounds = count(1)
 
     def rolled_back() -> bool:
         world.send(stream(2, 200, users=200, start=next(rounds) * 1000))

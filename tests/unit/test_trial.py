@@ -175,6 +175,29 @@ async def test_a_canary_that_fails_on_the_stream_is_rolled_back(share: float) ->
     assert degraded == {2}
 
 
+class Overheard(FakeEncoder):
+    """While it answers, another worker reports."""
+
+    world: World
+
+    async def encode(self, tensors: Tensors, version: int) -> Encoded:
+        """Answer after the report."""
+        report = Report(MODEL, "another", NOW, 1, 2, Comparison())
+        self.world.model.apply_models([Record(1, NOW, report.key, encode_record(report))])
+        return await super().encode(tensors, version)
+
+
+async def test_no_comparison_is_lost_to_another_worker_s_report() -> None:
+    """With many workers one comes during every comparison that has to wait for a deadline."""
+    world = await on_trial("same")
+    world.trial._encoder = overheard = Overheard(*world.encoder.bundles.values())
+    overheard.world = world
+    overheard.broken = {2}
+    await world.run(event(0, "user-0"))
+    await world.trial.compare(states(world, 1))
+    assert world.trial.comparison.failed == 1
+
+
 class Bounded(FakeEncoder):
     """Version 2 answers in time for few users at once, and not for more."""
 
