@@ -14,7 +14,7 @@ Two views of one log:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -110,6 +110,7 @@ def windows(
     targets: Collection[str] | None = None,
     since: int = 0,
     overlap: float = 0.5,
+    random: np.random.Generator | None = None,
 ) -> Examples:
     """Training rows of `length` events over users' histories.
 
@@ -119,17 +120,55 @@ def windows(
     A history's first row opens with one padding position, whose target is the first
     event: an empty history is an example too. Later rows see the last `overlap` of the row
     before again and train only the targets that it did not reach, so each event is a
-    target once and has at least so much of a row behind it.
+    target once and has at least so much of a row behind it. Where `random` is given,
+    histories longer than a row are cut at places it chooses: epoch by epoch an event
+    then has contexts of other lengths behind it.
     """
-    rows: list[tuple[NDArray[np.int32], ...]] = []
-    stride = max(1, round(length * (1 - overlap)))
-    for run in histories:
-        aimed = np.array([targets is None or event.type in targets for event in run])
-        fresh = np.array([event.ts >= since for event in run])
-        rows.extend(_user_rows(run, item_index, type_index, length, stride, aimed & fresh, fresh))
-    if not rows:
+    runs = [run for run in histories if run]
+    events = [event for run in runs for event in run]
+    cuts = np.array(list(_cuts([len(run) for run in runs], length, overlap, random)), np.int64).reshape(-1, 3)
+    items = np.array([item_index.get(event.item_id or "", UNKNOWN) for event in events], np.int32)
+    types = np.array([type_index.get(event.type, 0) for event in events], np.int32)
+    times = np.array([event.ts for event in events], np.int64)
+    gaps = gap_bucket(np.diff(times, prepend=times[:1]))
+    aimed = np.array([targets is None or event.type in targets for event in events], bool) & (items != UNKNOWN)
+    fresh = times >= since
+    aimed_items = np.where(aimed & fresh, items, IGNORE)
+    aimed_types = np.where((types != 0) & fresh, types, IGNORE)
+
+    begin, first_target, stop = cuts.T[:, :, None]
+    place = stop - length + np.arange(length)  # of inputs; what stands before `begin` is padding
+    seen, known = place >= begin, np.maximum(place, 0)
+    trains = place + 1 >= first_target
+    columns = (
+        np.where(seen, items[known], PADDING),
+        np.where(seen, types[known], 0),
+        np.where(seen, np.where(place == begin, 1, gaps[known]), 0),  # the event before the first is not in the state
+        np.where(trains, aimed_items[np.maximum(place + 1, 0)], IGNORE),
+        np.where(trains, aimed_types[np.maximum(place + 1, 0)], IGNORE),
+    )
+    useful = (columns[3] != IGNORE).any(axis=1) | (columns[4] != IGNORE).any(axis=1)
+    if not useful.any():
         raise ValueError("the log has no behaviour events to learn from")
-    return Examples(*(np.stack(column) for column in zip(*rows, strict=True)))
+    return Examples(*(column[useful].astype(np.int32) for column in columns))
+
+
+def _cuts(
+    sizes: Sequence[int], length: int, overlap: float, random: np.random.Generator | None
+) -> Iterator[tuple[int, int, int]]:
+    """Rows of histories that lie one after the other: the first input, the first target and the last target of each."""
+    stride = max(1, round(length * (1 - overlap)))
+    base = 0
+    for size in sizes:
+        early = 0 if random is None or size <= length else int(random.integers(stride))
+        start = -1 - early  # -1 is the padding position before the first event
+        trained = 0  # targets already covered
+        while trained < size:
+            stop = min(start + length, size - 1)
+            yield base + max(start, 0), base + trained, base + stop
+            trained = stop + 1
+            start += stride
+        base += size
 
 
 def look_ahead(examples: Examples, chance: float, random: np.random.Generator) -> Examples:
@@ -144,49 +183,3 @@ def look_ahead(examples: Examples, chance: float, random: np.random.Generator) -
     later = np.take_along_axis(examples.next_item, place, axis=1)
     moved = (examples.next_item != IGNORE) & (later != IGNORE)
     return replace(examples, next_item=np.where(moved, later, examples.next_item))
-
-
-def _user_rows(
-    run: list[Event],
-    item_index: Mapping[str, int],
-    type_index: Mapping[str, int],
-    length: int,
-    stride: int,
-    item_aims: NDArray[np.bool_],
-    type_aims: NDArray[np.bool_],
-) -> Iterator[tuple[NDArray[np.int32], ...]]:
-    items = np.array([item_index.get(event.item_id or "", UNKNOWN) for event in run], np.int32)
-    types = np.array([type_index.get(event.type, 0) for event in run], np.int32)
-    gaps = gap_bucket(np.diff(np.array([event.ts for event in run], np.int64), prepend=run[0].ts))
-    aimed_items = np.where(item_aims & (items != UNKNOWN), items, IGNORE).astype(np.int32)
-    aimed_types = np.where(type_aims & (types != 0), types, IGNORE).astype(np.int32)
-    trained = 0  # targets already covered
-    start = -1  # -1 is the padding position before the first event
-    while trained < len(run):
-        stop = min(start + length, len(run) - 1)  # inputs are events start..stop-1, targets start+1..stop
-        inputs = slice(max(start, 0), stop)
-        row_gaps = gaps[inputs].copy()
-        row_gaps[:1] = 1  # the previous event is not in the state: its gap is unknown
-        next_items = aimed_items[start + 1 : stop + 1].copy()
-        next_types = aimed_types[start + 1 : stop + 1].copy()
-        done = trained - (start + 1)
-        next_items[:done] = IGNORE
-        next_types[:done] = IGNORE
-        if (next_items != IGNORE).any() or (next_types != IGNORE).any():
-            yield (
-                _right(items[inputs], PADDING, length),
-                _right(types[inputs], 0, length),
-                _right(row_gaps, 0, length),
-                _right(next_items, IGNORE, length),
-                _right(next_types, IGNORE, length),
-            )
-        trained = stop + 1
-        start += stride
-
-
-def _right(values: NDArray[np.int32], fill: int, length: int) -> NDArray[np.int32]:
-    """Pad on the left to `length`, as `featurise` does."""
-    row = np.full(length, fill, np.int32)
-    if len(values):
-        row[-len(values) :] = values
-    return row

@@ -114,7 +114,7 @@ def epoch_rows(config: Config, material: Material) -> Callable[[np.random.Genera
     """An epoch's examples: all, or in an incremental run the new ones and a sample of users' older ones."""
     length, item_index = model_config(config, material).length, material.item_index
 
-    def cut(runs: Sequence[list[Event]], since: int = 0) -> Examples:
+    def cut(runs: Sequence[list[Event]], random: np.random.Generator, since: int = 0) -> Examples:
         return windows(
             runs,
             item_index,
@@ -123,17 +123,18 @@ def epoch_rows(config: Config, material: Material) -> Callable[[np.random.Genera
             targets=config.targeted,
             since=since,
             overlap=config.overlap,
+            random=random,
         )
 
     def rows(random: np.random.Generator) -> Examples:
         runs = shuffle_ties(material.runs, random)
-        new = cut(runs, material.since)
+        new = cut(runs, random, material.since)
         wanted = int(config.rehearsal * len(new)) if material.since else 0
         parts = [new]
         for number in random.permutation(len(runs)):
             if wanted <= 0:
                 break
-            parts.append(cut([runs[number]]))
+            parts.append(cut([runs[number]], random))
             wanted -= len(parts[-1])
         return Examples(*(np.concatenate(columns) for columns in zip(*map(_columns, parts), strict=True)))
 

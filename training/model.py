@@ -91,7 +91,7 @@ class Block(nn.Module):
         key, value = (self._split(part) for part in self.key_value(normed).chunk(2, dim=-1))  # [B, H, L, D/H]
         bias = self.distance_bias[:, distance] + causal  # [H, Q, L]
         weights = functional.softmax(query @ key.transpose(-1, -2) + bias + padding, dim=-1)  # [B, H, Q, L]
-        mixed = (self.dropout(weights) @ value).transpose(1, 2).flatten(2)  # [B, Q, D]
+        mixed = (weights @ value).transpose(1, 2).flatten(2)  # [B, Q, D]
         rows = rows + self.dropout(self.out(mixed))
         hidden = functional.relu(self.feed_in(self.feed_norm(rows)))
         return rows + self.dropout(self.feed_out(hidden))

@@ -55,11 +55,15 @@ def tensors(columns: dict[str, np.ndarray]) -> list:
     return [torch.from_numpy(columns[name]) for name in INPUTS]
 
 
+@pytest.mark.parametrize("chance", [None, 1, 2])
 @pytest.mark.parametrize("seed", range(3))
-def test_every_row_is_the_fold_s(seed: int) -> None:
-    """Row by row and position by position: a training row is `featurise` of the state folded before its target."""
+def test_every_row_is_the_fold_s(seed: int, chance: int | None) -> None:
+    """Row by row and position by position: a training row is `featurise` of the state folded before its target.
+
+    Wherever chance cuts the rows.
+    """
     events = log(seed)
-    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX, LENGTH)
+    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX, LENGTH, random=cutting(chance))
     expected: set[tuple[bytes, ...]] = set()
     for user in {event.user_id for event in events}:
         expected |= targets_of(applied(events, user))
@@ -114,11 +118,16 @@ def prefix(examples: Examples, row: int, position: int) -> tuple[bytes, ...]:
     return (*columns, bytes([int(item) % 256]), bytes([int(kind)]))
 
 
+def cutting(chance: int | None) -> np.random.Generator | None:
+    return None if chance is None else np.random.default_rng(chance)
+
+
+@pytest.mark.parametrize("chance", [None, 1, 2])
 @pytest.mark.parametrize("overlap", [0.0, 0.1, 0.5, 0.9])
-def test_every_event_is_a_target_once(overlap: float) -> None:
+def test_every_event_is_a_target_once(overlap: float, chance: int | None) -> None:
     """Rows train no event twice and leave none out, however much of a row the next one sees again."""
     events = log(0, control=False)
-    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX, LENGTH, overlap=overlap)
+    examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX, LENGTH, overlap=overlap, random=cutting(chance))
     known = [
         ITEM_INDEX[event.item_id or ""]
         for user in {event.user_id for event in events}
@@ -126,6 +135,16 @@ def test_every_event_is_a_target_once(overlap: float) -> None:
         if event.item_id in ITEM_INDEX
     ]
     assert sorted(examples.next_item[examples.next_item != IGNORE].tolist()) == sorted(known)
+
+
+def test_long_histories_alone_are_cut_by_chance() -> None:
+    """Other rows from epoch to epoch, of whoever has more than a row; the others' stay whole."""
+    run = applied(log(0, control=False, users=1), "u0")
+    chance = np.random.default_rng(0)
+    for size, different in ((LENGTH, 1), (3 * LENGTH, 5)):
+        epochs = [windows([run[:size]], ITEM_INDEX, TYPE_INDEX, LENGTH, random=chance) for _ in range(12)]
+        assert len({epoch.item_index.tobytes() for epoch in epochs}) >= different
+        assert size > LENGTH or len({epoch.item_index.tobytes() for epoch in epochs}) == 1
 
 
 @pytest.mark.parametrize("seed", range(3))

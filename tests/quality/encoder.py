@@ -51,7 +51,7 @@ def train_encoder(split: LeaveOneOut, texts: Floats, config: Config) -> Trained:
     index[trained] = FIRST_ITEM + np.arange(len(trained))
     torch.set_num_threads(config.threads)
     shape = ModelConfig(len(trained), 1, **config.model)
-    examples = _examples(split.train, index, shape.length, config.overlap)
+    rows = _rows(split.train, index, shape.length, config.overlap)
     chosen = np.random.default_rng(0).permutation(len(split.validation))[:VALIDATION_USERS]
     cases = [split.validation[case] for case in chosen]
 
@@ -62,7 +62,7 @@ def train_encoder(split: LeaveOneOut, texts: Floats, config: Config) -> Trained:
         torch.manual_seed(seed)
         model = UserEncoder(shape, torch.from_numpy(texts[trained]))
         options = Options.of(msgspec.structs.replace(config, seed=seed))
-        return fit(model, _always(examples), validate, options, teachers=teachers)
+        return fit(model, rows, validate, options, teachers=teachers)
 
     teachers = [fitted(seed).model for seed in teacher_seeds(config)]
     best = fitted(config.seed, teachers)
@@ -93,14 +93,12 @@ def scorer(model: UserEncoder, texts: Floats, index: NDArray[np.int64]) -> tuple
     return score, table.numpy()
 
 
-def _examples(users: Sequence[list[int]], index: NDArray[np.int64], length: int, overlap: float) -> Examples:
+def _rows(
+    users: Sequence[list[int]], index: NDArray[np.int64], length: int, overlap: float
+) -> Callable[[np.random.Generator], Examples]:
     runs = [
         [Event(f"{user}-{place}", str(user), TYPE, 0, str(item)) for place, item in enumerate(items)]
         for user, items in enumerate(users)
     ]
     known = {str(item): int(row) for item, row in enumerate(index) if row >= FIRST_ITEM}
-    return windows(runs, known, {TYPE: 1}, length, overlap=overlap)
-
-
-def _always(examples: Examples) -> Callable[[np.random.Generator], Examples]:
-    return lambda _: examples
+    return lambda random: windows(runs, known, {TYPE: 1}, length, overlap=overlap, random=random)

@@ -179,7 +179,9 @@ def _train(events: list[Event], texts: Floats, config: Config) -> tuple[UserEnco
     types = {kind: number + 1 for number, kind in enumerate(kinds)}
     fitted = fit(
         UserEncoder(shape, torch.from_numpy(texts[rows])),
-        lambda random: windows(shuffle_ties(runs, random), index, types, shape.length, overlap=config.overlap),
+        lambda random: windows(
+            shuffle_ties(runs, random), index, types, shape.length, overlap=config.overlap, random=random
+        ),
         lambda _: 0.0,
         Options.of(config),
     )
