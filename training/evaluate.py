@@ -35,6 +35,22 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Ground:
+    """What candidate and live version are judged on.
+
+    `catalogue` are the ids of all M items and `texts` `[M, TEXT_DIM]` their text
+    embeddings; events from `start` on are judged. `forgotten` users have opted
+    out or were erased.
+    """
+
+    events: Sequence[Event]
+    start: int
+    catalogue: Sequence[str]
+    texts: Floats
+    forgotten: Collection[str]
+
+
+@dataclass(frozen=True)
 class Batch:
     """B evaluated events; M items of the catalogue, the version's vocabulary first.
 

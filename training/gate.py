@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,13 @@ import onnxruntime
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from training.canary import Case, canaries
 from training.config import Config, Gate
 from training.evaluate import (
     CUTOFF,
     Batch,
     Floats,
+    Ground,
     Ranker,
     Replay,
     Result,
@@ -36,9 +38,7 @@ from training.evaluate import (
     user_bootstrap,
     with_prior,
 )
-from training.examples import states_before
 from workers.core.bundle import Bundle, Check, Decision
-from workers.core.events import Event
 from workers.core.features import (
     ITEM_TOWER_INPUTS,
     ITEM_TOWER_OUTPUTS,
@@ -47,31 +47,14 @@ from workers.core.features import (
     featurise,
 )
 from workers.core.golden import read_golden
-from workers.core.state import decode_state, encode_state
+from workers.core.state import decode_state
 
-CANARIES = 200
 TIMED_BATCH = 64
 TIMED_RUNS = 50
 LISTS_MEASURED = 1000
 """Lists whose items' distances are measured."""
 EMBEDDING = USER_ENCODER_OUTPUTS[2].name
 MEGABYTE = 1 << 20
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What candidate and live version are judged on.
-
-    `catalogue` are the ids of all M items and `texts` `[M, TEXT_DIM]` their text
-    embeddings; events from `start` on are judged. `forgotten` users have opted
-    out or were erased.
-    """
-
-    events: Sequence[Event]
-    start: int
-    catalogue: Sequence[str]
-    texts: Floats
-    forgotten: Collection[str]
 
 
 class Served:
@@ -143,7 +126,7 @@ def judge(candidate: Bundle, live: Bundle | None, ground: Ground, config: Config
             _floor("coverage", ours.coverage, theirs.coverage, gate.coverage),
             _floor("diversity", ours.diversity, theirs.diversity, gate.diversity),
         ]
-        cases, anew = _canaries(canary, ground, config)
+        cases, anew = canaries(canary, ground, config)
         held = _floor("canary set", *(_canary_score(one, cases, ground) for one in (served, running)), gate.canary)
         checks.append(msgspec.structs.replace(held, detail=f"{held.detail}{anew}"))
     return Decision(all(check.passed for check in checks), checks)
@@ -230,55 +213,7 @@ def _floor(name: str, ours: float, theirs: float, part: float) -> Check:
     return Check(name, ours >= part * theirs, f"{ours:.4f} against {theirs:.4f}, at least {part:g} of it")
 
 
-class _Case(msgspec.Struct, frozen=True):
-    """A frozen user: the state before an event (base64 of its stored form), and the item of the event."""
-
-    user_id: str
-    state: str
-    item: str
-
-
-class _Frozen(msgspec.Struct, frozen=True):
-    """The canary set as it is kept, with the name of what it was frozen for."""
-
-    name: str
-    cases: list[_Case]
-
-
-def _canaries(path: Path, ground: Ground, config: Config) -> tuple[list[_Case], str]:
-    """The frozen set, without users who have since asked to be forgotten, and a remark where it was frozen just now.
-
-    That is where there is none, or one of another domain: of another name, or with most of its items unknown here.
-    """
-    anew = ""
-    try:
-        frozen = msgspec.json.decode(path.read_bytes(), type=_Frozen)
-    except FileNotFoundError:
-        frozen, anew = _freeze(ground, config), "; frozen now"
-    except msgspec.DecodeError:
-        frozen, anew = _freeze(ground, config), "; frozen anew, the former set cannot be read"
-    catalogue = set(ground.catalogue)
-    known = sum(case.item in catalogue for case in frozen.cases)
-    if not frozen.cases or frozen.name != config.name or 2 * known < len(frozen.cases):
-        anew = f"; frozen anew, {known} of the {len(frozen.cases)} items of the former set, of {frozen.name}, are known"
-        frozen = _freeze(ground, config)
-    kept = [case for case in frozen.cases if case.user_id not in ground.forgotten]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.encode(_Frozen(frozen.name, kept)))
-    return kept, anew
-
-
-def _freeze(ground: Ground, config: Config) -> _Frozen:
-    rankable = set(ground.catalogue)
-    cases: list[_Case] = []
-    for place, (event, state, first) in enumerate(states_before(ground.events, {}, config.history)):
-        if place >= ground.start and first and event.item_id in rankable and event.type in config.targeted:
-            cases.append(_Case(event.user_id, base64.b64encode(encode_state(state)).decode(), event.item_id))
-    picked = np.random.default_rng(0).permutation(len(cases))[:CANARIES]
-    return _Frozen(config.name, [cases[number] for number in sorted(picked)])
-
-
-def _canary_score(served: Served, cases: Sequence[_Case], ground: Ground) -> float:
+def _canary_score(served: Served, cases: Sequence[Case], ground: Ground) -> float:
     """NDCG@10 by the encoder alone: a frozen user has no popularity of the day."""
     row = {item: number for number, item in enumerate(ground.catalogue)}
     known = [case for case in cases if case.item in row]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from training.canary import CANARY_FILE, held_back
 from training.config import Config
 from training.dataset import DatasetError, Log, Split, read_items, read_log, split_by_time, vocabulary
 from training.examples import Examples, histories, shuffle_ties, windows
@@ -66,7 +67,8 @@ def gather(
 ) -> Material:
     """Read a log and its items; from a `parent` on, an incremental run learns the events that it has not learned.
 
-    Text vectors are kept in `work`. Raises `DatasetError`, `NothingNewError`, `TextError`.
+    Text vectors and the canary set, of which nothing is learned, are kept in `work`.
+    Raises `DatasetError`, `NothingNewError`, `TextError`.
     """
     log = read_log(events, config, int(time.time() * 1000))
     items = read_items(items_file) if items_file is not None else {}
@@ -83,7 +85,12 @@ def gather(
     if not (split.validation and split.test):
         raise DatasetError(f"{events}: {len(log.events)} events are too few to hold some back and judge by them")
     inside = set(map(id, split.train))
-    runs = [run for run in ([e for e in run if id(e) in inside] for run in histories(log.events)) if run]
+    asked = held_back(work / CANARY_FILE)
+    runs = [
+        [event for event in run if id(event) in inside and (event.user_id, event.item_id) not in asked]
+        for run in histories(log.events)
+    ]
+    runs = [run for run in runs if run]
     item_ids = vocabulary((event for run in runs for event in run), parent.item_ids if parent is not None else ())
     others = sorted(set(items) - set(item_ids))
     texts = [items[item].text(config.text_fields) if item in items else "" for item in [*item_ids, *others]]

@@ -46,6 +46,8 @@ class Config:
     heads: int = 2
     feed_forward: int = 128
     dropout: float = 0.2
+    attention_dropout: float = 0.2
+    """Of the weights of attention: short histories need it, long ones learn faster without."""
     item_dropout: float = 0.15
     temperature: float = 0.07
     unknown_dropout: float = 0.02
@@ -81,6 +83,7 @@ class Block(nn.Module):
         self.feed_in = nn.Linear(config.dim, config.feed_forward)
         self.feed_out = nn.Linear(config.feed_forward, config.dim)
         self.dropout = nn.Dropout(config.dropout)
+        self.attention_dropout = nn.Dropout(config.attention_dropout)
 
     def forward(self, x: Tensor, padding: Tensor, causal: Tensor, distance: Tensor) -> Tensor:
         """`x` [B, L, D], `padding` [B, 1, 1, L], `causal` and `distance` [Q, L] → [B, Q, D], the last Q positions."""
@@ -91,7 +94,7 @@ class Block(nn.Module):
         key, value = (self._split(part) for part in self.key_value(normed).chunk(2, dim=-1))  # [B, H, L, D/H]
         bias = self.distance_bias[:, distance] + causal  # [H, Q, L]
         weights = functional.softmax(query @ key.transpose(-1, -2) + bias + padding, dim=-1)  # [B, H, Q, L]
-        mixed = (weights @ value).transpose(1, 2).flatten(2)  # [B, Q, D]
+        mixed = (self.attention_dropout(weights) @ value).transpose(1, 2).flatten(2)  # [B, Q, D]
         rows = rows + self.dropout(self.out(mixed))
         hidden = functional.relu(self.feed_in(self.feed_norm(rows)))
         return rows + self.dropout(self.feed_out(hidden))

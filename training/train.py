@@ -34,11 +34,12 @@ import msgspec
 import torch
 
 from training import gate
+from training.canary import CANARY_FILE
 from training.card import model_card
 from training.checkpoint import Checkpoint
 from training.config import Config, ConfigError, load_config
 from training.dataset import DatasetError, Log
-from training.evaluate import Replay
+from training.evaluate import Ground, Replay
 from training.export import ExportError, export_bundle
 from training.fit import Epoch, FitError, Fitted, Options, fit, teacher_seeds
 from training.lifts import item_lifts
@@ -296,14 +297,14 @@ def _write(
         ),
     )
     candidate = load_bundle(partial)
-    ground = gate.Ground(
+    ground = Ground(
         log.events,
         len(split.train) + len(split.validation),
         [*material.item_ids, *material.others],
         material.texts,
         log.forgotten,
     )
-    decision = gate.judge(candidate, live, ground, config, job.work / "canary.json")
+    decision = gate.judge(candidate, live, ground, config, job.work / CANARY_FILE)
     say(gate.report(decision))
     write_manifest(partial, msgspec.structs.replace(candidate.manifest, gate=decision))
     if job.out.exists():

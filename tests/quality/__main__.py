@@ -45,7 +45,7 @@ Figures = dict[str, dict[str, Any]]
 DOMAINS = ROOT / "deploy" / "domains"
 BEAUTY = load_config(DOMAINS / "beauty.toml")
 FILMS = load_config(DOMAINS / "films.toml")
-LONG = {"length": 200, "dim": 128, "feed_forward": 256, "dropout": 0.3}
+LONG = {"length": 200, "dim": 128, "feed_forward": 256, "dropout": 0.3, "attention_dropout": 0.0}
 FILMS_LONG = load_config(
     DOMAINS / "films.toml", history=200, overlap=0.1, positions=2048, negatives=600, average=0.998, model=LONG
 )

@@ -22,10 +22,11 @@ from safetensors.numpy import load_file
 
 from tests.training.conftest import arguments
 from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
-from training import export, gate, material, measure, search, train
+from training import export, material, measure, search, train
 from training import tracking as tracker
+from training.canary import CANARY_FILE, canaries, held_back
 from training.config import Config, load_config
-from training.evaluate import Replay, evaluate
+from training.evaluate import Ground, Replay, evaluate
 from training.examples import IGNORE
 from training.fit import Epoch
 from training.model import Config as ModelConfig
@@ -83,11 +84,13 @@ def test_what_was_held_back_is_learned_as_new(first: Path) -> None:
     write_log(first / "later.jsonl", events)
     config = load_config(first / "ring.toml", rehearsal=0.0)
     live = load_bundle(first / "first")
-    found = material.gather(config, first / "later.jsonl", first / "items.jsonl", first / "work", first, live)
-    learned, held_back = events[:288], events[288:360]
-    assert live.manifest.data.last == held_back[-1].ts
+    work = first / "without a canary set"
+    work.mkdir()
+    found = material.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live)
+    learned, judged = events[:288], events[288:360]
+    assert live.manifest.data.last == judged[-1].ts
     new = [event for event in found.split.train if event.ts > learned[-1].ts]
-    assert new[: len(held_back)] == held_back
+    assert new[: len(judged)] == judged
     targets = material.epoch_rows(config, found)(np.random.default_rng(0)).next_item
     assert (targets != IGNORE).sum() == len(new)
 
@@ -263,38 +266,56 @@ def test_a_worse_candidate_is_refused(first: Path, capsys: pytest.CaptureFixture
     assert not next(check for check in decision.checks if check.name == "quality").passed
 
 
+def test_nothing_of_the_canary_set_is_learned(first: Path) -> None:
+    """Its users' later events are; what each did with the item that is asked of them is in no row, now and later."""
+    config, events = load_config(first / "ring.toml"), walk(steps=18)
+    work = first / "apart"
+    work.mkdir()
+    write_log(first / "later.jsonl", events)
+    ids = [f"i{number}" for number in range(ITEMS)]
+    ground = Ground(events, 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
+    cases, _ = canaries(work / CANARY_FILE, ground, config)
+    asked = held_back(work / CANARY_FILE)
+    assert {(case.user_id, case.item) for case in cases} == asked
+    assert 0 < len(cases) <= 0.2 * len(events[300:])
+    found = material.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, None)
+    learned = {(event.user_id, event.item_id) for run in found.runs for event in run}
+    assert not learned & asked
+    assert {user for user, _ in asked} <= {user for user, _ in learned}
+
+
 def test_a_canary_set_forgets_who_asks(first: Path) -> None:
     """A frozen user who is erased leaves the set; the others stay frozen."""
     config, events = Config(behaviours={"view": 1.0}), walk()
     ids = [f"i{number}" for number in range(ITEMS)]
     texts = np.zeros((ITEMS, 384), np.float32)
-    ground = gate.Ground(events, 300, ids, texts, frozenset())
+    ground = Ground(events, 300, ids, texts, frozenset())
     path = first / "frozen.json"
-    frozen, remark = gate._canaries(path, ground, config)
+    frozen, remark = canaries(path, ground, config)
     assert remark == "; frozen now"
     gone = frozen[0].user_id
-    later = gate.Ground(events, 10, ids, texts, frozenset({gone}))
-    assert gate._canaries(path, later, config) == ([case for case in frozen if case.user_id != gone], "")
+    later = Ground(events, 10, ids, texts, frozenset({gone}))
+    assert canaries(path, later, config) == ([case for case in frozen if case.user_id != gone], "")
     assert f'"{gone}"' not in path.read_text()
 
 
 def test_a_canary_set_of_another_domain_is_frozen_anew(first: Path) -> None:
     """Of another name, or of items that are not in this catalogue: it would be nought against nought, and pass."""
     ids = [f"i{number}" for number in range(ITEMS)]
-    ground = gate.Ground(walk(), 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
+    ground = Ground(walk(), 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
     config, path = Config(behaviours={"view": 1.0}), first / "domains.json"
-    frozen, _ = gate._canaries(path, ground, config)
+    frozen, _ = canaries(path, ground, config)
     renamed = [msgspec.structs.replace(event, item_id=f"x{event.item_id}") for event in walk()]
-    other = gate.Ground(renamed, 300, [f"x{item}" for item in ids], ground.texts, frozenset())
-    cases, remark = gate._canaries(path, other, config)
-    assert remark == "; frozen anew, 0 of the 60 items of the former set, of freshet, are known"
+    other = Ground(renamed, 300, [f"x{item}" for item in ids], ground.texts, frozenset())
+    cases, remark = canaries(path, other, config)
+    assert remark == "; frozen anew, 0 of the 12 items of the former set, of freshet, are known"
     assert {case.item[0] for case in cases} == {"x"}
     named = msgspec.structs.replace(config, name="news")
-    assert "of the former set, of freshet" in gate._canaries(path, other, named)[1]
-    assert gate._canaries(path, other, named)[1] == ""
+    assert "of the former set, of freshet" in canaries(path, other, named)[1]
+    assert canaries(path, other, named)[1] == ""
     path.write_text("{}")
-    assert "cannot be read" in gate._canaries(path, ground, config)[1]
-    assert gate._canaries(path, ground, config) == (frozen, "")
+    assert "cannot be read" in canaries(path, ground, config)[1]
+    assert canaries(path, ground, config) == (frozen, "")
 
 
 def test_runs_are_tracked(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:

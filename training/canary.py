@@ -1,0 +1,85 @@
+"""The canary set: users and their next items, frozen once, which no run learns and every later version must find.
+
+It tells what comparing two versions on the newest events cannot: a version that
+follows the day and has forgotten what it knew.
+"""
+
+from __future__ import annotations
+
+import base64
+from math import ceil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from training.config import Config
+from training.evaluate import Ground
+from training.examples import states_before
+from workers.core.state import encode_state
+
+CANARIES = 200
+MOST = 0.2
+"""Of the events that are judged: what is frozen is lost to training."""
+CANARY_FILE = "canary.json"
+
+
+class Case(msgspec.Struct, frozen=True):
+    """A frozen user: the state before an event (base64 of its stored form), and the item of the event."""
+
+    user_id: str
+    state: str
+    item: str
+
+
+class _Frozen(msgspec.Struct, frozen=True):
+    """The set as it is kept, with the name of what it was frozen for."""
+
+    name: str
+    cases: list[Case]
+
+
+def held_back(path: Path) -> frozenset[tuple[str, str]]:
+    """Users with the item that is asked of each: what they did with it is learned by nobody."""
+    try:
+        frozen = _read(path)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return frozenset()
+    return frozenset((case.user_id, case.item) for case in frozen.cases)
+
+
+def canaries(path: Path, ground: Ground, config: Config) -> tuple[list[Case], str]:
+    """The frozen set, without users who have since asked to be forgotten, and a remark where it was frozen just now.
+
+    That is where there is none, or one of another domain: of another name, or with most of its items unknown here.
+    """
+    anew = ""
+    try:
+        frozen = _read(path)
+    except FileNotFoundError:
+        frozen, anew = _freeze(ground, config), "; frozen now"
+    except msgspec.DecodeError:
+        frozen, anew = _freeze(ground, config), "; frozen anew, the former set cannot be read"
+    catalogue = set(ground.catalogue)
+    known = sum(case.item in catalogue for case in frozen.cases)
+    if not frozen.cases or frozen.name != config.name or 2 * known < len(frozen.cases):
+        anew = f"; frozen anew, {known} of the {len(frozen.cases)} items of the former set, of {frozen.name}, are known"
+        frozen = _freeze(ground, config)
+    kept = [case for case in frozen.cases if case.user_id not in ground.forgotten]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(_Frozen(frozen.name, kept)))
+    return kept, anew
+
+
+def _read(path: Path) -> _Frozen:
+    return msgspec.json.decode(path.read_bytes(), type=_Frozen)
+
+
+def _freeze(ground: Ground, config: Config) -> _Frozen:
+    rankable = set(ground.catalogue)
+    cases: list[Case] = []
+    for place, (event, state, first) in enumerate(states_before(ground.events, {}, config.history)):
+        if place >= ground.start and first and event.item_id in rankable and event.type in config.targeted:
+            cases.append(Case(event.user_id, base64.b64encode(encode_state(state)).decode(), event.item_id))
+    picked = np.random.default_rng(0).permutation(len(cases))[: min(CANARIES, ceil(MOST * len(cases)))]
+    return _Frozen(config.name, [cases[number] for number in sorted(picked)])
