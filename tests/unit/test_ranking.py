@@ -185,7 +185,7 @@ def test_full_diversity_prefers_the_unlike() -> None:
 
 
 def test_reasons_are_the_two_nearest_events() -> None:
-    """The events whose items point the same way, with their shares of the pull."""
+    """The events whose items point the same way, with their shares of the pull; an older one pulls less."""
     vectors = [axis(1), axis(1, 2), axis(9), *(axis(20) for _ in ITEMS[3:])]
     over = ItemSpace(["a", "b", "c", *ITEMS[3:]], np.stack(vectors))
     over.add_cold(["target"], 2 * axis(1, 2)[None])
@@ -202,7 +202,10 @@ def test_reasons_are_the_two_nearest_events() -> None:
         axis(1, 2)[None],
     )
     assert first.item_id == "target"
-    assert [(reason.item_id, reason.weight) for reason in first.reasons] == [("b", 0.667), ("a", 0.333)]
+    assert [(reason.item_id, reason.weight) for reason in first.reasons] == [
+        ("b", 0.71),
+        ("a", 0.29),
+    ]  # 2, and e^-.2 for the one before the last but one
 
 
 def test_what_a_version_does_not_read_is_seen_all_the_same() -> None:
