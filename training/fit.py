@@ -93,7 +93,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The moving average of the weights that was kept, its epoch counted from 1, its score, and the steps up to it."""
+    """The moving average of the weights that was kept, its epoch counted from 1, its score, and the steps up to it.
+
+    The model is without words: they are merged.
+    """
 
     model: UserEncoder
     epoch: int
@@ -147,7 +150,7 @@ def fit(
             checkpoint.save(*run.dump())
     best = copy.deepcopy(run.average).cpu()
     best.load_state_dict(run.best)
-    return Fitted(best.eval(), run.best_epoch, run.best_score, run.best_step)
+    return Fitted(best.eval().merged(), run.best_epoch, run.best_score, run.best_step)
 
 
 class _Run:

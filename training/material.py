@@ -18,6 +18,7 @@ from training.model import Config as ModelConfig
 from training.privacy import Private
 from training.show import progress, say
 from training.text import RememberedTexts, TextEncoder
+from training.words import word_numbers
 from workers.core.bundle import Bundle
 from workers.core.events import Event
 from workers.core.features import FIRST_ITEM
@@ -34,6 +35,7 @@ class NothingNewError(Exception):
 class Material:
     """A log ready to learn from; catalogue = `item_ids`, the vocabulary, then `others`, and `texts` its embeddings.
 
+    `words` `[len(item_ids), W]` are `word_numbers` of the vocabulary's texts, where the settings ask for them.
     An incremental run learns what happened at `since` (ms) or later; 0 is everything.
     """
 
@@ -44,6 +46,7 @@ class Material:
     item_ids: list[str]
     others: list[str]
     texts: NDArray[np.float32]
+    words: NDArray[np.int64] | None
     without_text: int
 
     @property
@@ -99,7 +102,8 @@ def gather(
     say(f"{len(item_ids):,} items in the vocabulary, {without:,} of them without text; {len(others):,} more to rank")
     with progress("texts") as advance:
         vectors = RememberedTexts(TextEncoder(text_encoder), work / "texts.npz").encode(texts, advance)
-    return Material(log, split, runs, since, item_ids, others, vectors, without)
+    words = word_numbers(texts[: len(item_ids)]) if config.words and parent is None else None
+    return Material(log, split, runs, since, item_ids, others, vectors, words, without)
 
 
 def _tell_log(log: Log, config: Config, since: int, split: Split) -> None:

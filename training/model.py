@@ -2,7 +2,11 @@
 
 Item representation = projected text embedding + a learned residual per item.
 While training, residuals of random items are dropped, so that the projection
-alone is a good place for an item that was never seen.
+alone is a good place for an item that was never seen. A residual may be learned
+in two parts, the item's own and the mean of learned vectors of its text's words
+(as fastText's of a word's parts; Bojanowski et al. 2017, arXiv:1607.04606): rare
+items then learn from those that share a brand or a kind. Both are one residual
+when training ends (`merged`).
 
 Positions are relative (a learned bias per head and distance, as in T5;
 Raffel et al. 2020, arXiv:1910.10683, without its buckets), so a row's meaning
@@ -110,9 +114,13 @@ class UserEncoder(nn.Module):
     distance: Tensor
     causal: Tensor
     text: Tensor
+    words: Tensor | None
 
-    def __init__(self, config: Config, text_embeddings: Tensor) -> None:
-        """`text_embeddings` [N, TEXT_DIM] in index order; kept as data, not as weights."""
+    def __init__(self, config: Config, text_embeddings: Tensor, words: Tensor | None = None) -> None:
+        """`text_embeddings` [N, TEXT_DIM] in index order; kept as data, not as weights.
+
+        `words` [N, W] are numbers of the words of each item's text, from 1, and 0 where there is none.
+        """
         super().__init__()
         if text_embeddings.shape != (config.items, TEXT_DIM):
             raise ValueError(f"text embeddings are {tuple(text_embeddings.shape)}, not ({config.items}, {TEXT_DIM})")
@@ -130,6 +138,10 @@ class UserEncoder(nn.Module):
         self.type_head = nn.Linear(config.dim, config.types)
         for embedding in (self.residual, self.special, self.type_embedding, self.gap_embedding):
             nn.init.normal_(embedding.weight, std=0.5 * config.dim**-0.5)
+        self.register_buffer("words", words, persistent=False)
+        if words is not None:
+            self.word_vectors = nn.Embedding(int(words.max()) + 1, config.dim)
+            nn.init.normal_(self.word_vectors.weight, std=0.5 * config.dim**-0.5)
         place = torch.arange(config.length)
         self.register_buffer("text", text_embeddings, persistent=False)
         self.register_buffer("distance", (place[:, None] - place).clamp(min=0), persistent=False)  # [L, L]
@@ -138,12 +150,27 @@ class UserEncoder(nn.Module):
 
     def item_vectors(self, rows: Tensor | None = None) -> Tensor:
         """The item table `[N, D]`, or `rows` of it; in training, `item_dropout` of the items stand by text alone."""
-        residual = self.residual.weight if rows is None else self.residual(rows)
+        residual = self._residual(rows)
         text = self.text if rows is None else self.text[rows]
         if self.training and self.config.item_dropout:
             kept = torch.rand(len(residual), 1, device=residual.device) >= self.config.item_dropout
             residual = residual * kept
         return functional.normalize(self.tower.project(text) + residual, dim=-1)
+
+    def _residual(self, rows: Tensor | None = None) -> Tensor:
+        own = self.residual.weight if rows is None else self.residual(rows)
+        if self.words is None:
+            return own
+        words = self.words if rows is None else self.words[rows]
+        return own + functional.embedding_bag(words, self.word_vectors.weight, mode="mean", padding_idx=0)
+
+    @torch.no_grad()
+    def merged(self) -> UserEncoder:
+        """The same encoder without words: what they have learned is part of the residuals."""
+        plain = UserEncoder(self.config, self.text).to(self.text.device)
+        own = self.state_dict() | {"residual.weight": self._residual()}
+        plain.load_state_dict({name: own[name] for name in plain.state_dict()})
+        return plain.train(self.training)
 
     def forward(
         self,

@@ -234,7 +234,8 @@ def _check_model(config: Config) -> None:
 
 def _model(config: Config, material: Material, parent: Bundle | None) -> UserEncoder:
     torch.manual_seed(config.seed)
-    model = UserEncoder(model_config(config, material), torch.from_numpy(material.known))
+    words = torch.from_numpy(material.words) if material.words is not None else None
+    model = UserEncoder(model_config(config, material), torch.from_numpy(material.known), words)
     if parent is not None:
         warm_start(model, parent, material.item_ids, config.types)
     return model

@@ -23,6 +23,7 @@ from training.examples import Examples, windows
 from training.fit import Fitted, Options, fit, teacher_seeds
 from training.model import Config as ModelConfig
 from training.model import UserEncoder
+from training.words import word_numbers
 from workers.core.events import Event
 from workers.core.features import FIRST_ITEM, UNKNOWN
 
@@ -52,6 +53,7 @@ def train_encoder(split: LeaveOneOut, texts: Floats, config: Config) -> Trained:
     torch.set_num_threads(config.threads)
     shape = ModelConfig(len(trained), 1, **config.model)
     rows = _rows(split.train, index, shape.length, config.overlap)
+    words = torch.from_numpy(word_numbers([split.texts[item] for item in trained])) if config.words else None
     chosen = np.random.default_rng(0).permutation(len(split.validation))[:VALIDATION_USERS]
     cases = [split.validation[case] for case in chosen]
 
@@ -60,7 +62,7 @@ def train_encoder(split: LeaveOneOut, texts: Floats, config: Config) -> Trained:
 
     def fitted(seed: int, teachers: Sequence[UserEncoder] = ()) -> Fitted:
         torch.manual_seed(seed)
-        model = UserEncoder(shape, torch.from_numpy(texts[trained]))
+        model = UserEncoder(shape, torch.from_numpy(texts[trained]), words)
         options = Options.of(msgspec.structs.replace(config, seed=seed))
         return fit(model, rows, validate, options, teachers=teachers)
 

@@ -16,6 +16,7 @@ from training.examples import Examples, histories, windows
 from training.fit import Epoch, FitError, Fitted, Options, fit
 from training.model import Config as ModelConfig
 from training.model import UserEncoder
+from training.words import word_numbers
 
 INDEX = {f"i{number}": number + 2 for number in range(ITEMS)}
 OPTIONS = Options(epochs=6, validate_every=2, positions=128, learning_rate=0.02)
@@ -33,6 +34,33 @@ def model() -> UserEncoder:
 def rows(random: np.random.Generator) -> Examples:
     runs = histories(walk())
     return windows([runs[number] for number in random.permutation(len(runs))], INDEX, {"view": 1}, MODEL["length"])
+
+
+def test_words_end_as_a_part_of_the_residuals() -> None:
+    """What comes of a fit with words has none, and each item stands where it stood with them."""
+    words = torch.from_numpy(word_numbers([f"brand{number % 5} item{number}" for number in range(ITEMS)]))
+    torch.manual_seed(1)
+    encoder = UserEncoder(ModelConfig(items=ITEMS, types=1, **MODEL), torch.randn(ITEMS, 384), words)
+    merged = encoder.eval().merged()
+    assert merged.words is None
+    assert merged.state_dict().keys() == model().state_dict().keys()
+    assert torch.allclose(merged.item_vectors(), encoder.item_vectors(), atol=1e-6)
+    assert not torch.allclose(merged.residual.weight, encoder.residual.weight, atol=1e-3)
+    fitted = fit(encoder, rows, weight, OPTIONS, report=lambda _: None)
+    assert fitted.model.state_dict().keys() == merged.state_dict().keys()
+
+
+def test_word_numbers() -> None:
+    """Words that few or most texts have are left out, the rarest of the others come first, and once each."""
+    texts = ["Red nail polish, red", "blue nail file", "nail oil; OPI", "OPI polish", "opi Polish"] + ["nail"] * 12
+    numbers = word_numbers(texts)
+    assert numbers.shape == (len(texts), 16)
+    shared = {"opi": numbers[3, 0], "polish": numbers[3, 1]}
+    assert len(set(shared.values()) - {0}) == 2
+    assert numbers[0].tolist() == [shared["polish"]] + [0] * 15
+    assert numbers[4].tolist() == numbers[3].tolist()
+    assert not numbers[[1, 5]].any()
+    assert word_numbers([]).shape == (0, 16)
 
 
 def weight(candidate: UserEncoder) -> float:

@@ -164,7 +164,7 @@ def test_teachers_are_fitted_first_and_once(
     folder.mkdir()
     write_log(folder / "events.jsonl", walk())
     write_items(folder / "items.jsonl", without=[3])
-    write_config(folder / "ring.toml", teachers=2, epochs=4)
+    write_config(folder / "ring.toml", teachers=2, words=True, epochs=4)
     work = folder / "work"
 
     def stopped(*_: object, **__: object) -> None:
@@ -179,6 +179,7 @@ def test_teachers_are_fitted_first_and_once(
     assert "teacher 1: epoch" not in capsys.readouterr().out
     assert not list(work.glob("*.safetensors"))
     learned = [load_file(bundle / "weights.safetensors") for bundle in (folder / "out", first / "first")]
+    assert learned[0].keys() == learned[1].keys()  # of words no trace is left
     assert not np.allclose(learned[0]["residual.weight"], learned[1]["residual.weight"])
     assert load_bundle(folder / "out").manifest.metrics["encoder"]["ndcg@10"] > 0.8
 

@@ -33,7 +33,7 @@ def write_items(path: Path, without: Iterable[int] = ()) -> Path:
     """A catalogue of the ring's items and one more that nobody has seen."""
     missing = set(without)
     lines: list[dict[str, Any]] = [
-        {"item_id": f"i{number}", "title": "" if number in missing else f"film number {number}"}
+        {"item_id": f"i{number}", "title": "" if number in missing else f"film {number}, series {chr(97 + number % 7)}"}
         for number in range(ITEMS + 1)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
