@@ -29,10 +29,7 @@ from training.model import UserEncoder
 from training.show import say
 from workers.core.features import USER_ENCODER_INPUTS
 
-PRIOR_WEIGHTS = (
-    *(0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0, 70.0),
-    *(100.0, 200.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0),
-)
+PRIOR_WEIGHTS = (0.0, *(step * 10.0**power for power in range(-1, 4) for step in (1, 2, 3, 5, 7)))
 """Up to where the encoder decides among equally popular items alone."""
 CO_OCCURRENCE_LAST = (1, 5, 10, 50)
 CO_OCCURRENCE_ITEMS = 5000
