@@ -169,7 +169,7 @@ class _Run:
         self.average = copy.deepcopy(self.model).eval()
         self.teachers = [taught_by(teacher.to(self.device)) for teacher in teachers]
         self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), options.learning_rate, weight_decay=options.weight_decay
+            self.model.parameters(), options.learning_rate, weight_decay=options.weight_decay, fused=True
         )
         self.best = _state(self.average)
         self.best_score, self.best_epoch, self.best_step = -1.0, 0, 0
