@@ -1,4 +1,4 @@
-"""The canary set: users and their next items, frozen once, which no run learns and every later version must find.
+"""The canary set: users and their next items, frozen once; no weights learn them and every version must find them.
 
 It tells what comparing two versions on the newest events cannot: a version that
 follows the day and has forgotten what it knew.
@@ -21,7 +21,7 @@ from workers.core.state import encode_state
 CANARIES = 200
 MOST = 0.2
 """Of the events that are judged: what is frozen is lost to training."""
-CANARY_FILE = "canary.json"
+CANARY_FILE = "canary-set.json"
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -39,8 +39,8 @@ class _Frozen(msgspec.Struct, frozen=True):
     cases: list[Case]
 
 
-def held_back(path: Path) -> frozenset[tuple[str, str]]:
-    """Users with the item that is asked of each: what they did with it is learned by nobody."""
+def canary_pairs(path: Path) -> frozenset[tuple[str, str]]:
+    """Users with the item that is asked of each: what they did with it is in no training row."""
     try:
         frozen = _read(path)
     except (FileNotFoundError, msgspec.DecodeError):

@@ -106,7 +106,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     teachers: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Models fitted first, each on a seed of its own, whose mean scores the model learns beside the log."""
     words: bool = False
-    """Whether what is learned of an item is shared by the words of its text: for a long tail of telling titles."""
+    """Whether what is learned of an item is shared by the words of its text: for a long tail of telling titles. An
+    incremental run goes on from what they gave and learns no words itself."""
     learning_rate: Rate = 3e-3
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 1e-2
     average: Rate = 0.99

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.canary import CANARY_FILE, held_back
+from training.canary import CANARY_FILE, canary_pairs
 from training.config import Config
 from training.dataset import DatasetError, Log, Split, read_items, read_log, split_by_time, vocabulary
 from training.examples import Examples, histories, shuffle_ties, windows
@@ -36,7 +37,8 @@ class Material:
     """A log ready to learn from; catalogue = `item_ids`, the vocabulary, then `others`, and `texts` its embeddings.
 
     `words` `[len(item_ids), W]` are `word_numbers` of the vocabulary's texts, where the settings ask for them.
-    An incremental run learns what happened at `since` (ms) or later; 0 is everything.
+    An incremental run learns what happened at `since` (ms) or later; 0 is everything. So many events of `runs` are
+    left out as `canaries`, with a gap in their users' histories. `digest` is that of all that is learned from.
     """
 
     log: Log
@@ -48,6 +50,8 @@ class Material:
     texts: NDArray[np.float32]
     words: NDArray[np.int64] | None
     without_text: int
+    canaries: int
+    digest: str
 
     @property
     def known(self) -> NDArray[np.float32]:
@@ -70,7 +74,7 @@ def gather(
 ) -> Material:
     """Read a log and its items; from a `parent` on, an incremental run learns the events that it has not learned.
 
-    Text vectors and the canary set, of which nothing is learned, are kept in `work`.
+    Text vectors and the canary set, which is in no training row, are kept in `work`.
     Raises `DatasetError`, `NothingNewError`, `TextError`.
     """
     log = read_log(events, config, int(time.time() * 1000))
@@ -88,22 +92,26 @@ def gather(
     if not (split.validation and split.test):
         raise DatasetError(f"{events}: {len(log.events)} events are too few to hold some back and judge by them")
     inside = set(map(id, split.train))
-    asked = held_back(work / CANARY_FILE)
-    runs = [
-        [event for event in run if id(event) in inside and (event.user_id, event.item_id) not in asked]
-        for run in histories(log.events)
-    ]
+    asked = canary_pairs(work / CANARY_FILE)
+    whole = [[event for event in run if id(event) in inside] for run in histories(log.events)]
+    runs = [[event for event in run if (event.user_id, event.item_id) not in asked] for run in whole]
+    canaries = sum(map(len, whole)) - sum(map(len, runs))
     runs = [run for run in runs if run]
     item_ids = vocabulary((event for run in runs for event in run), parent.item_ids if parent is not None else ())
     others = sorted(set(items) - set(item_ids))
     texts = [items[item].text(config.text_fields) if item in items else "" for item in [*item_ids, *others]]
     without = sum(not text for text in texts[: len(item_ids)])
     _tell_log(log, config, since, split)
+    if canaries:
+        say(f"  left out: {canaries:,} of the canary set")
     say(f"{len(item_ids):,} items in the vocabulary, {without:,} of them without text; {len(others):,} more to rank")
     with progress("texts") as advance:
         vectors = RememberedTexts(TextEncoder(text_encoder), work / "texts.npz").encode(texts, advance)
     words = word_numbers(texts[: len(item_ids)]) if config.words and parent is None else None
-    return Material(log, split, runs, since, item_ids, others, vectors, words, without)
+    if words is not None:
+        say(f"they share {words.max(initial=0):,} words")
+    digest = hashlib.sha256(repr((log.digest, item_ids, texts, sorted(asked))).encode()).hexdigest()
+    return Material(log, split, runs, since, item_ids, others, vectors, words, without, canaries, digest)
 
 
 def _tell_log(log: Log, config: Config, since: int, split: Split) -> None:

@@ -29,8 +29,12 @@ from training.model import UserEncoder
 from training.show import say
 from workers.core.features import USER_ENCODER_INPUTS
 
-PRIOR_WEIGHTS = (0.0, *(step * 10.0**power for power in range(-1, 4) for step in (1, 2, 3, 5, 7)))
-"""Up to where the encoder decides among equally popular items alone."""
+PRIOR_WEIGHTS = (
+    0.0,
+    *(step * 10.0**power for power in range(-1, 2) for step in (1, 2, 3, 5, 7)),
+    *(10.0**power for power in range(2, 7)),
+)
+"""Up to where the encoder decides among equally popular items alone, also among those that hardly anybody touches."""
 CO_OCCURRENCE_LAST = (1, 5, 10, 50)
 CO_OCCURRENCE_ITEMS = 5000
 """Catalogues up to this size get the co-occurrence baseline, which is quadratic in it."""

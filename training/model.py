@@ -50,8 +50,8 @@ class Config:
     heads: int = 2
     feed_forward: int = 128
     dropout: float = 0.2
-    attention_dropout: float = 0.2
-    """Of the weights of attention: short histories need it, long ones learn faster without."""
+    attention_dropout: float | None = None
+    """Of the weights of attention, as `dropout` where none is set: short histories need it, long ones do not."""
     item_dropout: float = 0.15
     temperature: float = 0.07
     unknown_dropout: float = 0.02
@@ -87,7 +87,8 @@ class Block(nn.Module):
         self.feed_in = nn.Linear(config.dim, config.feed_forward)
         self.feed_out = nn.Linear(config.feed_forward, config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.attention_dropout = nn.Dropout(config.attention_dropout)
+        attention = config.attention_dropout
+        self.attention_dropout = nn.Dropout(config.dropout if attention is None else attention)
 
     def forward(self, x: Tensor, padding: Tensor, causal: Tensor, distance: Tensor) -> Tensor:
         """`x` [B, L, D], `padding` [B, 1, 1, L], `causal` and `distance` [Q, L] → [B, Q, D], the last Q positions."""

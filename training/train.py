@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -38,7 +39,7 @@ from training.canary import CANARY_FILE
 from training.card import model_card
 from training.checkpoint import Checkpoint
 from training.config import Config, ConfigError, load_config
-from training.dataset import DatasetError, Log
+from training.dataset import DatasetError
 from training.evaluate import Ground, Replay
 from training.export import ExportError, export_bundle
 from training.fit import Epoch, FitError, Fitted, Options, fit, teacher_seeds
@@ -101,10 +102,10 @@ def train(job: Job, config: Config) -> bool:
         parent = live if job.incremental else None
         material = gather(config, job.events, job.items, job.work, job.text_encoder, parent)
         replay = _replay(config, material)
-        found = Found(job.work / "search.json", _run_digest(config, material.log, parent))
+        found = Found(job.work / "search.json", _run_digest(config, material, parent))
         if job.search_seconds:
             config = _searched(job.search_seconds, config, found, _objective(material, replay, parent))
-        run = _run_digest(config, material.log, parent)
+        run = _run_digest(config, material, parent)
         tracker = Tracker(job.tracking, config.name, run, job.work) if job.tracking else None
         try:
             accepted = _train(job, config, material, replay, live, run, tracker)
@@ -227,7 +228,7 @@ def _check_model(config: Config) -> None:
     for name, value in config.model.items():
         if name not in fields:
             raise ConfigError(f"[training.model]: {name!r} is no setting, there are {', '.join(fields)}")
-        kind = type(fields[name].default)
+        kind = float if fields[name].default is None else type(fields[name].default)
         if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
             raise ConfigError(f"[training.model]: {name} is a {kind.__name__}, not {value!r}")
 
@@ -280,12 +281,18 @@ def _write(
             trained_to=split.validation[0].ts,
             events=len(log.events),
             users=len({event.user_id for event in log.events}),
-            cleaning={**log.cleaning, "items without text": material.without_text},
+            cleaning={
+                **log.cleaning,
+                "items without text": material.without_text,
+                "held back as canaries": material.canaries,
+            },
         ),
         commit=_commit(),
         parent=live.path.name if live is not None and job.incremental else "",
         privacy=privacy,
-        lifts=item_lifts(split.train, material.item_ids, config.behaviours) if privacy is None else None,
+        lifts=item_lifts(chain.from_iterable(material.runs), material.item_ids, config.behaviours)
+        if privacy is None
+        else None,
         model_card=model_card(
             config,
             fitted.model.config,
@@ -348,9 +355,9 @@ def _commit() -> str:
     return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
-def _run_digest(config: Config, log: Log, parent: Bundle | None) -> str:
+def _run_digest(config: Config, material: Material, parent: Bundle | None) -> str:
     start = parent.manifest.files["weights.safetensors"] if parent is not None else ""
-    return hashlib.sha256(f"{config.digest} {log.digest} {start} {torch.__version__}".encode()).hexdigest()
+    return hashlib.sha256(f"{config.digest} {material.digest} {start} {torch.__version__}".encode()).hexdigest()
 
 
 def _check_out(out: Path) -> None:

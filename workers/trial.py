@@ -131,7 +131,7 @@ class Trial:
             # a server that goes or comes back between two calls fails one of them alone: the fault is the
             # candidate's where it has no answer on either side of the live version's
             ours, theirs = await self._encode(live, users), await self._encode(candidate.ready, users)
-        if ours is None or self._model.candidate is not candidate:
+        if ours is None or self._model.candidate is not candidate or self._model.live is not live:
             return 0.0
         if theirs is None:
             failed = min(len(users), SAMPLE_USERS)

@@ -183,4 +183,4 @@ def test_the_first_reason_is_nearly_what_leaving_events_out_says(shipped: Bundle
             named = state.times.index(item.reasons[0].ts)
             reached.append(max(float(loss[named]), 0.0))
             most.append(float(loss.max()))
-    assert sum(reached) > 0.75 * sum(most)
+    assert sum(reached) > 0.8 * sum(most)  # .63 without fading, .78 by the last event whatever it is

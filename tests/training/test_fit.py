@@ -26,9 +26,12 @@ class Killed(Exception):
     """The process ends here."""
 
 
-def model() -> UserEncoder:
+WORDS = torch.from_numpy(word_numbers([f"brand{number % 6} kind{number % 7} item{number}" for number in range(ITEMS)]))
+
+
+def model(words: torch.Tensor | None = None) -> UserEncoder:
     torch.manual_seed(1)
-    return UserEncoder(ModelConfig(items=ITEMS, types=1, **{**MODEL, "dropout": 0.3}), torch.randn(ITEMS, 384))
+    return UserEncoder(ModelConfig(items=ITEMS, types=1, **{**MODEL, "dropout": 0.3}), torch.randn(ITEMS, 384), words)
 
 
 def rows(random: np.random.Generator) -> Examples:
@@ -38,14 +41,15 @@ def rows(random: np.random.Generator) -> Examples:
 
 def test_words_end_as_a_part_of_the_residuals() -> None:
     """What comes of a fit with words has none, and each item stands where it stood with them."""
-    words = torch.from_numpy(word_numbers([f"brand{number % 5} item{number}" for number in range(ITEMS)]))
-    torch.manual_seed(1)
-    encoder = UserEncoder(ModelConfig(items=ITEMS, types=1, **MODEL), torch.randn(ITEMS, 384), words)
+    assert (WORDS > 0).sum(dim=1).tolist() == [2] * ITEMS
+    encoder = model(WORDS)
     merged = encoder.eval().merged()
     assert merged.words is None
     assert merged.state_dict().keys() == model().state_dict().keys()
     assert torch.allclose(merged.item_vectors(), encoder.item_vectors(), atol=1e-6)
     assert not torch.allclose(merged.residual.weight, encoder.residual.weight, atol=1e-3)
+    some = torch.tensor([2, 5, 11])
+    assert torch.allclose(encoder.item_vectors(some), encoder.item_vectors()[some], atol=1e-6)
     fitted = fit(encoder, rows, weight, OPTIONS, report=lambda _: None)
     assert fitted.model.state_dict().keys() == merged.state_dict().keys()
 
@@ -68,8 +72,13 @@ def weight(candidate: UserEncoder) -> float:
     return float(sum(parameter.detach().abs().sum() for parameter in candidate.parameters()))
 
 
-def run(options: Options, report: Callable[[Epoch], None], checkpoint: Checkpoint | None = None) -> Fitted:
-    return fit(model(), rows, weight, options, report=report, checkpoint=checkpoint)
+def run(
+    options: Options,
+    report: Callable[[Epoch], None],
+    checkpoint: Checkpoint | None = None,
+    words: torch.Tensor | None = None,
+) -> Fitted:
+    return fit(model(words), rows, weight, options, report=report, checkpoint=checkpoint)
 
 
 def same(one: Fitted, other: Fitted) -> bool:
@@ -84,7 +93,10 @@ def whole() -> Fitted:
 
 
 @pytest.mark.parametrize("killed_after", [1, 4])
-def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, whole: Fitted, killed_after: int) -> None:
+@pytest.mark.parametrize("words", [None, WORDS], ids=["plain", "words"])
+def test_a_killed_run_ends_with_the_same_weights(
+    tmp_path: Path, whole: Fitted, killed_after: int, words: torch.Tensor | None
+) -> None:
     """Weights, best epoch and score are those of a run that nothing happened to, to the last bit."""
 
     def kill(epoch: Epoch) -> None:
@@ -92,11 +104,12 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path: Path, whole: Fitted, 
             raise Killed
 
     with pytest.raises(Killed):
-        run(OPTIONS, kill, Checkpoint(tmp_path / "c.safetensors", "ring"))
+        run(OPTIONS, kill, Checkpoint(tmp_path / "c.safetensors", "ring"), words)
     epochs: list[int] = []
-    again = run(OPTIONS, lambda epoch: epochs.append(epoch.number), Checkpoint(tmp_path / "c.safetensors", "ring"))
+    stored = Checkpoint(tmp_path / "c.safetensors", "ring")
+    again = run(OPTIONS, lambda epoch: epochs.append(epoch.number), stored, words)
     assert epochs == list(range(killed_after + 1, OPTIONS.epochs + 1))
-    assert same(again, whole)
+    assert same(again, whole if words is None else run(OPTIONS, lambda _: None, words=words))
 
 
 def test_a_seed_decides_a_run() -> None:

@@ -24,7 +24,7 @@ from tests.training.conftest import arguments
 from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
 from training import export, material, measure, search, train
 from training import tracking as tracker
-from training.canary import CANARY_FILE, canaries, held_back
+from training.canary import CANARY_FILE, canaries, canary_pairs
 from training.config import Config, load_config
 from training.evaluate import Ground, Replay, evaluate
 from training.examples import IGNORE
@@ -48,7 +48,7 @@ def test_the_bundle_says_what_it_is_of(first: Path) -> None:
     manifest = bundle.manifest
     assert (manifest.name, manifest.types, manifest.dim, manifest.length) == ("ring", ["view"], 16, 8)
     assert (manifest.data.first, manifest.data.events, manifest.data.users) == (NOW, 360, 30)
-    assert manifest.data.cleaning == {"items without text": 1}
+    assert manifest.data.cleaning == {"items without text": 1, "held back as canaries": 0}
     assert len(manifest.data.digest) == 64
     assert manifest.gate is not None
     assert manifest.gate.accepted
@@ -75,7 +75,7 @@ def test_an_incremental_run_goes_on_from_the_live_version(first: Path) -> None:
     assert after.manifest.gate is not None
     names = [check.name for check in after.manifest.gate.checks]
     assert names == ["finite", "size", "latency", "quality", "coverage", "diversity", "canary set"]
-    assert json.loads((first / "work" / "canary.json").read_bytes())
+    assert json.loads((first / "work" / CANARY_FILE).read_bytes())
 
 
 def test_what_was_held_back_is_learned_as_new(first: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_worse_candidate_is_refused(first: Path, capsys: pytest.CaptureFixture
 
 
 def test_nothing_of_the_canary_set_is_learned(first: Path) -> None:
-    """Its users' later events are; what each did with the item that is asked of them is in no row, now and later."""
+    """Its users' later events are; what each did with the item that is asked of them is in no row, of any run."""
     config, events = load_config(first / "ring.toml"), walk(steps=18)
     work = first / "apart"
     work.mkdir()
@@ -276,13 +276,22 @@ def test_nothing_of_the_canary_set_is_learned(first: Path) -> None:
     ids = [f"i{number}" for number in range(ITEMS)]
     ground = Ground(events, 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
     cases, _ = canaries(work / CANARY_FILE, ground, config)
-    asked = held_back(work / CANARY_FILE)
+    asked = canary_pairs(work / CANARY_FILE)
     assert {(case.user_id, case.item) for case in cases} == asked
     assert 0 < len(cases) <= 0.2 * len(events[300:])
-    found = material.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, None)
-    learned = {(event.user_id, event.item_id) for run in found.runs for event in run}
-    assert not learned & asked
-    assert {user for user, _ in asked} <= {user for user, _ in learned}
+    when = {(event.user_id, event.item_id): event.ts for event in events}
+    for live in (None, load_bundle(first / "first")):
+        found = material.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live)
+        learned = {(event.user_id, event.item_id) for run in found.runs for event in run}
+        assert not learned & asked
+        since = {user: when[user, item] for user, item in asked}
+        assert any(user in since and when[user, item] > since[user] for user, item in learned)
+        trained = {(event.user_id, event.item_id) for event in found.split.train}
+        assert found.canaries == len(trained & asked) > 0
+    (work / CANARY_FILE).unlink()
+    assert (
+        material.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live).digest != found.digest
+    )
 
 
 def test_a_canary_set_forgets_who_asks(first: Path) -> None:

@@ -8,7 +8,10 @@ import msgspec
 
 
 class Reason(msgspec.Struct, frozen=True, gc=False):
-    """One of the user's own events that moved an item; `weight` is its share of the score, 0 to 1."""
+    """One of the user's own events that moved an item; `weight` is its share of what they all pull, 0 to 1.
+
+    An event pulls by how near its item is, the less the longer ago (`core.ranking`).
+    """
 
     item_id: str
     type: str
