@@ -42,7 +42,7 @@ BEHIND = 0.5
 """Weight of an item that came before, beside one that came after."""
 SCALE = 10.0
 HALF_LIVES_H = (1.0, 3.0, 12.0, 48.0, 168.0)
-PRIOR_WEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e4, 1e5, 1e6)
+PRIOR_WEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 CO_VISIT_WEIGHTS = (0.0, 1.0, 3.0, 10.0)
 NEVER = 10**6
 
