@@ -16,7 +16,7 @@ import numpy as np
 from training.config import Config
 from training.evaluate import Ground
 from training.examples import states_before
-from workers.core.state import encode_state
+from workers.core.state import UserState, decode_state, encode_state
 
 CANARIES = 200
 MOST = 0.2
@@ -30,6 +30,16 @@ class Case(msgspec.Struct, frozen=True):
     user_id: str
     state: str
     item: str
+
+    @classmethod
+    def of(cls, user_id: str, before: UserState, item: str) -> Case:
+        """The case of a user's event on `item`, and their state `before` it."""
+        return cls(user_id, base64.b64encode(encode_state(before)).decode(), item)
+
+    @property
+    def before(self) -> UserState:
+        """The state before the event."""
+        return decode_state(base64.b64decode(self.state))
 
 
 class _Frozen(msgspec.Struct, frozen=True):
@@ -80,6 +90,6 @@ def _freeze(ground: Ground, config: Config) -> _Frozen:
     cases: list[Case] = []
     for place, (event, state, first) in enumerate(states_before(ground.events, {}, config.history)):
         if place >= ground.start and first and event.item_id in rankable and event.type in config.targeted:
-            cases.append(Case(event.user_id, base64.b64encode(encode_state(state)).decode(), event.item_id))
+            cases.append(Case.of(event.user_id, state, event.item_id))
     picked = np.random.default_rng(0).permutation(len(cases))[: min(CANARIES, ceil(MOST * len(cases)))]
     return _Frozen(config.name, [cases[number] for number in sorted(picked)])

@@ -124,7 +124,7 @@ def windows(
     histories longer than a row are cut at places it chooses: epoch by epoch an event
     then has contexts of other lengths behind it.
     """
-    runs = [run for run in histories if run]
+    runs = list(histories)
     events = [event for run in runs for event in run]
     cuts = np.array(list(_cuts([len(run) for run in runs], length, overlap, random)), np.int64).reshape(-1, 3)
     items = np.array([item_index.get(event.item_id or "", UNKNOWN) for event in events], np.int32)
@@ -138,14 +138,14 @@ def windows(
 
     begin, first_target, stop = cuts.T[:, :, None]
     place = stop - length + np.arange(length)  # of inputs; what stands before `begin` is padding
-    seen, known = place >= begin, np.maximum(place, 0)
-    trains = place + 1 >= first_target
+    seen, trains = place >= begin, place + 1 >= first_target
+    current, following = np.maximum(place, 0), np.maximum(place + 1, 0)  # any place will do where masked
     columns = (
-        np.where(seen, items[known], PADDING),
-        np.where(seen, types[known], 0),
-        np.where(seen, np.where(place == begin, 1, gaps[known]), 0),  # the event before the first is not in the state
-        np.where(trains, aimed_items[np.maximum(place + 1, 0)], IGNORE),
-        np.where(trains, aimed_types[np.maximum(place + 1, 0)], IGNORE),
+        np.where(seen, items[current], PADDING),
+        np.where(seen, types[current], 0),
+        np.where(seen, np.where(place == begin, 1, gaps[current]), 0),  # the event before the first is not in the state
+        np.where(trains, aimed_items[following], IGNORE),
+        np.where(trains, aimed_types[following], IGNORE),
     )
     useful = (columns[3] != IGNORE).any(axis=1) | (columns[4] != IGNORE).any(axis=1)
     if not useful.any():

@@ -9,7 +9,6 @@ the same inputs is checked by `freshet publish` before anybody is served.
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +46,6 @@ from workers.core.features import (
     featurise,
 )
 from workers.core.golden import read_golden
-from workers.core.state import decode_state
 
 TIMED_BATCH = 64
 TIMED_RUNS = 50
@@ -219,7 +217,7 @@ def _canary_score(served: Served, cases: Sequence[Case], ground: Ground) -> floa
     known = [case for case in cases if case.item in row]
     if not known:
         return 0.0
-    states = [decode_state(base64.b64decode(case.state)) for case in known]
+    states = [case.before for case in known]
     version = served.version
     scores = served.scores(featurise(states, version.item_index, version.type_index, version.manifest.length))
     seen = np.zeros(scores.shape, np.bool_)

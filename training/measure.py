@@ -34,7 +34,7 @@ PRIOR_WEIGHTS = (
     *(step * 10.0**power for power in range(-1, 2) for step in (1, 2, 3, 5, 7)),
     *(10.0**power for power in range(2, 7)),
 )
-"""Up to where the encoder decides among equally popular items alone, also among those that hardly anybody touches."""
+"""Up to where the encoder decides among items alone that hardly anybody has touched lately."""
 CO_OCCURRENCE_LAST = (1, 5, 10, 50)
 CO_OCCURRENCE_ITEMS = 5000
 """Catalogues up to this size get the co-occurrence baseline, which is quadratic in it."""

@@ -202,10 +202,8 @@ def test_reasons_are_the_two_nearest_events() -> None:
         axis(1, 2)[None],
     )
     assert first.item_id == "target"
-    assert [(reason.item_id, reason.weight) for reason in first.reasons] == [
-        ("b", 0.71),
-        ("a", 0.29),
-    ]  # 2, and e^-.2 for the one before the last but one
+    # b pulls 2, and a, two events further back, 1 times e^-.2
+    assert [(reason.item_id, reason.weight) for reason in first.reasons] == [("b", 0.71), ("a", 0.29)]
 
 
 def test_what_a_version_does_not_read_is_seen_all_the_same() -> None:
