@@ -56,6 +56,19 @@ class Config:
     temperature: float = 0.07
     unknown_dropout: float = 0.02
 
+    def __post_init__(self) -> None:
+        """Raises `ValueError`."""
+        for name in ("items", "types", "dim", "length", "blocks", "heads", "feed_forward"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}")
+        for name in ("dropout", "attention_dropout", "item_dropout", "unknown_dropout"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise ValueError(f"{name} is from 0 to 1, not {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is more than 0, not {self.temperature}")
+
 
 class ItemTower(nn.Module):
     """Text embedding `[n, TEXT_DIM]` → item vector `[n, D]` of length 1: where an item with no events stands."""
@@ -72,7 +85,11 @@ class ItemTower(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block.
+
+    Products are of one matrix, and a sum is laid out anew before it is normed: ONNX Runtime then adds the bias within
+    the product, and leaves the norm alone (its fused kernel of sum and norm takes five times as long as the two).
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -91,22 +108,41 @@ class Block(nn.Module):
         self.attention_dropout = nn.Dropout(config.dropout if attention is None else attention)
 
     def forward(self, x: Tensor, padding: Tensor, causal: Tensor, distance: Tensor) -> Tensor:
-        """`x` [B, L, D], `padding` [B, 1, 1, L], `causal` and `distance` [Q, L] → [B, Q, D], the last Q positions."""
-        queries = causal.shape[0]
-        normed = self.attention_norm(x)
-        rows = x[:, -queries:]  # [B, Q, D]
-        query = self._split(self.query(normed[:, -queries:])) * self.width**-0.5  # [B, H, Q, D/H]
-        key, value = (self._split(part) for part in self.key_value(normed).chunk(2, dim=-1))  # [B, H, L, D/H]
-        bias = self.distance_bias[:, distance] + causal  # [H, Q, L]
-        weights = functional.softmax(query @ key.transpose(-1, -2) + bias + padding, dim=-1)  # [B, H, Q, L]
-        mixed = (self.attention_dropout(weights) @ value).transpose(1, 2).flatten(2)  # [B, Q, D]
-        rows = rows + self.dropout(self.out(mixed))
-        hidden = functional.relu(self.feed_in(self.feed_norm(rows)))
-        return rows + self.dropout(self.feed_out(hidden))
+        """`x` [B, L, D], `padding` [B, 1, 1, L], `causal` and `distance` [L, L] → [B, L, D]."""
+        shape = x.shape[:2]
+        normed = self.attention_norm(x).flatten(0, 1)  # [B · L, D]
+        query = self._split(self.query(normed), shape) * self.width**-0.5  # [B, H, L, D/H]
+        key, value = (self._split(part, shape) for part in self.key_value(normed).chunk(2, dim=-1))  # [B, H, L, D/H]
+        bias = self.distance_bias[:, distance] + causal  # [H, L, L]
+        weights = functional.softmax(query @ key.transpose(-1, -2) + bias + padding, dim=-1)  # [B, H, L, L]
+        mixed = (self.attention_dropout(weights) @ value).transpose(1, 2).reshape(-1, x.shape[2])  # [B · L, D]
+        return self._feed(x.flatten(0, 1) + self.dropout(self.out(mixed)), shape)
 
-    def _split(self, x: Tensor) -> Tensor:
-        """[B, n, D] → [B, H, n, D/H]."""
-        return x.unflatten(-1, (self.heads, self.width)).transpose(1, 2)
+    def last(self, x: Tensor, padding: Tensor) -> Tensor:
+        """The last position of what `forward` gives, [B, 1, D], without the keys and values of the others.
+
+        There is one query, so for each head q · (K n) is (Kᵀ q) · n, and Σ a V n is V Σ a n (as DeepSeek-V2 does with
+        its compressed keys, arXiv:2405.04434). The keys' bias moves all of a softmax alike, the values' comes whole.
+        """
+        length, dim = x.shape[1:]
+        normed = self.attention_norm(x)  # [B, L, D]
+        query = self.query(normed[:, -1]).view(-1, self.heads, 1, self.width) * self.width**-0.5
+        key, value = self.key_value.weight.view(2, self.heads, self.width, dim)  # [H, D/H, D]
+        looked_for = (query @ key).squeeze(2)  # [B, H, D]
+        bias = self.distance_bias[:, :length].flip(-1) + padding.squeeze(2)  # [B, H, L]
+        weights = self.attention_dropout(functional.softmax(looked_for @ normed.transpose(1, 2) + bias, dim=-1))
+        mixed = (weights @ normed).unsqueeze(2) @ value.transpose(-1, -2)  # [B, H, 1, D/H]
+        mixed = mixed.flatten(1) + self.key_value.bias[dim:]  # [B, D]
+        return self._feed(x[:, -1] + self.dropout(self.out(mixed)), x[:, -1:].shape[:2])
+
+    def _feed(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The second half of the block: [B · L, D] → [B, L, D]."""
+        hidden = functional.relu(self.feed_in(self.feed_norm(rows.unflatten(0, shape)).flatten(0, 1)))
+        return (rows + self.dropout(self.feed_out(hidden))).unflatten(0, shape)
+
+    def _split(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """[B · L, D] → [B, H, L, D/H]."""
+        return rows.view(*shape, self.heads, self.width).transpose(1, 2)
 
 
 class UserEncoder(nn.Module):
@@ -189,15 +225,15 @@ class UserEncoder(nn.Module):
             lost = torch.rand(item_index.shape, device=item_index.device) < self.config.unknown_dropout
             item_index = torch.where(lost & (item_index != PADDING), UNKNOWN, item_index)
         table = torch.cat([self.special.weight, vectors])  # [2 + N, D]
-        x = functional.embedding(item_index, table) + self.type_embedding(event_type) + self.gap_embedding(time_gap)
+        shape, index = item_index.shape, item_index.flatten()  # as products are in a block: one matrix
+        x = functional.embedding(index, table) + self.type_embedding(event_type.flatten())
+        x = (x + self.gap_embedding(time_gap.flatten())).unflatten(0, shape)
         x = self.dropout(self.input_norm(x))  # [B, L, D]
         # A padding position sees padding alone, all of it alike, so an empty history has a defined vector.
         padding = (item_index == PADDING).to(x.dtype)[:, None, None, :] * PADDED  # [B, 1, 1, L]
-        length, last = item_index.shape[1], len(self.blocks) - 1
-        causal, distance = self.causal[:length, :length], self.distance[:length, :length]  # [L, L]
-        for number, block in enumerate(self.blocks):
-            if last_only and number == last:
-                x = block(x, padding, causal[-1:], distance[-1:])
-            else:
-                x = block(x, padding, causal, distance)
+        causal, distance = self.causal[: shape[1], : shape[1]], self.distance[: shape[1], : shape[1]]  # [L, L]
+        for block in self.blocks[:-1]:
+            x = block(x, padding, causal, distance)
+        top = self.blocks[-1]
+        x = top.last(x, padding) if last_only else top(x, padding, causal, distance)
         return functional.normalize(self.output_norm(x), dim=-1) * self.log_scale.exp()

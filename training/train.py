@@ -230,7 +230,11 @@ def _check_model(config: Config) -> None:
             raise ConfigError(f"[training.model]: {name!r} is no setting, there are {', '.join(fields)}")
         kind = float if fields[name].default is None else type(fields[name].default)
         if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
-            raise ConfigError(f"[training.model]: {name} is a {kind.__name__}, not {value!r}")
+            raise ConfigError(f"[training.model]: {name} is {kind.__name__}, not {value!r}")
+    try:
+        ModelConfig(items=1, types=1, **config.model)
+    except ValueError as error:
+        raise ConfigError(f"[training.model]: {error}") from None
 
 
 def _model(config: Config, material: Material, parent: Bundle | None) -> UserEncoder:

@@ -25,7 +25,7 @@ from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_i
 from training import export, material, measure, search, train
 from training import tracking as tracker
 from training.canary import CANARY_FILE, canaries, canary_pairs
-from training.config import Config, load_config
+from training.config import Config, ConfigError, load_config
 from training.evaluate import Ground, Replay, evaluate
 from training.examples import IGNORE
 from training.fit import Epoch
@@ -246,6 +246,25 @@ def test_what_cannot_be_used_is_one_line(
     assert said.count("\n") == 1
     assert re.search(why, said), said
     assert not (first / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"width": 32}, "'width' is no setting, there are dim, length"),
+        ({"dim": "wide"}, "dim is int, not 'wide'"),
+        ({"blocks": 0}, "blocks is 1 or more, not 0"),
+        ({"dim": 30, "heads": 4}, "dim 30 is no multiple of heads 4"),
+        ({"dropout": 1.5}, "dropout is from 0 to 1, not 1.5"),
+        ({"temperature": 0.0}, "temperature is more than 0, not 0.0"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(tmp_path: Path, model: dict[str, object], why: str) -> None:
+    """Before anything is read, and by the setting's name."""
+    job = train.Job(tmp_path, None, tmp_path / "out", tmp_path / "work", tmp_path, "nowhere")
+    with pytest.raises(ConfigError) as refused:
+        train.train(job, Config(model=model))
+    assert why in str(refused.value)
 
 
 def test_never_two_at_once(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
