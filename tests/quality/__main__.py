@@ -29,7 +29,7 @@ from rich.table import Table
 
 from tests.quality import baselines, cost, diversity, logs, off_policy, prequential
 from tests.quality.encoder import train_encoder
-from tests.quality.ranking import Case, Floats, LeaveOneOut, Scorer, judge, leave_one_out
+from tests.quality.ranking import Case, Floats, LeaveOneOut, Ranks, Scorer, judge, leave_one_out, pooled
 from training.config import Config, load_config
 from training.text import TextEncoder
 
@@ -38,6 +38,8 @@ PARTS = ROOT / ".parts"
 CACHE = PARTS / "quality"
 HELD_OUT_USERS = 1536
 CURVE_CASES = 4000
+FOLDS = 3
+NEW_USERS_EVENTS = (1, 2, 5, 10, 20)
 STREAM_EPOCHS = 6
 """Of each of the trainings on a stream, of which no part is held back to choose by."""
 Figures = dict[str, dict[str, Any]]
@@ -86,6 +88,31 @@ def movielens_100k(run: Run) -> Figures:
     return _leave_one_out(leave_one_out(log.users, log.texts), FILMS, run, PEER_EPOCHS["ml-100k"])
 
 
+def new_users(run: Run) -> Figures:
+    """MovieLens-100K's next items of users who are in no training row, after so many of their events: three folds."""
+    log, _ = logs.movielens_100k(run.movielens)
+    texts = run.embed(log.texts)
+    fold_of = np.random.default_rng(0).permutation(len(log.users)) % FOLDS
+    ranks: dict[str, list[Ranks]] = {}
+    for fold in range(FOLDS):
+        split = leave_one_out([log.users[user] for user in np.flatnonzero(fold_of != fold)], log.texts)
+        new = [log.users[user] for user in np.flatnonzero(fold_of == fold)]
+        cases: dict[str, list[Case]] = {
+            str(events): [(items[:events], items[events]) for items in new if len(items) > events]
+            for events in NEW_USERS_EVENTS
+        }
+        cases["all but the last"] = [(items[:-1], items[-1]) for items in new]
+        scorers = {
+            "popularity": baselines.popularity(split),
+            "ItemKNN (TF-IDF)": baselines.item_knn(split),
+            "Freshet": train_encoder(split, texts, run.settings(FILMS, fold)).score,
+        }
+        for name, score in scorers.items():
+            for after, some in cases.items():
+                ranks.setdefault(f"{name}, after {after}", []).append(judge(score, some))
+    return {name: pooled(folds) for name, folds in ranks.items()}
+
+
 def movielens_1m(run: Run) -> Figures:
     """MovieLens-1M, gSASRec's 512 validation users; the epoch is chosen on the last items of other users."""
     log, cases = logs.movielens_1m(run.data)
@@ -130,6 +157,7 @@ def off_policy_oracle(run: Run) -> Figures:
 PARTS_BY_NAME: dict[str, Callable[[Run], Figures]] = {
     "beauty": beauty,
     "ml-100k": movielens_100k,
+    "new-users": new_users,
     "ml-1m": movielens_1m,
     "deskdrop-stream": deskdrop_stream,
     "ml-100k-stream": movielens_100k_stream,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluate import CUTOFF, rank_of_target
+from training.evaluate import CUTOFF, rank_of_target, user_bootstrap
 
 BATCH = 512
 FEW = 5
@@ -105,6 +105,18 @@ def judge(score: Scorer, cases: Sequence[Case]) -> Ranks:
         np.array([target for _, target in cases], np.int64),
         np.array([len(history) for history, _ in cases], np.int64),
     )
+
+
+def pooled(parts: Sequence[Ranks]) -> dict[str, float]:
+    """HR@10 and NDCG@10 over all cases of some parts, each case another user's, with their 95 % intervals."""
+    figures = {}
+    for name, values in (
+        ("hr@10", np.concatenate([part.hit for part in parts])),
+        ("ndcg@10", np.concatenate([part.gain for part in parts])),
+    ):
+        low, high = user_bootstrap(np.arange(len(values)).astype(np.str_), values)
+        figures |= {name: float(values.mean()), f"{name} low": low, f"{name} high": high}
+    return figures
 
 
 def seen(histories: Sequence[list[int]], scores: Floats) -> NDArray[np.bool_]:
