@@ -136,7 +136,7 @@ def export_bundle(
             ITEM_TOWER_OUTPUTS[0].name: tower(text).numpy(),
         }
     np.savez_compressed(out / GOLDEN, **golden)  # type: ignore[arg-type]
-    np.save(out / "item_vectors.npy", served.vectors.numpy().astype(np.float32), allow_pickle=False)
+    np.save(out / bundle.ITEM_VECTORS, served.vectors.numpy().astype(np.float32), allow_pickle=False)
     if lifts is not None:
         np.save(out / bundle.LIFTS, lifts, allow_pickle=False)
     (out / "item_ids.json").write_text(json.dumps(item_ids) + "\n")
@@ -173,7 +173,7 @@ def export_bundle(
 
 def check_parity(folder: Path) -> None:
     """Run both ONNX files on the golden inputs. Raises `ExportError` where they leave torch's outputs."""
-    item_vectors = np.load(folder / "item_vectors.npy", allow_pickle=False)
+    golden, item_vectors = read_golden(folder), np.load(folder / bundle.ITEM_VECTORS, allow_pickle=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     for file, inputs, outputs in (
@@ -183,7 +183,6 @@ def check_parity(folder: Path) -> None:
         session = onnxruntime.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
         names = [spec.name for spec in outputs]
         try:
-            golden = read_golden(folder)
             values = session.run(names, {spec.name: golden[spec.name] for spec in inputs})
             check_answers(dict(zip(names, values, strict=True)), golden, outputs, item_vectors, TOLERANCE)
         except GoldenError as error:

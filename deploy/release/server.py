@@ -14,6 +14,7 @@ from deploy.release.errors import ReleaseError
 from deploy.release.repository import MODELS, TOWER
 from deploy.tensorrt.build_plan import STAMP
 from deploy.tensorrt.stamp import decode_stamp
+from workers.core.bundle import ITEM_VECTORS
 from workers.core.features import (
     ITEM_TOWER_INPUTS,
     ITEM_TOWER_OUTPUTS,
@@ -90,22 +91,20 @@ class Server:
         Raises:
             ReleaseError: It does not answer, or not with the golden outputs.
         """
-        item_vectors = np.load(folder / "item_vectors.npy", allow_pickle=False)
+        item_vectors = np.load(folder / ITEM_VECTORS, allow_pickle=False)
         stamp = folder / STAMP
         tolerance = decode_stamp(stamp.read_text()).tolerance if stamp.is_file() else TOLERANCE
+        model = MODEL
         try:
             golden = read_golden(folder)
-        except GoldenError as error:
-            raise ReleaseError(f"{MODEL} version {version}: {error}") from None
-        for model, inputs, outputs in (
-            (MODEL, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
-            (TOWER, ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
-        ):
-            try:
+            for model, inputs, outputs in (
+                (MODEL, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
+                (TOWER, ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
+            ):
                 answers = self._infer(model, version, golden, inputs, outputs)
                 check_answers(answers, golden, outputs, item_vectors, tolerance)
-            except GoldenError as error:
-                raise ReleaseError(f"{model} version {version}: {error}") from None
+        except GoldenError as error:
+            raise ReleaseError(f"{model} version {version}: {error}") from None
 
     def _infer(
         self,

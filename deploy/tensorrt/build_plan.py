@@ -27,6 +27,7 @@ from deploy.tensorrt import trtexec
 from deploy.tensorrt.network import read_network
 from deploy.tensorrt.stamp import Host, Stamp, StampError, check_stamp, decode_stamp, encode_stamp
 from workers.core import golden as golden_tensors
+from workers.core.bundle import ITEM_VECTORS
 from workers.core.features import USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS
 from workers.core.golden import GoldenError, check_answers, read_golden
 
@@ -99,7 +100,7 @@ def parity(folder: Path, plan: Path, inputs: trtexec.Dims, program: str, toleran
     Raises `StampError`, also where that is more than `tolerance`.
     """
     golden = read_golden(folder)
-    item_vectors = np.load(folder / "item_vectors.npy", allow_pickle=False)
+    item_vectors = np.load(folder / ITEM_VECTORS, allow_pickle=False)
     with tempfile.TemporaryDirectory(prefix="freshet-plan-") as work:
         files = {spec.name: Path(work) / f"{spec.name}.bin" for spec in USER_ENCODER_INPUTS}
         for name, file in files.items():

@@ -14,8 +14,9 @@ from workers.core.soundness import load_sound
 
 OPERATORS = frozenset(
     {
-        *("Add", "Cast", "Clip", "Concat", "Div", "Equal", "Expand", "Gather", "LayerNormalization", "MatMul", "Mul"),
-        *("ReduceL2", "Relu", "Reshape", "Shape", "Slice", "Softmax", "Split", "TopK", "Transpose", "Unsqueeze"),
+        *("Add", "Cast", "Clip", "Concat", "Div", "Equal", "Expand", "Gather", "GatherND", "Gemm"),
+        *("LayerNormalization", "MatMul", "Mul", "ReduceL2", "Relu", "Reshape", "Shape", "Slice", "Softmax"),
+        *("Split", "Squeeze", "TopK", "Transpose", "Unsqueeze"),
     }
 )
 """What the export emits, each of them implemented by the parser of TensorRT 10 (onnx-tensorrt, docs/operators.md)."""

@@ -27,7 +27,8 @@ from workers.core.files import write_json
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
-NEEDED = ("model.onnx", "item_tower.onnx", "item_ids.json", "item_vectors.npy", "golden.npz", WEIGHTS)
+ITEM_VECTORS = "item_vectors.npy"
+NEEDED = ("model.onnx", "item_tower.onnx", "item_ids.json", ITEM_VECTORS, "golden.npz", WEIGHTS)
 LIFTS = "item_lifts.npy"
 SIGNATURE = "manifest.sig"
 """The one file that the manifest cannot list: who vouches for it (`workers/signature.py`)."""
@@ -184,7 +185,7 @@ def load_bundle(path: Path) -> Bundle:
     manifest = _verified_manifest(path)
     try:
         item_ids = msgspec.json.decode((path / "item_ids.json").read_bytes(), type=list[str])
-        vectors = np.load(path / "item_vectors.npy", allow_pickle=False)
+        vectors = np.load(path / ITEM_VECTORS, allow_pickle=False)
         lifts = np.load(path / LIFTS, allow_pickle=False) if LIFTS in manifest.files else None
     except (msgspec.DecodeError, ValueError, EOFError) as error:
         raise BundleError(f"{path}: its items cannot be read: {error}") from None
