@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from workers.core.assignment import variant
 from workers.core.ranking import Prior, RankConfig, rank, rank_popular
 from workers.core.recommendation import Item, SideInputs
+from workers.core.stand_in import stand_in
 from workers.core.state import UserState
 from workers.live_model import Live
 from workers.ports import Encoded
@@ -79,8 +80,19 @@ class ListMaker:
                 made[place] = MadeList(name, items, live.side_inputs)
         return [one for one in made if one is not None]
 
+    def make_degraded(
+        self,
+        live: Live,
+        users: Sequence[str],
+        states: Sequence[UserState],
+        history: NDArray[np.int32],
+        priors: Sequence[Prior] | None = None,
+    ) -> list[MadeList]:
+        """As `make`, of users for whom the encoder has no answer."""
+        return self.make(live, users, states, history, Encoded(*stand_in(live.space, history)), priors)
+
     def make_popular(self, live: Live, user_id: str, state: UserState | None, prior: Prior | None = None) -> MadeList:
-        """The list of a user whom no encoder output is there for (`state` is None where there is no profile)."""
+        """The most popular items that the user has not seen (`state` is None where there is no profile)."""
         items = rank_popular(live.space, state, self._settings.list_size, prior)
         return MadeList(self.variant(user_id), items, live.side_inputs)
 

@@ -325,27 +325,22 @@ class Pipeline:
         return _Inference(live, tensors["item_index"], encoded, self._now_ms())
 
     async def _deliver(self, batch: _Batch, chunk: list[Touched], inference: _Inference) -> None:
-        live, encoded = inference.live, inference.encoded
-        states = [user.state for user in chunk]
-        if encoded is None:
-            lists = [self._lists.make_popular(live, user.user_id, user.state) for user in chunk]
-            published = self._publish_lists(batch, chunk, lists, inference, degraded=True)
-            await _all([self._write_features(chunk), published])
-            self._offer(chunk, answered=False)
-            return
-        assert inference.history is not None
+        live, encoded, history = inference.live, inference.encoded, inference.history
+        assert history is not None
+        ids, states = [user.user_id for user in chunk], [user.state for user in chunk]
+        rows: list[FeatureRow] = []
         with metrics.STEP.labels("rank").time():
-            lists = self._lists.make(live, [user.user_id for user in chunk], states, inference.history, encoded)
-        rows = [
-            FeatureRow(user.user_id, user.state.feature_ts, (vector, live.version))
-            for user, vector in zip(chunk, encoded.embedding, strict=True)
-        ]
-        published = self._publish_lists(batch, chunk, lists, inference, degraded=False)
+            if encoded is None:
+                lists = self._lists.make_degraded(live, ids, states, history)
+            else:
+                lists = self._lists.make(live, ids, states, history, encoded)
+                rows = [
+                    FeatureRow(user.user_id, user.state.feature_ts, (vector, live.version))
+                    for user, vector in zip(chunk, encoded.embedding, strict=True)
+                ]
+        published = self._publish_lists(batch, chunk, lists, inference, degraded=encoded is None)
         await _all([published, self._write_features(chunk, rows)])
-        self._offer(chunk, answered=True)
-
-    def _offer(self, chunk: list[Touched], *, answered: bool) -> None:
-        self._trial.offer([(user.user_id, user.state) for user in chunk], answered=answered)
+        self._trial.offer(list(zip(ids, states, strict=True)), answered=encoded is not None)
 
     async def _publish_plain(self, batch: _Batch, users: list[Touched]) -> None:
         """Users without a profile get the popular list; an erased one gets a tombstone."""
@@ -370,7 +365,7 @@ class Pipeline:
         degraded: bool,
     ) -> None:
         await batch.written
-        personalised = inference.encoded is not None
+        personalised = inference.history is not None
         version = inference.live.version
         topic = self._settings.recommendations_topic
         now = self._now_ms()

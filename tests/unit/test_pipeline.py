@@ -207,13 +207,16 @@ async def test_a_list_never_mixes_versions(world: World) -> None:
 
 
 async def test_lists_degrade_while_the_encoder_is_away(world: World) -> None:
-    """State and features go on, the list is the popular one without what the user has seen, and says so."""
+    """State and features go on, the list has what is near the user's items and not seen by them, and says so."""
     world.encoder.away = True
     await world.run(event(0))
     [made] = lists(world.publisher.messages)
-    assert (made.degraded, made.personalised) == (True, False)
+    assert (made.degraded, made.personalised) == (True, True)
     assert len(made.items) == world.settings.list_size
-    assert {item.source for item in made.items} == {"popular"}
+    vectors = world.bundle.item_vectors
+    nearest = [ITEMS[row] for row in np.argsort(-(vectors @ vectors[0]), kind="stable") if row]
+    assert made.items[0].item_id == nearest[0]
+    assert [reason.item_id for reason in made.items[0].reasons] == [ITEMS[0]]
     assert ITEMS[0] not in {item.item_id for item in made.items}
     assert world.state().items == [ITEMS[0]]
     row = await world.features.read("ann")

@@ -68,8 +68,8 @@ class Timings(msgspec.Struct, frozen=True, gc=False):
 class Recommendation(msgspec.Struct, frozen=True, gc=False):
     """One record of the recommendations topic.
 
-    `degraded` means that the model could not be asked and popularity stood in;
-    `personalised` is False where the user's own events had no part.
+    `degraded` means that the encoder could not be asked and nearness in the version's item
+    table stood in (`core/stand_in.py`); `personalised` is False where the user's own events had no part.
     """
 
     recommendation_id: str

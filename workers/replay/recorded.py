@@ -26,7 +26,7 @@ from workers.core.recommendation import Recommendation, SideInputs
 from workers.core.state import UserState, empty_state, fold
 from workers.lists import ListMaker, MadeList
 from workers.live_model import Live, LiveModel
-from workers.ports import Encoded, Encoder, Record
+from workers.ports import Encoder, Record
 from workers.replay.merge import Log
 from workers.replay.models import encodable
 from workers.settings import Settings
@@ -121,7 +121,7 @@ class Remaker:
 
     async def _chunk(self, chunk: Sequence[Recorded]) -> list[tuple[Recorded, MadeList]]:
         live = await self._live_at(chunk[0].list.side_inputs)
-        profiled = [one for one in chunk if _is_personal(one)]
+        profiled = [one for one in chunk if encodable(_state(one))]
         states = [_state(one) for one in profiled]
         tensors = featurise(states, live.item_index, live.type_index, live.length) if states else {}
         encoded = await self._encoder.encode(tensors, self.version) if states else None
@@ -134,23 +134,20 @@ class Remaker:
             place += len(group)
             live = await self._live_at(side_inputs)
             prior = self._prior(live, side_inputs.popularity)
-            personal = [one for one in group if id(one) in rows]
-            if personal and encoded is not None:
+            for degraded in (False, True):
+                personal = [one for one in group if id(one) in rows and one.list.degraded is degraded]
+                if not personal or encoded is None:
+                    continue
                 where = [rows[id(one)] for one in personal]
-                lists = self._maker.make(
-                    live,
-                    [one.list.user_id for one in personal],
-                    [_state(one) for one in personal],
-                    tensors["item_index"][where],
-                    Encoded(*encoded.take(where)),
-                    [prior] * len(personal),
-                )
+                users, own = [one.list.user_id for one in personal], [_state(one) for one in personal]
+                history, priors = tensors["item_index"][where], [prior] * len(personal)
+                if degraded:
+                    lists = self._maker.make_degraded(live, users, own, history, priors)
+                else:
+                    lists = self._maker.make(live, users, own, history, encoded.take(where), priors)
                 made.extend(zip(personal, lists, strict=True))
-            for one in group:
-                if id(one) not in rows:
-                    state = _state(one)
-                    profile = state if encodable(state) else None
-                    made.append((one, self._maker.make_popular(live, one.list.user_id, profile, prior)))
+            plain = [one for one in group if id(one) not in rows]
+            made.extend((one, self._maker.make_popular(live, one.list.user_id, None, prior)) for one in plain)
         return made
 
     async def _live_at(self, side_inputs: SideInputs) -> Live:
@@ -186,10 +183,6 @@ def _partials(records: Sequence[Record]) -> dict[int, dict[int, Partial]]:
             newest = {**newest, partial.partition: partial}
         at[record.offset] = newest
     return at
-
-
-def _is_personal(one: Recorded) -> bool:
-    return not one.list.degraded and encodable(_state(one))
 
 
 def _state(one: Recorded) -> UserState:

@@ -197,7 +197,7 @@ class Verifier:
         newest = self._published.newest.get(user)
         if newest is None or not newest.degraded:
             return state
-        known = [one.state for one in self._fold.recorded if one.list.user_id == user and one.list.personalised]
+        known = [one.state for one in self._fold.recorded if one.list.user_id == user and _is_encoded(one.list)]
         return max(filter(None, known), key=_offset, default=None)
 
     async def _embedding(
@@ -231,6 +231,10 @@ class Verifier:
             self._examples.append(Mismatch(kind, user, partition, offset, detail))
 
 
+def _is_encoded(made: Recommendation) -> bool:
+    return made.personalised and not made.degraded
+
+
 def _offset(state: UserState) -> int:
     return state.offset
 
@@ -243,7 +247,7 @@ def _difference(one: Recorded, made: MadeList) -> str:
         return f"recommendation_id {published.recommendation_id}, should be {expected_id}"
     if published.variant != made.variant:
         return f"variant {published.variant!r}, made again {made.variant!r}"
-    personal = state is not None and encodable(state) and not published.degraded
+    personal = state is not None and encodable(state)
     if published.personalised != personal:
         return f"personalised {published.personalised}, should be {personal}"
     if len(published.items) != len(made.items):
