@@ -253,6 +253,17 @@ async def test_a_profile_opted_out_stays_away_until_opt_in(world: World) -> None
     assert (await world.features.read("ann"))["view_count"] == 1
 
 
+async def test_a_visitor_has_a_list_before_the_first_event(world: World) -> None:
+    """An opt-in is enough: it is what is popular at the moment, and the first event makes it their own."""
+    world.model.live.space.set_popularity({ITEMS[5]: 2.0})
+    await world.run(event(3, kind=OPT_IN))
+    made = lists(world.publisher.messages)[-1]
+    assert (made.user_id, made.personalised, made.degraded) == ("ann", False, False)
+    assert (made.items[0].item_id, made.items[0].source) == (ITEMS[5], "popular")
+    await world.run(event(4))
+    assert lists(world.publisher.messages)[-1].personalised
+
+
 async def test_erasing_leaves_a_tombstone(world: World) -> None:
     """State and features are emptied, and the newest record under the user's key is a tombstone."""
     await world.run(event(0))
