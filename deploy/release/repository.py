@@ -9,17 +9,16 @@ and its locks (NFS does).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from deploy.release.errors import ReleaseError
 from workers.core.bundle import version_numbers
-from workers.core.files import sync
+from workers.core.files import HeldError, held, sync
 from workers.core.rollout import MODEL
 
 TOWER = "item_tower"
@@ -41,19 +40,16 @@ def only_publisher(repository: Path) -> Iterator[Path]:
 
     What a killed publisher left behind is removed first. Raises `ReleaseError`.
     """
-    try:
-        beside = _beside(repository)
-        lock = (beside / "lock").open("w")
-    except OSError as error:
-        raise ReleaseError(f"{error.filename}: {error.strerror}") from None
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            beside = _beside(repository)
+            stack.enter_context(held(beside / "lock"))
+        except OSError as error:
+            raise ReleaseError(f"{error.filename}: {error.strerror}") from None
+        except HeldError:
             raise ReleaseError(f"somebody else is publishing into {repository}") from None
         _clear(repository, beside)
-        with tempfile.TemporaryDirectory(dir=beside) as scratch:
-            yield Path(scratch)
+        yield Path(stack.enter_context(tempfile.TemporaryDirectory(dir=beside)))
 
 
 def sweep(repository: Path) -> None:
