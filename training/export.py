@@ -167,13 +167,18 @@ def export_bundle(
             commit=commit,
             parent=parent,
             privacy=privacy,
+            scale=float(encoder.log_scale.exp()),
         ),
     )
 
 
 def check_parity(folder: Path) -> None:
     """Run both ONNX files on the golden inputs. Raises `ExportError` where they leave torch's outputs."""
-    golden, item_vectors = read_golden(folder), np.load(folder / bundle.ITEM_VECTORS, allow_pickle=False)
+    item_vectors = np.load(folder / bundle.ITEM_VECTORS, allow_pickle=False)
+    try:
+        golden = read_golden(folder)
+    except GoldenError as error:
+        raise ExportError(str(error)) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     for file, inputs, outputs in (

@@ -66,7 +66,7 @@ class Config:
         for name in ("dropout", "attention_dropout", "item_dropout", "unknown_dropout"):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 raise ValueError(f"{name} is from 0 to 1, not {getattr(self, name)}")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature is more than 0, not {self.temperature}")
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.core import stand_in
 from workers.core.assignment import variant
-from workers.core.ranking import Prior, RankConfig, rank, rank_popular
+from workers.core.ranking import FADING, Prior, RankConfig, rank, rank_popular
 from workers.core.recommendation import Item, SideInputs
-from workers.core.stand_in import stand_in
 from workers.core.state import UserState
 from workers.live_model import Live
 from workers.ports import Encoded
@@ -56,8 +56,13 @@ class ListMaker:
         history: NDArray[np.int32],
         encoded: Encoded,
         priors: Sequence[Prior] | None = None,
+        *,
+        degraded: bool = False,
     ) -> list[MadeList]:
-        """Lists for B users, in their order; shapes as in `core.ranking.rank`."""
+        """Lists for B users, in their order; shapes as in `core.ranking.rank`.
+
+        `degraded` says that `encoded` is not the encoder's but what stands in for it.
+        """
         by_variant: dict[str, list[int]] = {}
         for place, user in enumerate(users):
             by_variant.setdefault(self.variant(user), []).append(place)
@@ -67,7 +72,7 @@ class ListMaker:
             part = encoded.take(places) if some else encoded
             lists = rank(
                 live.space,
-                self._config(live, name),
+                self._config(live, name, degraded),
                 [states[place] for place in places] if some else states,
                 history[places] if some else history,
                 part.topk_index,
@@ -80,23 +85,12 @@ class ListMaker:
                 made[place] = MadeList(name, items, live.side_inputs)
         return [one for one in made if one is not None]
 
-    def make_degraded(
-        self,
-        live: Live,
-        users: Sequence[str],
-        states: Sequence[UserState],
-        history: NDArray[np.int32],
-        priors: Sequence[Prior] | None = None,
-    ) -> list[MadeList]:
-        """As `make`, of users for whom the encoder has no answer."""
-        return self.make(live, users, states, history, Encoded(*stand_in(live.space, history)), priors)
-
     def make_popular(self, live: Live, user_id: str, state: UserState | None, prior: Prior | None = None) -> MadeList:
         """The most popular items that the user has not seen (`state` is None where there is no profile)."""
         items = rank_popular(live.space, state, self._settings.list_size, prior)
         return MadeList(self.variant(user_id), items, live.side_inputs)
 
-    def _config(self, live: Live, name: str) -> RankConfig:
+    def _config(self, live: Live, name: str, degraded: bool) -> RankConfig:
         own, fitted = self._by_variant[name], live.bundle.manifest.prior_weight
         return RankConfig(
             own.list_size,
@@ -106,4 +100,5 @@ class ListMaker:
             self._reasons,
             own.value_weight,
             own.novelty_weight,
+            stand_in.FADING if degraded else FADING,
         )

@@ -32,6 +32,7 @@ from workers.core.recommendation import (
     encode_recommendation,
     recommendation_id,
 )
+from workers.core.stand_in import stand_in
 from workers.core.state import (
     FIRST_TOUCH,
     REDELIVERED,
@@ -112,11 +113,12 @@ class _Batch:
 
 @dataclass(slots=True)
 class _Inference:
-    """A chunk's encoder outputs (None where it was unavailable), with the version they are of."""
+    """A chunk's encoder outputs, or where it was unavailable what stands in for them, with the version they are of."""
 
     live: Live
-    history: NDArray[np.int32] | None
-    encoded: Encoded | None
+    history: NDArray[np.int32]
+    encoded: Encoded
+    degraded: bool
     done_ms: int
 
 
@@ -316,31 +318,29 @@ class Pipeline:
 
     async def _infer(self, live: Live, chunk: list[Touched]) -> _Inference:
         tensors = featurise([user.state for user in chunk], live.item_index, live.type_index, live.length)
-        encoded: Encoded | None = None
+        history, degraded = tensors["item_index"], False
         with metrics.STEP.labels("encode").time():
             try:
                 encoded = await self._encoder.encode(tensors, live.version)
             except Unavailable as error:
                 log.warning("degraded", extra={"why": str(error), "users": len(chunk)})
-        return _Inference(live, tensors["item_index"], encoded, self._now_ms())
+                degraded, scale = True, live.bundle.manifest.scale
+                encoded = Encoded(*await asyncio.to_thread(stand_in, live.space, history, scale))
+        return _Inference(live, history, encoded, degraded, self._now_ms())
 
     async def _deliver(self, batch: _Batch, chunk: list[Touched], inference: _Inference) -> None:
-        live, encoded, history = inference.live, inference.encoded, inference.history
-        assert history is not None
+        live, encoded, degraded = inference.live, inference.encoded, inference.degraded
         ids, states = [user.user_id for user in chunk], [user.state for user in chunk]
-        rows: list[FeatureRow] = []
         with metrics.STEP.labels("rank").time():
-            if encoded is None:
-                lists = self._lists.make_degraded(live, ids, states, history)
-            else:
-                lists = self._lists.make(live, ids, states, history, encoded)
-                rows = [
-                    FeatureRow(user.user_id, user.state.feature_ts, (vector, live.version))
-                    for user, vector in zip(chunk, encoded.embedding, strict=True)
-                ]
-        published = self._publish_lists(batch, chunk, lists, inference, degraded=encoded is None)
+            lists = self._lists.make(live, ids, states, inference.history, encoded, degraded=degraded)
+        rows = [
+            FeatureRow(user.user_id, user.state.feature_ts, (vector, live.version))
+            for user, vector in zip(chunk, encoded.embedding, strict=True)
+            if not degraded
+        ]
+        published = self._publish_lists(batch, chunk, lists, live.version, inference.done_ms, degraded=degraded)
         await _all([published, self._write_features(chunk, rows)])
-        self._trial.offer(list(zip(ids, states, strict=True)), answered=encoded is not None)
+        self._trial.offer(list(zip(ids, states, strict=True)), answered=not degraded)
 
     async def _publish_plain(self, batch: _Batch, users: list[Touched]) -> None:
         """Users without a profile get the popular list; an erased one gets a tombstone."""
@@ -352,21 +352,20 @@ class Pipeline:
         rest = [user for user in users if user.state.consent is not Consent.ERASED]
         for live, some in self._model.parts(rest, _user_id):
             lists = [self._lists.make_popular(live, user.user_id, None) for user in some]
-            inference = _Inference(live, None, None, self._now_ms())
-            await self._publish_lists(batch, some, lists, inference, degraded=False)
+            await self._publish_lists(batch, some, lists, live.version, self._now_ms(), personalised=False)
 
     async def _publish_lists(
         self,
         batch: _Batch,
         users: list[Touched],
         lists: list[MadeList],
-        inference: _Inference,
+        version: int,
+        inference_ms: int,
         *,
-        degraded: bool,
+        degraded: bool = False,
+        personalised: bool = True,
     ) -> None:
         await batch.written
-        personalised = inference.history is not None
-        version = inference.live.version
         topic = self._settings.recommendations_topic
         now = self._now_ms()
         messages = []
@@ -379,7 +378,7 @@ class Pipeline:
                 version,
                 as_of,
                 made.side_inputs,
-                Timings(user.event_ts, user.broker_ts, batch.state_ms, inference.done_ms, now),
+                Timings(user.event_ts, user.broker_ts, batch.state_ms, inference_ms, now),
                 degraded,
                 personalised,
                 made.variant,

@@ -19,7 +19,7 @@ OPERATORS = frozenset(
         *("Split", "Squeeze", "TopK", "Transpose", "Unsqueeze"),
     }
 )
-"""What the export emits, each of them implemented by the parser of TensorRT 10 (onnx-tensorrt, docs/operators.md)."""
+"""What an export may hold, each of them implemented by the parser of TensorRT 10 (onnx-tensorrt, docs/operators.md)."""
 HALF_MAX = float(np.finfo(np.float16).max)
 
 

@@ -99,7 +99,9 @@ async def truth(world: World, over: Shop, looked: dict[str, int], target: polici
     folded = Fold(log, settings, lists.values())
     topics = SideInputTopics([], list(read_topic(settings, settings.popularity_topic)))
     young = opened_at(over, ROUNDS) + LOOKS_AFTER_MS
-    judged = [one for one in folded.recorded if one.list.as_of.ts <= young and one.list.personalised]
+    judged = [
+        one for one in folded.recorded if one.list.as_of.ts <= young and one.list.personalised and not one.list.degraded
+    ]
     encoder = OnnxEncoder(Path(settings.model_repository), TEXT_ENCODER)
     worth = [0.0, 0.0]
     async for one, made in policies.remade(judged, target, settings, encoder, topics):

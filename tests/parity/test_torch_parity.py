@@ -46,9 +46,12 @@ def small_model(seed: int = 0):  # noqa: ANN201 - torch may be absent here
     from training.model import Config, UserEncoder  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(seed)
-    return UserEncoder(
+    model = UserEncoder(
         Config(ITEMS, len(TYPES), length=LENGTH), torch.nn.functional.normalize(torch.randn(ITEMS, TEXT_DIM))
-    ).eval()
+    )
+    for block in model.blocks:
+        torch.nn.init.normal_(block.distance_bias)  # it begins at 0
+    return model.eval()
 
 
 def tensors(columns: dict[str, np.ndarray]) -> list:

@@ -77,6 +77,8 @@ def explain(
     if as_json:
         emit({"user_id": user, "model_version": version, "items": msgspec.to_builtins(found)})
     else:
+        if item is None and made is not None and made.degraded:
+            out.print(Text("made while the encoder was away; this is what the encoder says of it now", "yellow"))
         _tell(found, state, titles)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -96,6 +97,8 @@ class Manifest(msgspec.Struct, frozen=True):
     encoder's score, fitted on the validation split. `files` maps each file to its
     sha256. `text_fields` are what items' texts were joined from, `commit` is the
     code that trained, and `parent` the version whose weights were the start.
+    `scale` is the length of its user vectors, an item's having 1 (the first versions
+    did not say so, and had about 12).
     `privacy` is what the weights may tell of a user, where training bounded it.
     `gate` is what the gate decided, None in what it has not judged; `ungated` is why
     a version that it refused may be published all the same, in the signer's words.
@@ -119,6 +122,7 @@ class Manifest(msgspec.Struct, frozen=True):
     gate: Decision | None = None
     ungated: str = ""
     privacy: Privacy | None = None
+    scale: Annotated[float, msgspec.Meta(gt=0)] = 12.0
 
 
 class Bundle(msgspec.Struct, frozen=True):

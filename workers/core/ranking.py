@@ -29,9 +29,9 @@ POOL = 5
 """Diversity and exploration pick among this many times the list's size."""
 MARKS = 1 << 18
 """Rows times users that are marked together."""
-RECENCY = 0.1
-"""How much less an event counts as a reason for each one that came after it, on a log scale. With it the first reason
-is the event whose loss moves the item most in .52 of the cases on films (without it .22) and .69 on beauty (.58)."""
+FADING = 0.1
+"""With it the first reason is the event whose loss moves the item most in .52 of the cases on films (without it .22)
+and .69 on beauty (.58)."""
 LOOK_AHEAD = 32
 """Candidates that are looked at together for ones that a user has not seen."""
 
@@ -43,7 +43,8 @@ class RankConfig:
     `diversity` is 0 for pure score to 1 for pure dissimilarity (MMR, SIGIR
     1998); `exploration` is the chance that a list is changed at random. Items have
     `reasons` unless nobody reads them: they are a seventh of the work. Lifts are added
-    to the score by `value_weight` and `novelty_weight`.
+    to the score by `value_weight` and `novelty_weight`. `fading` is how much less an event
+    counts as a reason for each one that came after it, on a log scale.
     """
 
     list_size: int
@@ -53,6 +54,7 @@ class RankConfig:
     reasons: bool = True
     value_weight: float = 0.0
     novelty_weight: float = 0.0
+    fading: float = FADING
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +221,7 @@ def rank(
             )
     reasons: list[list[tuple[Reason, ...]]] = [[()] * config.list_size] * len(states)
     if config.reasons:
-        positions, shares = _strongest_events(space.vectors, history, picks, config.list_size)
+        positions, shares = _strongest_events(space.vectors, history, picks, config)
         reasons = [_reasons(length, *parts) for parts in zip(states, positions.tolist(), shares.tolist(), strict=True)]
     return [_items(space, *parts) for parts in zip(picks, values, propensities, explored, reasons, strict=True)]
 
@@ -280,7 +282,7 @@ def _by_user(
 
 
 def rank_popular(space: ItemSpace, state: UserState | None, list_size: int, prior: Prior | None = None) -> list[Item]:
-    """The fallback: the most popular available items, without those the user (if any profile) has seen."""
+    """The most popular available items, without those the user (if any profile) has seen: for who has no profile."""
     prior = prior or space.prior
     seen = {*state.items, *state.seen} if state is not None else ()
     items: list[Item] = []
@@ -357,18 +359,18 @@ def _diversify(
 
 
 def _strongest_events(
-    vectors: NDArray[np.float32], history: NDArray[np.int32], picks: list[list[int]], size: int
+    vectors: NDArray[np.float32], history: NDArray[np.int32], picks: list[list[int]], config: RankConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Per user and slot the two history positions that pull the item most, `[B, size, 2]`, and their shares.
 
     An event pulls by its item's positive dot product with the list's, the less the longer ago
-    (`RECENCY`): what leaving it out would show, at the cost of a product (`attribution` does leave it out).
+    (`fading`): what leaving it out would show, at the cost of a product (`attribution` does leave it out).
     """
-    batch = len(picks)
+    batch, size = len(picks), config.list_size
     rows = np.zeros((batch, size), np.int64)
     for user, picked in enumerate(picks):
         rows[user, : len(picked)] = picked
-    fading = np.exp(-RECENCY * np.arange(history.shape[1])[::-1]).astype(np.float32)
+    fading = np.exp(-config.fading * np.arange(history.shape[1])[::-1]).astype(np.float32)
     pull = np.maximum(np.matmul(vectors[rows], vectors[history].transpose(0, 2, 1)), 0.0) * fading
     whole = np.maximum(pull.sum(axis=2), 1e-9)
     positions = np.empty((batch, size, 2), np.int64)

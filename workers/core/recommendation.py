@@ -69,7 +69,8 @@ class Recommendation(msgspec.Struct, frozen=True, gc=False):
     """One record of the recommendations topic.
 
     `degraded` means that the encoder could not be asked and nearness in the version's item
-    table stood in (`core/stand_in.py`); `personalised` is False where the user's own events had no part.
+    table stood in (`core/stand_in.py`); `personalised` is False where there is no profile
+    of the user, and the list is the popular items.
     """
 
     recommendation_id: str

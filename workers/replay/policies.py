@@ -192,7 +192,9 @@ def _is_judged(one: Recorded, topics: SideInputTopics, until: int, counts: Count
     """Whether a list can be made again and its window is over; counts why it is not judged."""
     if one.list.as_of.ts > until:
         counts["too young"] += 1
-    elif one.list.degraded or not one.list.personalised:
+    elif one.list.degraded:
+        counts["degraded"] += 1
+    elif not one.list.personalised:
         counts["not personal"] += 1
     elif one.state is None or not encodable(one.state):
         counts["event not in the log"] += 1

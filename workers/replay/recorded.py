@@ -17,16 +17,18 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from workers.core.events import ERASE, BadEvent, decode_event
 from workers.core.features import featurise
 from workers.core.popularity import Partial, decode_partial, total
 from workers.core.ranking import Prior
 from workers.core.recommendation import Recommendation, SideInputs
+from workers.core.stand_in import stand_in
 from workers.core.state import UserState, empty_state, fold
 from workers.lists import ListMaker, MadeList
 from workers.live_model import Live, LiveModel
-from workers.ports import Encoder, Record
+from workers.ports import Encoded, Encoder, Record
 from workers.replay.merge import Log
 from workers.replay.models import encodable
 from workers.settings import Settings
@@ -122,10 +124,9 @@ class Remaker:
     async def _chunk(self, chunk: Sequence[Recorded]) -> list[tuple[Recorded, MadeList]]:
         live = await self._live_at(chunk[0].list.side_inputs)
         profiled = [one for one in chunk if encodable(_state(one))]
-        states = [_state(one) for one in profiled]
-        tensors = featurise(states, live.item_index, live.type_index, live.length) if states else {}
-        encoded = await self._encoder.encode(tensors, self.version) if states else None
-        rows = {id(one): row for row, one in enumerate(profiled)}
+        kinds = [(degraded, [one for one in profiled if one.list.degraded is degraded]) for degraded in (False, True)]
+        answers = [(degraded, *await self._answer(live, some, degraded)) for degraded, some in kinds if some]
+        rows = {id(one): row for _, some in kinds for row, one in enumerate(some)}
         made: list[tuple[Recorded, MadeList]] = []
         place = 0
         while place < len(chunk):
@@ -134,21 +135,33 @@ class Remaker:
             place += len(group)
             live = await self._live_at(side_inputs)
             prior = self._prior(live, side_inputs.popularity)
-            for degraded in (False, True):
+            for degraded, history, encoded in answers:
                 personal = [one for one in group if id(one) in rows and one.list.degraded is degraded]
-                if not personal or encoded is None:
-                    continue
                 where = [rows[id(one)] for one in personal]
-                users, own = [one.list.user_id for one in personal], [_state(one) for one in personal]
-                history, priors = tensors["item_index"][where], [prior] * len(personal)
-                if degraded:
-                    lists = self._maker.make_degraded(live, users, own, history, priors)
-                else:
-                    lists = self._maker.make(live, users, own, history, encoded.take(where), priors)
+                lists = self._maker.make(
+                    live,
+                    [one.list.user_id for one in personal],
+                    [_state(one) for one in personal],
+                    history[where],
+                    encoded.take(where),
+                    [prior] * len(personal),
+                    degraded=degraded,
+                )
                 made.extend(zip(personal, lists, strict=True))
             plain = [one for one in group if id(one) not in rows]
             made.extend((one, self._maker.make_popular(live, one.list.user_id, None, prior)) for one in plain)
         return made
+
+    async def _answer(
+        self, live: Live, profiled: Sequence[Recorded], degraded: bool
+    ) -> tuple[NDArray[np.int32], Encoded]:
+        """What lists were made from, the encoder's `item_index` first; one that was away then is not asked now."""
+        states = [_state(one) for one in profiled]
+        tensors = featurise(states, live.item_index, live.type_index, live.length)
+        history = tensors["item_index"]
+        if degraded:
+            return history, Encoded(*stand_in(live.space, history, live.bundle.manifest.scale))
+        return history, await self._encoder.encode(tensors, self.version)
 
     async def _live_at(self, side_inputs: SideInputs) -> Live:
         """The version with the catalogue as it stood; going back means beginning anew."""

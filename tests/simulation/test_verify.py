@@ -1,0 +1,73 @@
+"""Lists made again from the record, those too that were made while the encoder was away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.fakes import PARTITION, World, event, record, write_bundle
+from tests.simulation.replays import ListLog
+from workers.core.events import OPT_OUT
+from workers.ports import Record
+from workers.replay.recorded import Fold, Remaker, SideInputTopics
+from workers.replay.verify import Published, Verifier
+
+NOTHING = SideInputTopics([], [])
+
+
+async def lived(*, away: set[int], events: int = 6) -> tuple[World, list[Record]]:
+    """A world after some events of two users, the encoder being away at some of them, and their log."""
+    world = await World().start()
+    log = []
+    for number in range(events):
+        world.encoder.away = number in away
+        last = number == events - 1
+        one = event(number, user=f"u{number % 2}", kind=OPT_OUT if last else "view")
+        log.append(record(number, one))
+        await world.run(one)
+    world.encoder.away = False
+    return world, log
+
+
+def verifier(world: World, log: list[Record], repository: Path) -> Verifier:
+    """What was published against what the log says."""
+    published = Published(
+        Record(place, 0, message.key, message.value) for place, message in enumerate(world.messages("recommendations"))
+    )
+    folded = Fold(ListLog({PARTITION: log}), world.settings, published.lists)
+    remaker = Remaker(world.settings, 1, world.encoder, repository, NOTHING)
+    return Verifier(world.settings, folded, published, NOTHING, lambda _: remaker)
+
+
+@pytest.mark.parametrize("away", [set(), {0, 1, 2}, {4}, {3, 4}])
+async def test_what_was_published_is_made_again(tmp_path: Path, away: set[int]) -> None:
+    """Lists, and the vectors in the store: they are of the last event that the encoder answered."""
+    world, log = await lived(away=away)
+    write_bundle(tmp_path, 1)
+    check = verifier(world, log, tmp_path)
+    await check.lists()
+    check.last_lists()
+    await check.features(world.features, world.encoder, ["u0", "u1"], tmp_path)
+    found = check.result()
+    assert found.examples == []
+    assert (found.compared["lists"], found.compared["features"], found.compared["embeddings"]) == (6, 2, 1)
+
+
+async def test_a_degraded_list_of_another_history_is_found(tmp_path: Path) -> None:
+    """It is compared slot by slot, as any list is."""
+    world, log = await lived(away={0, 1, 2, 3, 4})
+    write_bundle(tmp_path, 1)
+    check = verifier(world, [*log[:2], record(2, event(7, user="u0")), *log[3:]], tmp_path)
+    await check.lists()
+    assert {(found.kind, found.user_id) for found in check.result().examples} == {("lists", "u0")}
+
+
+async def test_the_encoder_is_not_asked_for_what_it_did_not_answer(tmp_path: Path) -> None:
+    """A version that answers nobody, now as then, does not end the verification."""
+    world, log = await lived(away={0, 1, 2, 3, 4})
+    write_bundle(tmp_path, 1)
+    world.encoder.broken = {1}
+    check = verifier(world, log, tmp_path)
+    await check.lists()
+    assert (check.result().compared["lists"], check.result().examples) == (6, [])
