@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -26,7 +26,7 @@ from tests.quality.ranking import Floats
 from training.config import Config
 from training.evaluate import CUTOFF, user_bootstrap
 from training.examples import histories, shuffle_ties, states_before, windows
-from training.fit import Options, fit
+from training.fit import Epoch, Options, fit
 from training.model import Config as ModelConfig
 from training.model import UserEncoder
 from workers.core.events import Event
@@ -184,12 +184,18 @@ def _train(events: list[Event], texts: Floats, config: Config) -> tuple[UserEnco
         ),
         lambda _: 0.0,
         Options.of(config),
+        report=_tell,
     )
     model = fitted.model
     with torch.no_grad():
         table = model.tower(torch.from_numpy(texts))
         table[rows] = model.item_vectors()
     return model, index, table.numpy()
+
+
+def _tell(epoch: Epoch) -> None:
+    """Print an epoch without its score: nothing is held back to choose by."""
+    print(replace(epoch, score=None), flush=True)  # noqa: T201
 
 
 def _judge(
