@@ -26,6 +26,8 @@ SHARED = ("behaviours", "history", "popularity_half_life", "text_fields")
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0.01, le=0.5)]
 Rate = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+Part = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Weight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 class ConfigError(Exception):
@@ -37,15 +39,15 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     tolerance: Rate = 0.05
     """Part of the live version's NDCG@10 that the candidate may lack."""
-    coverage: float = 0.7
+    coverage: Part = 0.7
     """Least coverage of the catalogue by lists, as a part of the live version's."""
-    diversity: float = 0.7
+    diversity: Part = 0.7
     """Least distance between the items of a list, as a part of the live version's."""
-    canary: float = 0.8
+    canary: Part = 0.8
     """Least NDCG@10 on the frozen canary set, as a part of the live version's."""
-    latency_ms: float = 2.0
+    latency_ms: Annotated[float, msgspec.Meta(gt=0)] = 2.0
     """Most milliseconds a user at batch 64 on one thread."""
-    size_mb: float = 512.0
+    size_mb: Annotated[float, msgspec.Meta(gt=0)] = 512.0
     """Most megabytes of the bundle."""
     events: Positive = 3000
     """Most events that are judged."""
@@ -67,7 +69,7 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides what comes of a log."""
 
-    behaviours: dict[str, float] = msgspec.field(default_factory=lambda: dict(DEFAULT_BEHAVIOURS))
+    behaviours: dict[str, Weight] = msgspec.field(default_factory=lambda: dict(DEFAULT_BEHAVIOURS))
     """Behaviour types with their weights."""
     history: Positive = HISTORY
     """Recent events that the worker keeps per user."""

@@ -167,7 +167,7 @@ def export_bundle(
             commit=commit,
             parent=parent,
             privacy=privacy,
-            scale=float(encoder.log_scale.exp()),
+            scale=encoder.log_scale.detach().exp().item(),
         ),
     )
 

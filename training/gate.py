@@ -2,9 +2,10 @@
 
 Both are run from their exported files over the same events (`training.evaluate`)
 and compared event by event, so the interval is that of a paired difference.
-Where nothing is live yet, the candidate must not be worse than recent
-popularity. torch = ONNX on golden inputs is held at export; Triton's answer to
-the same inputs is checked by `freshet publish` before anybody is served.
+Where nothing is live yet, or what is live knows next to nothing of the candidate's
+items, the candidate must not be worse than recent popularity. torch = ONNX on golden
+inputs is held at export; Triton's answer to the same inputs is checked by `freshet
+publish` before anybody is served.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ LISTS_MEASURED = 1000
 """Lists whose items' distances are measured."""
 EMBEDDING = USER_ENCODER_OUTPUTS[2].name
 MEGABYTE = 1 << 20
+FOREIGN = 0.1
+"""A live version that knows a smaller part of the candidate's items is another catalogue's."""
 
 
 class Served:
@@ -113,10 +116,10 @@ def judge(candidate: Bundle, live: Bundle | None, ground: Ground, config: Config
     served = Served(candidate, ground)
     checks.append(_latency(served, gate))
     ours = _judge(candidate, served, ground, config)
-    if live is None:
-        theirs = _judge(candidate, recent_popularity, ground, config)
-        checks.append(_quality("recent popularity", ours.result, theirs.result, gate))
-    else:
+    if live is None or _is_foreign(live, candidate):
+        popular = _judge(candidate, recent_popularity, ground, config)
+        checks.append(_quality("recent popularity", ours.result, popular.result, gate))
+    if live is not None:
         running = Served(live, ground)
         theirs = _judge(live, running, ground, config)
         checks += [
@@ -128,6 +131,10 @@ def judge(candidate: Bundle, live: Bundle | None, ground: Ground, config: Config
         held = _floor("canary set", *(_canary_score(one, cases, ground) for one in (served, running)), gate.canary)
         checks.append(msgspec.structs.replace(held, detail=f"{held.detail}{anew}"))
     return Decision(all(check.passed for check in checks), checks)
+
+
+def _is_foreign(live: Bundle, candidate: Bundle) -> bool:
+    return len({*live.item_ids} & {*candidate.item_ids}) < FOREIGN * len(candidate.item_ids)
 
 
 def _judge(version: Bundle, scorer: Ranker, ground: Ground, config: Config) -> _Judged:

@@ -26,6 +26,13 @@ Objective = Callable[[Config, Callable[[Epoch], None], Advance], float]
 POSITIONS = (1024, 2048, 4096)
 DROPOUT = 0.2
 ITEM_DROPOUT = 0.15
+RANGES = {
+    "learning_rate": (3e-4, 1e-2, True),
+    "weight_decay": (1e-4, 1e-1, True),
+    "dropout": (0.0, 0.5, False),
+    "item_dropout": (0.0, 0.5, False),
+}
+"""From where to where is searched, and whether on a log scale; a setting beyond moves the end."""
 
 
 class OutOfTimeError(Exception):
@@ -72,15 +79,7 @@ def search(objective: Objective, config: Config, seconds: float, say: Callable[[
         sampler=optuna.samplers.TPESampler(seed=config.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
     )
-    study.enqueue_trial(
-        {
-            "learning_rate": config.learning_rate,
-            "weight_decay": config.weight_decay,
-            "positions": config.positions,
-            "dropout": config.model.get("dropout", DROPOUT),
-            "item_dropout": config.model.get("item_dropout", ITEM_DROPOUT),
-        },
-    )
+    study.enqueue_trial(_given(config))
 
     def run(trial: Any) -> float:
         best = -1.0
@@ -127,24 +126,30 @@ def _until(deadline: float) -> Advance:
     return advance
 
 
+def _given(config: Config) -> dict[str, Any]:
+    """The settings as they are; a weight decay of 0 is not searched, for on a log scale nothing is near it."""
+    return {
+        "learning_rate": config.learning_rate,
+        **({"weight_decay": config.weight_decay} if config.weight_decay else {}),
+        "positions": config.positions,
+        "dropout": config.model.get("dropout", DROPOUT),
+        "item_dropout": config.model.get("item_dropout", ITEM_DROPOUT),
+    }
+
+
 def _suggest(trial: Any, config: Config) -> Config:
-    steps = sorted({*POSITIONS, config.positions})
-    return _with(
-        config,
-        {
-            "learning_rate": trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
-            "weight_decay": trial.suggest_float("weight_decay", 1e-4, 1e-1, log=True),
-            "positions": trial.suggest_categorical("positions", steps),
-            "dropout": trial.suggest_float("dropout", 0.0, 0.5),
-            "item_dropout": trial.suggest_float("item_dropout", 0.0, 0.5),
-        },
-    )
+    given = _given(config)
+    found = {"positions": trial.suggest_categorical("positions", sorted({*POSITIONS, config.positions}))}
+    for name, (low, high, log) in RANGES.items():
+        if name in given:
+            found[name] = trial.suggest_float(name, min(low, given[name]), max(high, given[name]), log=log)
+    return _with(config, found)
 
 
 def _with(config: Config, found: dict[str, Any]) -> Config:
-    model = {**config.model, "dropout": found["dropout"], "item_dropout": found["item_dropout"]}
-    names = ("learning_rate", "weight_decay", "positions")
-    return msgspec.structs.replace(config, model=model, **{name: found[name] for name in names})
+    shape = {name: found[name] for name in ("dropout", "item_dropout")}
+    rest = {name: value for name, value in found.items() if name not in shape}
+    return msgspec.structs.replace(config, model={**config.model, **shape}, **rest)
 
 
 def _told(found: dict[str, Any]) -> str:

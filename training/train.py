@@ -429,10 +429,10 @@ def main(arguments: list[str] | None = None) -> int:
         say(str(nothing))
         return 0
     except EXPECTED as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"freshet: {error}\n")
         return 1
     except OSError as error:
-        sys.stderr.write(f"{error.filename or given.work}: {error.strerror or error}\n")
+        sys.stderr.write(f"freshet: {error.filename or given.work}: {error.strerror or error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on from the last epoch\n")

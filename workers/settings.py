@@ -27,7 +27,7 @@ SECRETS = frozenset({"kafka_password", "redis_password"})
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Weight = Annotated[float, msgspec.Meta(ge=0)]
+Weight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 class SettingsError(Exception):
@@ -105,7 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     health_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     """Port of `/healthz`, `/readyz` and `/metrics`; 0 picks a free one."""
 
-    behaviours: dict[str, float] = msgspec.field(default_factory=lambda: dict(DEFAULT_BEHAVIOURS))
+    behaviours: dict[str, Weight] = msgspec.field(default_factory=lambda: dict(DEFAULT_BEHAVIOURS))
     """Behaviour types with their weights."""
     history: Annotated[int, msgspec.Meta(ge=1, le=1000)] = HISTORY
     """Recent events kept per user; a model version reads the last of them, as many as it was trained with."""

@@ -37,6 +37,8 @@ from workers.core.bundle import Data, load_bundle
 from workers.core.events import ERASE, OPT_OUT, Event
 from workers.core.soundness import load_sound
 
+SHIPPED = Path(__file__).parents[2] / "triton_models" / "user_encoder" / "1"
+
 
 def run(folder: Path, out: str, *more: str, events: str = "events.jsonl", work: str = "work") -> int:
     return main([*arguments(folder, events), "--out", str(folder / out), "--work", str(folder / work), *more])
@@ -286,6 +288,18 @@ def test_a_worse_candidate_is_refused(first: Path, capsys: pytest.CaptureFixture
     assert not next(check for check in decision.checks if check.name == "quality").passed
 
 
+def test_a_version_of_another_catalogue_is_no_measure(first: Path) -> None:
+    """Where what is live knows none of the items, a candidate must hold its own against popularity as well."""
+    foreign = first / "foreign"
+    shutil.copytree(SHIPPED, foreign)
+    assert run(first, "own", "--live", str(foreign)) == 0
+    decision = load_bundle(first / "own").manifest.gate
+    assert decision is not None
+    against = [check.detail for check in decision.checks if check.name == "quality"]
+    assert "of recent popularity" in against[0]
+    assert "of version foreign" in against[1]
+
+
 def test_nothing_of_the_canary_set_is_learned(first: Path) -> None:
     """Its users' later events are; what each did with the item that is asked of them is in no row, of any run."""
     config, events = load_config(first / "ring.toml"), walk(steps=18)
@@ -381,6 +395,23 @@ def test_a_search_keeps_the_best() -> None:
     assert len(tried) > 3
     assert abs(best.learning_rate - 0.004) == min(abs(one.learning_rate - 0.004) for one in tried)
     assert said[-1].startswith(f"best of {len(tried)} trials")
+
+
+def test_a_search_begins_with_what_it_would_not_try_itself() -> None:
+    """Settings beyond its ranges move their ends; no weight decay stays none, as it is not near anything."""
+    tried: list[Config] = []
+
+    def objective(config: Config, report: Callable[[Epoch], None], _advance: object) -> float:
+        tried.append(config)
+        report(Epoch(1, 1.0, 0.1, 0.5, best=True))
+        return 0.5
+
+    given = Config(learning_rate=0.05, weight_decay=0.0, positions=77, model={"dropout": 0.7})
+    search.search(objective, given, 0.5, lambda _: None)
+    first = tried[0]
+    assert (first.learning_rate, first.weight_decay, first.positions) == (pytest.approx(0.05), 0.0, 77)
+    assert first.model["dropout"] == pytest.approx(0.7)
+    assert {one.weight_decay for one in tried} == {0.0}
 
 
 def test_a_search_ends_within_an_epoch() -> None:

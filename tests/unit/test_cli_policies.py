@@ -16,7 +16,7 @@ EVENT = encode_event(Event("e1", "ann", "view", 1_700_000_000_000, "a")) + b"\n"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ope", "log.jsonl", "--window", "soon"], "--window is a duration such as 30s, 10m or 1h, not 'soon'"),
+        (["ope", "log.jsonl", "--window", "soon"], "--window is a duration such as 30s, 10m, 1h or 30d, not 'soon'"),
         (["compare", "log.jsonl", "--window", "30"], "--window is a duration such as"),
         (["ope", "log.jsonl", "--reward", "like"], "--reward is one of view, click, purchase, not 'like'"),
         (["ope", "nowhere.jsonl"], "nowhere.jsonl does not exist"),

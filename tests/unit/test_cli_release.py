@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from deploy.local.parts import TRITON_MODELS
 from deploy.release import publish
 from tests.integration.bundles import MemoryRecords
 from workers.cli import app, release
@@ -98,3 +99,14 @@ def test_what_can_be_done_next_is_said(stage: Any, next_: str, capsys: pytest.Ca
     """By the command to type."""
     release._tell(Rollout(MODEL, 2, stage, 0), 2, as_json=False)
     assert f"`freshet {next_}`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("named", "said"), [('{"view": 1}', True), ('{"view": 1, "click": 2, "purchase": 4}', False)])
+def test_types_that_workers_would_refuse_are_named(monkeypatch: pytest.MonkeyPatch, named: str, said: bool) -> None:
+    """A version may know types of behaviour that the settings do not: their events never reach it."""
+    taken = Rollout(MODEL, 3, "promoted", 3_000)
+    monkeypatch.setattr(publish, "publish_bundle", lambda *_, **__: taken)
+    monkeypatch.setenv("FRESHET_BEHAVIOURS", named)
+    result = CliRunner().invoke(app, ["publish", str(TRITON_MODELS / MODEL / "1")])
+    assert result.exit_code == 0, result.output
+    assert ("trained on click, purchase too" in " ".join(result.stdout.split())) is said

@@ -30,6 +30,7 @@ from workers.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = TRITON_MODELS / "user_encoder" / "1"
+NEWS = ROOT / "deploy" / "domains" / "news.toml"
 NOW = 1_700_000_000_000
 
 
@@ -297,10 +298,13 @@ def test_a_whole_run_is_compared_with_what_was_promoted(
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--every", "soon"], "--every is a duration such as 30s, 10m or 1h, not 'soon'"),
+        (["--every", "soon"], "--every is a duration such as 30s, 10m, 1h or 30d, not 'soon'"),
         (["--every", "1h"], "--events says where new events come from"),
         (["--events", "nowhere", "--search", "0s"], "--search is a duration"),
         (["--events", "nowhere.txt"], "nowhere.txt"),
+        (["--events", "nowhere.txt", "--types", ","], "--types names no behaviour type"),
+        (["--types", "view"], "--types: the behaviours are named by the settings already"),
+        (["--events", "nowhere.txt", "--types", "view", "--config", str(NEWS)], "the behaviours are named by"),
     ],
 )
 def test_what_is_wrong_is_one_line(training: Training, arguments: list[str], why: str) -> None:

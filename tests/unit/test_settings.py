@@ -90,6 +90,7 @@ def test_a_file_may_hold_a_table(tmp_path: Path) -> None:
         ("", {"FRESHET_TRITON_DEADLINE": "0"}, {}, "triton_deadline"),
         ("", {"FRESHET_BEHAVIOURS": "view"}, {}, "FRESHET_BEHAVIOURS"),
         ("", {"FRESHET_BEHAVIOURS": '{"view": "x"}'}, {}, "behaviours"),
+        ("[behaviours]\nview = nan", {}, {}, "behaviours"),
         ("", {}, {"encode_batch": 0}, "encode_batch"),
     ],
 )

@@ -107,7 +107,7 @@ def read_seconds(option: str, text: str) -> float:
     """The seconds of a duration such as 90s, 10m, 1h or 1d; there are no empty ones. Raises `UserError`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if match is None or not float(match[1]):
-        raise UserError(f"{option} is a duration such as 30s, 10m or 1h, not {text!r}")
+        raise UserError(f"{option} is a duration such as 30s, 10m, 1h or 30d, not {text!r}")
     return float(match[1]) * SECONDS[match[2]]
 
 

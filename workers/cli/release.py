@@ -46,6 +46,7 @@ def publish(
     When a step fails the old version serves on.
     """
     from deploy.release.publish import publish_bundle
+    from workers.core.bundle import load_bundle
 
     settings = resolve(config, directory, kafka=kafka, triton=triton).settings
     with _plainly():
@@ -59,6 +60,12 @@ def publish(
             step=steps,
         )
     _tell(taken, taken.version if stage == "promoted" else None, as_json=as_json)
+    unnamed = [kind for kind in load_bundle(bundle).manifest.types if kind not in settings.behaviours]
+    if unnamed and not as_json:
+        say(
+            f"it was trained on {', '.join(unnamed)} too, which these settings do not name: such events are dead "
+            "letters unless workers have the settings file that it was trained by"
+        )
 
 
 def promote(

@@ -143,7 +143,12 @@ def train(
         events, items = _movielens(directory)
         config, name, data_terms = config or FILMS, name or "movielens-100k", data_terms or movielens.TERMS
     if types is not None:
-        settings = msgspec.structs.replace(settings, behaviours=dict.fromkeys(types.split(","), 1.0))
+        kinds = [kind for kind in types.split(",") if kind]
+        if not kinds:
+            raise UserError("--types names no behaviour type")
+        if config == FILMS or effective.sources["behaviours"] != "default":
+            raise UserError("--types: the behaviours are named by the settings already, with their weights")
+        settings = msgspec.structs.replace(settings, behaviours=dict.fromkeys(kinds, 1.0))
     work = directory / "training"
     tuning = {
         "types": types,
