@@ -105,6 +105,7 @@ def test_what_can_be_done_next_is_said(stage: Any, next_: str, capsys: pytest.Ca
 def test_types_that_workers_would_refuse_are_named(monkeypatch: pytest.MonkeyPatch, named: str, said: bool) -> None:
     """A version may know types of behaviour that the settings do not: their events never reach it."""
     taken = Rollout(MODEL, 3, "promoted", 3_000)
+    monkeypatch.setattr(release, "ModelsTopic", lambda _: None)
     monkeypatch.setattr(publish, "publish_bundle", lambda *_, **__: taken)
     monkeypatch.setenv("FRESHET_BEHAVIOURS", named)
     result = CliRunner().invoke(app, ["publish", str(TRITON_MODELS / MODEL / "1")])
