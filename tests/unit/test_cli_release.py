@@ -110,4 +110,4 @@ def test_types_that_workers_would_refuse_are_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("FRESHET_BEHAVIOURS", named)
     result = CliRunner().invoke(app, ["publish", str(TRITON_MODELS / MODEL / "1")])
     assert result.exit_code == 0, result.output
-    assert ("trained on click, purchase too" in " ".join(result.stdout.split())) is said
+    assert ("trained on click, purchase too" in " ".join(result.output.split())) is said

@@ -61,7 +61,7 @@ def publish(
         )
     _tell(taken, taken.version if stage == "promoted" else None, as_json=as_json)
     unnamed = [kind for kind in load_bundle(bundle).manifest.types if kind not in settings.behaviours]
-    if unnamed and not as_json:
+    if unnamed:
         say(
             f"it was trained on {', '.join(unnamed)} too, which these settings do not name: such events are dead "
             "letters unless workers have the settings file that it was trained by"
