@@ -68,6 +68,7 @@ soak: setup-training
 train: setup-training
 	@$(BIN)/freshet train
 
+# For the night: three seeds of everything and the peers beside them.
 quality:
 	@$(BOOTSTRAP) --peers
 	@$(BIN)/freshet quality
