@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from workers.core.catalogue import TEXT_FIELDS, TextField
-from workers.core.events import CONTROL_TYPES, DEFAULT_BEHAVIOURS
+from workers.core.events import CONTROL_TYPES, DEFAULT_BEHAVIOURS, Weight
 from workers.core.state import HISTORY
 
 SHARED = ("behaviours", "history", "popularity_half_life", "text_fields")
@@ -27,7 +27,6 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 Share = Annotated[float, msgspec.Meta(ge=0.01, le=0.5)]
 Rate = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 Part = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Weight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 class ConfigError(Exception):

@@ -17,6 +17,7 @@ import msgspec
 
 from training.config import Config
 from training.fit import Epoch
+from training.model import Config as ModelConfig
 from training.show import Advance
 from workers.core.files import write_json
 
@@ -24,8 +25,6 @@ Objective = Callable[[Config, Callable[[Epoch], None], Advance], float]
 """Trains with a config, telling each epoch and each step, and returns the validation's score."""
 
 POSITIONS = (1024, 2048, 4096)
-DROPOUT = 0.2
-ITEM_DROPOUT = 0.15
 RANGES = {
     "learning_rate": (3e-4, 1e-2, True),
     "weight_decay": (1e-4, 1e-1, True),
@@ -132,8 +131,8 @@ def _given(config: Config) -> dict[str, Any]:
         "learning_rate": config.learning_rate,
         **({"weight_decay": config.weight_decay} if config.weight_decay else {}),
         "positions": config.positions,
-        "dropout": config.model.get("dropout", DROPOUT),
-        "item_dropout": config.model.get("item_dropout", ITEM_DROPOUT),
+        "dropout": config.model.get("dropout", ModelConfig.dropout),
+        "item_dropout": config.model.get("item_dropout", ModelConfig.item_dropout),
     }
 
 

@@ -32,6 +32,11 @@ class MadeList:
     side_inputs: SideInputs
 
 
+def standing_in(live: Live, history: NDArray[np.int32]) -> Encoded:
+    """What stands in for the version's encoder where that has no answer; slow, as `core.stand_in` says."""
+    return Encoded(*stand_in.stand_in(live.space, history, live.bundle.manifest.scale))
+
+
 class ListMaker:
     """Makes lists as the settings say: one policy for all, or the variants of an experiment.
 
@@ -61,7 +66,7 @@ class ListMaker:
     ) -> list[MadeList]:
         """Lists for B users, in their order; shapes as in `core.ranking.rank`.
 
-        `degraded` says that `encoded` is not the encoder's but what stands in for it.
+        `degraded` says that `encoded` is not the encoder's but `standing_in`.
         """
         by_variant: dict[str, list[int]] = {}
         for place, user in enumerate(users):

@@ -32,7 +32,6 @@ from workers.core.recommendation import (
     encode_recommendation,
     recommendation_id,
 )
-from workers.core.stand_in import stand_in
 from workers.core.state import (
     FIRST_TOUCH,
     REDELIVERED,
@@ -43,7 +42,7 @@ from workers.core.state import (
     empty_state,
     encode_state,
 )
-from workers.lists import ListMaker, MadeList
+from workers.lists import ListMaker, MadeList, standing_in
 from workers.live_model import Live, LiveModel
 from workers.ports import (
     Encoded,
@@ -324,8 +323,7 @@ class Pipeline:
                 encoded = await self._encoder.encode(tensors, live.version)
             except Unavailable as error:
                 log.warning("degraded", extra={"why": str(error), "users": len(chunk)})
-                degraded, scale = True, live.bundle.manifest.scale
-                encoded = Encoded(*await asyncio.to_thread(stand_in, live.space, history, scale))
+                degraded, encoded = True, await asyncio.to_thread(standing_in, live, history)
         return _Inference(live, history, encoded, degraded, self._now_ms())
 
     async def _deliver(self, batch: _Batch, chunk: list[Touched], inference: _Inference) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from workers.core.catalogue import TEXT_FIELDS, TextField
-from workers.core.events import DEFAULT_BEHAVIOURS
+from workers.core.events import DEFAULT_BEHAVIOURS, Weight
 from workers.core.state import HISTORY
 
 PREFIX = "FRESHET_"
@@ -27,7 +27,6 @@ SECRETS = frozenset({"kafka_password", "redis_password"})
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
-Weight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 class SettingsError(Exception):

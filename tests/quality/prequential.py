@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from tests.quality.logs import Stream
-from tests.quality.ranking import Floats
+from tests.quality.ranking import Floats, with_intervals
 from training.config import Config
-from training.evaluate import CUTOFF, user_bootstrap
+from training.evaluate import CUTOFF
 from training.examples import histories, shuffle_ties, states_before, windows
 from training.fit import Epoch, Options, fit
 from training.model import Config as ModelConfig
@@ -264,14 +264,4 @@ def _figures(place: NDArray[np.int64], touches: Sequence[Touch]) -> dict[str, fl
     gain = np.where(place < CUTOFF, 1 / np.log2(np.minimum(place, NEVER) + 2.0), 0.0)
     users = np.array([str(touch.user) for touch in touches])
     new = np.array([touch.new_user for touch in touches])
-    low, high = user_bootstrap(users, hit)
-    lowest, highest = user_bootstrap(users, gain)
-    return {
-        "hr@10": float(hit.mean()),
-        "ndcg@10": float(gain.mean()),
-        "hr@10 low": low,
-        "hr@10 high": high,
-        "ndcg@10 low": lowest,
-        "ndcg@10 high": highest,
-        **({"new users": float(hit[new].mean())} if new.any() else {}),
-    }
+    return with_intervals(users, hit, gain) | ({"new users": float(hit[new].mean())} if new.any() else {})

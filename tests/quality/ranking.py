@@ -109,12 +109,15 @@ def judge(score: Scorer, cases: Sequence[Case]) -> Ranks:
 
 def pooled(parts: Sequence[Ranks]) -> dict[str, float]:
     """HR@10 and NDCG@10 over all cases of some parts, each case another user's, with their 95 % intervals."""
+    hit, gain = np.concatenate([part.hit for part in parts]), np.concatenate([part.gain for part in parts])
+    return with_intervals(np.arange(len(hit)).astype(np.str_), hit, gain)
+
+
+def with_intervals(users: NDArray[np.str_], hit: NDArray[np.float64], gain: NDArray[np.float64]) -> dict[str, float]:
+    """HR@10 and NDCG@10 of cases `[cases]`, with 95 % intervals over users."""
     figures = {}
-    for name, values in (
-        ("hr@10", np.concatenate([part.hit for part in parts])),
-        ("ndcg@10", np.concatenate([part.gain for part in parts])),
-    ):
-        low, high = user_bootstrap(np.arange(len(values)).astype(np.str_), values)
+    for name, values in (("hr@10", hit), ("ndcg@10", gain)):
+        low, high = user_bootstrap(users, values)
         figures |= {name: float(values.mean()), f"{name} low": low, f"{name} high": high}
     return figures
 

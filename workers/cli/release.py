@@ -46,7 +46,7 @@ def publish(
     When a step fails the old version serves on.
     """
     from deploy.release.publish import publish_bundle
-    from workers.core.bundle import load_bundle
+    from workers.core.bundle import read_manifest
 
     settings = resolve(config, directory, kafka=kafka, triton=triton).settings
     with _plainly():
@@ -60,7 +60,7 @@ def publish(
             step=steps,
         )
     _tell(taken, taken.version if stage == "promoted" else None, as_json=as_json)
-    unnamed = [kind for kind in load_bundle(bundle).manifest.types if kind not in settings.behaviours]
+    unnamed = [kind for kind in read_manifest(bundle).types if kind not in settings.behaviours]
     if unnamed:
         say(
             f"it was trained on {', '.join(unnamed)} too, which these settings do not name: such events are dead "

@@ -209,14 +209,19 @@ def _check_table(path: Path, what: str, table: NDArray[np.float32], shape: tuple
         raise BundleError(f"{path}: {what} hold NaN or infinity")
 
 
-def _verified_manifest(path: Path) -> Manifest:
-    """The manifest of a bundle whose every file is there and has its digest. Raises `BundleError`."""
+def read_manifest(path: Path) -> Manifest:
+    """What the bundle at `path` says of itself; nothing of it is verified. Raises `BundleError`."""
     try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        return msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
     except FileNotFoundError:
         raise BundleError(f"{path} has no {MANIFEST}: it is no complete bundle") from None
     except msgspec.DecodeError as error:
         raise BundleError(f"{path / MANIFEST} cannot be read: {error}") from None
+
+
+def _verified_manifest(path: Path) -> Manifest:
+    """The manifest of a bundle whose every file is there and has its digest. Raises `BundleError`."""
+    manifest = read_manifest(path)
     for name, digest in manifest.files.items():
         file = path / name
         if not file.is_file():

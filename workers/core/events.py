@@ -28,6 +28,9 @@ CONTROL_TYPES = frozenset({OPT_OUT, OPT_IN, ERASE})
 DEFAULT_BEHAVIOURS: Mapping[str, float] = {"view": 1.0, "click": 2.0, "purchase": 4.0}
 """Behaviour types and their weights; a setting, open to any name."""
 
+Weight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+"""Of a behaviour type, or of what is added to a score; the upper bound keeps infinity out."""
+
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 
 

@@ -294,6 +294,12 @@ def rank_popular(space: ItemSpace, state: UserState | None, list_size: int, prio
     return items
 
 
+def faded(length: int, fading: float) -> NDArray[np.float32]:
+    """Weights `[length]` of events, the oldest first: e^-`fading` for each one that came after."""
+    weights: NDArray[np.float32] = np.exp(-fading * np.arange(length)[::-1]).astype(np.float32)
+    return weights
+
+
 def _order_keys(scores: NDArray[np.float32], candidates: NDArray[np.int32]) -> NDArray[np.int64]:
     """Integers that rise as the score falls, then with the row, and hold both: sorting them moves all at once."""
     bits = (scores.astype(np.float32, copy=False) + np.float32(0)).view(np.int32).astype(np.int64)  # -0.0 becomes 0.0
@@ -370,8 +376,8 @@ def _strongest_events(
     rows = np.zeros((batch, size), np.int64)
     for user, picked in enumerate(picks):
         rows[user, : len(picked)] = picked
-    fading = np.exp(-config.fading * np.arange(history.shape[1])[::-1]).astype(np.float32)
-    pull = np.maximum(np.matmul(vectors[rows], vectors[history].transpose(0, 2, 1)), 0.0) * fading
+    weights = faded(history.shape[1], config.fading)
+    pull = np.maximum(np.matmul(vectors[rows], vectors[history].transpose(0, 2, 1)), 0.0) * weights
     whole = np.maximum(pull.sum(axis=2), 1e-9)
     positions = np.empty((batch, size, 2), np.int64)
     shares = np.empty((batch, size, 2))

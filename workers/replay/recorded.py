@@ -24,9 +24,8 @@ from workers.core.features import featurise
 from workers.core.popularity import Partial, decode_partial, total
 from workers.core.ranking import Prior
 from workers.core.recommendation import Recommendation, SideInputs
-from workers.core.stand_in import stand_in
 from workers.core.state import UserState, empty_state, fold
-from workers.lists import ListMaker, MadeList
+from workers.lists import ListMaker, MadeList, standing_in
 from workers.live_model import Live, LiveModel
 from workers.ports import Encoded, Encoder, Record
 from workers.replay.merge import Log
@@ -160,7 +159,7 @@ class Remaker:
         tensors = featurise(states, live.item_index, live.type_index, live.length)
         history = tensors["item_index"]
         if degraded:
-            return history, Encoded(*stand_in(live.space, history, live.bundle.manifest.scale))
+            return history, standing_in(live, history)
         return history, await self._encoder.encode(tensors, self.version)
 
     async def _live_at(self, side_inputs: SideInputs) -> Live:
