@@ -7,6 +7,7 @@ follows the day and has forgotten what it knew.
 from __future__ import annotations
 
 import base64
+from collections.abc import Collection
 from math import ceil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 from training.config import Config
 from training.evaluate import Ground
 from training.examples import states_before
+from workers.core.files import write_whole
 from workers.core.state import UserState, decode_state, encode_state
 
 CANARIES = 200
@@ -49,13 +51,19 @@ class _Frozen(msgspec.Struct, frozen=True):
     cases: list[Case]
 
 
-def canary_pairs(path: Path) -> frozenset[tuple[str, str]]:
-    """Users with the item that is asked of each: what they did with it is in no training row."""
+def canary_pairs(path: Path, forgotten: Collection[str]) -> frozenset[tuple[str, str]]:
+    """Users with the item that is asked of each: what they did with it is in no training row.
+
+    Who has since asked to be forgotten is taken out of the file.
+    """
     try:
         frozen = _read(path)
     except (FileNotFoundError, msgspec.DecodeError):
         return frozenset()
-    return frozenset((case.user_id, case.item) for case in frozen.cases)
+    kept = [case for case in frozen.cases if case.user_id not in forgotten]
+    if len(kept) < len(frozen.cases):
+        _keep(path, _Frozen(frozen.name, kept))
+    return frozenset((case.user_id, case.item) for case in kept)
 
 
 def canaries(path: Path, ground: Ground, config: Config) -> tuple[list[Case], str]:
@@ -76,9 +84,13 @@ def canaries(path: Path, ground: Ground, config: Config) -> tuple[list[Case], st
         anew = f"; frozen anew, {known} of the {len(frozen.cases)} items of the former set, of {frozen.name}, are known"
         frozen = _freeze(ground, config)
     kept = [case for case in frozen.cases if case.user_id not in ground.forgotten]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.encode(_Frozen(frozen.name, kept)))
+    _keep(path, _Frozen(frozen.name, kept))
     return kept, anew
+
+
+def _keep(path: Path, frozen: _Frozen) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, msgspec.json.encode(frozen))
 
 
 def _read(path: Path) -> _Frozen:

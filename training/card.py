@@ -65,7 +65,8 @@ The served score is `encoder + {prior_weight:g} · log1p(decayed popularity)`.
 
 ## Reproduce
 
-`freshet train --events EVENTS --items ITEMS --out BUNDLE` with the same log and the versions in `manifest.json`.
+`freshet train --config SETTINGS --events EVENTS --items ITEMS --out BUNDLE` with the same log, and with the commit, the
+versions and the settings in `manifest.json`.
 
 ## Limits
 

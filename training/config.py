@@ -177,6 +177,3 @@ def _check(config: Config) -> None:
         raise ConfigError(
             "teachers: a private run has none, for what they learn of users is not counted in its epsilon"
         )
-    length = config.model.get("length", 0)
-    if isinstance(length, int) and length > config.history:
-        raise ConfigError(f"model.length {length} is more than the history of {config.history} that is kept")

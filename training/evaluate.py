@@ -6,7 +6,7 @@ event; the user's seen items are filtered, and the event's item is looked for.
 Nothing is sampled: sampled metrics rank models wrongly (Krichene & Rendle 2020,
 doi:10.1145/3394486.3403226). Events on items the user has already seen are left
 out, for a filtered list cannot hold them. Items of no training event stay in:
-a ranker that cannot reach them misses.
+a ranker that cannot reach them, for want of events and of text, misses.
 
 Where a log has many events of a user at one time, their order in it is the
 log's habit and no behaviour, and a sequence model learns the habit. `untied`
@@ -30,6 +30,10 @@ CUTOFF = 10
 BATCH = 256
 DAY_MS = 86_400_000
 BOOTSTRAP = 1000
+UNRANKED = 1 << 30
+"""The place of an item that a ranker cannot list."""
+FEW, SOME, SHORT = 5, 20, 4
+"""Bounds of the slices: an item's training events, and a user's events so far."""
 
 Floats = NDArray[np.float32]
 
@@ -39,7 +43,7 @@ class Ground:
     """What candidate and live version are judged on.
 
     `catalogue` are the ids of all M items and `texts` `[M, TEXT_DIM]` their text
-    embeddings; events from `start` on are judged. `forgotten` users have opted
+    embeddings, nought where there is none; events from `start` on are judged. `forgotten` users have opted
     out or were erased.
     """
 
@@ -72,7 +76,7 @@ class Batch:
 
 
 Ranker = Callable[[Batch], Floats]
-"""Scores `[B, M]` of every item of the catalogue."""
+"""Scores `[B, M]` of every item of the catalogue, minus infinity of one that it cannot list."""
 
 
 class Replay:
@@ -90,7 +94,7 @@ class Replay:
         history: int = HISTORY,
         targets: Collection[str] | None = None,
     ) -> None:
-        """`catalogue` are all M item ids, the vocabulary first; events on other items are skipped.
+        """`catalogue` are all M item ids, those of the events among them, the vocabulary first.
 
         `length` events are read by the encoder, `history` are kept. Events of other
         types than `targets` (None: all) are folded and not evaluated.
@@ -111,9 +115,9 @@ class Replay:
         clock = self.events[0].ts
         pending: list[_Row] = []
         for place, (event, state, first) in enumerate(states_before(self.events[:stop], {}, self._history)):
-            row = self.row.get(event.item_id or "")
-            if not first or row is None:
+            if not first:
                 continue
+            row = self.row[event.item_id or ""]
             if event.ts > clock:
                 recent *= 0.5 ** ((event.ts - clock) / self._half_life_ms)
                 clock = event.ts
@@ -130,9 +134,8 @@ class Replay:
 
     def _row(self, event: Event, state: UserState, target: int, popular: Floats, recent: Floats) -> _Row:
         seen = np.zeros(len(self.row), np.bool_)
-        rows = [self.row[item] for item in (*state.items, *state.seen) if item in self.row]
-        seen[rows] = True
-        history = np.array([self.row[item] for item in state.items if item in self.row], np.int64)
+        seen[[self.row[item] for item in (*state.items, *state.seen)]] = True
+        history = np.array([self.row[item] for item in state.items], np.int64)
         tensors = featurise([state], self._item_index, self._type_index, self._length)
         untied = not state.times or event.ts > state.last_ts
         return _Row(tensors, event.user_id, target, seen, popular.copy(), recent.copy(), history, untied)
@@ -205,13 +208,28 @@ def with_prior(encoder: Ranker, weight: float) -> Ranker:
 
 
 def rank_of_target(scores: Floats, target: NDArray[np.int64], seen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Place `[B]` of the target among unseen items, 0 is first. Total: NaN sinks, the lower row wins a tie."""
+    """Place `[B]` of the target among unseen items, 0 is first, or `UNRANKED`. Total: the lower row wins a tie.
+
+    A score that is no number is as minus infinity.
+    """
     scores = np.where(np.isnan(scores) | seen, -np.inf, scores)
     own = scores[np.arange(len(target)), target][:, None]
     earlier = np.arange(scores.shape[1]) < target[:, None]
     ahead = ((scores > own) | ((scores == own) & earlier)) & ~seen
-    count: NDArray[np.int64] = ahead.sum(axis=1)
-    return count
+    place: NDArray[np.int64] = np.where(own[:, 0] > -np.inf, ahead.sum(axis=1), UNRANKED)
+    return place
+
+
+def slices(item_events: NDArray[np.int64], user_events: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """Which of n cases are of a slice: `item_events` `[n]` are their items' in training, `user_events` `[n]` so far."""
+    return {
+        "unseen items": item_events == 0,
+        f"items with 1-{FEW}": (item_events > 0) & (item_events <= FEW),
+        f"items with {FEW + 1}-{SOME}": (item_events > FEW) & (item_events <= SOME),
+        "head items": item_events > SOME,
+        "new users": user_events == 0,
+        "short histories": (user_events > 0) & (user_events <= SHORT),
+    }
 
 
 @dataclass(frozen=True)
@@ -233,10 +251,13 @@ class Result:
         """NDCG@10; with one relevant item the ideal gain is 1."""
         return float(self.gain.mean())
 
+    def only(self, kept: NDArray[np.bool_]) -> Result:
+        """Some of the events."""
+        return Result(self.users[kept], self.hit[kept], self.gain[kept], self.untied[kept])
+
     def only_untied(self) -> Result:
         """The untied events alone."""
-        kept = self.untied
-        return Result(self.users[kept], self.hit[kept], self.gain[kept], kept[kept])
+        return self.only(self.untied)
 
 
 def result_of(users: Sequence[str], ranks: NDArray[np.int64], untied: NDArray[np.bool_]) -> Result:

@@ -3,9 +3,9 @@
 Both are run from their exported files over the same events (`training.evaluate`)
 and compared event by event, so the interval is that of a paired difference.
 Where nothing is live yet, or what is live knows next to nothing of the candidate's
-items, the candidate must not be worse than recent popularity. torch = ONNX on golden
-inputs is held at export; Triton's answer to the same inputs is checked by `freshet
-publish` before anybody is served.
+items, the candidate must not be worse than recent popularity. ONNX Runtime must give
+what torch gave on the golden inputs; Triton's answers to the same are checked by
+`freshet publish` before anybody is served.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from training.evaluate import (
     user_bootstrap,
     with_prior,
 )
+from training.export import ExportError, check_parity
 from workers.core.bundle import Bundle, Check, Decision
 from workers.core.features import (
     ITEM_TOWER_INPUTS,
@@ -71,6 +72,9 @@ class Served:
         known = [(row[item], place) for place, item in enumerate(version.item_ids) if item in row]
         rows, places = (list(column) for column in zip(*known, strict=True)) if known else ([], [])
         self._table[rows] = version.item_vectors[places]
+        placed = ground.texts.any(axis=1)
+        placed[rows] = True
+        self._nowhere = np.flatnonzero(~placed)
 
     def __call__(self, batch: Batch) -> Floats:
         """Scores `[B, M]`, without the prior."""
@@ -80,6 +84,7 @@ class Served:
         """Scores `[B, M]` for encoder inputs."""
         [embedding] = self._encoder.run([EMBEDDING], dict(tensors))
         scores: Floats = embedding @ self._table.T
+        scores[:, self._nowhere] = -np.inf
         return scores
 
     def milliseconds(self) -> float:
@@ -112,7 +117,7 @@ class _Judged:
 def judge(candidate: Bundle, live: Bundle | None, ground: Ground, config: Config, canary: Path) -> Decision:
     """Decide on a candidate. `canary` is the file of the frozen set, made here where there is none."""
     gate = config.gate
-    checks = [_finite(candidate), _size(candidate, gate)]
+    checks = [_finite(candidate), _parity(candidate), _size(candidate, gate)]
     served = Served(candidate, ground)
     checks.append(_latency(served, gate))
     ours = _judge(candidate, served, ground, config)
@@ -191,6 +196,14 @@ def _finite(candidate: Bundle) -> Check:
     weights = load_file(candidate.path / "weights.safetensors")
     bad = sorted(name for name, values in weights.items() if not np.isfinite(values).all())
     return Check("finite", not bad, f"NaN or infinity in {', '.join(bad)}" if bad else f"{len(weights)} tensors")
+
+
+def _parity(candidate: Bundle) -> Check:
+    try:
+        off = check_parity(candidate.path)
+    except ExportError as error:
+        return Check("parity", passed=False, detail=str(error))
+    return Check("parity", passed=True, detail=f"ONNX Runtime is off what torch gave by {off:.1e} at most")
 
 
 def _size(candidate: Bundle, gate: Gate) -> Check:

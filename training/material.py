@@ -25,7 +25,9 @@ from workers.core.events import Event
 from workers.core.features import FIRST_ITEM
 
 MIN_NEW_EVENTS = 100
-"""An incremental run with fewer has nothing to learn."""
+"""First touches: an incremental run with fewer new ones has nothing to learn."""
+MIN_JUDGED = 20
+"""First touches by which an incremental run is judged: fewer say nothing."""
 
 
 class NothingNewError(Exception):
@@ -36,6 +38,7 @@ class NothingNewError(Exception):
 class Material:
     """A log ready to learn from; catalogue = `item_ids`, the vocabulary, then `others`, and `texts` its embeddings.
 
+    `others` are the other available items, and those of later events: of no text, nought, popularity alone ranks them.
     `words` `[len(item_ids), W]` are `word_numbers` of the vocabulary's texts, where the settings ask for them.
     An incremental run learns what happened at `since` (ms) or later; 0 is everything. So many events of `runs` are
     left out as `canaries`, with a gap in their users' histories. `digest` is that of all that is learned from.
@@ -52,6 +55,11 @@ class Material:
     without_text: int
     canaries: int
     digest: str
+
+    @property
+    def catalogue(self) -> list[str]:
+        """The ids of all items, the vocabulary first."""
+        return [*self.item_ids, *self.others]
 
     @property
     def known(self) -> NDArray[np.float32]:
@@ -74,7 +82,7 @@ def gather(
 ) -> Material:
     """Read a log and its items; from a `parent` on, an incremental run learns the events that it has not learned.
 
-    Text vectors and the canary set, which is in no training row, are kept in `work`.
+    Text vectors and the canary set, which is in no training row, are kept in `work`; who has left is taken out of it.
     Raises `DatasetError`, `NothingNewError`, `TextError`.
     """
     log = read_log(events, config, int(time.time() * 1000))
@@ -82,29 +90,36 @@ def gather(
     since, split = 0, split_by_time(log.events, config.validation_share, config.test_share)
     if parent is not None:
         data = parent.manifest.data
-        happened = sum(event.ts > data.last for event in log.events)
-        if happened < MIN_NEW_EVENTS:
-            raise NothingNewError(f"{happened} events since the live version was trained: nothing to learn yet")
         since = data.trained_to or data.last + 1
         new = [event for event in log.events if event.ts >= since]
         ends = split_by_time(new, config.validation_share, config.test_share)
         split = Split(log.events[: len(log.events) - len(new)] + ends.train, ends.validation, ends.test)
+        _check_new(_first_touches(log.events, config), data.last, split)
     if not (split.validation and split.test):
         raise DatasetError(f"{events}: {len(log.events)} events are too few to hold some back and judge by them")
     inside = set(map(id, split.train))
-    asked = canary_pairs(work / CANARY_FILE)
+    asked = canary_pairs(work / CANARY_FILE, log.forgotten)
     whole = [[event for event in run if id(event) in inside] for run in histories(log.events)]
     runs = [[event for event in run if (event.user_id, event.item_id) not in asked] for run in whole]
     canaries = sum(map(len, whole)) - sum(map(len, runs))
     runs = [run for run in runs if run]
+    if not any(event.type in config.targeted for run in runs for event in run[1:]):
+        named = ", ".join(sorted(config.targeted))
+        raise DatasetError(f"{events}: nobody's second or later event to learn from is one of {named}")
     item_ids = vocabulary((event for run in runs for event in run), parent.item_ids if parent is not None else ())
-    others = sorted(set(items) - set(item_ids))
+    touched = {event.item_id or "" for event in log.events}
+    others = sorted({*touched, *(item for item in items if items[item].available)} - {*item_ids})
     texts = [items[item].text(config.text_fields) if item in items else "" for item in [*item_ids, *others]]
     without = sum(not text for text in texts[: len(item_ids)])
     _tell_log(log, config, since, split)
     if canaries:
         say(f"  left out: {canaries:,} of the canary set")
-    say(f"{len(item_ids):,} items in the vocabulary, {without:,} of them without text; {len(others):,} more to rank")
+    by_text = sum(map(bool, texts[len(item_ids) :]))
+    say(
+        f"{len(item_ids):,} items in the vocabulary, {without:,} of them without text; {by_text:,} more to rank by text"
+    )
+    if by_text < len(others):
+        say(f"  {len(others) - by_text:,} were touched later and have no text: a list cannot hold them")
     with progress("texts") as advance:
         vectors = RememberedTexts(TextEncoder(text_encoder), work / "texts.npz").encode(texts, advance)
     words = word_numbers(texts[: len(item_ids)]) if config.words and parent is None else None
@@ -112,6 +127,28 @@ def gather(
         say(f"they share {words.max(initial=0):,} words")
     digest = hashlib.sha256(repr((log.digest, item_ids, texts, sorted(asked))).encode()).hexdigest()
     return Material(log, split, runs, since, item_ids, others, vectors, words, without, canaries, digest)
+
+
+def _first_touches(events: Sequence[Event], config: Config) -> list[Event]:
+    """The events that are predicted and judged: of a target type, on an item that is new to the user."""
+    known: set[tuple[str, str | None]] = set()
+    first = []
+    for event in events:
+        pair = event.user_id, event.item_id
+        if pair not in known and event.type in config.targeted:
+            first.append(event)
+        known.add(pair)
+    return first
+
+
+def _check_new(first_touches: Sequence[Event], trained_until: int, split: Split) -> None:
+    happened = sum(event.ts > trained_until for event in first_touches)
+    if happened < MIN_NEW_EVENTS:
+        raise NothingNewError(f"{happened} first touches since the live version was trained: nothing to learn yet")
+    test = set(map(id, split.test))
+    judged = sum(id(event) in test for event in first_touches)
+    if judged < MIN_JUDGED:
+        raise NothingNewError(f"{happened} new first touches, {judged} of them to judge by: too few to tell yet")
 
 
 def _tell_log(log: Log, config: Config, since: int, split: Split) -> None:

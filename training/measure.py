@@ -20,6 +20,7 @@ from training.evaluate import (
     evaluate,
     popularity,
     recent_popularity,
+    slices,
     user_bootstrap,
     with_prior,
 )
@@ -78,18 +79,20 @@ def _untied_ndcg(result: Result) -> float:
 
 
 def encoder_ranker(model: UserEncoder, other_texts: NDArray[np.float32]) -> Ranker:
-    """Rank by the encoder; items outside the vocabulary stand at the item tower's vector of their text."""
+    """Rank by the encoder; items outside the vocabulary stand at the item tower's vector of their text, if any."""
     model.eval()
     device = model.text.device
     with torch.no_grad():
         vectors = model.item_vectors()  # [N, D]
         table = torch.cat([vectors, model.tower(torch.from_numpy(other_texts).to(device))])  # [M, D]
+    nowhere = np.flatnonzero(~other_texts.any(axis=1)) + len(vectors)
 
     def score(batch: Batch) -> Floats:
         with torch.no_grad():
             inputs = (torch.from_numpy(batch.tensors[spec.name]).to(device) for spec in USER_ENCODER_INPUTS)
             user = model(*inputs, vectors, last_only=True)[:, 0]  # [B, D]
             scores: Floats = (user @ table.T).cpu().numpy()
+        scores[:, nowhere] = -np.inf
         return scores
 
     return score
@@ -108,6 +111,25 @@ class _Once:
         return self._last[1]
 
 
+class _Noted:
+    """A ranker that notes of each event that it scores what the slices need."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        self._ranker = ranker
+        self._targets: list[NDArray[np.int64]] = []
+        self._user_events: list[int] = []
+
+    def __call__(self, batch: Batch) -> Floats:
+        self._targets.append(batch.target)
+        self._user_events.extend(map(len, batch.history))
+        return self._ranker(batch)
+
+    def slices(self, result: Result, item_events: NDArray[np.int64]) -> dict[str, Result]:
+        """Its result by slice; `item_events` `[M]` are the items' training events."""
+        parts = slices(item_events[np.concatenate(self._targets)], np.array(self._user_events))
+        return {name: result.only(chosen) for name, chosen in parts.items() if chosen.any()}
+
+
 def measure(fitted: Fitted, material: Material, replay: Replay) -> tuple[float, dict[str, dict[str, float]]]:
     """The prior's weight by the validation part, and the metrics of the test part by ranker."""
     validation = len(material.split.train)
@@ -120,11 +142,15 @@ def measure(fitted: Fitted, material: Material, replay: Replay) -> tuple[float, 
             str(last): CoOccurrence(material.split.train, replay.row, last) for last in CO_OCCURRENCE_LAST
         }
         baselines["co-occurrence"] = counts[_best(_evaluate(replay, validation, test, counts))]
-    rankers = {**baselines, ENCODER: encoder, SERVED: with_prior(encoder, prior_weight)}
+    served = _Noted(with_prior(encoder, prior_weight))
+    rankers = {**baselines, ENCODER: encoder, SERVED: served}
     say(f"best epoch {fitted.epoch}, prior weight {prior_weight:g}; testing")
     results = _evaluate(replay, test, len(material.log.events), rankers)
     best_baseline = max(baselines, key=lambda name: results[name].ndcg)
     results[f"{SERVED} over {best_baseline}"] = difference(results[SERVED], results[best_baseline])
+    rows = [replay.row[event.item_id or ""] for event in material.split.train]
+    by_slice = served.slices(results[SERVED], np.bincount(rows, minlength=len(replay.row)))
+    results |= {f"{SERVED}, {name}": result for name, result in by_slice.items()}
     metrics = {ranker: _metrics(result) for ranker, result in results.items()}
     say(_told(metrics))
     if metrics[SERVED]["events"] != len(results[SERVED].only_untied().users):

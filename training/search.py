@@ -1,7 +1,8 @@
 """Hyperparameters in bounded time, with Optuna: the settings given are the first trial, so the best is no worse.
 
 A trial that is behind the median of the others at the same epoch is stopped,
-and so is the one that is under way when the time is over. What was found is
+and so is one whose loss is no number, and the one that is under way when the
+time is over. What was found is
 kept until the run that it is for is over, so that one that was killed goes on
 with the same settings.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import msgspec
 
 from training.config import Config
-from training.fit import Epoch
+from training.fit import Epoch, FitError
 from training.model import Config as ModelConfig
 from training.show import Advance
 from workers.core.files import write_json
@@ -81,29 +82,7 @@ def search(objective: Objective, config: Config, seconds: float, say: Callable[[
     study.enqueue_trial(_given(config))
 
     def run(trial: Any) -> float:
-        best = -1.0
-
-        def report(epoch: Epoch) -> None:
-            nonlocal best
-            if epoch.score is not None:
-                best = max(best, epoch.score)
-                trial.report(epoch.score, epoch.number)
-                if trial.should_prune():
-                    raise optuna.TrialPruned
-
-        tried = _suggest(trial, config)
-        try:
-            score = objective(tried, report, in_time)
-        except OutOfTimeError:
-            study.stop()
-            if best < 0:
-                raise optuna.TrialPruned from None
-            score = best
-        except optuna.TrialPruned:
-            say(f"trial {trial.number}: stopped, behind the others  {_told(trial.params)}")
-            raise
-        say(f"trial {trial.number}: validation NDCG@10 {score:.4f}  {_told(trial.params)}")
-        return score
+        return _score(trial, _suggest(trial, config), objective, in_time, say)
 
     study.optimize(run, timeout=seconds)
     try:
@@ -113,6 +92,39 @@ def search(objective: Objective, config: Config, seconds: float, say: Callable[[
         return config
     say(f"best of {len(study.trials)} trials: {best.value:.4f}  {_told(best.params)}")
     return _with(config, best.params)
+
+
+def _score(trial: Any, tried: Config, objective: Objective, in_time: Advance, say: Callable[[str], None]) -> float:
+    """The validation's best score of one trial; raises what tells Optuna that it has none."""
+    import optuna  # noqa: PLC0415 - as above
+
+    best = -1.0
+
+    def report(epoch: Epoch) -> None:
+        nonlocal best
+        if epoch.score is not None:
+            best = max(best, epoch.score)
+            trial.report(epoch.score, epoch.number)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+    try:
+        score = objective(tried, report, in_time)
+    except OutOfTimeError:
+        trial.study.stop()
+        if best < 0:
+            raise optuna.TrialPruned from None
+        score = best
+    except optuna.TrialPruned:
+        say(f"trial {trial.number}: stopped, behind the others  {_told(trial.params)}")
+        raise
+    except FitError as error:
+        if trial.number == 0:  # the settings given
+            raise
+        say(f"trial {trial.number}: {error}  {_told(trial.params)}")
+        raise optuna.TrialPruned from None
+    say(f"trial {trial.number}: validation NDCG@10 {score:.4f}  {_told(trial.params)}")
+    return score
 
 
 def _until(deadline: float) -> Advance:

@@ -1,7 +1,8 @@
 """Runs on record: parameters, curves and where they came from, in MLflow.
 
 The default store is an SQLite file beside the checkpoints; any tracking URI of
-MLflow's will do. MLflow is imported where a run is tracked, for that takes
+MLflow's will do. A store that fails while a run is under way loses the rest of
+its record, never the run. MLflow is imported where a run is tracked, for that takes
 seconds, and its telemetry is off.
 """
 
@@ -11,12 +12,13 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from training.show import say
 from workers.core.files import write_whole
 
 PLACE_TAG = "freshet.place"
@@ -42,12 +44,12 @@ def _plainly() -> Iterator[None]:
 
 
 class Tracker:
-    """One run of an MLflow experiment. All methods raise `TrackingError`."""
+    """One run of an MLflow experiment; where the store fails it says so once and records no more."""
 
     def __init__(self, uri: str, experiment: str, run: str, work: Path) -> None:
         """Go on with the run of digest `run` that was killed in the folder `work`, or begin one.
 
-        Others that were killed there are ended: only one at a time is at work in a folder.
+        Others that were killed there are ended: only one at a time is at work in a folder. Raises `TrackingError`.
         """
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -69,28 +71,37 @@ class Tracker:
                     self._client.set_terminated(abandoned.info.run_id, "KILLED")
             tags = {RUN_TAG: run, PLACE_TAG: place}
             self._run: str = (same[0] if same else self._client.create_run(folder, tags=tags)).info.run_id
+        self._lost = False
 
-    @_plainly()
     def note(self, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """What the run was told, and where its data and code come from."""
         from mlflow.entities import Param, RunTag  # noqa: PLC0415 - as above
 
         told = [Param(name, str(value)[:MAX_PARAMETER]) for name, value in parameters.items()]
-        self._client.log_batch(self._run, params=told, tags=[RunTag(name, text) for name, text in tags.items()])
+        noted = [RunTag(name, text) for name, text in tags.items()]
+        self._record(lambda: self._client.log_batch(self._run, params=told, tags=noted))
 
-    @_plainly()
     def log(self, values: Mapping[str, float], step: int = 0) -> None:
         """Points of curves, all at once."""
         from mlflow.entities import Metric  # noqa: PLC0415 - as above
 
         now = int(time.time() * 1000)
         points = [Metric(_name(name), value, now, step) for name, value in values.items()]
-        self._client.log_batch(self._run, metrics=points)
+        self._record(lambda: self._client.log_batch(self._run, metrics=points))
 
-    @_plainly()
     def end(self, *, failed: bool = False) -> None:
         """The run is over."""
-        self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
+        self._record(lambda: self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED"))
+
+    def _record(self, write: Callable[[], object]) -> None:
+        if self._lost:
+            return
+        try:
+            with _plainly():
+                write()
+        except TrackingError as error:
+            self._lost = True
+            say(f"{error}; the run goes on without its record")
 
 
 def _place(work: Path) -> str:

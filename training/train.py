@@ -32,6 +32,7 @@ from itertools import chain
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from training import gate
@@ -54,6 +55,7 @@ from training.text import TextError
 from training.tracking import Tracker, TrackingError
 from training.warm import WarmStartError, warm_start
 from workers.core.bundle import Bundle, BundleError, Data, Privacy, load_bundle, write_manifest
+from workers.core.features import TEXT_DIM
 from workers.core.files import HeldError, held
 
 REFUSED = 3
@@ -135,7 +137,7 @@ def _searched(seconds: float, config: Config, found: Found, objective: Objective
 def _replay(config: Config, material: Material) -> Replay:
     return Replay(
         material.log.events,
-        [*material.item_ids, *material.others],
+        material.catalogue,
         material.item_index,
         config.type_index,
         config.popularity_half_life,
@@ -232,9 +234,13 @@ def _check_model(config: Config) -> None:
         if not isinstance(value, kind) and not (kind is float and isinstance(value, int)):
             raise ConfigError(f"[training.model]: {name} is {kind.__name__}, not {value!r}")
     try:
-        ModelConfig(items=1, types=1, **config.model)
+        shape = ModelConfig(items=1, types=1, **config.model)
     except ValueError as error:
         raise ConfigError(f"[training.model]: {error}") from None
+    if shape.length > config.history:
+        raise ConfigError(
+            f"[training.model]: length {shape.length} is more than the history of {config.history} that is kept"
+        )
 
 
 def _model(config: Config, material: Material, parent: Bundle | None) -> UserEncoder:
@@ -303,17 +309,19 @@ def _write(
             split,
             table(metrics),
             table(metrics, UNTIED),
-            cold=len(material.others),
+            cold=int(material.unseen.any(axis=1).sum()),
             prior_weight=prior_weight,
             privacy=privacy,
         ),
     )
     candidate = load_bundle(partial)
+    known = set(material.catalogue)
+    lost = [item for item in live.item_ids if item not in known] if live is not None else []
     ground = Ground(
         log.events,
         len(split.train) + len(split.validation),
-        [*material.item_ids, *material.others],
-        material.texts,
+        [*material.catalogue, *lost],
+        np.concatenate([material.texts, np.zeros((len(lost), TEXT_DIM), np.float32)]),
         log.forgotten,
     )
     decision = gate.judge(candidate, live, ground, config, job.work / CANARY_FILE)

@@ -12,13 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluate import CUTOFF, rank_of_target, user_bootstrap
+from training.evaluate import CUTOFF, rank_of_target, slices, user_bootstrap
 
 BATCH = 512
-FEW = 5
-SOME = 20
-SHORT = 4
-"""Slices: items with up to `FEW` training events, up to `SOME`, more; users with at most `SHORT` events."""
 
 Floats = NDArray[np.float32]
 Case = tuple[list[int], int]
@@ -76,18 +72,11 @@ class Ranks:
 
     def figures(self, counts: NDArray[np.int64]) -> dict[str, float]:
         """HR@10 and NDCG@10, and HR@10 of each slice; `counts` are the items' training events."""
-        events, hit = counts[self.target], self.hit
-        slices = {
-            "unseen items": events == 0,
-            f"items with 1-{FEW}": (events > 0) & (events <= FEW),
-            f"items with {FEW + 1}-{SOME}": (events > FEW) & (events <= SOME),
-            "head items": events > SOME,
-            "short histories": self.history <= SHORT,
-        }
+        hit, parts = self.hit, slices(counts[self.target], self.history)
         return {
             "hr@10": float(hit.mean()),
             "ndcg@10": float(self.gain.mean()),
-            **{name: float(hit[chosen].mean()) for name, chosen in slices.items() if chosen.any()},
+            **{name: float(hit[chosen].mean()) for name, chosen in parts.items() if chosen.any()},
         }
 
 

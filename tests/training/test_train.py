@@ -22,13 +22,13 @@ from safetensors.numpy import load_file
 
 from tests.training.conftest import arguments
 from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
-from training import export, material, measure, search, train
+from training import export, gate, material, measure, search, train
 from training import tracking as tracker
 from training.canary import CANARY_FILE, canaries, canary_pairs
 from training.config import Config, ConfigError, load_config
 from training.evaluate import Ground, Replay, evaluate
 from training.examples import IGNORE
-from training.fit import Epoch
+from training.fit import Epoch, FitError
 from training.model import Config as ModelConfig
 from training.model import UserEncoder
 from training.train import REFUSED, main
@@ -55,7 +55,7 @@ def test_the_bundle_says_what_it_is_of(first: Path) -> None:
     assert manifest.gate is not None
     assert manifest.gate.accepted
     assert load_sound(first / "first").item_ids == bundle.item_ids
-    assert {check.name for check in manifest.gate.checks} == {"finite", "size", "latency", "quality"}
+    assert {check.name for check in manifest.gate.checks} == {"finite", "parity", "size", "latency", "quality"}
     assert manifest.metrics["encoder"]["ndcg@10"] > 0.8
     assert bundle.item_vectors.shape == (ITEMS, 16)
     assert bundle.item_lifts is not None
@@ -76,7 +76,7 @@ def test_an_incremental_run_goes_on_from_the_live_version(first: Path) -> None:
     assert after.manifest.data.last > before.manifest.data.last
     assert after.manifest.gate is not None
     names = [check.name for check in after.manifest.gate.checks]
-    assert names == ["finite", "size", "latency", "quality", "coverage", "diversity", "canary set"]
+    assert names == ["finite", "parity", "size", "latency", "quality", "coverage", "diversity", "canary set"]
     assert json.loads((first / "work" / CANARY_FILE).read_bytes())
 
 
@@ -99,7 +99,7 @@ def test_what_was_held_back_is_learned_as_new(first: Path) -> None:
 
 def test_a_version_that_does_not_say_what_it_learned(first: Path) -> None:
     """An early manifest: what is new is what came after its log."""
-    write_log(first / "later.jsonl", walk(steps=18))
+    write_log(first / "later.jsonl", walk(steps=20))
     live = load_bundle(first / "first")
     early = msgspec.structs.replace(
         live.manifest, data=msgspec.structs.replace(live.manifest.data, trained_to=Data().trained_to)
@@ -121,6 +121,59 @@ def test_nothing_new_is_no_version(first: Path, capsys: pytest.CaptureFixture[st
     assert run(first, "none", "--live", str(first / "first"), "--incremental") == 0
     assert "nothing to learn yet" in capsys.readouterr().out
     assert not (first / "none").exists()
+
+
+@pytest.mark.parametrize(("steps", "why"), [(12, "0 first touches"), (16, "too few to tell yet")])
+def test_too_little_is_no_version_either(first: Path, capsys: pytest.CaptureFixture[str], steps: int, why: str) -> None:
+    """What users do again is neither learned nor judged by, and few first touches say nothing about a candidate."""
+    last = walk(steps=steps)
+    again = [
+        Event(f"again-{e.event_id}", e.user_id, "view", last[-1].ts + e.ts - NOW, e.item_id) for e in walk(steps=5)
+    ]
+    write_log(first / "little.jsonl", [*last, *(again if steps == 12 else [])])
+    assert run(first, "none", "--live", str(first / "first"), "--incremental", events="little.jsonl") == 0
+    assert why in capsys.readouterr().out
+    assert not (first / "none").exists()
+
+
+def test_a_log_without_a_target_cannot_be_learned(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The settings' targets happen too late to be in the training part: it says so, and not that the rate is wrong."""
+    events = [msgspec.structs.replace(e, type="buy") if e.ts > walk()[320].ts else e for e in walk()]
+    write_log(first / "late.jsonl", events)
+    text = (first / "ring.toml").read_text().replace("view = 1.0", "view = 1.0\nbuy = 2.0")
+    (first / "buy.toml").write_text(text.replace("[training]", '[training]\ntargets = ["buy"]'))
+    assert run(first, "bad", "--config", str(first / "buy.toml"), events="late.jsonl") == 1
+    assert "nobody's second or later event to learn from is one of buy" in capsys.readouterr().err
+
+
+def test_what_a_candidate_has_forgotten_counts_against_it(first: Path) -> None:
+    """Items that the live version alone knows are missed, not left out: of neither text nor training events."""
+    log = [event for event in walk() if int((event.item_id or "")[1:]) % 2]
+    write_log(first / "half.jsonl", log)
+    (first / "none.jsonl").write_text("")
+    work = ("--work", str(first / "half-work"))
+    assert run(first, "half", "--items", str(first / "none.jsonl"), *work, events="half.jsonl") == 0
+    half, whole = load_bundle(first / "half"), load_bundle(first / "first")
+    catalogue = [*half.item_ids, *(item for item in whole.item_ids if item not in half.item_ids)]
+    ground = Ground(walk(), 330, catalogue, np.zeros((ITEMS, 384), np.float32), frozenset())
+    config = load_config(first / "ring.toml")
+    decision = gate.judge(half, whole, ground, config, first / "half-canaries.json")
+    [check] = [check for check in decision.checks if check.name == "quality"]
+    assert not check.passed
+    assert check.detail.endswith("over 30 events")
+
+
+def test_quality_is_told_by_slice(first: Path) -> None:
+    """Of items by their training events and of users by theirs, with how many events each is of."""
+    metrics = load_bundle(first / "first").manifest.metrics
+    parts = {name.split(", ")[1]: figures["events"] for name, figures in metrics.items() if ", " in name}
+    assert sum(events for name, events in parts.items() if "items" in name) == metrics["encoder + prior"]["events"]
+    assert "short histories" not in parts
+
+
+def test_a_version_says_how_it_was_made(first: Path) -> None:
+    """All settings stand in the manifest, those a search found among them."""
+    assert msgspec.convert(load_bundle(first / "first").manifest.settings, Config) == load_config(first / "ring.toml")
 
 
 def test_a_run_killed_for_real_ends_with_the_same_bundle(first: Path) -> None:
@@ -259,6 +312,7 @@ def test_what_cannot_be_used_is_one_line(
         ({"dim": 30, "heads": 4}, "dim 30 is no multiple of heads 4"),
         ({"dropout": 1.5}, "dropout is from 0 to 1, not 1.5"),
         ({"temperature": 0.0}, "temperature is more than 0, not 0.0"),
+        ({"length": 1000}, "length 1000 is more than the history of"),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(tmp_path: Path, model: dict[str, object], why: str) -> None:
@@ -309,7 +363,7 @@ def test_nothing_of_the_canary_set_is_learned(first: Path) -> None:
     ids = [f"i{number}" for number in range(ITEMS)]
     ground = Ground(events, 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
     cases, _ = canaries(work / CANARY_FILE, ground, config)
-    asked = canary_pairs(work / CANARY_FILE)
+    asked = canary_pairs(work / CANARY_FILE, ())
     assert {(case.user_id, case.item) for case in cases} == asked
     assert 0 < len(cases) <= 0.2 * len(events[300:])
     when = {(event.user_id, event.item_id): event.ts for event in events}
@@ -336,10 +390,12 @@ def test_a_canary_set_forgets_who_asks(first: Path) -> None:
     path = first / "frozen.json"
     frozen, remark = canaries(path, ground, config)
     assert remark == "; frozen now"
-    gone = frozen[0].user_id
+    gone, too = frozen[0].user_id, frozen[-1].user_id
     later = Ground(events, 10, ids, texts, frozenset({gone}))
     assert canaries(path, later, config) == ([case for case in frozen if case.user_id != gone], "")
     assert f'"{gone}"' not in path.read_text()
+    assert all(user != too for user, _ in canary_pairs(path, {too}))
+    assert f'"{too}"' not in path.read_text()
 
 
 def test_a_canary_set_of_another_domain_is_frozen_anew(first: Path) -> None:
@@ -414,6 +470,22 @@ def test_a_search_begins_with_what_it_would_not_try_itself() -> None:
     assert {one.weight_decay for one in tried} == {0.0}
 
 
+def test_a_search_goes_past_a_trial_that_diverges() -> None:
+    """Only where the settings given do so is it an error."""
+    said: list[str] = []
+
+    def objective(config: Config, report: Callable[[Epoch], None], _advance: object) -> float:
+        if config.learning_rate != Config().learning_rate:
+            raise FitError("the loss is no number in epoch 1")
+        report(Epoch(1, 1.0, 0.1, 0.5, best=True))
+        return 0.5
+
+    assert search.search(objective, Config(), 0.5, said.append).learning_rate == Config().learning_rate
+    assert "the loss is no number" in said[1]
+    with pytest.raises(FitError):
+        search.search(objective, Config(learning_rate=0.004), 0.5, said.append)
+
+
 def test_a_search_ends_within_an_epoch() -> None:
     """A trial's epoch that would take for ever is left when the time is over, and its last score counts."""
 
@@ -479,8 +551,20 @@ def test_an_abandoned_run_is_ended(tmp_path: Path) -> None:
     same.end()
     assert client.get_run(again._run).info.status == "FINISHED"
     again.note({"seed": 1}, {})
+
+
+def test_a_store_that_fails_loses_the_record_and_not_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says so in a line, once; a store that cannot be had at all is an error before anything is done."""
+    one = tracker.Tracker(f"sqlite:///{tmp_path / 'store.db'}", "ring", "one", tmp_path)
+    one.note({"seed": 1}, {})
+    for _ in range(2):
+        one.note({"seed": 2}, {})
+    one.end()
+    assert re.fullmatch(r"tracking: [^\n]+; the run goes on without its record\n", capsys.readouterr().out)
     with pytest.raises(tracker.TrackingError, match=r"^tracking: [^\n]+$"):
-        again.note({"seed": 2}, {})
+        tracker.Tracker("nowhere://x", "ring", "one", tmp_path)
 
 
 def test_the_parity_check_takes_no_more_threads_than_training(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,13 @@ def test_nothing_is_said_of_what_was_not_compared_yet(monkeypatch: pytest.Monkey
     assert lines[5][2:] == ["0", "-", "-", "0", "-"]
 
 
+def test_nothing_is_said_of_lists_that_a_candidate_no_longer_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all of the newest users failed there is no overlap; the counts are of its whole stage."""
+    failing = Comparison(lists=1200, failed=2000, error_rate=1.0, live_ms=1.25, candidate_ms=2.0)
+    lines = shown(monkeypatch, report(2, failing), LIVE, Rollout(MODEL, 2, "shadow", 2_000))
+    assert lines[5][2:] == ["1,200", "-", "-", "2,000", "-"]
+
+
 def test_a_canary_s_bands_are_shown_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both versions make lists; a share below a hundredth is no 0%."""
     lines = shown(monkeypatch, report(2, COMPARED), LIVE, Rollout(MODEL, 2, "canary", 2_000, share=0.004))
@@ -101,13 +108,25 @@ def test_what_can_be_done_next_is_said(stage: Any, next_: str, capsys: pytest.Ca
     assert f"`freshet {next_}`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("named", "said"), [('{"view": 1}', True), ('{"view": 1, "click": 2, "purchase": 4}', False)])
-def test_types_that_workers_would_refuse_are_named(monkeypatch: pytest.MonkeyPatch, named: str, said: bool) -> None:
-    """A version may know types of behaviour that the settings do not: their events never reach it."""
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("BEHAVIOURS", '{"view": 1}', "trained on click, purchase too"),
+        ("HISTORY", "20", "it reads 50 events of a user, and these settings keep 20"),
+        ("POPULARITY_HALF_LIFE", "7200", "its popularity halves every 168 h, and these settings' every 2 h"),
+        ("BEHAVIOURS", '{"view": 1, "click": 2, "purchase": 4}', ""),
+    ],
+)
+def test_settings_that_a_version_was_not_trained_by_are_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    """Types of behaviour that never reach it, a shorter history, another popularity."""
     taken = Rollout(MODEL, 3, "promoted", 3_000)
     monkeypatch.setattr(release, "ModelsTopic", lambda _: None)
     monkeypatch.setattr(publish, "publish_bundle", lambda *_, **__: taken)
-    monkeypatch.setenv("FRESHET_BEHAVIOURS", named)
+    monkeypatch.setenv(f"FRESHET_{name}", value)
     result = CliRunner().invoke(app, ["publish", str(TRITON_MODELS / MODEL / "1")])
     assert result.exit_code == 0, result.output
-    assert ("trained on click, purchase too" in " ".join(result.output.split())) is said
+    told = " ".join(result.output.split())
+    assert said in told
+    assert ("workers need the settings file" in told) is bool(said)

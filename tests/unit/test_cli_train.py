@@ -20,12 +20,14 @@ from typer.testing import CliRunner
 
 from deploy.local.parts import TRITON_MODELS
 from tests.integration.bundles import MemoryRecords
-from workers.cli import app, models_topic, training_env
+from training.dataset import read_items
+from workers.cli import app, models_topic, training_env, training_log
 from workers.cli import train as verb
 from workers.cli.connections import NoTopicError
 from workers.core.bundle import SIGNATURE
 from workers.core.events import ERASE, OPT_OUT, Event, encode_event
 from workers.core.rollout import MODEL, Rollout
+from workers.ports import Record
 from workers.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +163,36 @@ def test_an_export_that_does_not_stand_is_made_anew(training: Training, log: str
     again = run(*window, *(["--seed", "7"] if since == "other words" else []))
     assert "going on" not in again.stderr
     assert '"more"' in training.logs[-1]
+
+
+def test_nothing_that_was_exported_stays(training: Training, log: str, tmp_path: Path) -> None:
+    """Whoever is erased later is in no file of a run that is over."""
+    assert run("--events", log, "--until", "2030-01-01").exit_code == 0
+    assert '"u"' in training.logs[-1]
+    assert not [path for path in (tmp_path / ".freshet" / "training").iterdir() if path.suffix in (".json", ".jsonl")]
+
+
+def test_the_catalogue_is_what_workers_make_of_the_topic(
+    training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that is no item is counted and left out, a pretty one is read, what was withdrawn is not available."""
+    values = [
+        b'{"item_id": "i0", "price": -1}',
+        b'{\n "item_id": "i1",\n "title": "one"\n}',
+        b'{"item_id": "i2"}',
+        None,
+    ]
+    keys = [b"i0", b"i1", b"i2", b"i2"]
+    records = [Record(offset, 0, key, value) for offset, (key, value) in enumerate(zip(keys, values, strict=True))]
+    monkeypatch.setattr(training_log, "read_topic", lambda *_: records)
+    training.status = -9  # so that it stays
+    result = run("--events", log, "--items", "kafka")
+    assert "left out of items: 1 records that are no items" in result.stderr
+    items = read_items(tmp_path / ".freshet" / "training" / "items.jsonl")
+    assert {item.item_id: (item.title, item.available) for item in items.values()} == {
+        "i1": ("one", True),
+        "i2": ("", False),
+    }
 
 
 def test_nothing_is_written_under_a_run_at_work(training: Training, log: str, tmp_path: Path) -> None:
@@ -303,6 +335,7 @@ def test_a_whole_run_is_compared_with_what_was_promoted(
         (["--events", "nowhere", "--search", "0s"], "--search is a duration"),
         (["--events", "nowhere.txt"], "nowhere.txt"),
         (["--events", "nowhere.txt", "--types", ","], "--types names no behaviour type"),
+        (["--events", "nowhere.txt", "--every", "1h", "--out", "x"], "it goes without --out"),
         (["--types", "view"], "--types: the behaviours are named by the settings already"),
         (["--events", "nowhere.txt", "--types", "view", "--config", str(NEWS)], "the behaviours are named by"),
     ],

@@ -45,7 +45,6 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("[training]\ntargets = ['like']", "'like' is not among the behaviours view, click, purchase"),
         ("text_fields = ['colour']", "text_fields"),
         ("[behaviours]\n'user.erase' = 1.0", "no user-control type"),
-        ("history = 20\n[training.model]\nlength = 50", "length 50 is more than the history of 20"),
         ("[behaviours]\nview = nan", r">= 0.*behaviours"),
         ("[behaviours]\nview = -1", r">= 0.*behaviours"),
         ("[training.gate]\nlatency_ms = -1.0", r"> 0.*latency_ms"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from training.evaluate import (
+    UNRANKED,
     Batch,
     CoOccurrence,
     Replay,
@@ -51,7 +52,14 @@ def test_nan_sinks() -> None:
     """A score that is no number comes last, and as a target it is a miss rather than a hit."""
     scores = np.array([[np.nan, 1.0, 0.0, -1.0], [np.nan, 1.0, 0.0, -1.0]], np.float32)
     seen = np.zeros((2, 4), np.bool_)
-    assert rank_of_target(scores, np.array([0, 3]), seen).tolist() == [3, 2]
+    assert rank_of_target(scores, np.array([0, 3]), seen).tolist() == [UNRANKED, 2]
+
+
+def test_what_cannot_be_listed_is_a_miss() -> None:
+    """Also where the catalogue is shorter than a list."""
+    scores = np.array([[1.0, -np.inf]], np.float32)
+    place = rank_of_target(scores, np.array([1]), np.zeros((1, 2), np.bool_))
+    assert result_of(["u"], place, np.ones(1, np.bool_)).hr == 0
 
 
 def test_gain_is_ndcg_with_one_relevant_item() -> None:

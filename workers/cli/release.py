@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -18,7 +18,11 @@ from workers.cli.stack import steps
 from workers.core.rollout import Report, Rollout, Versions
 from workers.settings import Settings
 
+if TYPE_CHECKING:
+    from workers.core.bundle import Manifest
+
 SHARE = 0.1
+HOUR = 3600.0
 
 Stage = Annotated[
     Literal["shadow", "canary", "promoted"],
@@ -60,12 +64,24 @@ def publish(
             step=steps,
         )
     _tell(taken, taken.version if stage == "promoted" else None, as_json=as_json)
-    unnamed = [kind for kind in read_manifest(bundle).types if kind not in settings.behaviours]
+    for difference in _differences(read_manifest(bundle), settings):
+        say(f"{difference}: workers need the settings file that it was trained by")
+
+
+def _differences(manifest: Manifest, settings: Settings) -> list[str]:
+    """How a version was trained for other settings than workers have, as far as it makes its lists worse."""
+    unnamed = [kind for kind in manifest.types if kind not in settings.behaviours]
+    found = []
     if unnamed:
-        say(
-            f"it was trained on {', '.join(unnamed)} too, which these settings do not name: such events are dead "
-            "letters unless workers have the settings file that it was trained by"
+        found.append(
+            f"it was trained on {', '.join(unnamed)} too, dead letters where settings do not name them, as these do not"
         )
+    if manifest.length > settings.history:
+        found.append(f"it reads {manifest.length} events of a user, and these settings keep {settings.history}")
+    if manifest.popularity_half_life_s != settings.popularity_half_life:
+        theirs, ours = manifest.popularity_half_life_s / HOUR, settings.popularity_half_life / HOUR
+        found.append(f"its popularity halves every {theirs:g} h, and these settings' every {ours:g} h")
+    return found
 
 
 def promote(
@@ -226,8 +242,8 @@ def _figures(report: Report) -> tuple[str, str, str, str, str]:
     one = report.comparison
     if not report.candidate:
         return "-", "-", "-", "-", "-"
-    if not one.lists:
-        return "0", "-", "-", f"{one.failed:,}", "-"
+    if not one.lists or one.error_rate == 1:
+        return f"{one.lists:,}", "-", "-", f"{one.failed:,}", "-"
     times = f"{one.live_ms:.1f} → {one.candidate_ms:.1f}"
     return f"{one.lists:,}", f"{one.overlap:.3f}", f"{one.score_gap:.3g}", f"{one.failed:,}", times
 

@@ -163,8 +163,7 @@ def train(
         "search": read_seconds("--search", search) if search else None,
     }
     reach = {"config": config, "dir": directory, "kafka": kafka, "triton": triton}
-    if newest is not None and (start or end):
-        raise UserError("--window ends now: it goes without --from and --until")
+    _check_together(newest, start, end, every, out)
     window = record_time("--from", start), record_time("--until", end)
     job = _Job(
         settings,
@@ -192,6 +191,15 @@ def train(
             say(f"freshet: {error}")
             status = FAILED
         say(f"run {number} ended with status {status}; the next one starts at {due:%H:%M:%S} UTC")
+
+
+def _check_together(
+    newest: str | None, start: str | None, end: str | None, every: str | None, out: Path | None
+) -> None:
+    if newest is not None and (start or end):
+        raise UserError("--window ends now: it goes without --from and --until")
+    if every is not None and out is not None:
+        raise UserError("--every writes each bundle to a new folder in `candidates`: it goes without --out")
 
 
 def _once(job: _Job, bundle: Path, *, publish: bool, polite: bool = False) -> int:

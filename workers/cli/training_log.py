@@ -18,6 +18,7 @@ import msgspec
 from workers.adapters.logs import ArchiveLog, JsonLinesLog, KafkaLog, LogError, Window, open_log, read_topic
 from workers.cli.errors import UserError
 from workers.cli.show import moment, progress, say
+from workers.core.catalogue import Catalogue, encode_item
 from workers.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, Event, decode_event, encode_event
 from workers.core.files import write_json, write_whole, written_whole
 from workers.ports import Record
@@ -87,8 +88,9 @@ def as_files(source: Source, work: Path, run: str) -> tuple[Path, Path | None]:
 
 
 def over(work: Path) -> None:
-    """The run is over: the next one exports anew."""
-    (work / _KEPT).unlink(missing_ok=True)
+    """The run is over: nothing of what was exported is kept, for its users may ask to be erased."""
+    for name in (_KEPT, _EVENTS, _ITEMS):
+        (work / name).unlink(missing_ok=True)
 
 
 def _stopped(work: Path, asked: str) -> _Kept | None:
@@ -154,6 +156,10 @@ def _decoded(
 def _catalogue(source: Source, work: Path) -> Path | None:
     if source.items != "kafka":
         return Path(source.items) if source.items is not None else None
-    lines = (record.value for record in read_topic(source.settings, source.settings.items_topic))
-    write_whole(work / _ITEMS, b"".join(line + b"\n" for line in lines if line))
+    catalogue, bad = Catalogue(), 0
+    for record in read_topic(source.settings, source.settings.items_topic):
+        bad += isinstance(catalogue.apply(record.value, record.key, record.offset), str)
+    if bad:
+        say(f"left out of {source.settings.items_topic}: {bad:,} records that are no items")
+    write_whole(work / _ITEMS, b"".join(encode_item(item) + b"\n" for item in catalogue.items.values()))
     return work / _ITEMS

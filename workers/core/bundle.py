@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -102,6 +102,8 @@ class Manifest(msgspec.Struct, frozen=True):
     `privacy` is what the weights may tell of a user, where training bounded it.
     `gate` is what the gate decided, None in what it has not judged; `ungated` is why
     a version that it refused may be published all the same, in the signer's words.
+    `settings` are all that training was told, by `training.config.Config`'s names (the
+    first versions did not say).
     """
 
     name: str
@@ -123,6 +125,7 @@ class Manifest(msgspec.Struct, frozen=True):
     ungated: str = ""
     privacy: Privacy | None = None
     scale: Annotated[float, msgspec.Meta(gt=0)] = 12.0
+    settings: dict[str, Any] = {}
 
 
 class Bundle(msgspec.Struct, frozen=True):
