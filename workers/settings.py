@@ -130,7 +130,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     variants: dict[str, Variant] = {}
     """Variants by name; their shares sum to 1. Without any, all lists are of the variant `live`."""
     canary_lists: Positive = 200
-    """Users to compare before a canary is judged."""
+    """Users to compare before a canary is judged: by the newest 2000, or by so many where that is more."""
     canary_error_rate: Fraction = 0.01
     """A canary is rolled back where more of its inferences fail."""
     canary_latency_ratio: Annotated[float, msgspec.Meta(gt=0)] = 2.0

@@ -5,7 +5,8 @@ more with both versions, beside the stream and at most so often; in shadow nothi
 is published. So what a canary does on the stream is seen here at the rate at which it
 happens there, with the live version's answer for the same users beside it: a server that
 is away is no fault of the canary's. Every worker judges by what it measured itself. Two
-that roll the same canary back write the same record.
+that roll the same canary back write the same record; one that does so after an operator's
+next step changes nothing.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Trial:
         self._lists = ListMaker(settings)
         self._bands = bands(settings)
         self._step: Rollout | None = None
-        self._comparing = Comparing()
+        self._comparing = Comparing(self._bands.lists)
         self._sample: list[tuple[str, UserState]] = []
         self._sampled = asyncio.Event()
         self._live_first = False
@@ -192,12 +193,14 @@ class Trial:
         candidate = self._model.candidate
         if candidate is None or candidate.step.stage != "canary" or candidate.step is not self._step:
             return
-        version = candidate.step.version
-        why = out_of_band(self.comparison, self._bands)
-        if why and version != self._ended:
-            self._ended = version
-            log.error("canary rolled back", extra={"version": version, "why": why})
-            await self._publish(Rollout(MODEL, version, "rolled_back", self._now_ms(), reason=f"{self._worker}: {why}"))
+        step, why = candidate.step, out_of_band(self.comparison, self._bands)
+        if why and step.version != self._ended:
+            self._ended = step.version
+            log.error("canary rolled back", extra={"version": step.version, "why": why})
+            reason = f"{self._worker}: {why}"
+            await self._publish(
+                Rollout(MODEL, step.version, "rolled_back", self._now_ms(), reason=reason, judged=step.ts)
+            )
 
     async def leave(self) -> None:
         """Take the report back: this worker makes no more lists."""
@@ -207,7 +210,7 @@ class Trial:
     def _follow(self, candidate: Candidate) -> None:
         """A new step of a candidate is measured anew."""
         if candidate.step is not self._step:
-            self._step, self._comparing, self._ended = candidate.step, Comparing(), 0
+            self._step, self._comparing, self._ended = candidate.step, Comparing(self._bands.lists), 0
 
     async def _publish(self, record: Rollout | Report) -> None:
         await self._publisher.publish([Message(self._settings.models_topic, record.key, encode_record(record))])

@@ -239,6 +239,7 @@ def _prepare(folder: Path, trusted: Path, staging: Path) -> None:
 
 
 def _take(records: Records, taken: Rollout, step: Step) -> Rollout:
+    """Write a step, and see that it is obeyed and still the version's last. Raises `ReleaseError`."""
     with step(said(taken)):
         try:
             records.write(taken)
@@ -246,7 +247,12 @@ def _take(records: Records, taken: Rollout, step: Step) -> Rollout:
             # the record may have arrived, so the version must stay where workers will look for it
             raise ReleaseError(f"{said(taken)} may not have been recorded: {error}") from error
     with step("obeyed by every worker"):
-        if behind := records.wait():
+        behind = records.wait()
+        last = records.read().steps[taken.version]
+        if said(last) != said(taken):
+            why = f" ({last.reason})" if last.reason else ""
+            raise ReleaseError(f"{said(taken)}, but then {said(last)}{why}: `freshet models` shows them all")
+        if behind:
             raise ReleaseError(f"{said(taken)}, but not yet by {', '.join(behind)}: `freshet models` shows them")
     return taken
 

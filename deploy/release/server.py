@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 from deploy.release.errors import ReleaseError
 from deploy.release.repository import MODELS, TOWER
 from deploy.tensorrt.build_plan import STAMP
-from deploy.tensorrt.stamp import decode_stamp
+from deploy.tensorrt.stamp import StampError, decode_stamp
 from workers.core.bundle import ITEM_VECTORS
 from workers.core.features import (
     ITEM_TOWER_INPUTS,
@@ -93,9 +93,9 @@ class Server:
         """
         item_vectors = np.load(folder / ITEM_VECTORS, allow_pickle=False)
         stamp = folder / STAMP
-        tolerance = decode_stamp(stamp.read_text()).tolerance if stamp.is_file() else TOLERANCE
         model = MODEL
         try:
+            tolerance = decode_stamp(stamp.read_bytes()).tolerance if stamp.is_file() else TOLERANCE
             golden = read_golden(folder)
             for model, inputs, outputs in (
                 (MODEL, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
@@ -103,7 +103,7 @@ class Server:
             ):
                 answers = self._infer(model, version, golden, inputs, outputs)
                 check_answers(answers, golden, outputs, item_vectors, tolerance)
-        except GoldenError as error:
+        except (GoldenError, StampError) as error:
             raise ReleaseError(f"{model} version {version}: {error}") from None
 
     def _infer(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import hashlib
+import math
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -50,9 +51,11 @@ class Options:
 
 def build(folder: Path, options: Options) -> Stamp:
     """Build, try and stamp the plan of the version at `folder`. Raises `StampError`, and `OSError`."""
+    tolerance = TOLERANCE[options.fp16] if options.tolerance is None else options.tolerance
+    if not math.isfinite(tolerance):
+        raise StampError(f"a tolerance of {tolerance} holds the plan to nothing: give a finite one")
     inputs = read_network(folder, fp16=options.fp16)
     facts, program = host(), trtexec.find()
-    tolerance = TOLERANCE[options.fp16] if options.tolerance is None else options.tolerance
     onnx, plan, stamp = folder / "model.onnx", folder / PLAN, folder / STAMP
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.plan-", dir=folder.parent) as beside:
         made = Path(beside) / PLAN
@@ -83,7 +86,7 @@ def check(folder: Path) -> Stamp:
     for name in ("model.onnx", PLAN, STAMP):
         if not (folder / name).is_file():
             raise StampError(f"{folder / name} does not exist")
-    stamp = decode_stamp((folder / STAMP).read_text())
+    stamp = decode_stamp((folder / STAMP).read_bytes())
     check_stamp(stamp, host(), _sha256(folder / "model.onnx"), _sha256(folder / PLAN))
     return stamp
 

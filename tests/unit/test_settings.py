@@ -179,7 +179,7 @@ def assigned(settings: Settings) -> object:
 def judged(settings: Settings) -> object:
     """Which canaries are rolled back, and why."""
     trials = [
-        Comparison(lists, failed, overlap, 0.0, 1.0, candidate_ms)
+        Comparison(lists, failed, failed / (lists + failed), overlap, 0.0, 1.0, candidate_ms)
         for lists in (100, 1000)
         for failed in (0, 20)
         for overlap in (0.05, 0.5)

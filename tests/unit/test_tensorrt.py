@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from deploy.local.parts import TRITON_MODELS
+from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
+from deploy.release import publish
+from deploy.release.errors import ReleaseError
+from deploy.release.server import Server
 from deploy.tensorrt import build_plan, network
 from deploy.tensorrt.stamp import Host, Stamp, StampError, check_stamp, decode_stamp, encode_stamp
 from workers.cli import app
@@ -88,6 +91,55 @@ def test_a_foreign_stamp_is_refused(text: str) -> None:
     """A stamp that lacks a fact proves nothing."""
     with pytest.raises(StampError):
         decode_stamp(text)
+
+
+SPOILT = [
+    (b'"off": 0.00001', b'"off": "0.01"', "Expected `float`, got `str`"),
+    (b'"off": 0.00001', b'"off": null', "Expected `float`, got `null`"),
+    (b'"off": 0.00001', b'"off": 0.01', "off its golden outputs"),
+    (b'"tolerance": 0.001', b'"tolerance": "x"', "Expected `float`, got `str`"),
+    (b'"tolerance": 0.001', b'"tolerance": Infinity', "malformed"),
+    (b'"tolerance": 0.001', b'"tolerance": 1e999', "out of range"),
+    (b'"driver": "560.35.03"', b'"driver": 550', "Expected `str`, got `int`"),
+    (b'"driver": "560.35.03"', b'"driver": "\xff"', "utf-8"),
+    (b'"fp16": false', b'"fp16": 0', "Expected `bool`, got `int`"),
+    (b'"fp16": false', b'"fp16": false, "int8": true', "unknown field `int8`"),
+]
+
+
+@pytest.mark.parametrize(("sound", "spoilt", "why"), SPOILT)
+def test_a_malformed_stamp_is_refused_in_one_line(
+    bundle: Path, tmp_path: Path, sound: bytes, spoilt: bytes, why: str
+) -> None:
+    """By a publication and by a server's try alike, with what to do."""
+    stamp = encode_stamp(STAMP).encode()
+    assert sound in stamp
+    (bundle / "model.plan").write_bytes(b"plan")
+    (bundle / "plan.json").write_bytes(stamp.replace(sound, spoilt))
+    with pytest.raises(
+        ReleaseError, match=r"model\.plan cannot be served here: plan\.json .*: build it again"
+    ) as refused:
+        publish._verify(bundle, SHIPPED_KEYS)
+    assert why in str(refused.value)
+    assert "\n" not in str(refused.value)
+    server = Server("127.0.0.1:1")
+    with pytest.raises(ReleaseError, match=r"user_encoder version 2: plan\.json .*: build it again"):
+        server.try_golden(bundle, 2)
+    server.close()
+
+
+def test_a_driver_that_is_no_number_is_older_than_any() -> None:
+    """Also one that looks like one."""
+    with pytest.raises(StampError, match="is older"):
+        check_stamp(STAMP, replace(HOST, driver="56²"), "onnx", "plan")
+
+
+def test_an_endless_tolerance_is_refused(gpu: Path, bundle: Path) -> None:
+    """Before anything is built: no stamp could hold it."""
+    result = run(bundle, "--tolerance", "inf")
+    assert result.exit_code == 1
+    assert "a tolerance of inf holds the plan to nothing" in result.stderr
+    assert not (gpu / "commands").exists()
 
 
 @pytest.fixture

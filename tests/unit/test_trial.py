@@ -1,20 +1,23 @@
 """A candidate on trial: both lists of a user, what is said of them, and a canary's end."""
 
 import asyncio
+from collections.abc import Callable
 from itertools import combinations, count
 
 import pytest
 
 from tests.simulation.fakes import ITEMS, NOW, FakeEncoder, World, event, lists, make_bundle
 from workers import trial
-from workers.core.comparison import Bands, Comparison, average_overlap, out_of_band
+from workers.core.comparison import WINDOW, Bands, Comparing, Comparison, average_overlap, out_of_band
 from workers.core.features import Tensors
+from workers.core.recommendation import Item
 from workers.core.rollout import MODEL, Report, Rollout, Stage, decode_record, encode_record
 from workers.core.state import UserState
 from workers.ports import Encoded, Message, Record, Unavailable
 
 BANDS = Bands(lists=100, error_rate=0.01, latency_ratio=2.0, overlap=0.1)
 GOOD = Comparison(lists=1000, failed=0, overlap=0.5, live_ms=2.0, candidate_ms=3.0)
+ANN, BOB = [Item("ann", 1.0, "model")], [Item("bob", 3.0, "model")]
 
 
 @pytest.mark.parametrize(
@@ -32,9 +35,9 @@ def test_average_overlap(one: str, other: str, overlap: float) -> None:
     [
         (GOOD, ""),
         (Comparison(lists=99, overlap=0.0), ""),
-        (Comparison(lists=99, failed=1, overlap=0.5), ""),
-        (Comparison(lists=90, failed=10, overlap=0.5), "10.0% of its inferences failed"),
-        (Comparison(lists=0, failed=100), "100.0% of its inferences failed"),
+        (Comparison(lists=99, failed=1, error_rate=0.01, overlap=0.5), ""),
+        (Comparison(lists=90, failed=10, error_rate=0.1, overlap=0.5), "10.0% of its inferences failed"),
+        (Comparison(lists=0, failed=100, error_rate=1.0), "100.0% of its inferences failed"),
         (Comparison(lists=100, overlap=0.09), "overlap by 0.090"),
         (Comparison(lists=100, overlap=0.5, live_ms=2.0, candidate_ms=4.1), "2.0 times as long"),
     ],
@@ -44,6 +47,71 @@ def test_a_canary_is_judged_by_its_bands(comparison: Comparison, why: str) -> No
     said = out_of_band(comparison, BANDS)
     assert why in said
     assert bool(said) is bool(why)
+
+
+def agree(comparing: Comparing) -> None:
+    comparing.add(ANN, ANN)
+
+
+def differ(comparing: Comparing) -> None:
+    comparing.add(ANN, BOB)
+
+
+def fail(comparing: Comparing) -> None:
+    comparing.add_failed(1)
+
+
+@pytest.mark.parametrize(
+    ("worse", "why"), [(differ, "its lists overlap by"), (fail, "1.1% of its inferences failed, more than 1.0%")]
+)
+def test_an_old_canary_is_rolled_back_as_soon_as_a_new_one(worse: Callable[[Comparing], None], why: str) -> None:
+    """However many good lists it had before: figures are of the newest users, and only counts are of all."""
+    comparing = Comparing(BANDS.lists)
+    for _ in range(10 * WINDOW):
+        agree(comparing)
+    for _ in range(WINDOW):
+        worse(comparing)
+        if said := out_of_band(comparing.so_far(), BANDS):
+            break
+    assert why in said
+    found = comparing.so_far()
+    assert found.lists + found.failed > 10 * WINDOW
+
+
+def test_what_was_bad_is_forgiven_when_it_is_old() -> None:
+    """A sample that failed, and lists that differed, count for as long as they are of the newest users."""
+    comparing = Comparing(BANDS.lists)
+    for _ in range(WINDOW):
+        agree(comparing)
+    comparing.add_failed(trial.SAMPLE_USERS)
+    assert out_of_band(comparing.so_far(), BANDS) == ""
+    comparing.add_failed(trial.SAMPLE_USERS)
+    assert "1.6% of its inferences failed" in out_of_band(comparing.so_far(), BANDS)
+    differ(comparing)
+    assert comparing.so_far().overlap < 1.0
+    for _ in range(WINDOW):
+        agree(comparing)
+    found = comparing.so_far()
+    assert (found.lists, found.failed) == (2 * WINDOW + 1, 2 * trial.SAMPLE_USERS)
+    assert (found.error_rate, found.overlap, found.score_gap) == (0.0, 1.0, 0.0)
+
+
+def test_a_canary_that_only_failed_of_late_has_no_overlap_to_judge() -> None:
+    """Where a shop lets every inference fail, that is no difference of lists."""
+    comparing = Comparing(BANDS.lists)
+    agree(comparing)
+    comparing.add_failed(WINDOW)
+    assert out_of_band(comparing.so_far(), Bands(lists=100, error_rate=1.0, latency_ratio=2.0, overlap=0.1)) == ""
+
+
+async def test_as_many_users_count_as_the_settings_ask_for() -> None:
+    """Also where that is more than count by themselves."""
+    world = await on_trial("same", canary_lists=2 * WINDOW)
+    await world.trial.report()
+    world.trial._comparing.add_failed(WINDOW)
+    for _ in range(WINDOW):
+        agree(world.trial._comparing)
+    assert world.trial.comparison.error_rate == 0.5
 
 
 async def on_trial(other: str, stage: Stage = "canary", share: float = 1.0, **settings: object) -> World:
@@ -124,6 +192,25 @@ async def test_a_canary_out_of_its_bands_is_rolled_back_once() -> None:
     assert world.model.candidate is None
     await world.run(event(50, "user-1"))
     assert lists(world.publisher.messages)[-1].model_version == 1
+
+
+@pytest.mark.parametrize(("stage", "share"), [("promoted", 1.0), ("canary", 0.5)])
+async def test_a_rollback_that_comes_late_undoes_nothing(stage: Stage, share: float) -> None:
+    """The operator's next step was on record before the worker's: it stands, and a renewed canary is judged anew."""
+    world = await on_trial("turned", canary_lists=8, canary_overlap=1.0)
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    await world.trial.compare(states(world))
+    await world.trial.judge()
+    [late] = world.messages("models")
+    next_ = Rollout(MODEL, 2, stage, NOW + 1, share)
+    world.model.apply_models(
+        [Record(1, NOW, next_.key, encode_record(next_)), Record(2, NOW, late.key, late.value)],
+    )
+    assert world.model.steps[2] == next_
+    assert world.model.live.version == (2 if stage == "promoted" else 1)
+    await world.trial.compare(states(world))
+    await world.trial.judge()
+    assert len(world.messages("models")) == (1 if stage == "promoted" else 2)
 
 
 async def test_a_candidate_that_does_not_answer_has_failed() -> None:

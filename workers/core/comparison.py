@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from statistics import median
 
 import msgspec
+import numpy as np
 
 from workers.core.recommendation import Item
 
+WINDOW = 2000
+"""The newest users that count: ten times the default `canary_lists`, where 1 % forgives one failed sample, not two."""
 TIMES = 64
 """The newest encoder times that medians are taken over."""
 
@@ -18,13 +21,16 @@ class Comparison(msgspec.Struct, frozen=True):
     """What a worker measured since the candidate's stage began.
 
     `lists` were made with both versions, `failed` are users whom the candidate
-    alone had no answer for. `overlap` is the mean average overlap of two lists,
-    `score_gap` the mean difference of the scores in the same slot; the times are
-    the encoder's medians for the same batches, in ms.
+    alone had no answer for: totals. The others are figures of the newest users,
+    so that an old canary is judged as soon as a new one: `error_rate` the share
+    that failed, `overlap` the mean average overlap of two lists, `score_gap` the
+    mean difference of the scores in the same slot; the times are the encoder's
+    medians for the same batches, in ms.
     """
 
     lists: int = 0
     failed: int = 0
+    error_rate: float = 0.0
     overlap: float = 0.0
     score_gap: float = 0.0
     live_ms: float = 0.0
@@ -41,21 +47,22 @@ class Bands(msgspec.Struct, frozen=True):
 
 
 class Comparing:
-    """Adds comparisons up."""
+    """Takes comparisons in."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_least: int) -> None:
+        """`at_least` users are to count, where that is more than `WINDOW`: as many as the bands ask for."""
         self._lists = 0
         self._failed = 0
-        self._overlap = 0.0
-        self._gap = 0.0
+        self._newest = np.zeros((max(WINDOW, at_least), 3))
+        """A ring of users: whether the candidate failed, overlap, score gap."""
         self._times: tuple[deque[float], deque[float]] = (deque(maxlen=TIMES), deque(maxlen=TIMES))
 
     def add(self, live: Sequence[Item], candidate: Sequence[Item]) -> None:
         """Take in one user's two lists."""
-        self._lists += 1
-        self._overlap += average_overlap([item.item_id for item in live], [item.item_id for item in candidate])
+        overlap = average_overlap([item.item_id for item in live], [item.item_id for item in candidate])
         gaps = [abs(one.score - other.score) for one, other in zip(live, candidate, strict=False)]
-        self._gap += sum(gaps) / len(gaps) if gaps else 0.0
+        self._note(0.0, overlap, sum(gaps) / len(gaps) if gaps else 0.0)
+        self._lists += 1
 
     def add_times(self, live: float, candidate: float) -> None:
         """Take in how long the encoder took for one batch, in ms."""
@@ -64,13 +71,22 @@ class Comparing:
 
     def add_failed(self, users: int) -> None:
         """Take in users whom the candidate failed."""
-        self._failed += users
+        for _ in range(users):
+            self._note(1.0, 0.0, 0.0)
+            self._failed += 1
+
+    def _note(self, *outcome: float) -> None:
+        self._newest[(self._lists + self._failed) % len(self._newest)] = outcome
 
     def so_far(self) -> Comparison:
-        """The sum."""
-        most = max(self._lists, 1)
+        """What was measured."""
+        tried = min(self._lists + self._failed, len(self._newest))
+        failed, overlap, gap = self._newest.sum(axis=0).tolist()
+        compared = max(tried - failed, 1)
         live, candidate = (median(times) if times else 0.0 for times in self._times)
-        return Comparison(self._lists, self._failed, self._overlap / most, self._gap / most, live, candidate)
+        return Comparison(
+            self._lists, self._failed, failed / max(tried, 1), overlap / compared, gap / compared, live, candidate
+        )
 
 
 def average_overlap(one: Sequence[str], other: Sequence[str]) -> float:
@@ -91,13 +107,11 @@ def average_overlap(one: Sequence[str], other: Sequence[str]) -> float:
 
 def out_of_band(comparison: Comparison, bands: Bands) -> str:
     """Why a canary must go, in a sentence; empty while it may stay."""
-    tried = comparison.lists + comparison.failed
-    if tried < bands.lists:
+    if comparison.lists + comparison.failed < bands.lists:
         return ""
-    error_rate = comparison.failed / tried
-    if error_rate > bands.error_rate:
-        return f"{error_rate:.1%} of its inferences failed, more than {bands.error_rate:.1%}"
-    if comparison.lists and comparison.overlap < bands.overlap:
+    if comparison.error_rate > bands.error_rate:
+        return f"{comparison.error_rate:.1%} of its inferences failed, more than {bands.error_rate:.1%}"
+    if comparison.error_rate < 1 and comparison.overlap < bands.overlap:
         return f"its lists overlap by {comparison.overlap:.3f} with the live version's, less than {bands.overlap:g}"
     if comparison.live_ms and comparison.candidate_ms > bands.latency_ratio * comparison.live_ms:
         ratio = comparison.candidate_ms / comparison.live_ms

@@ -5,6 +5,10 @@ so a compacted topic still holds every version's last stage, and two who write
 the same step have written one. The version promoted last is live; one that is
 in shadow or canary is the candidate beside it; rolling a version back is a
 record of that version, which gives way to the one promoted before it.
+
+A worker that rolls back by itself says which step it judged. Its record has a key
+of its own, for it counts only while that step is the version's last: one that
+comes late neither undoes nor replaces what an operator has decided since.
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ class Rollout(msgspec.Struct, frozen=True, tag_field="record", tag="rollout"):
     """A step of a version; `ts` is ms since the epoch.
 
     `share` of the users, by hash, have lists made with it in canary, and compared
-    with it in shadow. `reason` says why it was taken, where somebody said.
+    with it in shadow. `reason` says why it was taken, where somebody said. `judged`
+    is the `ts` of the step that a worker takes back by itself; None for an operator's.
     """
 
     model: str
@@ -34,11 +39,13 @@ class Rollout(msgspec.Struct, frozen=True, tag_field="record", tag="rollout"):
     ts: int
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     reason: str = ""
+    judged: int | None = None
 
     @property
     def key(self) -> bytes:
         """The record's key."""
-        return f"{self.model}/{self.version}".encode()
+        judged = "" if self.judged is None else f"/{self.judged}"
+        return f"{self.model}/{self.version}{judged}".encode()
 
 
 class Report(msgspec.Struct, frozen=True, tag_field="record", tag="report"):
@@ -82,7 +89,7 @@ class Versions:
         self.reports: dict[str, Report] = {}
 
     def apply(self, value: bytes | None, key: bytes | None) -> Rollout | Report | str | None:
-        """Apply the next record; returns it, or None for a tombstone, or what is wrong with it."""
+        """Apply the next record; returns it, or None for a tombstone or one too late, or what is wrong with it."""
         if value is None:
             self.reports.pop((key or b"").decode(errors="replace").removeprefix(f"{MODEL}@"), None)
             return None
@@ -91,9 +98,12 @@ class Versions:
             return record
         if isinstance(record, Report):
             self.reports[record.worker] = record
-        else:
-            self.steps.pop(record.version, None)
-            self.steps[record.version] = record
+            return record
+        last = self.steps.get(record.version)
+        if record.judged is not None and (last is None or last.ts != record.judged):
+            return None
+        self.steps.pop(record.version, None)
+        self.steps[record.version] = record
         return record
 
     @property
