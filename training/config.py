@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from workers.core.catalogue import TEXT_FIELDS, TextField
-from workers.core.events import CONTROL_TYPES, DEFAULT_BEHAVIOURS, Weight
+from workers.core.events import DEFAULT_BEHAVIOURS, Weight, wrong_behaviours
 from workers.core.state import HISTORY
 
 SHARED = ("behaviours", "history", "popularity_half_life", "text_fields")
@@ -168,8 +168,8 @@ def load_config(file: Path | None, **flags: Any) -> Config:
 
 
 def _check(config: Config) -> None:
-    if not config.behaviours or any(kind in CONTROL_TYPES for kind in config.behaviours):
-        raise ConfigError("behaviours: name at least one type, and no user-control type")
+    if wrong := wrong_behaviours(config.behaviours):
+        raise ConfigError(wrong)
     for kind in config.targets:
         if kind not in config.behaviours:
             raise ConfigError(f"targets: {kind!r} is not among the behaviours {', '.join(config.behaviours)}")

@@ -402,9 +402,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--source", default="", help="where the log comes from, for the record")
     parser.add_argument("--search", type=float, metavar="SECONDS", help="first search hyperparameters for so long")
     parser.add_argument("--tracking", metavar="URI", help="MLflow store; `none` keeps no record")
-    parser.add_argument("--types", help="behaviour types, comma-separated, in place of the settings' behaviours")
-    for name, kind in (("name", str), ("epochs", int), ("positions", int), ("seed", int), ("threads", int)):
-        parser.add_argument(f"--{name}", type=kind)
+    parser.add_argument("--name")
+    for name in ("epochs", "positions", "teachers", "seed", "threads"):
+        parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--data-terms", help="terms of the training data")
     return parser.parse_args(arguments)
@@ -413,10 +413,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     given = parse(arguments)
-    named = ("name", "epochs", "positions", "seed", "threads", "learning_rate", "data_terms")
+    named = ("name", "epochs", "positions", "teachers", "seed", "threads", "learning_rate", "data_terms")
     flags = {name: getattr(given, name) for name in named}
-    if given.types:
-        flags["behaviours"] = dict.fromkeys((kind for kind in given.types.split(",") if kind), 1.0)
     default = f"sqlite:///{(given.work / 'tracking.db').absolute()}"
     job = Job(
         events=given.events,

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from workers.core.catalogue import TEXT_FIELDS, TextField
-from workers.core.events import DEFAULT_BEHAVIOURS, Weight
+from workers.core.events import DEFAULT_BEHAVIOURS, Weight, wrong_behaviours
 from workers.core.state import HISTORY
 
 PREFIX = "FRESHET_"
@@ -165,17 +165,7 @@ def load_settings(
 ) -> Settings:
     """Merge all sources. `flags` that are None are not given. Raises `SettingsError`."""
     names = set(Settings.__struct_fields__)
-    merged: dict[str, Any] = {}
-    if file is not None:
-        try:
-            merged.update(tomllib.loads(file.read_text()))
-            merged.pop(TRAINING, None)
-        except FileNotFoundError:
-            raise SettingsError(f"settings file {file} does not exist") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"settings file {file}: {error}") from None
-        if unknown := set(merged) - names:
-            raise SettingsError(f"settings file {file}: unknown setting {min(unknown)!r}")
+    merged = _from_file(file, names) if file is not None else {}
     for variable, value in environ.items():
         if variable.startswith(PREFIX):
             name = variable[len(PREFIX) :].lower()
@@ -189,7 +179,22 @@ def load_settings(
         raise SettingsError(f"settings: {error}") from None
     if settings.variants and not math.isclose(sum(arm.share for arm in settings.variants.values()), 1.0):
         raise SettingsError("settings: the shares of the variants do not sum to 1")
+    if wrong := wrong_behaviours(settings.behaviours):
+        raise SettingsError(f"settings: {wrong}")
     return settings
+
+
+def _from_file(file: Path, names: Collection[str]) -> dict[str, Any]:
+    try:
+        found = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        raise SettingsError(f"settings file {file} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {file}: {error}") from None
+    found.pop(TRAINING, None)
+    if unknown := found.keys() - names:
+        raise SettingsError(f"settings file {file}: unknown setting {min(unknown)!r}")
+    return found
 
 
 def _structured(variable: str, name: str, value: str) -> Any:

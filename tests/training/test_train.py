@@ -283,7 +283,7 @@ def test_an_epoch_is_judged_as_it_would_be_served(first: Path) -> None:
         ("missing.jsonl", [], "No such file"),
         ("empty.jsonl", [], "holds no events to learn from"),
         ("few.jsonl", [], "too few to learn from"),
-        ("events.jsonl", ["--types", "click"], r"unknown type.*--types click,view"),
+        ("events.jsonl", ["--config", "clicks.toml"], r"unknown type.*--types click,view"),
         ("items.jsonl", [], "items.jsonl:1: "),
         ("events.jsonl", ["--config", "nowhere.toml"], "nowhere.toml"),
         ("events.jsonl", ["--live", "nowhere"], "nowhere has no manifest"),
@@ -291,10 +291,17 @@ def test_an_epoch_is_judged_as_it_would_be_served(first: Path) -> None:
     ],
 )
 def test_what_cannot_be_used_is_one_line(
-    first: Path, capsys: pytest.CaptureFixture[str], events: str, more: list[str], why: str
+    first: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    events: str,
+    more: list[str],
+    why: str,
 ) -> None:
     """It says what to do, exits with 1 and leaves nothing behind."""
     (first / "empty.jsonl").write_text("")
+    monkeypatch.chdir(first)
+    (first / "clicks.toml").write_text("[behaviours]\nclick = 1.0\n")
     write_log(first / "few.jsonl", walk(users=3))
     assert run(first, "bad", *more, events=events) == 1
     said = capsys.readouterr().err

@@ -96,6 +96,24 @@ def test_a_log_becomes_a_signed_bundle(training: Training, log: str, tmp_path: P
     assert (tmp_path / ".freshet" / "bundle" / SIGNATURE).exists()
 
 
+def test_types_become_a_settings_file(training: Training, log: str, tmp_path: Path) -> None:
+    """For the workers too; its weights may be edited, and another list of types does not overwrite them."""
+    file = tmp_path / ".freshet" / "domain.toml"
+    first = run("--events", log, "--types", "view,buy")
+    assert first.exit_code == 0, first.stderr
+    assert training.option("--config") == str(Path(".freshet", "domain.toml"))
+    assert "workers need it too, `freshet up --config .freshet/domain.toml`" in first.stderr
+    file.write_text(file.read_text().replace('"buy" = 1.0', '"buy" = 4.0'))
+    assert run("--events", log, "--types", "buy,view", "--out", "again").exit_code == 0
+    assert load_settings(file, {}, {}).behaviours == {"view": 1.0, "buy": 4.0}
+    other = run("--events", log, "--types", "view,like", "--out", "other")
+    assert (other.exit_code, other.stderr.count("\n")) == (1, 1)
+    assert "names other types" in other.stderr
+    file.unlink()
+    assert run("--events", log, "--types", "view,user.erase").exit_code == 1
+    assert not file.exists()
+
+
 def test_a_refused_candidate_is_not_signed(training: Training, log: str, tmp_path: Path) -> None:
     """Exit status 3, the bundle stays to be looked at, and nobody would serve it."""
     training.status = verb.REFUSED
@@ -336,8 +354,8 @@ def test_a_whole_run_is_compared_with_what_was_promoted(
         (["--events", "nowhere.txt"], "nowhere.txt"),
         (["--events", "nowhere.txt", "--types", ","], "--types names no behaviour type"),
         (["--events", "nowhere.txt", "--every", "1h", "--out", "x"], "it goes without --out"),
-        (["--types", "view"], "--types: the behaviours are named by the settings already"),
-        (["--events", "nowhere.txt", "--types", "view", "--config", str(NEWS)], "the behaviours are named by"),
+        (["--types", "view"], "--types: behaviours are named by the settings"),
+        (["--events", "nowhere.txt", "--types", "view", "--config", str(NEWS)], "behaviours are named by"),
     ],
 )
 def test_what_is_wrong_is_one_line(training: Training, arguments: list[str], why: str) -> None:

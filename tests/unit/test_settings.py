@@ -91,6 +91,7 @@ def test_a_file_may_hold_a_table(tmp_path: Path) -> None:
         ("", {"FRESHET_BEHAVIOURS": "view"}, {}, "FRESHET_BEHAVIOURS"),
         ("", {"FRESHET_BEHAVIOURS": '{"view": "x"}'}, {}, "behaviours"),
         ("[behaviours]\nview = nan", {}, {}, "behaviours"),
+        ("[behaviours]\nview = 1\n'user.erase' = 1", {}, {}, r"none of user\.erase"),
         ("", {}, {"encode_batch": 0}, "encode_batch"),
     ],
 )

@@ -44,7 +44,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("[training]\nhistory = 9", "history stands above"),
         ("[training]\ntargets = ['like']", "'like' is not among the behaviours view, click, purchase"),
         ("text_fields = ['colour']", "text_fields"),
-        ("[behaviours]\n'user.erase' = 1.0", "no user-control type"),
+        ("[behaviours]\n'user.erase' = 1.0", "none of user.erase"),
         ("[behaviours]\nview = nan", r">= 0.*behaviours"),
         ("[behaviours]\nview = -1", r">= 0.*behaviours"),
         ("[training.gate]\nlatency_ms = -1.0", r"> 0.*latency_ms"),

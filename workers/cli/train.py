@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from deploy.demo import movielens
@@ -25,7 +25,7 @@ from workers.cli.show import say
 from workers.cli.signing import local_keys, sign_bundle
 from workers.cli.training_env import have_training, run_module
 from workers.core.bundle import MANIFEST
-from workers.core.files import HeldError, held
+from workers.core.files import HeldError, held, write_whole
 from workers.settings import Settings
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
@@ -36,6 +36,7 @@ REFUSED = 3
 """Exit status of a training whose candidate the gate refused."""
 STOPPED = 130
 """And of one that Ctrl-C stopped: it goes on with the same command."""
+DOMAIN = "domain.toml"
 KEPT_CANDIDATES = 5
 """Bundles of incremental runs that stay on disk."""
 
@@ -102,12 +103,20 @@ def train(
     publish: Annotated[bool, typer.Option("--publish", help="Publish each candidate that the gate accepts.")] = False,
     search: Annotated[str | None, typer.Option(metavar="10m", help="First search hyperparameters for so long.")] = None,
     types: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Behaviour types, where no settings file names them.")
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Behaviour types, where no settings file names them: one is written, domain.toml in --dir.",
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name in the manifest.", rich_help_panel=_TUNING)] = None,
     epochs: Annotated[int | None, typer.Option(help="At most so many.", rich_help_panel=_TUNING)] = None,
     positions: Annotated[int | None, typer.Option(help="Targets a step.", rich_help_panel=_TUNING)] = None,
     learning_rate: Annotated[float | None, typer.Option(rich_help_panel=_TUNING)] = None,
+    teachers: Annotated[
+        int | None,
+        typer.Option(help="Models fitted first, whose mean scores are learned too.", rich_help_panel=_TUNING),
+    ] = None,
     seed: Annotated[int | None, typer.Option(rich_help_panel=_TUNING)] = None,
     threads: Annotated[int | None, typer.Option(help="Bounds the CPU used.", rich_help_panel=_TUNING)] = None,
     tracking: Annotated[
@@ -143,19 +152,17 @@ def train(
         events, items = _movielens(directory)
         config, name, data_terms = config or FILMS, name or "movielens-100k", data_terms or movielens.TERMS
     if types is not None:
-        kinds = [kind for kind in types.split(",") if kind]
-        if not kinds:
-            raise UserError("--types names no behaviour type")
-        if config == FILMS or effective.sources["behaviours"] != "default":
-            raise UserError("--types: the behaviours are named by the settings already, with their weights")
-        settings = msgspec.structs.replace(settings, behaviours=dict.fromkeys(kinds, 1.0))
+        if config is not None or effective.sources["behaviours"] != "default":
+            raise UserError("--types: behaviours are named by the settings where there are any, with their weights")
+        config = _domain(directory, types)
+        settings = resolve(config, directory, kafka=kafka, triton=triton).settings
     work = directory / "training"
     tuning = {
-        "types": types,
         "name": name,
         "epochs": epochs,
         "positions": positions,
         "learning-rate": learning_rate,
+        "teachers": teachers,
         "seed": seed,
         "threads": threads,
         "tracking": tracking,
@@ -301,6 +308,29 @@ def _tidy(candidates: Path) -> None:
     bundles = sorted(one for one in candidates.glob("*Z") if one.is_dir())
     for old in bundles[:-KEPT_CANDIDATES]:
         shutil.rmtree(old)
+
+
+def _domain(directory: Path, types: str) -> Path:
+    """A settings file for training and workers, which names behaviour types, each of weight 1.
+
+    Raises `UserError`, `SettingsError`.
+    """
+    kinds = {kind: 1.0 for kind in types.split(",") if kind}
+    if not kinds:
+        raise UserError("--types names no behaviour type")
+    wanted = resolve(None, directory, behaviours=kinds).settings.behaviours
+    file = directory / DOMAIN
+    if file.exists():
+        if set(resolve(file, directory).settings.behaviours) != set(wanted):
+            raise UserError(f"{file} is there already and names other types: use it with --config, or remove it")
+        return file
+    lines = (f"{json.dumps(kind)} = {weight}\n" for kind, weight in kinds.items())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(
+        file, f"# Behaviour types, and what an event of each is worth.\n[behaviours]\n{''.join(lines)}".encode()
+    )
+    say(f"wrote {file}: the weights are yours to set; workers need it too, `freshet up --config {file}`")
+    return file
 
 
 def _movielens(directory: Path) -> tuple[str, str]:

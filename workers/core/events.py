@@ -82,6 +82,13 @@ _decoder = msgspec.json.Decoder(Event)
 _encoder = msgspec.json.Encoder()
 
 
+def wrong_behaviours(behaviours: Collection[str]) -> str:
+    """What is wrong with the behaviour types of some settings, in a sentence; empty where nothing is."""
+    if not behaviours or CONTROL_TYPES & set(behaviours):
+        return f"behaviours: name at least one type, and none of {', '.join(sorted(CONTROL_TYPES))}"
+    return ""
+
+
 def decode_event(
     value: bytes | None,
     key: bytes | None,
