@@ -8,6 +8,7 @@ import pytest
 
 from deploy import local
 from tests.simulation.replays import NEW_ITEM, SETTINGS, START, Kept, catalogue, open_replay, records, replayed, stream
+from training.examples import states_before
 from workers.core.events import Event
 from workers.replay.clock import Clock
 from workers.replay.engine import Replay
@@ -143,6 +144,21 @@ async def test_training_rows_hold_nothing_of_the_future(monkeypatch: pytest.Monk
     monkeypatch.setattr("workers.replay.engine._copied", lambda state: state)  # the state as folds go on with it
     await replayed(records(events), leaky)
     assert leaks(events, leaky.rows) > 100
+
+
+async def test_training_rows_are_what_the_trainer_learns_from() -> None:
+    """State for state and event for event, but among events of one time, which the trainer shuffles."""
+    events = stream()
+    kept = Kept(wants_training_rows=True)
+    await replayed(records(events), kept)
+    replays = {event.event_id: (items, times) for items, times, event in kept.rows}
+    trainers = {
+        event.event_id: (list(state.items), list(state.times))
+        for event, state, _ in states_before(events, {}, SETTINGS.history)
+        if event.ts > state.last_ts
+    }
+    assert len(trainers) > 200
+    assert {event_id: replays[event_id] for event_id in trainers} == trainers
 
 
 async def test_users_who_left_are_remembered() -> None:

@@ -50,7 +50,9 @@ def said_plainly(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (KafkaTimeoutError, KafkaConnectionError) as error:
-        raise UserError(f"Kafka at {settings.kafka} does not answer: {why(error)}") from None
+        raise UserError(
+            f"Kafka at {settings.kafka} does not answer ({why(error)}): `freshet up` starts one, --kafka names another"
+        ) from None
     except KafkaError as error:
         raise UserError(f"Kafka at {settings.kafka}: {why(error)}") from None
     except (OSError, ValueError, AssertionError) as error:
