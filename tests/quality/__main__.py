@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tests.quality import baselines, cost, diversity, logs, off_policy, prequential
+from tests.quality import baselines, cost, diversity, fine_tuning, logs, off_policy, prequential
 from tests.quality.encoder import train_encoder
 from tests.quality.ranking import Case, Floats, LeaveOneOut, Ranks, Scorer, judge, leave_one_out, pooled
 from training.config import Config, load_config
@@ -144,6 +144,28 @@ def diversity_curve(run: Run) -> Figures:
     return dict(diversity.curve(trained.score, trained.table, split.counts(), cases))
 
 
+def fine_tuned_texts(run: Run) -> Figures:
+    """The text encoder as it is packaged and fine-tuned by LoRA, on Beauty's validation part: what each brings."""
+    log = logs.beauty(run.data)
+    split = leave_one_out(log.users, log.texts)
+    counts = split.counts()
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in range(run.seeds):
+        texts = fine_tuning.Texts(run.threads)
+        for kind in ("packaged", "fine-tuned"):
+            started = time.perf_counter()
+            if kind == "fine-tuned":
+                texts.fine_tune(split, seed)
+            vectors = texts.encode(split.texts)
+            tuned = time.perf_counter() - started
+            alone = judge(fine_tuning.by_text(vectors), split.validation).figures(counts)
+            trained = train_encoder(split, vectors, run.settings(BEAUTY, seed))
+            under = judge(trained.score, split.validation).figures(counts)
+            found.setdefault(f"texts alone, {kind}", []).append(alone | {"seconds": tuned})
+            found.setdefault(f"user encoder, {kind}", []).append(under | {"seconds": trained.seconds})
+    return {name: _over_seeds(figures) for name, figures in found.items()}
+
+
 def serving_cost(run: Run) -> Figures:
     """ONNX Runtime, one thread, batch 64, top-K fused: untrained encoders of the shapes above."""
     shapes = {"beauty": (BEAUTY, 12101), "movielens-100k": (FILMS, 1682), "movielens-1m": (FILMS_LONG, 3416)}
@@ -163,6 +185,7 @@ PARTS_BY_NAME: dict[str, Callable[[Run], Figures]] = {
     "deskdrop-stream": deskdrop_stream,
     "ml-100k-stream": movielens_100k_stream,
     "diversity": diversity_curve,
+    "fine-tuning": fine_tuned_texts,
     "cost": serving_cost,
     "off-policy": off_policy_oracle,
 }
