@@ -9,7 +9,7 @@ and in the served model, which is also the faster way on a CPU.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -22,6 +22,8 @@ from workers.core.features import TEXT_DIM
 from workers.core.files import written_whole
 
 MAX_TOKENS = 128
+STORED_EVERY = 5000
+"""Texts: a run that is killed while it reads them has lost no more."""
 
 
 class TextError(Exception):
@@ -41,6 +43,8 @@ class TextEncoder:
         self._session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
+        self.digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+        """Which text encoder it is."""
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.no_padding()
@@ -63,7 +67,7 @@ class TextEncoder:
 
 
 class RememberedTexts:
-    """Text embeddings kept in a file, so that a periodic run reads each text once."""
+    """Text embeddings kept in a file, so that a periodic run reads each text once; another text encoder reads anew."""
 
     def __init__(self, encoder: TextEncoder, file: Path) -> None:
         self._encoder = encoder
@@ -71,7 +75,8 @@ class RememberedTexts:
         self._known: dict[bytes, NDArray[np.float32]] = {}
         try:
             with np.load(file, allow_pickle=False) as stored:
-                self._known = dict(zip(stored["keys"].tolist(), stored["vectors"], strict=True))
+                if str(stored["encoder"]) == encoder.digest:
+                    self._known = dict(zip(stored["keys"].tolist(), stored["vectors"], strict=True))
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # none yet, or cut short
             self._known = {}
 
@@ -83,20 +88,20 @@ class RememberedTexts:
         for done, text in enumerate(new, 1):
             self._known[_key(text)] = self._encoder.encode([text])[0]
             advance(done, len(new))
-        if new:
-            _store(self._file, self._known)
+            if done % STORED_EVERY == 0 or done == len(new):
+                self._store()
         rows = np.zeros((len(texts), TEXT_DIM), np.float32)
         for row, text in enumerate(texts):
             if text:
                 rows[row] = self._known[_key(text)]
         return rows
 
+    def _store(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        keys, vectors = np.array(list(self._known)), np.stack(list(self._known.values()))
+        with written_whole(self._file) as partial, partial.open("wb") as out:
+            np.savez(out, encoder=np.array(self._encoder.digest), keys=keys, vectors=vectors)
+
 
 def _key(text: str) -> bytes:
     return hashlib.sha256(text.encode()).hexdigest().encode()
-
-
-def _store(file: Path, known: Mapping[bytes, NDArray[np.float32]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(file) as partial, partial.open("wb") as out:
-        np.savez(out, keys=np.array(list(known)), vectors=np.stack(list(known.values())))

@@ -21,13 +21,15 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -77,7 +79,8 @@ class Job:
     """One run's places.
 
     `live` is the version that the gate compares with; an `incremental` run
-    starts from it. `source` says where the log comes from, for the record.
+    starts from it. `source` says where the log comes from and `left_out` what of it
+    was no event, by reason, for the record.
     """
 
     events: Path
@@ -86,6 +89,7 @@ class Job:
     work: Path
     text_encoder: Path
     source: str
+    left_out: Mapping[str, int] = field(default_factory=dict)
     live: Path | None = None
     incremental: bool = False
     search_seconds: float | None = None
@@ -292,7 +296,7 @@ def _write(
             events=len(log.events),
             users=len({event.user_id for event in log.events}),
             cleaning={
-                **log.cleaning,
+                **_left_out(job, material),
                 "items without text": material.without_text,
                 "held back as canaries": material.canaries,
             },
@@ -352,8 +356,13 @@ def _tags(job: Job, material: Material) -> dict[str, str]:
         "data.digest": material.log.digest,
         "data.first": str(events[0].ts),
         "data.last": str(events[-1].ts),
-        "data.cleaning": ", ".join(f"{count} {reason}" for reason, count in material.log.cleaning.items()) or "none",
+        "data.cleaning": ", ".join(f"{count} {reason}" for reason, count in _left_out(job, material).items()) or "none",
     }
+
+
+def _left_out(job: Job, material: Material) -> Counter[str]:
+    """What was not learned from, by reason: where the log was exported, and here."""
+    return Counter(job.left_out) + Counter(material.log.cleaning)
 
 
 def _commit() -> str:
@@ -400,6 +409,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--live", type=Path, help="the version folder that the candidate is compared with")
     parser.add_argument("--incremental", action="store_true", help="start from the weights of --live")
     parser.add_argument("--source", default="", help="where the log comes from, for the record")
+    parser.add_argument("--left-out", type=json.loads, default={}, help="what of it was no event, JSON by reason")
     parser.add_argument("--search", type=float, metavar="SECONDS", help="first search hyperparameters for so long")
     parser.add_argument("--tracking", metavar="URI", help="MLflow store; `none` keeps no record")
     parser.add_argument("--name")
@@ -423,6 +433,7 @@ def main(arguments: list[str] | None = None) -> int:
         work=given.work,
         text_encoder=given.text_encoder,
         source=given.source or given.events.name,
+        left_out=given.left_out,
         live=given.live,
         incremental=given.incremental,
         search_seconds=given.search,

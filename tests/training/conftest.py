@@ -20,6 +20,8 @@ torch.set_num_threads(1)
 class Texts:
     """A text encoder: a random direction for each text."""
 
+    digest = "random directions"
+
     def __init__(self, _folder: Path) -> None:
         self.read: list[str] = []
 

@@ -20,9 +20,9 @@ import torch
 from mlflow import MlflowClient
 from safetensors.numpy import load_file
 
-from tests.training.conftest import arguments
+from tests.training.conftest import Texts, arguments
 from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
-from training import export, gate, material, measure, search, train
+from training import export, gate, material, measure, search, text, train
 from training import tracking as tracker
 from training.canary import CANARY_FILE, canaries, canary_pairs
 from training.config import Config, ConfigError, load_config
@@ -169,6 +169,31 @@ def test_quality_is_told_by_slice(first: Path) -> None:
     parts = {name.split(", ")[1]: figures["events"] for name, figures in metrics.items() if ", " in name}
     assert sum(events for name, events in parts.items() if "items" in name) == metrics["encoder + prior"]["events"]
     assert "short histories" not in parts
+
+
+def test_texts_are_read_once_by_each_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read before a kill is there; another encoder's vectors are not mistaken for one's own."""
+    monkeypatch.setattr(text, "STORED_EVERY", 2)
+    file, encoder = tmp_path / "texts.npz", Texts(tmp_path)
+
+    def killed(done: int, _total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        text.RememberedTexts(encoder, file).encode(["a", "b", "c"], killed)
+    text.RememberedTexts(encoder, file).encode(["a", "b", "c"])
+    assert encoder.read == ["a", "b", "c", "c"]
+    other = Texts(tmp_path)
+    other.digest = "other directions"
+    text.RememberedTexts(other, file).encode(["a"])
+    assert other.read == ["a"]
+
+
+def test_what_was_no_event_is_in_the_record(first: Path) -> None:
+    """What the export left out is counted with what the cleaning does."""
+    assert run(first, "odd", "--left-out", '{"unknown type": 3}', "--epochs", "1") == 0
+    assert load_bundle(first / "odd").manifest.data.cleaning["unknown type"] == 3
 
 
 def test_a_version_says_how_it_was_made(first: Path) -> None:

@@ -183,6 +183,16 @@ def test_an_export_that_does_not_stand_is_made_anew(training: Training, log: str
     assert '"more"' in training.logs[-1]
 
 
+def test_dead_letters_are_part_of_what_was_left_out(training: Training, log: str, tmp_path: Path) -> None:
+    """They are in no exported file, and in the record of the version all the same; after a stop too."""
+    with Path(log).open("ab") as file:
+        file.write(b"no event\n" + encode_event(Event("odd", "w", "odd", NOW, "i")) + b"\n")
+    training.status, training.checkpoint = -9, tmp_path / ".freshet" / "training" / "checkpoint.safetensors"
+    for _ in range(2):
+        run("--events", log, "--until", "2030-01-01")
+        assert json.loads(training.option("--left-out")) == {"not json": 1, "unknown type": 1}
+
+
 def test_nothing_that_was_exported_stays(training: Training, log: str, tmp_path: Path) -> None:
     """Whoever is erased later is in no file of a run that is over."""
     assert run("--events", log, "--until", "2030-01-01").exit_code == 0

@@ -234,10 +234,12 @@ def _run(job: _Job, out: Path, *, polite: bool) -> int:
             arguments = [*job.arguments, *_flags({"live": live})]
             if job.incremental:
                 arguments.append("--incremental")
-            log, items = as_files(job.source, job.work, _told(arguments, job.config))
-            files = {"events": log, "items": items, "source": job.source.events, "out": out}
+            files = as_files(job.source, job.work, _told(arguments, job.config))
+            told = {"events": files.events, "items": files.items, "source": job.source.events, "out": out}
+            if files.left_out:
+                told["left-out"] = json.dumps(files.left_out)
             status = run_module(
-                "training.train", [*arguments, *_flags(files)], threads=job.threads, polite=polite, keep=[lock]
+                "training.train", [*arguments, *_flags(told)], threads=job.threads, polite=polite, keep=[lock]
             )
             if status >= 0 and status != STOPPED:
                 over(job.work)

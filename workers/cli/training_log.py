@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -52,15 +53,24 @@ class Source:
         return plain and self.window == (None, None) and self.newest is None
 
 
+class Files(NamedTuple):
+    """A run's log and catalogue; `left_out` counts the records by reason that are in no file, being no events."""
+
+    events: Path
+    items: Path | None
+    left_out: dict[str, int]
+
+
 class _Kept(msgspec.Struct, frozen=True):
-    """An export: a digest of all that was asked, when (ms), and each partition's end."""
+    """An export: a digest of all that was asked, when (ms), each partition's end, and what was left out by reason."""
 
     asked: str
     at: int
     ends: dict[int, int]
+    left_out: dict[str, int]
 
 
-def as_files(source: Source, work: Path, run: str) -> tuple[Path, Path | None]:
+def as_files(source: Source, work: Path, run: str) -> Files:
     """The log and the catalogue as files, in `work` where they are exported; `run` is all else that decides the run.
 
     What was exported for the same run is taken again where there is a checkpoint of it, unless somebody has opted out
@@ -70,21 +80,23 @@ def as_files(source: Source, work: Path, run: str) -> tuple[Path, Path | None]:
     try:
         if source.is_file:
             over(work)
-            return Path(source.events), _catalogue(source, work)
+            return Files(Path(source.events), _catalogue(source, work), {})
         kept = _stopped(work, asked)
         if kept is not None and not _has_left(source, kept):
             say(
                 f"going on with what was exported at {moment(kept.at)} UTC for the run that was stopped; "
                 f"remove {work / _KEPT} to export anew"
             )
-            return work / _EVENTS, work / _ITEMS if source.items == "kafka" else _catalogue(source, work)
+            items = work / _ITEMS if source.items == "kafka" else _catalogue(source, work)
+            return Files(work / _EVENTS, items, kept.left_out)
         over(work)
         at = int(time.time() * 1000)
         items = _catalogue(source, work)
-        write_json(work / _KEPT, _Kept(asked, at, _export(source, work / _EVENTS, at)))
+        ends, left_out = _export(source, work / _EVENTS, at)
+        write_json(work / _KEPT, _Kept(asked, at, ends, left_out))
     except LogError as error:
         raise UserError(str(error)) from None
-    return work / _EVENTS, items
+    return Files(work / _EVENTS, items, left_out)
 
 
 def over(work: Path) -> None:
@@ -116,10 +128,10 @@ def _has_left(source: Source, kept: _Kept) -> bool:
     )
 
 
-def _export(source: Source, path: Path, now_ms: int) -> dict[int, int]:
+def _export(source: Source, path: Path, now_ms: int) -> tuple[dict[int, int], dict[str, int]]:
     """Write the window's events, and all user-control events: an erasure before the window holds inside it.
 
-    Returns each partition's end.
+    Returns each partition's end, and how many records are no events, by reason.
     """
     start, end = source.window
     window = Window(start if source.newest is None else now_ms - int(source.newest * 1000), end, {})
@@ -133,16 +145,16 @@ def _export(source: Source, path: Path, now_ms: int) -> dict[int, int]:
                 read += 1
                 ends[partition] = record.offset + 1
                 if isinstance(event, BadEvent):
-                    bad[event.reason.value] += 1
+                    bad[event.reason.value.replace("_", " ")] += 1
                 elif event.type in CONTROL_TYPES or window.holds(partition, record):
                     file.write(encode_event(event) + b"\n")
                     kept += 1
                 if read % SHOWN_EVERY == 0:
                     advance(read, read)
     for reason, count in sorted(bad.items()):
-        say(f"left out of {source.events}: {count:,} dead letters, {reason.replace('_', ' ')}")
+        say(f"left out of {source.events}: {count:,} dead letters, {reason}")
     say(f"{kept:,} of {read:,} records of {source.events} are in the window")
-    return ends
+    return ends, dict(bad)
 
 
 def _decoded(
