@@ -109,6 +109,24 @@ def test_what_can_be_done_next_is_said(stage: Any, next_: str, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
+    ("comparison", "said"),
+    [(BEFORE, "it was compared for 0 users, and a canary is judged from 200 on"), (COMPARED, "")],
+)
+def test_a_promotion_of_what_was_hardly_tried_says_so(
+    monkeypatch: pytest.MonkeyPatch, comparison: Comparison, said: str
+) -> None:
+    """It is the operator's to decide, and to know."""
+    records = Reported(report(2, comparison), LIVE, Rollout(MODEL, 2, "canary", 2_000))
+    monkeypatch.setattr(release, "ModelsTopic", lambda _: records)
+    monkeypatch.setattr(publish, "promote", lambda *_, **__: Rollout(MODEL, 2, "promoted", 3_000))
+    result = CliRunner().invoke(app, ["promote"])
+    assert result.exit_code == 0, result.output
+    assert "version 2 is live" in result.stderr
+    assert ("it was compared" in result.stderr) is bool(said)
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize(
     ("name", "value", "said"),
     [
         ("BEHAVIOURS", '{"view": 1}', "trained on click, purchase too"),

@@ -98,11 +98,13 @@ def promote(
     from deploy.release.publish import promote as move_on
 
     settings = resolve(config, directory, kafka=kafka, triton=triton).settings
+    records = ModelsTopic(settings)
     with _plainly():
-        taken = move_on(
-            _service(settings), ModelsTopic(settings), stage, _share(stage, share), step=steps, version=version
-        )
+        compared = _compared(records.read())
+        taken = move_on(_service(settings), records, stage, _share(stage, share), step=steps, version=version)
     _tell(taken, taken.version if stage == "promoted" else None, as_json=as_json)
+    if stage == "promoted" and compared < settings.canary_lists:
+        say(f"it was compared for {compared:,} users, and a canary is judged from {settings.canary_lists:,} on")
 
 
 def rollback(
@@ -236,6 +238,12 @@ def _makes(report: Report, found: Versions) -> str:
     if report.candidate:
         versions += f", tries {report.candidate}" if unseen else f" and {report.candidate}"
     return versions if obeys(report, found) else f"{versions} (changing)"
+
+
+def _compared(found: Versions) -> int:
+    """For how many users all workers have tried the candidate."""
+    tried = (report.comparison for report in found.reports.values() if report.candidate)
+    return sum(one.lists + one.failed for one in tried)
 
 
 def _figures(report: Report) -> tuple[str, str, str, str, str]:
