@@ -153,7 +153,7 @@ def measure(fitted: Fitted, material: Material, replay: Replay) -> tuple[float, 
     results |= {f"{SERVED}, {name}": result for name, result in by_slice.items()}
     metrics = {ranker: _metrics(result) for ranker, result in results.items()}
     say(_told(metrics))
-    if metrics[SERVED]["events"] != len(results[SERVED].only_untied().users):
+    if metrics[SERVED]["events"] != metrics[SERVED][f"{UNTIED}events"]:
         say(f"events later than the user's previous one alone:\n{_told(metrics, UNTIED)}")
     return prior_weight, metrics
 
@@ -163,8 +163,9 @@ def _best(results: Mapping[str, Result]) -> str:
 
 
 def _metrics(result: Result) -> dict[str, float]:
-    metrics = {"events": float(len(result.users)), "users": float(len(np.unique(result.users)))}
+    metrics = {"users": float(len(np.unique(result.users)))}
     for prefix, part in (("", result), (UNTIED, result.only_untied())):
+        metrics[f"{prefix}events"] = float(len(part.users))
         for name, values in (("hr@10", part.hit), ("ndcg@10", part.gain)):
             low, high = user_bootstrap(part.users, values) if len(values) else (0.0, 0.0)
             mean = float(values.mean()) if len(values) else 0.0
@@ -175,23 +176,24 @@ def _metrics(result: Result) -> dict[str, float]:
 def _told(metrics: dict[str, dict[str, float]], prefix: str = "") -> str:
     """The test metrics with their 95 % intervals, as a person reads them in a terminal."""
     width = max(map(len, metrics))
-    lines = [f"  {'':<{width}}  {'HR@10':>7}{'':<21}NDCG@10"]
+    lines = [f"  {'':<{width}}  {'events':>7}  {'HR@10':>7}{'':<21}NDCG@10"]
     for name, values in metrics.items():
         cells = (
             f"{values[key]:7.4f}  [{values[key + '_low']:.4f}, {values[key + '_high']:.4f}]"
             for key in (f"{prefix}hr@10", f"{prefix}ndcg@10")
         )
-        lines.append(f"  {name:<{width}}  " + "  ".join(f"{cell:<26}" for cell in cells).rstrip())
+        columns = "  ".join(f"{cell:<26}" for cell in cells).rstrip()
+        lines.append(f"  {name:<{width}}  {values[f'{prefix}events']:>7,.0f}  {columns}")
     return "\n".join(lines)
 
 
 def table(metrics: dict[str, dict[str, float]], prefix: str = "") -> str:
     """A Markdown table of the test metrics with their 95 % user-bootstrap intervals."""
-    lines = ["| ranker | HR@10 | NDCG@10 |", "| --- | --- | --- |"]
+    lines = ["| ranker | events | HR@10 | NDCG@10 |", "| --- | --- | --- | --- |"]
     for name, values in metrics.items():
         cells = (
             f"{values[key]:.4f} [{values[key + '_low']:.4f}, {values[key + '_high']:.4f}]"
             for key in (f"{prefix}hr@10", f"{prefix}ndcg@10")
         )
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {values[f'{prefix}events']:,.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
