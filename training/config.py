@@ -115,7 +115,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Decay of the moving average of the weights."""
     rehearsal: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """An incremental run's older rows, as a part of the new ones."""
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     threads: Positive = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     model: dict[str, Any] = {}

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -43,14 +43,16 @@ class _ItemKey(msgspec.Struct):
 class Log:
     """Cleaned events in time order, none of them by a user who has since opted out or been erased.
 
-    `forgotten` are those users. `cleaning` counts by reason the events left out, and those `out of order`,
-    which were put into their place. `digest` is a sha256 of the events kept.
+    `forgotten` are those users. `cleaning` counts by reason the events left out, and those behind a later one of
+    their user's, which were put into their place. `digest` is a sha256 of the events kept.
     """
 
     events: list[Event]
     cleaning: dict[str, int]
     digest: str
     forgotten: frozenset[str]
+    unknown: Mapping[str, int] = field(default_factory=dict)
+    """Types that the settings do not name, with their events."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def read_log(path: Path, config: Config, now_ms: int) -> Log:
     events = list(reader.events())
     cleaning = reader.left_out
     if reader.lines and sum(cleaning.values()) > UNREADABLE_SHARE * reader.lines:
-        raise DatasetError(f"{reader.first}{_hint(reader.unknown, config)}")
+        raise DatasetError(f"{reader.first}{_hint(reader, config)}")
     kept = list(_without_floods(_in_order(events, now_ms, cleaning), config.flood_per_minute, cleaning))
     forgotten = frozenset(event.user_id for event in kept if event.type in (OPT_OUT, ERASE))
     behaviour = sum(event.type not in CONTROL_TYPES for event in kept)
@@ -86,7 +88,13 @@ def read_log(path: Path, config: Config, now_ms: int) -> Log:
     digest = hashlib.sha256()
     for event in kept:
         digest.update(encode_event(event))
-    return Log(kept, {reason: count for reason, count in cleaning.items() if count}, digest.hexdigest(), forgotten)
+    return Log(
+        kept,
+        {reason: count for reason, count in cleaning.items() if count},
+        digest.hexdigest(),
+        forgotten,
+        reader.unknown,
+    )
 
 
 class _Reader:
@@ -96,6 +104,7 @@ class _Reader:
         self._path = path
         self._types = types
         self.left_out: Counter[str] = Counter()
+        self.known: set[str] = set()
         self.unknown: Counter[str] = Counter()
         self.first = ""
         self.lines = 0
@@ -111,6 +120,7 @@ class _Reader:
                 continue
             event = decode_event(line, key, self._types)
             if not isinstance(event, BadEvent):
+                self.known.add(event.type)
                 yield event
                 continue
             if event.reason is BadReason.UNKNOWN_TYPE:
@@ -127,10 +137,11 @@ class _Type(msgspec.Struct):
     type: str
 
 
-def _hint(unknown: Counter[str], config: Config) -> str:
-    if not unknown:
+def _hint(reader: _Reader, config: Config) -> str:
+    if not reader.unknown:
         return ""
-    found = ",".join([*config.types, *(kind for kind, _ in unknown.most_common())])
+    named = [kind for kind in config.types if kind in reader.known]
+    found = ",".join([*named, *(kind for kind, _ in reader.unknown.most_common())])
     return f"; name the log's behaviour types: --types {found}, or [behaviours] in a settings file"
 
 
@@ -143,7 +154,6 @@ def _in_order(events: Iterable[Event], now_ms: int, cleaning: Counter[str]) -> l
     kept: list[tuple[int, Event]] = []
     ids: set[tuple[str, str]] = set()
     latest: dict[str, int] = {}
-    newest = 0
     for event in events:
         when, user = event.ts, event.user_id
         own_word = event.type in CONTROL_TYPES
@@ -156,8 +166,7 @@ def _in_order(events: Iterable[Event], now_ms: int, cleaning: Counter[str]) -> l
             cleaning["duplicate"] += 1
             continue
         ids.add((user, event.event_id))
-        cleaning["out of order"] += event.ts < newest
-        newest = max(newest, when)
+        cleaning["out of order"] += event.ts < latest.get(user, 0)
         latest[user] = max(latest.get(user, 0), when)
         kept.append((when, event))
     return [event for _, event in sorted(kept, key=_when)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from workers.core.features import FIRST_ITEM
 
 MIN_NEW_EVENTS = 100
 """First touches: an incremental run with fewer new ones has nothing to learn."""
+SHOWN_TYPES = 5
 MIN_JUDGED = 20
 """First touches by which an incremental run is judged: fewer say nothing."""
 
@@ -89,6 +91,10 @@ def gather(
     items = read_items(items_file) if items_file is not None else {}
     since, split = 0, split_by_time(log.events, config.validation_share, config.test_share)
     if parent is not None:
+        if lost := [kind for kind in parent.manifest.types if kind not in config.behaviours]:
+            raise DatasetError(
+                f"{parent.path} was trained on {', '.join(lost)} too, and these settings do not name them: --config"
+            )
         data = parent.manifest.data
         since = data.trained_to or data.last + 1
         new = [event for event in log.events if event.ts >= since]
@@ -156,6 +162,9 @@ def _tell_log(log: Log, config: Config, since: int, split: Split) -> None:
     say(f"{len(log.events):,} events of {users:,} users")
     for reason, count in sorted(log.cleaning.items()):
         say(f"  {'put in order' if reason == 'out of order' else 'left out'}: {count:,} {reason}")
+    if log.unknown:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in Counter(log.unknown).most_common(SHOWN_TYPES))
+        say(f"  types that the settings do not name: {kinds}; where they matter, name them under [behaviours]")
     if since:
         new = len(split.validation) + len(split.test) + sum(event.ts >= since for event in split.train)
         say(f"{new:,} of them are not learned yet; older ones are rehearsed {config.rehearsal:g} to one")

@@ -58,9 +58,11 @@ from training.tracking import Tracker, TrackingError
 from training.warm import WarmStartError, warm_start
 from workers.core.bundle import Bundle, BundleError, Data, Privacy, load_bundle, write_manifest
 from workers.core.features import TEXT_DIM
-from workers.core.files import HeldError, held
+from workers.core.files import HeldError, held, write_whole
 
 REFUSED = 3
+REFUSED_FILE = "refused"
+"""In the work folder: the digest of the last run whose candidate the gate refused."""
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = (
     BundleError,
@@ -112,6 +114,9 @@ def train(job: Job, config: Config) -> bool:
         if job.search_seconds:
             config = _searched(job.search_seconds, config, found, _objective(material, replay, parent))
         run = _run_digest(config, material, parent)
+        refused = job.work / REFUSED_FILE
+        if job.incremental and refused.is_file() and refused.read_text() == run:
+            raise NothingNewError("nothing has happened since the gate refused a candidate: nothing to learn yet")
         tracker = Tracker(job.tracking, config.name, run, job.work) if job.tracking else None
         try:
             accepted = _train(job, config, material, replay, live, run, tracker)
@@ -122,6 +127,8 @@ def train(job: Job, config: Config) -> bool:
                 tracker.end(failed=True)
             raise
         found.remove()
+        if not accepted:
+            write_whole(refused, run.encode())
         if tracker is not None:
             tracker.end()
         return accepted

@@ -189,6 +189,8 @@ def _from_file(file: Path, names: Collection[str]) -> dict[str, Any]:
         found = tomllib.loads(file.read_text())
     except FileNotFoundError:
         raise SettingsError(f"settings file {file} does not exist") from None
+    except OSError as error:
+        raise SettingsError(f"settings file {file}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"settings file {file}: {error}") from None
     found.pop(TRAINING, None)

@@ -274,8 +274,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="freshet quality", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="(default: %(default)s)")
     parser.add_argument("--movielens", type=Path, default=PARTS / "data" / "ml-100k", help="(default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings per figure (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of a training, a peer's too (default: %(default)s)")
+    parser.add_argument("--seeds", type=_positive, default=3, help="trainings per figure (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=_positive, default=2, help="of a training, a peer's too (default: %(default)s)"
+    )
     parser.add_argument(
         "--peers",
         type=Path,
@@ -303,6 +305,12 @@ def main() -> int:
     return 0
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
 def _table(part: str, rows: Figures) -> Table:
     table = Table(title=f"{part}: {inspect.getdoc(PARTS_BY_NAME[part])}", title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
@@ -318,7 +326,7 @@ def _table(part: str, rows: Figures) -> Table:
 def _cell(row: dict[str, Any], column: str) -> str:
     if column not in row:
         return ""
-    value = f"{row[column]:.0f}" if column in {"seconds", "epoch"} else f"{row[column]:.4f}"
+    value = f"{row[column]:.0f}" if column in {"seconds", "epoch", "items", "length"} else f"{row[column]:.4f}"
     if f"{column} spread" in row:
         value += f" ± {row[f'{column} spread']:.4f}"
     if f"{column} low" in row:

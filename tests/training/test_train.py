@@ -136,6 +136,31 @@ def test_too_little_is_no_version_either(first: Path, capsys: pytest.CaptureFixt
     assert not (first / "none").exists()
 
 
+def test_a_candidate_that_was_refused_is_not_made_again(
+    first: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the periodic job: from the same events it would be the same; with other settings or events it is tried."""
+    more = ("--live", str(first / "first"), "--incremental", "--epochs", "1")
+    write_log(first / "later.jsonl", walk(steps=20))
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_train", lambda *_: False)
+        assert run(first, "refused", *more, events="later.jsonl", work="refused-work") == REFUSED
+    assert run(first, "again", *more, events="later.jsonl", work="refused-work") == 0
+    assert "since the gate refused a candidate" in capsys.readouterr().out
+    assert not (first / "again").exists()
+    assert run(first, "again", *more, "--seed", "3", events="later.jsonl", work="refused-work") in (0, REFUSED)
+    assert (first / "again").exists()
+
+
+def test_a_live_version_of_other_types_is_no_start(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it knows of a type that the settings do not name would be lost without a word."""
+    (first / "clicks.toml").write_text("[behaviours]\nclick = 1.0\n")
+    write_log(first / "clicks.jsonl", [msgspec.structs.replace(event, type="click") for event in walk(steps=20)])
+    more = ("--live", str(first / "first"), "--incremental", "--config", str(first / "clicks.toml"))
+    assert run(first, "bad", *more, events="clicks.jsonl") == 1
+    assert "was trained on view too, and these settings do not name them" in capsys.readouterr().err
+
+
 def test_a_log_without_a_target_cannot_be_learned(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The settings' targets happen too late to be in the training part: it says so, and not that the rate is wrong."""
     events = [msgspec.structs.replace(e, type="buy") if e.ts > walk()[320].ts else e for e in walk()]
@@ -308,7 +333,8 @@ def test_an_epoch_is_judged_as_it_would_be_served(first: Path) -> None:
         ("missing.jsonl", [], "No such file"),
         ("empty.jsonl", [], "holds no events to learn from"),
         ("few.jsonl", [], "too few to learn from"),
-        ("events.jsonl", ["--config", "clicks.toml"], r"unknown type.*--types click,view"),
+        ("events.jsonl", ["--config", "clicks.toml"], r"unknown type.*--types view, or"),
+        ("events.jsonl", ["--seed", "-1"], r"Expected `int` >= 0.*seed"),
         ("items.jsonl", [], "items.jsonl:1: "),
         ("events.jsonl", ["--config", "nowhere.toml"], "nowhere.toml"),
         ("events.jsonl", ["--live", "nowhere"], "nowhere has no manifest"),

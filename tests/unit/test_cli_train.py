@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -112,6 +114,25 @@ def test_types_become_a_settings_file(training: Training, log: str, tmp_path: Pa
     file.unlink()
     assert run("--events", log, "--types", "view,user.erase").exit_code == 1
     assert not file.exists()
+
+
+def test_a_slip_in_the_types_is_mended_by_typing_them_again(training: Training, log: str, tmp_path: Path) -> None:
+    """Spaces do not count, and a file that nobody has edited is written anew."""
+    file = tmp_path / ".freshet" / "domain.toml"
+    assert run("--events", log, "--types", "View", "--out", "one").exit_code == 0
+    assert run("--events", log, "--types", " view, buy ", "--out", "two").exit_code == 0
+    assert load_settings(file, {}, {}).behaviours == {"view": 1.0, "buy": 1.0}
+
+
+def test_the_stack_s_own_settings_are_the_training_s(training: Training, log: str, tmp_path: Path) -> None:
+    """A stack that was brought up with a settings file needs no --config; its types may be named again."""
+    kept = tmp_path / ".freshet" / "settings.toml"
+    kept.parent.mkdir()
+    kept.write_text("[behaviours]\nview = 1.0\nbuy = 3.0\n")
+    for number, more in enumerate(([], ["--types", "buy,view"])):
+        assert run("--events", log, "--out", str(number), *more).exit_code == 0
+        assert training.option("--config") == str(Path(".freshet", "settings.toml"))
+    assert "are named by the settings" in run("--events", log, "--types", "like").stderr
 
 
 def test_a_refused_candidate_is_not_signed(training: Training, log: str, tmp_path: Path) -> None:
@@ -248,6 +269,22 @@ def test_the_cpu_is_bounded_for_every_library(
         assert training.environments[-1][name] == threads
 
 
+def test_what_trains_ends_with_the_command() -> None:
+    """A supervisor's SIGTERM leaves nothing at work, with a lock and users' events, that nobody waits for."""
+    script = (
+        "import sys; from pathlib import Path; from workers.cli import training_env as env; "
+        "env.TRAINING_PYTHON = Path(sys.executable); "
+        "env.run_module('timeit', ['-n1', '-r1', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        at_work = int(command.stdout.readline())
+        command.terminate()
+        assert command.wait(30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(at_work, 0)
+
+
 def test_what_training_runs_in_is_fetched(
     training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,14 +303,18 @@ def test_what_training_runs_in_is_fetched(
 def test_an_incremental_run_leaves_a_candidate(
     training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a folder of its own, so that a run that comes again finds its place free; what was killed is cleared away."""
+    """In a folder of its own, so that a run that comes again finds its place free; what was killed is cleared away.
+
+    What was refused, however often, takes the place of nothing that was accepted.
+    """
     monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(TRITON_MODELS))
     candidates = tmp_path / ".freshet" / "candidates"
-    for name in ("1Z", "2Z", "3Z", "4Z", "5Z", ".0Z.partial"):
+    for name in ("0Z", "1Z", "2Z", "3Z", "4Z", "5Z", ".0Z.partial"):
         (candidates / name).mkdir(parents=True)
+    (candidates / "0Z" / SIGNATURE).write_bytes(b"")
     monkeypatch.setattr(verb, "_stamp", lambda: "6Z")
     assert run("--events", log, "--incremental").exit_code == 0
-    assert sorted(path.name for path in candidates.iterdir()) == ["2Z", "3Z", "4Z", "5Z", "6Z"]
+    assert sorted(path.name for path in candidates.iterdir()) == ["0Z", "2Z", "3Z", "4Z", "5Z", "6Z"]
 
 
 def test_runs_come_again_politely(
@@ -299,7 +340,7 @@ def test_runs_come_again_politely(
         assert command[command.index("--live") + 1] == str(SHIPPED)
     assert all(1700 < wait <= 1800 for wait in waits)
     kept = sorted(path.name for path in (tmp_path / ".freshet" / "candidates").iterdir())
-    assert kept == ["002Z", "003Z", "004Z", "005Z", "006Z"]
+    assert kept == ["001Z", "002Z", "003Z", "004Z", "005Z", "006Z"]
 
 
 def test_an_incremental_run_starts_from_the_version_on_record(
@@ -364,6 +405,9 @@ def test_a_whole_run_is_compared_with_what_was_promoted(
         (["--events", "nowhere.txt"], "nowhere.txt"),
         (["--events", "nowhere.txt", "--types", ","], "--types names no behaviour type"),
         (["--events", "nowhere.txt", "--every", "1h", "--out", "x"], "it goes without --out"),
+        (["--items", "nowhere.txt"], "--items is the catalogue of the log that --events names"),
+        (["--events", "nowhere.txt", "--key", "no.key"], "no.key does not exist: `freshet keys` makes one"),
+        (["--events", "nowhere.txt", "--config", "."], "settings file .: Is a directory"),
         (["--types", "view"], "--types: behaviours are named by the settings"),
         (["--events", "nowhere.txt", "--types", "view", "--config", str(NEWS)], "behaviours are named by"),
     ],

@@ -495,6 +495,7 @@ def _consumer(settings: Settings, group: str | None = None) -> Iterator[Consumer
             "queued.max.messages.kbytes": QUEUED_KB,
             "fetch.queue.backoff.ms": FETCH_AGAIN_MS,
             "allow.auto.create.topics": False,
+            "log_level": 0,  # a broker that is away is an error of the caller's
         }
     )
     try:

@@ -20,8 +20,9 @@ import msgspec
 from deploy.local import Stack, StackError, add_process, create_topics, start, stop
 from deploy.local.process import Process, spawn, wait_until_ready
 from workers.cli.connections import said_plainly
-from workers.cli.options import addresses, as_environment, resolve
+from workers.cli.options import KEPT_SETTINGS, addresses, as_environment, resolve
 from workers.cli.signing import local_keys
+from workers.core.files import write_whole
 from workers.settings import Settings
 
 READY_SECONDS = 90.0
@@ -62,6 +63,7 @@ def bring_up(
 ) -> tuple[Stack, Settings, list[LocalWorker]]:
     """Start everything in `directory`; what was started is stopped again when a step fails.
 
+    A `config` is kept there, for all commands that come to the stack.
     Raises `StackError`, `SettingsError`, `UserError`.
     """
     parts = "Kafka, Triton and Redis" if redis else "Kafka and Triton"
@@ -70,6 +72,8 @@ def bring_up(
     try:
         local_keys(directory)
         settings = resolve(config, directory, **_own(stack)).settings
+        if config is not None:
+            write_whole(directory / KEPT_SETTINGS, config.read_bytes())
         with step("topics"):
             make_topics(settings, partitions)
         running = []

@@ -19,6 +19,8 @@ from workers.cli.errors import UserError
 from workers.settings import PREFIX, Settings, load_settings
 
 DEFAULT_DIRECTORY = Path(".freshet")
+KEPT_SETTINGS = "settings.toml"
+"""In a local stack's folder: the settings file that it was brought up with."""
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 Config = Annotated[
@@ -53,17 +55,21 @@ Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for scripts.
 
 
 class Effective(msgspec.Struct, frozen=True):
-    """Settings, and for each where it came from."""
+    """Settings, for each where it came from, and the settings file that was read."""
 
     settings: Settings
     sources: dict[str, str]
+    config: Path | None
 
 
 def resolve(config: Path | None, directory: Path, **flags: Any) -> Effective:
     """Merge defaults, the local stack's addresses, the file, the environment and flags, later ones winning.
 
-    Raises `SettingsError`.
+    Without a file it is the one that the local stack was brought up with. Raises `SettingsError`.
     """
+    kept = directory / KEPT_SETTINGS
+    if config is None and kept.is_file():
+        config = kept
     given = {name: value for name, value in flags.items() if value is not None}
     stack = stack_defaults(directory)
     sources = dict.fromkeys(Settings.__struct_fields__, "default")
@@ -73,7 +79,7 @@ def resolve(config: Path | None, directory: Path, **flags: Any) -> Effective:
     sources |= dict.fromkeys(given, "flag")
     beneath = {name: value for name, value in stack.items() if sources[name] == str(directory / "stack.json")}
     settings = load_settings(config, {**beneath, **given}, os.environ)
-    return Effective(settings, {name: sources[name] for name in Settings.__struct_fields__})
+    return Effective(settings, {name: sources[name] for name in Settings.__struct_fields__}, config)
 
 
 def stack_defaults(directory: Path) -> dict[str, Any]:

@@ -19,12 +19,12 @@ import typer
 from deploy.demo import movielens
 from deploy.local.parts import ROOT, TEXT_ENCODER
 from workers.cli.errors import FAILED, UserError
-from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Kafka, Triton, read_seconds, resolve
+from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Effective, Kafka, Triton, read_seconds, resolve
 from workers.cli.replay import newest_version, promoted_version, record_time
 from workers.cli.show import say
 from workers.cli.signing import local_keys, sign_bundle
 from workers.cli.training_env import have_training, run_module
-from workers.core.bundle import MANIFEST
+from workers.core.bundle import MANIFEST, SIGNATURE
 from workers.core.files import HeldError, held, write_whole
 from workers.settings import Settings
 
@@ -38,7 +38,7 @@ STOPPED = 130
 """And of one that Ctrl-C stopped: it goes on with the same command."""
 DOMAIN = "domain.toml"
 KEPT_CANDIDATES = 5
-"""Bundles of incremental runs that stay on disk."""
+"""Accepted bundles of incremental runs that stay on disk, and as many refused ones."""
 
 _TUNING = "Training"
 
@@ -149,12 +149,14 @@ def train(
     if events is None:
         if incremental:
             raise UserError("--events says where new events come from: an archive's folder, or kafka")
+        if items is not None:
+            raise UserError("--items is the catalogue of the log that --events names")
         events, items = _movielens(directory)
         config, name, data_terms = config or FILMS, name or "movielens-100k", data_terms or movielens.TERMS
+    else:
+        config = effective.config
     if types is not None:
-        if config is not None or effective.sources["behaviours"] != "default":
-            raise UserError("--types: behaviours are named by the settings where there are any, with their weights")
-        config = _domain(directory, types)
+        config = _named(types, directory, config, effective)
         settings = resolve(config, directory, kafka=kafka, triton=triton).settings
     work = directory / "training"
     tuning = {
@@ -185,6 +187,8 @@ def train(
         config,
         _flags(reach),
     )
+    if key is not None and not key.is_file():
+        raise UserError(f"{key} does not exist: `freshet keys` makes one")
     have_training()
     if interval is None:
         bundle = out or (_candidates(job) / _stamp() if incremental else directory / "bundle")
@@ -197,7 +201,8 @@ def train(
         except UserError as error:  # a broker that is away, say: it may be back
             say(f"freshet: {error}")
             status = FAILED
-        say(f"run {number} ended with status {status}; the next one starts at {due:%H:%M:%S} UTC")
+        when = f"at {due:%H:%M:%S} UTC" if due > datetime.now(UTC) else "now"
+        say(f"run {number} ended with status {status}; the next one starts {when}")
 
 
 def _check_together(
@@ -216,11 +221,12 @@ def _once(job: _Job, bundle: Path, *, publish: bool, polite: bool = False) -> in
         return status
     key = job.key or local_keys(job.work.parent)
     say(f"signed by {sign_bundle(bundle, key)[:16]}, {key}")
+    command = ["publish", str(bundle), *job.served_by]
     if publish:
-        command = [sys.executable, "-m", "workers.cli", "publish", str(bundle), *job.served_by]
-        return subprocess.run(command, check=False).returncode
-    say(f"bring it into service with `freshet publish {bundle}`")
-    return 0
+        status = subprocess.run([sys.executable, "-m", "workers.cli", *command], check=False).returncode
+    if status or not publish:
+        say(f"bring it into service with `freshet {' '.join(command)}`")
+    return status
 
 
 def _run(job: _Job, out: Path, *, polite: bool) -> int:
@@ -259,7 +265,8 @@ def _told(arguments: list[str], config: Path | None) -> str:
 def _threads(config: Path | None) -> int:
     """What the settings file says of the CPU; whether it makes sense is for training to say."""
     own = tomllib.loads(config.read_text()).get("training") if config is not None else None
-    return own.get("threads", 1) if isinstance(own, dict) else 1
+    threads = own.get("threads") if isinstance(own, dict) else None
+    return threads if isinstance(threads, int) and threads > 0 else 1
 
 
 def _live(job: _Job) -> Path | None:
@@ -304,35 +311,53 @@ def _candidates(job: _Job) -> Path:
 
 
 def _tidy(candidates: Path) -> None:
-    """Keep the newest candidates, and nothing of runs that were killed; names sort by time."""
+    """Keep the newest candidates, accepted and refused ones apart, and nothing of runs that were killed."""
     for partial in candidates.glob(".*Z.partial"):
         shutil.rmtree(partial)
-    bundles = sorted(one for one in candidates.glob("*Z") if one.is_dir())
-    for old in bundles[:-KEPT_CANDIDATES]:
+    bundles = sorted(one for one in candidates.glob("*Z") if one.is_dir())  # names sort by time
+    accepted = [bundle for bundle in bundles if (bundle / SIGNATURE).is_file()]
+    refused = [bundle for bundle in bundles if bundle not in accepted]
+    for old in (*accepted[:-KEPT_CANDIDATES], *refused[:-KEPT_CANDIDATES]):
         shutil.rmtree(old)
 
 
-def _domain(directory: Path, types: str) -> Path:
-    """A settings file for training and workers, which names behaviour types, each of weight 1.
+def _named(types: str, directory: Path, config: Path | None, effective: Effective) -> Path:
+    """The settings file that names the behaviour types of `--types`. Raises `UserError`, `SettingsError`."""
+    kinds = {kind.strip(): 1.0 for kind in types.split(",") if kind.strip()}
+    if not kinds:
+        raise UserError("--types names no behaviour type")
+    if config is not None and set(kinds) == set(effective.settings.behaviours):
+        return config
+    if config is not None or effective.sources["behaviours"] != "default":
+        raise UserError("--types: behaviours are named by the settings where there are any, with their weights")
+    return _domain(directory, kinds)
+
+
+def _domain(directory: Path, kinds: dict[str, float]) -> Path:
+    """A settings file for training and workers, of these behaviour types; one that was edited stays.
 
     Raises `UserError`, `SettingsError`.
     """
-    kinds = {kind: 1.0 for kind in types.split(",") if kind}
-    if not kinds:
-        raise UserError("--types names no behaviour type")
-    wanted = resolve(None, directory, behaviours=kinds).settings.behaviours
+    resolve(None, directory, behaviours=kinds)
     file = directory / DOMAIN
     if file.exists():
-        if set(resolve(file, directory).settings.behaviours) != set(wanted):
+        there = resolve(file, directory).settings.behaviours
+        if set(there) == set(kinds):
+            return file
+        if file.read_text() != _as_toml(dict.fromkeys(there, 1.0)):
             raise UserError(f"{file} is there already and names other types: use it with --config, or remove it")
-        return file
-    lines = (f"{json.dumps(kind)} = {weight}\n" for kind, weight in kinds.items())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(
-        file, f"# Behaviour types, and what an event of each is worth.\n[behaviours]\n{''.join(lines)}".encode()
-    )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, _as_toml(kinds).encode())
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
     say(f"wrote {file}: the weights are yours to set; workers need it too, `freshet up --config {file}`")
     return file
+
+
+def _as_toml(kinds: Mapping[str, float]) -> str:
+    lines = (f"{json.dumps(kind)} = {weight}\n" for kind, weight in kinds.items())
+    return f"# Behaviour types, and what an event of each is worth.\n[behaviours]\n{''.join(lines)}"
 
 
 def _movielens(directory: Path) -> tuple[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import typer
 
@@ -45,4 +47,19 @@ def run_module(
     if threads is not None:
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     command = [*(("nice", "-n", "19") if polite else ()), str(TRAINING_PYTHON), "-m", module, *arguments]
-    return subprocess.run(command, env=environment, pass_fds=tuple(keep), check=False).returncode
+    with _ended_by_sigterm():
+        return subprocess.run(command, env=environment, pass_fds=tuple(keep), check=False).returncode
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """What runs meanwhile does not outlive this process: `subprocess.run` kills it on the way out."""
+
+    def end(signum: int, _frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -137,6 +137,7 @@ def _export(source: Source, path: Path, now_ms: int) -> tuple[dict[int, int], di
     window = Window(start if source.newest is None else now_ms - int(source.newest * 1000), end, {})
     log = open_log(source.events, source.settings, Window(None, None, {}))
     bad: Counter[str] = Counter()
+    example: dict[str, str] = {}
     ends: dict[int, int] = {}
     kept = read = 0
     with written_whole(path) as partial, partial.open("wb") as file, progress(None, "events") as advance:
@@ -145,14 +146,16 @@ def _export(source: Source, path: Path, now_ms: int) -> tuple[dict[int, int], di
                 read += 1
                 ends[partition] = record.offset + 1
                 if isinstance(event, BadEvent):
-                    bad[event.reason.value.replace("_", " ")] += 1
+                    reason = event.reason.value.replace("_", " ")
+                    bad[reason] += 1
+                    example.setdefault(reason, event.detail)
                 elif event.type in CONTROL_TYPES or window.holds(partition, record):
                     file.write(encode_event(event) + b"\n")
                     kept += 1
                 if read % SHOWN_EVERY == 0:
                     advance(read, read)
     for reason, count in sorted(bad.items()):
-        say(f"left out of {source.events}: {count:,} dead letters, {reason}")
+        say(f"left out of {source.events}: {count:,} dead letters, {reason}, such as: {example[reason]}")
     say(f"{kept:,} of {read:,} records of {source.events} are in the window")
     return ends, dict(bad)
 
