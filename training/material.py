@@ -40,7 +40,8 @@ class NothingNewError(Exception):
 class Material:
     """A log ready to learn from; catalogue = `item_ids`, the vocabulary, then `others`, and `texts` its embeddings.
 
-    `others` are the other available items, and those of later events: of no text, nought, popularity alone ranks them.
+    `others` are the other available items, and those of later events; where they have no text, the baselines alone
+    can rank them.
     `words` `[len(item_ids), W]` are `word_numbers` of the vocabulary's texts, where the settings ask for them.
     An incremental run learns what happened at `since` (ms) or later; 0 is everything. So many events of `runs` are
     left out as `canaries`, with a gap in their users' histories. `digest` is that of all that is learned from.
@@ -93,7 +94,7 @@ def gather(
     if parent is not None:
         if lost := [kind for kind in parent.manifest.types if kind not in config.behaviours]:
             raise DatasetError(
-                f"{parent.path} was trained on {', '.join(lost)} too, and these settings do not name them: --config"
+                f"{parent.path} was trained on {', '.join(lost)} too: give the settings file that names them, --config"
             )
         data = parent.manifest.data
         since = data.trained_to or data.last + 1
@@ -109,9 +110,9 @@ def gather(
     runs = [[event for event in run if (event.user_id, event.item_id) not in asked] for run in whole]
     canaries = sum(map(len, whole)) - sum(map(len, runs))
     runs = [run for run in runs if run]
-    if not any(event.type in config.targeted for run in runs for event in run[1:]):
+    if not any(event.type in config.targeted for run in runs for event in run):
         named = ", ".join(sorted(config.targeted))
-        raise DatasetError(f"{events}: nobody's second or later event to learn from is one of {named}")
+        raise DatasetError(f"{events}: none of the events to learn from is a {named}, which alone are predicted")
     item_ids = vocabulary((event for run in runs for event in run), parent.item_ids if parent is not None else ())
     touched = {event.item_id or "" for event in log.events}
     others = sorted({*touched, *(item for item in items if items[item].available)} - {*item_ids})

@@ -148,7 +148,7 @@ def measure(fitted: Fitted, material: Material, replay: Replay) -> tuple[float, 
     results = _evaluate(replay, test, len(material.log.events), rankers)
     best_baseline = max(baselines, key=lambda name: results[name].ndcg)
     results[f"{SERVED} over {best_baseline}"] = difference(results[SERVED], results[best_baseline])
-    rows = [replay.row[event.item_id or ""] for event in material.split.train]
+    rows = [replay.row[event.item_id or ""] for run in material.runs for event in run]
     by_slice = served.slices(results[SERVED], np.bincount(rows, minlength=len(replay.row)))
     results |= {f"{SERVED}, {name}": result for name, result in by_slice.items()}
     metrics = {ranker: _metrics(result) for ranker, result in results.items()}

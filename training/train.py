@@ -34,7 +34,6 @@ from itertools import chain
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import torch
 
 from training import gate
@@ -57,12 +56,12 @@ from training.text import TextError
 from training.tracking import Tracker, TrackingError
 from training.warm import WarmStartError, warm_start
 from workers.core.bundle import Bundle, BundleError, Data, Privacy, load_bundle, write_manifest
-from workers.core.features import TEXT_DIM
+from workers.core.events import encode_event
 from workers.core.files import HeldError, held, write_whole
 
 REFUSED = 3
 REFUSED_FILE = "refused"
-"""In the work folder: the digest of the last run whose candidate the gate refused."""
+"""In the work folder: the digest of what the last run whose candidate the gate refused was asked."""
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = (
     BundleError,
@@ -110,13 +109,13 @@ def train(job: Job, config: Config) -> bool:
         parent = live if job.incremental else None
         material = gather(config, job.events, job.items, job.work, job.text_encoder, parent)
         replay = _replay(config, material)
+        refused, asked = job.work / REFUSED_FILE, _asked_digest(config, material, parent)
+        if job.incremental and refused.is_file() and refused.read_text() == asked:
+            raise NothingNewError(f"nothing new since the gate refused a candidate; remove {refused} to try once more")
         found = Found(job.work / "search.json", _run_digest(config, material, parent))
         if job.search_seconds:
             config = _searched(job.search_seconds, config, found, _objective(material, replay, parent))
         run = _run_digest(config, material, parent)
-        refused = job.work / REFUSED_FILE
-        if job.incremental and refused.is_file() and refused.read_text() == run:
-            raise NothingNewError("nothing has happened since the gate refused a candidate: nothing to learn yet")
         tracker = Tracker(job.tracking, config.name, run, job.work) if job.tracking else None
         try:
             accepted = _train(job, config, material, replay, live, run, tracker)
@@ -128,7 +127,7 @@ def train(job: Job, config: Config) -> bool:
             raise
         found.remove()
         if not accepted:
-            write_whole(refused, run.encode())
+            write_whole(refused, asked.encode())
         if tracker is not None:
             tracker.end()
         return accepted
@@ -326,15 +325,8 @@ def _write(
         ),
     )
     candidate = load_bundle(partial)
-    known = set(material.catalogue)
-    lost = [item for item in live.item_ids if item not in known] if live is not None else []
-    ground = Ground(
-        log.events,
-        len(split.train) + len(split.validation),
-        [*material.catalogue, *lost],
-        np.concatenate([material.texts, np.zeros((len(lost), TEXT_DIM), np.float32)]),
-        log.forgotten,
-    )
+    judged_from = len(split.train) + len(split.validation)
+    ground = Ground(log.events, judged_from, material.catalogue, material.texts, log.forgotten)
     decision = gate.judge(candidate, live, ground, config, job.work / CANARY_FILE)
     say(gate.report(decision))
     write_manifest(partial, msgspec.structs.replace(candidate.manifest, gate=decision))
@@ -386,6 +378,16 @@ def _commit() -> str:
 def _run_digest(config: Config, material: Material, parent: Bundle | None) -> str:
     start = parent.manifest.files["weights.safetensors"] if parent is not None else ""
     return hashlib.sha256(f"{config.digest} {material.digest} {start} {torch.__version__}".encode()).hexdigest()
+
+
+def _asked_digest(config: Config, material: Material, parent: Bundle | None) -> str:
+    """Of the settings before a search, the start, what is new since, and the code; not of what a run leaves behind."""
+    start = parent.manifest.files["weights.safetensors"] if parent is not None else ""
+    digest = hashlib.sha256(f"{config.digest} {start} {_commit()}".encode())
+    for event in material.log.events:
+        if event.ts >= material.since:
+            digest.update(encode_event(event))
+    return digest.hexdigest()
 
 
 def _check_out(out: Path) -> None:

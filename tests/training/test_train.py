@@ -143,10 +143,12 @@ def test_a_candidate_that_was_refused_is_not_made_again(
     more = ("--live", str(first / "first"), "--incremental", "--epochs", "1")
     write_log(first / "later.jsonl", walk(steps=20))
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_train", lambda *_: False)
+        real = gate.judge
+        patch.setattr(gate, "judge", lambda *given: msgspec.structs.replace(real(*given), accepted=False))
         assert run(first, "refused", *more, events="later.jsonl", work="refused-work") == REFUSED
+    assert (first / "refused-work" / CANARY_FILE).exists()
     assert run(first, "again", *more, events="later.jsonl", work="refused-work") == 0
-    assert "since the gate refused a candidate" in capsys.readouterr().out
+    assert "nothing new since the gate refused a candidate" in capsys.readouterr().out
     assert not (first / "again").exists()
     assert run(first, "again", *more, "--seed", "3", events="later.jsonl", work="refused-work") in (0, REFUSED)
     assert (first / "again").exists()
@@ -158,7 +160,7 @@ def test_a_live_version_of_other_types_is_no_start(first: Path, capsys: pytest.C
     write_log(first / "clicks.jsonl", [msgspec.structs.replace(event, type="click") for event in walk(steps=20)])
     more = ("--live", str(first / "first"), "--incremental", "--config", str(first / "clicks.toml"))
     assert run(first, "bad", *more, events="clicks.jsonl") == 1
-    assert "was trained on view too, and these settings do not name them" in capsys.readouterr().err
+    assert "was trained on view too: give the settings file that names them" in capsys.readouterr().err
 
 
 def test_a_log_without_a_target_cannot_be_learned(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +170,7 @@ def test_a_log_without_a_target_cannot_be_learned(first: Path, capsys: pytest.Ca
     text = (first / "ring.toml").read_text().replace("view = 1.0", "view = 1.0\nbuy = 2.0")
     (first / "buy.toml").write_text(text.replace("[training]", '[training]\ntargets = ["buy"]'))
     assert run(first, "bad", "--config", str(first / "buy.toml"), events="late.jsonl") == 1
-    assert "nobody's second or later event to learn from is one of buy" in capsys.readouterr().err
+    assert "none of the events to learn from is a buy" in capsys.readouterr().err
 
 
 def test_what_a_candidate_has_forgotten_counts_against_it(first: Path) -> None:

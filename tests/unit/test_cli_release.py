@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,11 @@ LIVE = Rollout(MODEL, 1, "promoted", 1_000)
 OLD = Rollout(MODEL, 4, "rolled_back", 4_000, reason="w1: \x1b[2Jtoo slow")
 BEFORE = Comparison()
 COMPARED = Comparison(lists=1200, failed=3, overlap=0.8123, score_gap=0.5, live_ms=1.25, candidate_ms=2.0)
+
+
+@pytest.fixture(autouse=True)
+def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no stack of the developer's is
 
 
 class Reported(MemoryRecords):
@@ -110,7 +116,7 @@ def test_what_can_be_done_next_is_said(stage: Any, next_: str, capsys: pytest.Ca
 
 @pytest.mark.parametrize(
     ("comparison", "said"),
-    [(BEFORE, "it was compared for 0 users, and a canary is judged from 200 on"), (COMPARED, "")],
+    [(BEFORE, "it was compared for 0 users before, and a canary is judged from 200 on"), (COMPARED, "")],
 )
 def test_a_promotion_of_what_was_hardly_tried_says_so(
     monkeypatch: pytest.MonkeyPatch, comparison: Comparison, said: str

@@ -1,16 +1,19 @@
 """Where the verbs get their settings from, and which source wins."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
+from deploy.local import load
 from tests.integration.bundles import Keys, without_lifts
-from workers.cli import app
+from workers.cli import app, bring_up
+from workers.cli import stack as verbs
 from workers.cli.check import TESTS
-from workers.cli.options import as_environment, resolve
+from workers.cli.options import as_environment, keep_settings, resolve
 from workers.core.bundle import BundleError
 from workers.settings import Settings, SettingsError, Variant, load_settings
 
@@ -64,6 +67,44 @@ def test_file_then_environment_then_flag_win(stack: Path, monkeypatch: pytest.Mo
     assert (sources["kafka"], sources["triton"], sources["group"]) == (str(file), "FRESHET_TRITON", "flag")
     assert sources["online_store"] == str(stack / "stack.json")
     assert sources["list_size"] == "default"
+
+
+def test_a_stack_keeps_the_file_it_was_brought_up_with(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every later command reads it, as it is then; what the stack started wins over it, its folders do not."""
+    file = stack / "domain.toml"
+    file.write_text('kafka = "file:1"\narchive_dir = "elsewhere"\n[behaviours]\nlike = 1.0\n')
+    for step in ("make_topics", "apply_features"):
+        monkeypatch.setattr(bring_up, step, lambda *_: None)
+    monkeypatch.setattr(bring_up, "start", lambda directory, **_: load(directory))
+    with pytest.raises(SettingsError):
+        bring_up.bring_up(stack, lambda _: nullcontext(), config=stack / "no.toml", workers=0)
+    assert resolve(None, stack).config is None
+    bring_up.bring_up(stack, lambda _: nullcontext(), config=file, workers=0)
+    file.write_text(file.read_text().replace("1.0", "3.0"))
+    found = resolve(None, stack)
+    assert found.config == file
+    assert (found.settings.behaviours, found.settings.archive_dir) == ({"like": 3.0}, "elsewhere")
+    assert (found.settings.kafka, found.sources["kafka"]) == ("127.0.0.1:1111", str(stack / "stack.json"))
+    assert resolve(file, stack).settings.kafka == "file:1"
+    file.unlink()
+    with pytest.raises(SettingsError, match=r"domain\.toml does not exist"):
+        resolve(None, stack)
+
+
+def test_a_running_stack_is_not_given_other_settings(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers would go on with theirs; the same ones again are no error."""
+    monkeypatch.setattr(verbs, "_running", load)
+    for name in ("own.toml", "other.toml"):
+        (stack / name).write_text("[behaviours]\nlike = 1.0\n")
+    keep_settings(stack, stack / "own.toml")
+    same, other = (
+        CliRunner().invoke(app, ["up", "--dir", str(stack), "--config", str(stack / name)])
+        for name in ("own.toml", "other.toml")
+    )
+    assert same.exit_code == 0, same.stderr
+    assert str(stack / "own.toml") in same.stdout
+    assert other.exit_code == 1
+    assert "with other settings: `freshet down` first" in other.stderr
 
 
 def test_settings_survive_the_environment() -> None:

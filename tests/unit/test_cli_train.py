@@ -26,6 +26,7 @@ from training.dataset import read_items
 from workers.cli import app, models_topic, training_env, training_log
 from workers.cli import train as verb
 from workers.cli.connections import NoTopicError
+from workers.cli.options import keep_settings
 from workers.core.bundle import SIGNATURE
 from workers.core.events import ERASE, OPT_OUT, Event, encode_event
 from workers.core.rollout import MODEL, Rollout
@@ -104,7 +105,7 @@ def test_types_become_a_settings_file(training: Training, log: str, tmp_path: Pa
     first = run("--events", log, "--types", "view,buy")
     assert first.exit_code == 0, first.stderr
     assert training.option("--config") == str(Path(".freshet", "domain.toml"))
-    assert "workers need it too, `freshet up --config .freshet/domain.toml`" in first.stderr
+    assert "a stack takes it with `freshet up --config .freshet/domain.toml`" in first.stderr
     file.write_text(file.read_text().replace('"buy" = 1.0', '"buy" = 4.0'))
     assert run("--events", log, "--types", "buy,view", "--out", "again").exit_code == 0
     assert load_settings(file, {}, {}).behaviours == {"view": 1.0, "buy": 4.0}
@@ -126,13 +127,27 @@ def test_a_slip_in_the_types_is_mended_by_typing_them_again(training: Training, 
 
 def test_the_stack_s_own_settings_are_the_training_s(training: Training, log: str, tmp_path: Path) -> None:
     """A stack that was brought up with a settings file needs no --config; its types may be named again."""
-    kept = tmp_path / ".freshet" / "settings.toml"
-    kept.parent.mkdir()
-    kept.write_text("[behaviours]\nview = 1.0\nbuy = 3.0\n")
+    (tmp_path / "own.toml").write_text("[behaviours]\nview = 1.0\nbuy = 3.0\n")
+    (tmp_path / ".freshet").mkdir()
+    keep_settings(tmp_path / ".freshet", Path("own.toml"))
     for number, more in enumerate(([], ["--types", "buy,view"])):
         assert run("--events", log, "--out", str(number), *more).exit_code == 0
-        assert training.option("--config") == str(Path(".freshet", "settings.toml"))
-    assert "are named by the settings" in run("--events", log, "--types", "like").stderr
+        assert training.option("--config") == str(tmp_path / "own.toml")
+    assert (
+        f"{tmp_path / 'own.toml'} names the behaviours already, view, buy"
+        in run("--events", log, "--types", "like").stderr
+    )
+    (tmp_path / "own.toml").write_text("list_size = 5\n")
+    assert "name them in" in run("--events", log, "--types", "like").stderr
+
+
+def test_what_was_given_is_not_tidied_away(training: Training, log: str, tmp_path: Path) -> None:
+    """A log that was saved from the work folder, and is trained from there."""
+    own = tmp_path / ".freshet" / "training" / "events.jsonl"
+    own.parent.mkdir(parents=True)
+    shutil.copy(log, own)
+    assert run("--events", str(own)).exit_code == 0
+    assert own.read_text() == training.logs[-1]
 
 
 def test_a_refused_candidate_is_not_signed(training: Training, log: str, tmp_path: Path) -> None:
@@ -212,6 +227,9 @@ def test_dead_letters_are_part_of_what_was_left_out(training: Training, log: str
     for _ in range(2):
         run("--events", log, "--until", "2030-01-01")
         assert json.loads(training.option("--left-out")) == {"not json": 1, "unknown type": 1}
+    training.status = 0
+    run("--events", log, "--window", "1d", "--out", "later")
+    assert "--left-out" not in training.commands[-1]
 
 
 def test_nothing_that_was_exported_stays(training: Training, log: str, tmp_path: Path) -> None:
@@ -408,8 +426,11 @@ def test_a_whole_run_is_compared_with_what_was_promoted(
         (["--items", "nowhere.txt"], "--items is the catalogue of the log that --events names"),
         (["--events", "nowhere.txt", "--key", "no.key"], "no.key does not exist: `freshet keys` makes one"),
         (["--events", "nowhere.txt", "--config", "."], "settings file .: Is a directory"),
-        (["--types", "view"], "--types: behaviours are named by the settings"),
-        (["--events", "nowhere.txt", "--types", "view", "--config", str(NEWS)], "behaviours are named by"),
+        (["--types", "view"], "--types are those of the log that --events names"),
+        (
+            ["--events", "nowhere.txt", "--types", "view", "--config", str(NEWS)],
+            "names the behaviours already, view, like",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(training: Training, arguments: list[str], why: str) -> None:

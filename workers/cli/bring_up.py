@@ -20,9 +20,8 @@ import msgspec
 from deploy.local import Stack, StackError, add_process, create_topics, start, stop
 from deploy.local.process import Process, spawn, wait_until_ready
 from workers.cli.connections import said_plainly
-from workers.cli.options import KEPT_SETTINGS, addresses, as_environment, resolve
+from workers.cli.options import FOLDERS, addresses, as_environment, keep_settings, resolve
 from workers.cli.signing import local_keys
-from workers.core.files import write_whole
 from workers.settings import Settings
 
 READY_SECONDS = 90.0
@@ -63,7 +62,7 @@ def bring_up(
 ) -> tuple[Stack, Settings, list[LocalWorker]]:
     """Start everything in `directory`; what was started is stopped again when a step fails.
 
-    A `config` is kept there, for all commands that come to the stack.
+    A `config` is then read by all commands that come to the stack.
     Raises `StackError`, `SettingsError`, `UserError`.
     """
     parts = "Kafka, Triton and Redis" if redis else "Kafka and Triton"
@@ -72,8 +71,6 @@ def bring_up(
     try:
         local_keys(directory)
         settings = resolve(config, directory, **_own(stack)).settings
-        if config is not None:
-            write_whole(directory / KEPT_SETTINGS, config.read_bytes())
         with step("topics"):
             make_topics(settings, partitions)
         running = []
@@ -89,6 +86,8 @@ def bring_up(
         if archive:
             with step("archiver"):
                 wait_for(start_archiver(stack, settings))
+        if config is not None:
+            keep_settings(directory, config)
     except BaseException:
         with undisturbed():
             stop(stack)
@@ -169,8 +168,7 @@ def last_words(log: Path) -> str:
 
 def _own(stack: Stack) -> dict[str, Any]:
     """The addresses of what was just started win over any other source; its folders do not."""
-    folders = ("feature_repo", "feast_dir", "data_dir", "archive_dir", "trusted_keys")
-    return {name: value for name, value in addresses(stack).items() if name not in folders}
+    return {name: value for name, value in addresses(stack).items() if name not in FOLDERS}
 
 
 @contextmanager

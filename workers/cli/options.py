@@ -20,7 +20,9 @@ from workers.settings import PREFIX, Settings, load_settings
 
 DEFAULT_DIRECTORY = Path(".freshet")
 KEPT_SETTINGS = "settings.toml"
-"""In a local stack's folder: the settings file that it was brought up with."""
+"""In a local stack's folder: a link to the settings file that it was brought up with."""
+FOLDERS = ("feature_repo", "feast_dir", "data_dir", "archive_dir", "trusted_keys")
+"""What a local stack says of itself beside the addresses of what it started; a settings file may say otherwise."""
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 Config = Annotated[
@@ -65,21 +67,37 @@ class Effective(msgspec.Struct, frozen=True):
 def resolve(config: Path | None, directory: Path, **flags: Any) -> Effective:
     """Merge defaults, the local stack's addresses, the file, the environment and flags, later ones winning.
 
-    Without a file it is the one that the local stack was brought up with. Raises `SettingsError`.
+    Without a file it is the one that the local stack was brought up with, and what was started then wins over it.
+    Raises `SettingsError`.
     """
-    kept = directory / KEPT_SETTINGS
-    if config is None and kept.is_file():
-        config = kept
+    named = config is not None
+    config = config or kept_settings(directory)
     given = {name: value for name, value in flags.items() if value is not None}
     stack = stack_defaults(directory)
     sources = dict.fromkeys(Settings.__struct_fields__, "default")
-    sources |= dict.fromkeys(stack, str(directory / "stack.json"))
-    sources |= dict.fromkeys(_file_names(config), str(config))
+    of_stack = dict.fromkeys(stack, str(directory / "stack.json"))
+    of_file = dict.fromkeys(_file_names(config), str(config))
+    sources |= of_stack | of_file
+    if not named:
+        sources |= {name: source for name, source in of_stack.items() if name not in FOLDERS}
     sources |= {variable[len(PREFIX) :].lower(): variable for variable in os.environ if variable.startswith(PREFIX)}
     sources |= dict.fromkeys(given, "flag")
     beneath = {name: value for name, value in stack.items() if sources[name] == str(directory / "stack.json")}
     settings = load_settings(config, {**beneath, **given}, os.environ)
     return Effective(settings, {name: sources[name] for name in Settings.__struct_fields__}, config)
+
+
+def kept_settings(directory: Path) -> Path | None:
+    """The settings file that a local stack was brought up with, where it was."""
+    link = directory / KEPT_SETTINGS
+    return link.readlink() if link.is_symlink() else None
+
+
+def keep_settings(directory: Path, config: Path) -> None:
+    """Let all commands that come to the stack read this settings file, as it will be then."""
+    link = directory / KEPT_SETTINGS
+    link.unlink(missing_ok=True)
+    link.symlink_to(config.resolve())
 
 
 def stack_defaults(directory: Path) -> dict[str, Any]:

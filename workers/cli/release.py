@@ -100,11 +100,12 @@ def promote(
     settings = resolve(config, directory, kafka=kafka, triton=triton).settings
     records = ModelsTopic(settings)
     with _plainly():
-        compared = _compared(records.read())
+        found = records.read()
         taken = move_on(_service(settings), records, stage, _share(stage, share), step=steps, version=version)
+    compared = _compared(found, taken.version)
     _tell(taken, taken.version if stage == "promoted" else None, as_json=as_json)
     if stage == "promoted" and compared < settings.canary_lists:
-        say(f"it was compared for {compared:,} users, and a canary is judged from {settings.canary_lists:,} on")
+        say(f"it was compared for {compared:,} users before, and a canary is judged from {settings.canary_lists:,} on")
 
 
 def rollback(
@@ -240,10 +241,10 @@ def _makes(report: Report, found: Versions) -> str:
     return versions if obeys(report, found) else f"{versions} (changing)"
 
 
-def _compared(found: Versions) -> int:
-    """For how many users all workers have tried the candidate."""
-    tried = (report.comparison for report in found.reports.values() if report.candidate)
-    return sum(one.lists + one.failed for one in tried)
+def _compared(found: Versions, version: int) -> int:
+    """For how many users the worker that tried a candidate most has done so: each judges by itself."""
+    tried = (report.comparison for report in found.reports.values() if report.candidate == version)
+    return max((one.lists + one.failed for one in tried), default=0)
 
 
 def _figures(report: Report) -> tuple[str, str, str, str, str]:

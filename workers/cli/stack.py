@@ -14,7 +14,7 @@ from deploy.local import NotRunning, Stack, is_running, load
 from deploy.local import stop as stop_stack
 from workers.cli.bring_up import bring_up, undisturbed
 from workers.cli.errors import UserError
-from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json
+from workers.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, kept_settings
 from workers.cli.show import emit, err, rows, say
 
 PORT_NAMES = ("kafka", "kafka_controller", "triton_grpc", "triton_http", "triton_metrics", "redis")
@@ -47,6 +47,8 @@ def up(
     """Start Kafka, Triton, the topics, the features and workers, on loopback and free ports."""
     ports = _ports(port or [])
     if (running := _running(directory)) is not None:
+        if config is not None and config.resolve() != kept_settings(directory):
+            raise UserError(f"a stack is running in {running.directory} with other settings: `freshet down` first")
         say(f"a stack is already running in {running.directory}")
         _show(running, as_json=as_json)
         return
@@ -135,6 +137,8 @@ def _show(stack: Stack, *, as_json: bool) -> None:
     for name, process in workers.items():
         lines.append((name, f"http://{health[name]}/metrics" if health[name] else "-", f"pid {process.pid}"))
     lines.append(("logs", str(stack.directory / "logs"), ""))
+    if (settings := kept_settings(stack.directory)) is not None:
+        lines.append(("settings", str(settings), ""))
     rows(lines, ("bold", "cyan", "dim"))
 
 

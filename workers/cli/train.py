@@ -142,6 +142,7 @@ def train(
     """
     from workers.cli.training_log import Source
 
+    _check_together(newest, start, end, every, out)
     effective = resolve(config, directory, kafka=kafka, triton=triton)
     settings = effective.settings
     interval = read_seconds("--every", every) if every else None
@@ -151,6 +152,8 @@ def train(
             raise UserError("--events says where new events come from: an archive's folder, or kafka")
         if items is not None:
             raise UserError("--items is the catalogue of the log that --events names")
+        if types is not None:
+            raise UserError("--types are those of the log that --events names")
         events, items = _movielens(directory)
         config, name, data_terms = config or FILMS, name or "movielens-100k", data_terms or movielens.TERMS
     else:
@@ -172,7 +175,6 @@ def train(
         "search": read_seconds("--search", search) if search else None,
     }
     reach = {"config": config, "dir": directory, "kafka": kafka, "triton": triton}
-    _check_together(newest, start, end, every, out)
     window = record_time("--from", start), record_time("--until", end)
     job = _Job(
         settings,
@@ -248,7 +250,7 @@ def _run(job: _Job, out: Path, *, polite: bool) -> int:
                 "training.train", [*arguments, *_flags(told)], threads=job.threads, polite=polite, keep=[lock]
             )
             if status >= 0 and status != STOPPED:
-                over(job.work)
+                over(job.source, job.work)
             _tidy(_candidates(job))
     except HeldError:
         raise UserError(f"another training run is at work in {job.work}") from None
@@ -266,7 +268,7 @@ def _threads(config: Path | None) -> int:
     """What the settings file says of the CPU; whether it makes sense is for training to say."""
     own = tomllib.loads(config.read_text()).get("training") if config is not None else None
     threads = own.get("threads") if isinstance(own, dict) else None
-    return threads if isinstance(threads, int) and threads > 0 else 1
+    return threads if type(threads) is int and threads > 0 else 1
 
 
 def _live(job: _Job) -> Path | None:
@@ -326,10 +328,14 @@ def _named(types: str, directory: Path, config: Path | None, effective: Effectiv
     kinds = {kind.strip(): 1.0 for kind in types.split(",") if kind.strip()}
     if not kinds:
         raise UserError("--types names no behaviour type")
+    source = effective.sources["behaviours"]
     if config is not None and set(kinds) == set(effective.settings.behaviours):
         return config
-    if config is not None or effective.sources["behaviours"] != "default":
-        raise UserError("--types: behaviours are named by the settings where there are any, with their weights")
+    if source != "default":
+        named = ", ".join(effective.settings.behaviours)
+        raise UserError(f"--types: {source} names the behaviours already, {named}, with their weights")
+    if config is not None:
+        raise UserError(f"--types: name them in {config}, under [behaviours], with their weights")
     return _domain(directory, kinds)
 
 
@@ -351,12 +357,12 @@ def _domain(directory: Path, kinds: dict[str, float]) -> Path:
         write_whole(file, _as_toml(kinds).encode())
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
-    say(f"wrote {file}: the weights are yours to set; workers need it too, `freshet up --config {file}`")
+    say(f"wrote {file}: the weights are yours to set; a stack takes it with `freshet up --config {file}`")
     return file
 
 
 def _as_toml(kinds: Mapping[str, float]) -> str:
-    lines = (f"{json.dumps(kind)} = {weight}\n" for kind, weight in kinds.items())
+    lines = (f"{json.dumps(kind, ensure_ascii=False)} = {weight}\n" for kind, weight in kinds.items())
     return f"# Behaviour types, and what an event of each is worth.\n[behaviours]\n{''.join(lines)}"
 
 

@@ -53,7 +53,7 @@ def run_module(
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """What runs meanwhile does not outlive this process: `subprocess.run` kills it on the way out."""
+    """The module does not outlive this process: `subprocess.run` kills it on the way out."""
 
     def end(signum: int, _frame: object) -> None:
         raise SystemExit(128 + signum)
@@ -62,4 +62,4 @@ def _ended_by_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -79,7 +79,7 @@ def as_files(source: Source, work: Path, run: str) -> Files:
     asked = hashlib.sha256(msgspec.json.encode([source, run])).hexdigest()
     try:
         if source.is_file:
-            over(work)
+            over(source, work)
             return Files(Path(source.events), _catalogue(source, work), {})
         kept = _stopped(work, asked)
         if kept is not None and not _has_left(source, kept):
@@ -89,7 +89,7 @@ def as_files(source: Source, work: Path, run: str) -> Files:
             )
             items = work / _ITEMS if source.items == "kafka" else _catalogue(source, work)
             return Files(work / _EVENTS, items, kept.left_out)
-        over(work)
+        over(source, work)
         at = int(time.time() * 1000)
         items = _catalogue(source, work)
         ends, left_out = _export(source, work / _EVENTS, at)
@@ -99,10 +99,12 @@ def as_files(source: Source, work: Path, run: str) -> Files:
     return Files(work / _EVENTS, items, left_out)
 
 
-def over(work: Path) -> None:
+def over(source: Source, work: Path) -> None:
     """The run is over: nothing of what was exported is kept, for its users may ask to be erased."""
+    own = {Path(given).resolve() for given in (source.events, source.items) if given}
     for name in (_KEPT, _EVENTS, _ITEMS):
-        (work / name).unlink(missing_ok=True)
+        if (work / name).resolve() not in own:
+            (work / name).unlink(missing_ok=True)
 
 
 def _stopped(work: Path, asked: str) -> _Kept | None:
@@ -146,6 +148,8 @@ def _export(source: Source, path: Path, now_ms: int) -> tuple[dict[int, int], di
                 read += 1
                 ends[partition] = record.offset + 1
                 if isinstance(event, BadEvent):
+                    if not window.holds(partition, record):
+                        continue
                     reason = event.reason.value.replace("_", " ")
                     bad[reason] += 1
                     example.setdefault(reason, event.detail)
