@@ -125,7 +125,7 @@ class _Reader:
                 continue
             if event.reason is BadReason.UNKNOWN_TYPE:
                 self.unknown[msgspec.json.decode(line, type=_Type).type] += 1
-            reason = event.reason.value.replace("_", " ")
+            reason = event.reason.words
             self._note(number, reason, f"{reason}: {event.detail}")
 
     def _note(self, number: int, reason: str, detail: str) -> None:

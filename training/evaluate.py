@@ -43,8 +43,8 @@ class Ground:
     """What candidate and live version are judged on.
 
     `catalogue` are the ids of all M items and `texts` `[M, TEXT_DIM]` their text
-    embeddings, nought where there is none; events from `start` on are judged. `forgotten` users have opted
-    out or were erased.
+    embeddings, nought where there is none; events from `start` on are judged.
+    `forgotten` users have opted out or were erased.
     """
 
     events: Sequence[Event]

@@ -1,10 +1,8 @@
 """Hyperparameters in bounded time, with Optuna: the settings given are the first trial, so the best is no worse.
 
-A trial that is behind the median of the others at the same epoch is stopped,
-and so is one whose loss is no number, and the one that is under way when the
-time is over. What was found is
-kept until the run that it is for is over, so that one that was killed goes on
-with the same settings.
+A trial that is behind the median of the others at the same epoch is stopped, and so is one whose loss is no number,
+and the one that is under way when the time is over. What was found is kept until the run that it is for is over, so
+that one that was killed goes on with the same settings.
 """
 
 from __future__ import annotations

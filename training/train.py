@@ -55,13 +55,13 @@ from training.show import Advance, progress, say
 from training.text import TextError
 from training.tracking import Tracker, TrackingError
 from training.warm import WarmStartError, warm_start
-from workers.core.bundle import Bundle, BundleError, Data, Privacy, load_bundle, write_manifest
+from workers.core.bundle import WEIGHTS, Bundle, BundleError, Data, Privacy, load_bundle, write_manifest
 from workers.core.events import encode_event
 from workers.core.files import HeldError, held, write_whole
 
 REFUSED = 3
 REFUSED_FILE = "refused"
-"""In the work folder: the digest of what the last run whose candidate the gate refused was asked."""
+"""In the work folder: the digest of what the last incremental run whose candidate the gate refused was asked."""
 ROOT = Path(__file__).resolve().parents[1]
 EXPECTED = (
     BundleError,
@@ -109,8 +109,8 @@ def train(job: Job, config: Config) -> bool:
         parent = live if job.incremental else None
         material = gather(config, job.events, job.items, job.work, job.text_encoder, parent)
         replay = _replay(config, material)
-        refused, asked = job.work / REFUSED_FILE, _asked_digest(config, material, parent)
-        if job.incremental and refused.is_file() and refused.read_text() == asked:
+        refused, asked = job.work / REFUSED_FILE, _asked_digest(config, material, parent) if job.incremental else ""
+        if asked and refused.is_file() and refused.read_text() == asked:
             raise NothingNewError(f"nothing new since the gate refused a candidate; remove {refused} to try once more")
         found = Found(job.work / "search.json", _run_digest(config, material, parent))
         if job.search_seconds:
@@ -126,7 +126,7 @@ def train(job: Job, config: Config) -> bool:
                 tracker.end(failed=True)
             raise
         found.remove()
-        if not accepted:
+        if asked and not accepted:
             write_whole(refused, asked.encode())
         if tracker is not None:
             tracker.end()
@@ -376,18 +376,23 @@ def _commit() -> str:
 
 
 def _run_digest(config: Config, material: Material, parent: Bundle | None) -> str:
-    start = parent.manifest.files["weights.safetensors"] if parent is not None else ""
-    return hashlib.sha256(f"{config.digest} {material.digest} {start} {torch.__version__}".encode()).hexdigest()
+    return hashlib.sha256(
+        f"{config.digest} {material.digest} {_start(parent)} {torch.__version__}".encode()
+    ).hexdigest()
 
 
 def _asked_digest(config: Config, material: Material, parent: Bundle | None) -> str:
     """Of the settings before a search, the start, what is new since, and the code; not of what a run leaves behind."""
-    start = parent.manifest.files["weights.safetensors"] if parent is not None else ""
-    digest = hashlib.sha256(f"{config.digest} {start} {_commit()}".encode())
+    digest = hashlib.sha256(f"{config.digest} {_start(parent)} {_commit()}".encode())
     for event in material.log.events:
         if event.ts >= material.since:
             digest.update(encode_event(event))
     return digest.hexdigest()
+
+
+def _start(parent: Bundle | None) -> str:
+    """The digest of the weights that a run starts from; empty where it starts anew."""
+    return parent.manifest.files[WEIGHTS] if parent is not None else ""
 
 
 def _check_out(out: Path) -> None:

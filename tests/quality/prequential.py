@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tests.quality.logs import Stream
 from tests.quality.ranking import Floats, with_intervals
 from training.config import Config
-from training.evaluate import CUTOFF
+from training.evaluate import CUTOFF, UNRANKED
 from training.examples import histories, shuffle_ties, states_before, windows
 from training.fit import Epoch, Options, fit
 from training.model import Config as ModelConfig
@@ -44,7 +44,6 @@ SCALE = 10.0
 HALF_LIVES_H = (1.0, 3.0, 12.0, 48.0, 168.0)
 PRIOR_WEIGHTS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
 CO_VISIT_WEIGHTS = (0.0, 1.0, 3.0, 10.0)
-NEVER = 10**6
 
 
 @dataclass(frozen=True)
@@ -250,7 +249,7 @@ def _judge(
 def _places(scores: Floats, item: int, own: Sequence[int], alive: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Place of `item` in each row of `scores`; equal scores go by row."""
     if not alive[item]:
-        return np.full(len(scores), NEVER)
+        return np.full(len(scores), UNRANKED)
     rankable = alive.copy()
     rankable[own] = False
     target = scores[:, item][:, None]
@@ -261,7 +260,7 @@ def _places(scores: Floats, item: int, own: Sequence[int], alive: NDArray[np.boo
 
 def _figures(place: NDArray[np.int64], touches: Sequence[Touch]) -> dict[str, float]:
     hit = (place < CUTOFF).astype(np.float64)
-    gain = np.where(place < CUTOFF, 1 / np.log2(np.minimum(place, NEVER) + 2.0), 0.0)
+    gain = np.where(place < CUTOFF, 1 / np.log2(place + 2.0), 0.0)
     users = np.array([str(touch.user) for touch in touches])
     new = np.array([touch.new_user for touch in touches])
     return with_intervals(users, hit, gain) | ({"new users": float(hit[new].mean())} if new.any() else {})

@@ -150,7 +150,7 @@ def _export(source: Source, path: Path, now_ms: int) -> tuple[dict[int, int], di
                 if isinstance(event, BadEvent):
                     if not window.holds(partition, record):
                         continue
-                    reason = event.reason.value.replace("_", " ")
+                    reason = event.reason.words
                     bad[reason] += 1
                     example.setdefault(reason, event.detail)
                 elif event.type in CONTROL_TYPES or window.holds(partition, record):

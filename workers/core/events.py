@@ -62,6 +62,11 @@ class BadReason(StrEnum):
     MISSING_ITEM = "missing_item"
     KEY_MISMATCH = "key_mismatch"
 
+    @property
+    def words(self) -> str:
+        """As a person reads it."""
+        return self.value.replace("_", " ")
+
 
 DEAD_LETTER_HEADERS = ("reason", "detail", "origin_topic", "origin_partition", "origin_offset", "sha256")
 """Headers of a dead letter, behind the record's own."""
