@@ -96,6 +96,27 @@ class RunConsumerThread(aiokafka.AIOKafkaConsumerThread):
         return consumer
 
 
+class Asked:
+    """The partitions one read is asked for: none any more once the flow is stopped or a new generation has begun.
+
+    A read waits for records on its thread, across a rebalance too, and what it
+    takes then is thrown away: for a changelog that is the end, for it was sought
+    to its start before, and the recovery would wait for ever for what was taken.
+    (Faust hands over its own set, which the rebalance empties: of an empty one
+    aiokafka takes all partitions.)
+    """
+
+    def __init__(self, consumer: RunConsumer, partitions: set[TP]) -> None:
+        self._consumer = consumer
+        self._partitions = frozenset(partitions)
+        self._generation = consumer.app.consumer_generation_id
+
+    def __contains__(self, tp: object) -> bool:
+        consumer = self._consumer
+        current = consumer.flow_active and consumer.app.consumer_generation_id == self._generation
+        return current and tp in self._partitions
+
+
 class RunConsumer(aiokafka.Consumer):
     """Faust's consumer, with fetched records coalesced into runs: those of the events topic and of the changelog.
 
@@ -116,9 +137,10 @@ class RunConsumer(aiokafka.Consumer):
 
     async def perform_seek(self) -> None:
         """Seek to the committed offsets; from here on events are read."""
+        recovered, generation = self.flow_active, self.app.consumer_generation_id
         await super().perform_seek()
-        if self.flow_active:  # else the recovery's own seek is still to come
-            self._sought_in = self.app.consumer_generation_id
+        if recovered:  # else the recovery's own seek is still to come
+            self._sought_in = generation
 
     def _new_consumer_thread(self) -> RunConsumerThread:
         return RunConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -126,12 +148,13 @@ class RunConsumer(aiokafka.Consumer):
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
         if self._buffered_partitions:
             timeout = BUFFERED_SECONDS  # a full partition that has room again joins the next call
-        if active_partitions and self._sought_in != self.app.consumer_generation_id:
-            active_partitions = {tp for tp in active_partitions if not self._has_events(tp)}
-            if not active_partitions:  # no partition would mean all of them
-                await self.sleep(BUFFERED_SECONDS)
-                return {}
-        records = await super()._getmany(active_partitions, timeout)
+        wanted = active_partitions or set()
+        if self._sought_in != self.app.consumer_generation_id:
+            wanted = {tp for tp in wanted if not self._has_events(tp)}
+        if not wanted:  # no partition would mean all of them
+            await self.sleep(BUFFERED_SECONDS)
+            return {}
+        records = await super()._getmany(Asked(self, wanted), timeout)
         return {tp: [Run(run)] for tp, run in records.items() if run}
 
     def _to_message(self, tp: TP, record: Run) -> ConsumerMessage:
