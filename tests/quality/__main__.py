@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tests.quality import baselines, cost, diversity, fine_tuning, logs, off_policy, prequential
+from tests.quality import baselines, cost, diversity, fine_tuning, first_events, logs, off_policy, prequential
 from tests.quality.encoder import train_encoder
 from tests.quality.ranking import Case, Floats, LeaveOneOut, Ranks, Scorer, judge, leave_one_out, pooled
 from training.config import Config, load_config
@@ -114,6 +114,19 @@ def new_users(run: Run) -> Figures:
     return {name: pooled(folds) for name, folds in ranks.items()}
 
 
+def before_the_first_event(run: Run) -> Figures:
+    """Users' first events: popularity now, with all or in the visitor's context, on MovieLens-100K and Deskdrop."""
+    _, films = logs.movielens_100k(run.movielens)
+    people = logs.movielens_people(run.movielens)
+    news = logs.deskdrop(run.data)
+    figures = {
+        "films": first_events.measure(films, people, FILMS.popularity_half_life),
+        "news": first_events.measure(news, first_events.times_of_day(news), NEWS.popularity_half_life),
+        "news, half-life of films": first_events.measure(news, {}, FILMS.popularity_half_life),
+    }
+    return {f"{data}: {name}": row for data, rows in figures.items() for name, row in rows.items()}
+
+
 def movielens_1m(run: Run) -> Figures:
     """MovieLens-1M, gSASRec's 512 validation users; the epoch is chosen on the last items of other users."""
     log, cases = logs.movielens_1m(run.data)
@@ -181,6 +194,7 @@ PARTS_BY_NAME: dict[str, Callable[[Run], Figures]] = {
     "beauty": beauty,
     "ml-100k": movielens_100k,
     "new-users": new_users,
+    "first-events": before_the_first_event,
     "ml-1m": movielens_1m,
     "deskdrop-stream": deskdrop_stream,
     "ml-100k-stream": movielens_100k_stream,

@@ -72,7 +72,7 @@ def movielens_100k(folder: Path) -> tuple[Sequences, Stream]:
     number instead, as the demo's stream is, a user's last film would be the most obscure of its
     sitting: EASE falls from HR@10 .14 to .09.
     """
-    ratings = sorted(_cells(folder / "ml-100k.inter"), key=lambda row: float(row[3]))
+    ratings = _ratings(folder)
     films = _cells(folder / "ml-100k.item")
     row = {film[0]: number for number, film in enumerate(films)}
     user: dict[str, int] = {}
@@ -84,6 +84,17 @@ def movielens_100k(folder: Path) -> tuple[Sequences, Stream]:
         [CatalogueItem(film[0], film[1], category=film[3], description=film[2]).text() for film in films],
     )
     return sequences(stream), stream
+
+
+def movielens_people(folder: Path) -> dict[str, list[str]]:
+    """What MovieLens-100K knows of its users, one label each, numbered as in its stream."""
+    cells = {row[0]: row for row in _cells(folder / "ml-100k.user")}
+    people = [cells[user] for user in dict.fromkeys(rating[0] for rating in _ratings(folder))]
+    return {
+        "gender": [row[2] for row in people],
+        "decade of age": [str(int(float(row[1])) // 10) for row in people],
+        "occupation": [row[3] for row in people],
+    }
 
 
 def deskdrop(data: Path) -> Stream:
@@ -115,6 +126,10 @@ def sequences(stream: Stream) -> Sequences:
     for user, item in zip(stream.users, stream.items, strict=True):
         users.setdefault(user, {})[item] = None
     return Sequences([list(items) for items in users.values() if len(items) >= MIN_EVENTS], stream.texts)
+
+
+def _ratings(folder: Path) -> list[list[str]]:
+    return sorted(_cells(folder / "ml-100k.inter"), key=lambda row: float(row[3]))
 
 
 def _cells(file: Path) -> list[list[str]]:

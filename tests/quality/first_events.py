@@ -1,0 +1,72 @@
+"""Before a visitor's first event: what is popular now, with everybody or in the visitor's context.
+
+Each user's first event, the log's first fifth apart, is ranked by what others have touched so far, an item
+once a user and decayed. In a context (who the visitor is, or the time of day) the counts are those of visitors
+alike, drawn to everybody's as if so many more of these had come: Dirichlet smoothing (Zhai and Lafferty, SIGIR 2001).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tests.quality.logs import Stream
+from tests.quality.ranking import Floats, with_intervals
+from training.evaluate import CUTOFF
+
+DAY_MS = 86_400_000
+BURN_IN = 5
+"""One in so many events of the log is learned from alone."""
+DRAWN = (100.0, 1000.0)
+"""So many visitors of all kinds are added to those of a context."""
+
+
+def times_of_day(stream: Stream) -> dict[str, list[str]]:
+    """A label of each user by when their first event is: the quarter of the day."""
+    first: dict[int, str] = {}
+    for user, ts in zip(stream.users, stream.times, strict=True):
+        first.setdefault(user, str(ts % DAY_MS * 4 // DAY_MS))
+    return {"quarter of the day": [first[user] for user in sorted(first)]}
+
+
+def measure(stream: Stream, contexts: Mapping[str, Sequence[str]], half_life: float) -> dict[str, dict[str, float]]:
+    """HR@10 and NDCG@10 of users' first events, by ranker; `contexts` are labels by user, `half_life` seconds."""
+    row = {pair: number for number, pair in enumerate(sorted({(n, label) for n in contexts for label in contexts[n]}))}
+    counts = np.zeros((1 + len(row), len(stream.texts)))  # last everybody's
+    mine = [
+        [*(row[name, labels[user]] for name, labels in contexts.items()), -1] for user in range(max(stream.users) + 1)
+    ]
+    touched: set[tuple[int, int]] = set()
+    visitors: set[int] = set()
+    judged: list[str] = []
+    places: dict[str, list[int]] = {}
+    clock = stream.times[0]
+    for place, (user, item, ts) in enumerate(zip(stream.users, stream.items, stream.times, strict=True)):
+        counts *= 0.5 ** ((ts - clock) / (half_life * 1000.0))
+        clock = ts
+        if user not in visitors and place * BURN_IN >= len(stream.users):
+            judged.append(str(user))
+            *alike, everybody = counts[mine[user]]
+            found = {"popularity": everybody}
+            for name, of_context in zip(contexts, alike, strict=True):
+                for drawn in DRAWN:
+                    found[f"by {name}, {drawn:g} of all"] = of_context + drawn * everybody / everybody.sum()
+            for name, scores in found.items():
+                places.setdefault(name, []).append(_place(scores, item))
+        visitors.add(user)
+        if (user, item) not in touched:
+            touched.add((user, item))
+            counts[mine[user], item] += 1
+    return {name: _figures(np.array(judged), np.array(at)) for name, at in places.items()}
+
+
+def _place(scores: Floats, item: int) -> int:
+    """How many are ahead of `item`; equal scores go by row."""
+    return int((scores > scores[item]).sum() + (scores[:item] == scores[item]).sum())
+
+
+def _figures(users: Floats, place: Floats) -> dict[str, float]:
+    return with_intervals(
+        users, (place < CUTOFF).astype(np.float64), np.where(place < CUTOFF, 1 / np.log2(place + 2.0), 0)
+    )
