@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging.config
-import os
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Callable, Container
 from functools import cached_property
@@ -21,11 +19,20 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from workers import metrics
-from workers.adapters.faust import FlowControl, Inbox, PartitionState, RunSchema, RunTransport, StateTable
+from workers.adapters.faust import (
+    FlowControl,
+    Inbox,
+    PartitionState,
+    RunSchema,
+    RunTransport,
+    StateTable,
+    StateTables,
+)
 from workers.adapters.feast import open_feature_store
 from workers.adapters.kafka import KafkaPublisher, SideInputReader, client_config
 from workers.adapters.triton import TritonEncoder
 from workers.core.rollout import MODEL
+from workers.ending import die
 from workers.health import Health, HealthServer, JsonFormatter, write_port
 from workers.live_model import LiveModel
 from workers.pipeline import Pipeline, Run
@@ -41,8 +48,6 @@ SESSION_SECONDS = 10.0
 HEALTH_SECONDS = 1.0
 FIRST_TRIES = 20
 """Times that Triton is asked for a version to begin with."""
-EXIT_FAILED = 70
-"""Exit status after a surprise: nothing was committed, and a supervisor should restart the worker."""
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +154,7 @@ class Runtime:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.pipeline.release()
         await self.trial.leave()
         await asyncio.to_thread(self._close_threads)
         await self.trial_encoder.close()
@@ -217,6 +223,7 @@ class WorkerApp(faust.App):
             stream_buffer_maxsize=16,
             stream_wait_empty=True,
             stream_recovery_delay=0.0,
+            TableManager=StateTables,
         )
         self.conf.events_topic = settings.events_topic
         self.table = StateTable(
@@ -286,13 +293,13 @@ class WorkerApp(faust.App):
             ]
             try:
                 await self.runtime.pipeline.process(runs)
+                for event in events:
+                    event.ack()
+                for some in by_partition.values():
+                    self._note_lag(some[-1].message)
+                await self._commit_soon()
             except Exception as error:
                 die(error)
-            for event in events:
-                event.ack()
-            for some in by_partition.values():
-                self._note_lag(some[-1].message)
-            await self._commit_soon()
 
     def _note_lag(self, last: Any) -> None:
         highwater = self.consumer.highwater(last.tp)
@@ -307,19 +314,8 @@ class WorkerApp(faust.App):
             await self.consumer.commit()
 
     async def _forget(self, _app: Any, revoked: Any, **_: Any) -> None:
-        self.inbox.clear()
-        for tp in revoked:
-            if tp.topic == self.settings.events_topic:
-                self.runtime.pipeline.forget_partition(tp.partition)
-
-
-def die(error: BaseException) -> None:
-    """End the process at once, without a commit: what was not committed is read again after a restart."""
-    log.critical("the worker ends", exc_info=error)
-    for handler in logging.getLogger().handlers:
-        handler.flush()
-    sys.stderr.flush()
-    os._exit(EXIT_FAILED)
+        await self.inbox.clear()
+        await self.runtime.pipeline.release([tp.partition for tp in revoked if tp.topic == self.settings.events_topic])
 
 
 async def first_version(settings: Settings, encoder: TritonEncoder, known: Container[int]) -> int:

@@ -28,6 +28,7 @@ from workers import metrics
 from workers.adapters.archive import Appender, ArchiveError, Chain
 from workers.adapters.archive_rows import erasures, event_rows, holds, item_rows, record_rows, without
 from workers.adapters.kafka import client_config, record_of
+from workers.ending import EXIT_FAILED
 from workers.health import Health, HealthServer, json_logs, write_port
 from workers.ports import Record
 from workers.settings import Settings
@@ -37,8 +38,6 @@ FETCH_SECONDS = 0.5
 REPORT_SECONDS = 1.0
 SESSION_SECONDS = 10.0
 ANSWER_SECONDS = 10.0
-EXIT_FAILED = 70
-"""Exit status after a surprise: what was not in a finished file is read again after a restart."""
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -45,6 +45,7 @@ from workers.core.state import (
 from workers.lists import ListMaker, MadeList, standing_in
 from workers.live_model import Live, LiveModel
 from workers.ports import (
+    DeliveryError,
     Encoded,
     Encoder,
     FeatureRow,
@@ -156,10 +157,16 @@ class Pipeline:
         self._folded: asyncio.Task[_Batch] | None = None
         self._done: asyncio.Task[None] | None = None
 
-    def forget_partition(self, partition: int) -> None:
-        """Drop what is held of a partition that another worker now owns."""
-        self._popularity.pop(partition, None)
-        self._popularity_due.pop(partition, None)
+    async def release(self, partitions: Collection[int] | None = None) -> None:
+        """Publish and drop what has been counted in partitions that another worker may own next: None for all."""
+        held = [partition for partition in self._popularity if partitions is None or partition in partitions]
+        try:
+            await self._publish_popularity(held)
+        except DeliveryError as error:
+            log.warning("popularity not handed over", extra={"why": str(error), "partitions": held})
+        for partition in held:
+            del self._popularity[partition]
+            self._popularity_due.pop(partition, None)
 
     async def process(self, runs: Sequence[Run]) -> None:
         """Process a run of each of some partitions. Raises on anything unexpected; nothing is then to be committed."""
@@ -240,14 +247,18 @@ class Pipeline:
             self._popularity[partition] = popularity
         return popularity
 
-    async def _publish_popularity(self, partitions: Sequence[int]) -> None:
+    async def _publish_due_popularity(self, partitions: Sequence[int]) -> None:
         """Publish the partitions' counts where they are due: at the first run and then every interval."""
         now = time.monotonic()
+        await self._publish_popularity([one for one in partitions if now >= self._popularity_due.get(one, 0.0)])
+
+    async def _publish_popularity(self, partitions: Sequence[int]) -> None:
+        due = time.monotonic() + POPULARITY_INTERVAL
         messages = []
         for partition in partitions:
             popularity = self._popularity[partition]
-            if now >= self._popularity_due.get(partition, 0.0) and popularity.offset >= 0:
-                self._popularity_due[partition] = now + POPULARITY_INTERVAL
+            if popularity.offset >= 0:
+                self._popularity_due[partition] = due
                 value = encode_partial(popularity.snapshot())
                 messages.append(Message(self._settings.popularity_topic, str(partition).encode(), value))
         if messages:
@@ -285,7 +296,7 @@ class Pipeline:
         try:
             if before is not None:
                 await before
-            effects: list[Awaitable[None]] = [batch.written, self._publish_popularity(batch.partitions)]
+            effects: list[Awaitable[None]] = [batch.written, self._publish_due_popularity(batch.partitions)]
             if batch.dead:
                 effects.append(self._publisher.publish(batch.dead))
             if plain:

@@ -79,6 +79,10 @@ class FeatureRow(NamedTuple):
     values: tuple[Any, ...]
 
 
+class DeliveryError(Exception):
+    """The broker did not take a record; the message names the topic and why."""
+
+
 class Unavailable(Exception):
     """A served part (encoder, feature store) cannot answer now; the message says why."""
 

@@ -15,7 +15,7 @@ import asyncio
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,9 @@ class CountingPipeline:
         await store.write(written)
         self._note(what="end", partition=partition, offsets=offsets)
 
-    def forget_partition(self, partition: int) -> None:
-        """Note that the partition went away."""
-        self._note(what="forget", partition=partition)
+    async def release(self, partitions: Collection[int]) -> None:
+        """Note that the partitions went away."""
+        self._note(what="release", partitions=list(partitions))
 
     def _note(self, **entry: Any) -> None:
         self._calls.write(json.dumps(entry) + "\n")

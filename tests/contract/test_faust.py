@@ -431,3 +431,17 @@ def test_a_corrupt_partition_folder_is_rebuilt(make_worker: Callable[..., StubWo
     worker.until_committed(1, 6)
     assert worker.found(0) == {"ann": [25, 24]}
     assert worker.found(1) == {"bob": [5, 4]}
+
+
+def test_a_changelog_record_that_cannot_be_taken_ends_the_worker(make_worker: Callable[..., StubWorker]) -> None:
+    """A record of the changelog that is no state ends the worker with its status and its place, at every start."""
+    worker = make_worker()
+    worker.start()
+    worker.produce(0, 5)
+    worker.until_committed(0, 5)
+    worker.end(signal.SIGKILL)
+    worker.produce(0, 1, "bob", worker.changelog, b"no state")
+    for _ in range(2):
+        worker.start()
+        assert worker.wait() == 70
+    assert f"topic {worker.changelog}, partition 0, up to offset" in (worker.folder / "worker.log").read_text()

@@ -10,9 +10,9 @@ from confluent_kafka.admin import NewTopic
 
 from tests.contract.topics import make_topic
 from workers.adapters import kafka as kafka_adapter
-from workers.adapters.kafka import DeliveryError, KafkaPublisher
+from workers.adapters.kafka import KafkaPublisher
 from workers.adapters.memory import MemoryPublisher
-from workers.ports import Message, Publisher
+from workers.ports import DeliveryError, Message, Publisher
 from workers.settings import Settings
 
 PARTITIONS = 3

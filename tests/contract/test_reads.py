@@ -68,8 +68,9 @@ async def read_across_a_rebalance(asked: Any, rebalance: Callable[[], None]) -> 
 
 
 def consumer() -> Any:
-    """The two things of the worker's consumer that a read looks at."""
-    return SimpleNamespace(flow_active=True, app=SimpleNamespace(consumer_generation_id=1))
+    """What a read looks at of the worker's consumer."""
+    app = SimpleNamespace(consumer_generation_id=1)
+    return SimpleNamespace(flow_active=True, app=app, _active_partitions={EVENTS, CHANGELOG})
 
 
 @pytest.mark.parametrize(("flow_active", "generation"), [(False, 1), (True, 2)], ids=["flow stopped", "new generation"])

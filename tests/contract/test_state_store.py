@@ -12,7 +12,7 @@ from tests.contract.topics import make_topic
 from workers.adapters.memory import MemoryStateStore
 from workers.adapters.rocks import RocksStateStore
 from workers.core.state import empty_state, encode_state
-from workers.ports import StateStore
+from workers.ports import DeliveryError, Message, StateStore
 from workers.settings import Settings
 
 PARTITION = 1
@@ -121,10 +121,26 @@ async def test_the_local_files_name_the_changelog_offset(table: Any) -> None:
 
 
 @pytest.mark.integration
+async def test_what_another_worker_wrote_in_between_is_still_to_be_recovered(table: Any) -> None:
+    """Behind a foreign record the local files hold what is written, and the offset that they are good for stays."""
+    from faust.types import TP  # noqa: PLC0415
+
+    from workers.adapters.faust import PartitionState  # noqa: PLC0415
+
+    store, tp = PartitionState(table, PARTITION), TP(table.changelog_topic_name, PARTITION)
+    await store.write({"ann": state(1)})
+    await table.publisher.publish_to(PARTITION, [Message(tp.topic, b"bob", state(2))])
+    await store.write({"ann": state(3), "cyd": state(3)})
+    assert store.read(["ann", "bob", "cyd"]) == [state(3), None, state(3)]
+    assert table.data.persisted_offset(tp) == 0
+    await store.write({"ann": state(4)})
+    assert table.data.persisted_offset(tp) == 0
+
+
+@pytest.mark.integration
 async def test_a_write_that_the_changelog_refuses_raises_and_stays_out(table: Any) -> None:
     """Nothing is stored locally that is not in the changelog."""
     from workers.adapters.faust import PartitionState  # noqa: PLC0415
-    from workers.adapters.kafka import DeliveryError  # noqa: PLC0415
 
     store = PartitionState(table, 7)  # the changelog has three partitions
     with pytest.raises(DeliveryError):

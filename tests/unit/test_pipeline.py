@@ -15,7 +15,7 @@ from workers.core.events import ERASE, MAX_EVENT_BYTES, OPT_IN, OPT_OUT, BadReas
 from workers.core.features import Tensors
 from workers.core.popularity import decode_partial
 from workers.core.state import Consent
-from workers.ports import Encoded, FeatureRow, Message, Record, Unavailable
+from workers.ports import DeliveryError, Encoded, FeatureRow, Message, Record, Unavailable
 
 
 @pytest.fixture
@@ -427,10 +427,35 @@ async def test_popularity_goes_on_where_the_partition_was_left(world: World) -> 
     """A worker that takes a partition over starts from its last published counts, not from what it once held."""
     await world.run(event(0))
     world.model.apply_popularity([Record(0, NOW, b"4", world.messages("popularity")[0].value)])
-    world.pipeline.forget_partition(PARTITION)
+    await world.pipeline.release([PARTITION])
     await world.run(event(1, "bob", item=ITEMS[0]))
     counts = decode_partial(world.messages("popularity")[-1].value).counts
     assert counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
+
+
+async def test_what_was_counted_since_is_handed_over(world: World) -> None:
+    """A partition that goes away leaves all its counts behind, also those that were not yet due; others stay."""
+    await world.run(event(0, item=ITEMS[0]))
+    await world.run(event(1, "bob", item=ITEMS[0]))
+    await world.pipeline.release([PARTITION + 1])
+    assert len(world.messages("popularity")) == 1
+    await world.pipeline.release()
+    assert decode_partial(world.messages("popularity")[-1].value).counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
+    await world.pipeline.release()
+    assert len(world.messages("popularity")) == 2
+
+
+async def test_counts_that_cannot_be_handed_over_end_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the broker is away the partition goes, its newest counts are lost, and the log says so."""
+    await world.run(event(0, item=ITEMS[0]))
+
+    async def refuse(_: object) -> None:
+        raise DeliveryError("popularity: timed out")
+
+    world.pipeline._publisher.publish = refuse  # type: ignore[method-assign]
+    await world.pipeline.release()
+    assert "popularity not handed over" in caplog.text
+    assert not world.pipeline._popularity
 
 
 async def test_redelivery_counts_nobody_twice(world: World) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import faust
 from aiokafka.consumer import fetcher as fetching
 from faust.stores.rocksdb import Store
+from faust.tables.manager import TableManager
+from faust.tables.recovery import Recovery, ServiceStopped
 from faust.tables.table import Table
 from faust.transport.drivers import aiokafka
 from faust.types import TP
@@ -24,6 +26,7 @@ from rocksdict import WriteBatch
 
 from workers.adapters.kafka import KafkaPublisher
 from workers.core.state import decode_state
+from workers.ending import die
 from workers.ports import Message
 
 ROCKSDB_OPTIONS: Mapping[str, Any] = {
@@ -97,7 +100,7 @@ class RunConsumerThread(aiokafka.AIOKafkaConsumerThread):
 
 
 class Asked:
-    """The partitions one read is asked for: none any more once the flow is stopped or a new generation has begun.
+    """The partitions one read is asked for, without those paused since; none in a stopped flow or a new generation.
 
     A read waits for records on its thread, across a rebalance too, and what it
     takes then is thrown away: for a changelog that is the end, for it was sought
@@ -114,7 +117,7 @@ class Asked:
     def __contains__(self, tp: object) -> bool:
         consumer = self._consumer
         current = consumer.flow_active and consumer.app.consumer_generation_id == self._generation
-        return current and tp in self._partitions
+        return current and tp in self._partitions and tp in consumer._active_partitions
 
 
 class RunConsumer(aiokafka.Consumer):
@@ -141,6 +144,11 @@ class RunConsumer(aiokafka.Consumer):
         await super().perform_seek()
         if recovered:  # else the recovery's own seek is still to come
             self._sought_in = generation
+
+    def stop_flow(self) -> None:
+        """Let nothing more be read, and events only after the next seek."""
+        super().stop_flow()
+        self._sought_in = -1
 
     def _new_consumer_thread(self) -> RunConsumerThread:
         return RunConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -252,10 +260,39 @@ class Inbox:
             self._changed.notify_all()
             return taken
 
-    def clear(self) -> None:
+    async def clear(self) -> None:
         """Let go of all that waits: its partitions have been taken away."""
-        self._events.clear()
-        self._size = 0
+        async with self._changed:
+            self._events.clear()
+            self._size = 0
+            self._changed.notify_all()
+
+
+class StateRecovery(Recovery):
+    """Faust's recovery, which ends the worker where it cannot go on.
+
+    Faust takes a step that is not done in time for its own stop, and ends the
+    recovery without a word: the worker would hold its partitions and read nothing.
+    """
+
+    async def _wait(self, coro: Any, timeout: float | None = None) -> None:
+        try:
+            await super()._wait(coro, timeout)
+        except ServiceStopped:
+            if self.should_stop:
+                raise
+            die(TimeoutError(f"a step of the recovery of states took longer than {timeout} s"))
+
+
+class StateTables(TableManager):
+    """Faust's tables with that recovery."""
+
+    @property
+    def recovery(self) -> StateRecovery:
+        """The recovery of all tables."""
+        if self._recovery is None:
+            self._recovery = StateRecovery(self.app, self, beacon=self.beacon, loop=self.loop)
+        return self._recovery
 
 
 class StateStore(Store):
@@ -278,11 +315,22 @@ class StateStore(Store):
             return super()._open_for_partition(partition)
 
     def apply_changelog_batch(self, batch: Any, to_key: Any, to_value: Any) -> None:
-        """Write runs of changelog records during recovery, newest source offset winning, each run in one batch."""
+        """Write runs of changelog records during recovery, newest source offset winning, each run in one batch.
+
+        What cannot be written ends the worker: Faust would log it and wait for ever.
+        """
         for event in batch:
             message = event.message
-            database = self._db_for_partition(message.partition)
-            _write(database, _newest(database, message.value.records), self.offset_key, message.offset)
+            try:
+                database = self._db_for_partition(message.partition)
+                _write(database, _newest(database, message.value.records), self.offset_key, message.offset)
+            except Exception as error:
+                where = f"topic {message.topic}, partition {message.partition}, up to offset {message.offset}"
+                die(RecoveryError(f"states cannot be taken from the changelog ({where}): {error!r}"))
+
+
+class RecoveryError(Exception):
+    """A changelog record cannot be taken over; the message says which and why."""
 
 
 def _newest(database: Any, records: Sequence[Any]) -> dict[bytes, bytes]:
@@ -318,7 +366,8 @@ class StateTable(Table):
     per-key path costs 60 µs a user and only logs a failed changelog send, so
     runs are written here: first the changelog, awaited through librdkafka, then
     RocksDB, in one atomic batch with the changelog offset it is good for. The
-    local files are thus always an exact prefix of the changelog.
+    local files thus always hold the changelog up to that offset: where another
+    worker has written in between, it stays, and the next recovery reads on from it.
     """
 
     def __init__(self, *args: Any, publisher: KafkaPublisher | None = None, **kwargs: Any) -> None:
@@ -348,7 +397,10 @@ class StateTable(Table):
         topic = self.changelog_topic_name
         messages = [Message(topic, key, value) for key, value in values.items()]
         highest = await self.publisher.publish_to(partition, messages)
-        _write(self.data._db_for_partition(partition), values, self.data.offset_key, highest)
+        database, offset_key = self.data._db_for_partition(partition), self.data.offset_key
+        reached = int(database.get(offset_key) or -1)
+        follows = highest - len(messages) == reached
+        _write(database, values, offset_key, highest if follows else reached)
 
 
 class PartitionState:

@@ -13,7 +13,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from workers.ports import Message, Record
+from workers.ports import DeliveryError, Message, Record
 from workers.settings import Settings
 
 DELIVERY_SECONDS = 30.0
@@ -23,10 +23,6 @@ LINGER_MS = 0.5
 """How long a record waits for others: a batch's are handed over together, and each stage waits for the one before."""
 POLL_SECONDS = 0.001
 """How often delivery reports are asked for while any is awaited."""
-
-
-class DeliveryError(Exception):
-    """The broker did not take a record; the message names the topic and why."""
 
 
 def client_config(settings: Settings) -> dict[str, Any]:

@@ -168,10 +168,9 @@ def replay(
         raise UserError("--fold-only makes no lists: leave out --model, --evaluate, --freshness, --try and --topic")
     if topic and (tried or len(model or ()) > 1):
         raise UserError("--topic takes the lists of one --model: a user's newest list is the one that counts")
-    from workers.adapters.kafka import DeliveryError
     from workers.adapters.logs import LogError, Window
     from workers.core.bundle import BundleError
-    from workers.ports import Unavailable
+    from workers.ports import DeliveryError, Unavailable
     from workers.replay.job import Job, OutputTaken, run_job
     from workers.replay.run import CheckpointError
 
