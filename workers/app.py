@@ -45,6 +45,8 @@ COMMIT_SECONDS = 0.25
 BACKLOG = 64
 """A second micro-batch is begun while one is under way when so many records wait."""
 SESSION_SECONDS = 10.0
+STOP_SECONDS = 90.0
+"""A stop waits for the batch under way, which itself waits for whoever is away: no longer than this."""
 HEALTH_SECONDS = 1.0
 FIRST_TRIES = 20
 """Times that Triton is asked for a version to begin with."""
@@ -265,9 +267,12 @@ class WorkerApp(faust.App):
         self.runtime.recovering = lambda: self.in_recovery or self.rebalancing
 
     async def on_stop(self) -> None:
-        """Drain first, then close the edges."""
+        """Drain first, then close the edges; where that does not end, end at once."""
+        late = TimeoutError(f"the stop took longer than {STOP_SECONDS} s")
+        overdue = asyncio.get_running_loop().call_later(STOP_SECONDS, die, late)
         await super().on_stop()
         await self.runtime.stop()
+        overdue.cancel()
 
     async def _process(self, stream: Any) -> None:
         """The agent: gather fetched runs here while earlier ones are processed."""

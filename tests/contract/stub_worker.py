@@ -4,7 +4,8 @@
 
 FOLDER holds `settings.json`, gets `calls.jsonl`, and steers the worker by
 files: a run waits while `hold-PARTITION` is there, and raises where it has the
-offset in `fail`. At the start, `slow-seek` makes Faust linger between the seek
+offset in `fail`. At the start, `impatient` lets it wait for 3 seconds at most,
+`deaf` keeps its changelog from it, `slow-seek` makes Faust linger between the seek
 that ends a recovery and the resuming of the flow, and `faust-flow-control`
 takes the worker's own flow control away.
 """
@@ -21,7 +22,10 @@ from typing import Any
 
 import faust
 import msgspec
+from faust.types import TP
 
+from workers import app as app_module
+from workers.adapters import faust as adapter
 from workers.adapters.faust import RunConsumer
 from workers.adapters.kafka import KafkaPublisher
 from workers.app import WorkerApp, run_app
@@ -104,8 +108,23 @@ def seek_slowly() -> None:
     RunConsumer.perform_seek = slow
 
 
+def hear_no_changelog() -> None:
+    """Read of the events alone."""
+    read = RunConsumer._getmany
+
+    async def deaf(consumer: RunConsumer, active_partitions: set[TP] | None, **limits: float) -> Any:
+        heard = {tp for tp in active_partitions or () if consumer._has_events(tp)}
+        return await read(consumer, heard, **limits)
+
+    RunConsumer._getmany = deaf
+
+
 def main(folder: Path) -> int:
     """Run until told to stop."""
+    if (folder / "impatient").exists():
+        adapter.PATIENCE_SECONDS = app_module.STOP_SECONDS = 3.0
+    if (folder / "deaf").exists():
+        hear_no_changelog()
     if (folder / "slow-seek").exists():
         seek_slowly()
     if (folder / "faust-flow-control").exists():

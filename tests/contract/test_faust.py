@@ -445,3 +445,36 @@ def test_a_changelog_record_that_cannot_be_taken_ends_the_worker(make_worker: Ca
         worker.start()
         assert worker.wait() == 70
     assert f"topic {worker.changelog}, partition 0, up to offset" in (worker.folder / "worker.log").read_text()
+
+
+def test_a_changelog_that_does_not_come_ends_the_worker(make_worker: Callable[..., StubWorker]) -> None:
+    """A recovery that gets nothing of what it waits for ends with the worker's status; the next one finishes it."""
+    worker = make_worker()
+    worker.start()
+    worker.produce(0, 5)
+    worker.until_committed(0, 5)
+    worker.end(signal.SIGKILL)
+    shutil.rmtree(worker.data)
+    worker.steer("impatient")
+    worker.steer("deaf")
+    worker.start()
+    assert worker.wait() == 70
+    assert "1 records of the changelog did not come in 3.0 s" in (worker.folder / "worker.log").read_text()
+    worker.let_go("deaf")
+    worker.start()
+    worker.produce(0, 1)
+    worker.until_committed(0, 6)
+    assert worker.found(0) == {"ann": [5, 4]}
+
+
+def test_a_stop_that_does_not_end_is_ended(make_worker: Callable[..., StubWorker]) -> None:
+    """On SIGTERM a run that never finishes is waited for so long, then left, uncommitted, with the worker's status."""
+    worker = make_worker()
+    worker.steer("impatient")
+    worker.steer("hold-0")
+    worker.produce(0, 5)
+    worker.start()
+    worker.until(lambda: bool(worker.calls("start", 0)), "a run in progress")
+    assert worker.end(signal.SIGTERM) == 70
+    assert worker.committed(0) < 0
+    assert "the stop took longer than 3.0 s" in (worker.folder / "worker.log").read_text()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from faust.tables.table import Table
 from faust.transport.drivers import aiokafka
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
+from mode import Service
 from mode.utils.queues import FlowControlEvent
 from rocksdict import WriteBatch
 
@@ -44,6 +46,8 @@ GATHER_SECONDS = 0.005
 """How long records gather at the broker before the next fetch."""
 BUFFERED_SECONDS = 0.01
 """How long a fetch waits for other partitions while one is held back because its queue is full."""
+PATIENCE_SECONDS = 120.0
+"""A recovery that gets nothing of what it waits for in so long ends the worker."""
 
 log = logging.getLogger(__name__)
 
@@ -268,12 +272,28 @@ class Inbox:
             self._changed.notify_all()
 
 
+class RecoveryError(Exception):
+    """States cannot be recovered from the changelog; the message says why."""
+
+
 class StateRecovery(Recovery):
-    """Faust's recovery, which ends the worker where it cannot go on.
+    """Faust's recovery, which ends the worker where it does not go on.
 
     Faust takes a step that is not done in time for its own stop, and ends the
-    recovery without a word: the worker would hold its partitions and read nothing.
+    recovery without a word; and for records of the changelog it waits without end.
+    The worker would hold its partitions and read nothing.
     """
+
+    @Service.task
+    async def _expect_records(self) -> None:
+        """See to it that the changelog comes in."""
+        left, since = 0, time.monotonic()
+        async for _ in self.itertimer(1.0):
+            now, remaining = time.monotonic(), self.active_remaining_total() if self.in_recovery else 0
+            if not remaining or remaining != left:
+                left, since = remaining, now
+            elif now - since > PATIENCE_SECONDS:
+                die(RecoveryError(f"{left} records of the changelog did not come in {PATIENCE_SECONDS} s"))
 
     async def _wait(self, coro: Any, timeout: float | None = None) -> None:
         try:
@@ -281,7 +301,7 @@ class StateRecovery(Recovery):
         except ServiceStopped:
             if self.should_stop:
                 raise
-            die(TimeoutError(f"a step of the recovery of states took longer than {timeout} s"))
+            die(RecoveryError(f"a step of the recovery of states took longer than {timeout} s"))
 
 
 class StateTables(TableManager):
@@ -327,10 +347,6 @@ class StateStore(Store):
             except Exception as error:
                 where = f"topic {message.topic}, partition {message.partition}, up to offset {message.offset}"
                 die(RecoveryError(f"states cannot be taken from the changelog ({where}): {error!r}"))
-
-
-class RecoveryError(Exception):
-    """A changelog record cannot be taken over; the message says which and why."""
 
 
 def _newest(database: Any, records: Sequence[Any]) -> dict[bytes, bytes]:
