@@ -241,7 +241,7 @@ class WorkerApp(faust.App):
         self.inbox = Inbox(settings.max_batch_events)
         channel = self.topic(settings.events_topic, schema=RunSchema())
         self.agent(channel, name="events", concurrency=1)(self._process)
-        self.on_partitions_revoked.connect(self._forget)
+        self.on_partitions_revoked.connect(self._release)
 
     @cached_property
     def flow_control(self) -> FlowControl:
@@ -269,10 +269,9 @@ class WorkerApp(faust.App):
     async def on_stop(self) -> None:
         """Drain first, then close the edges; where that does not end, end at once."""
         late = TimeoutError(f"the stop took longer than {STOP_SECONDS} s")
-        overdue = asyncio.get_running_loop().call_later(STOP_SECONDS, die, late)
+        asyncio.get_running_loop().call_later(STOP_SECONDS, die, late)
         await super().on_stop()
         await self.runtime.stop()
-        overdue.cancel()
 
     async def _process(self, stream: Any) -> None:
         """The agent: gather fetched runs here while earlier ones are processed."""
@@ -318,8 +317,7 @@ class WorkerApp(faust.App):
             self.last_commit = now
             await self.consumer.commit()
 
-    async def _forget(self, _app: Any, revoked: Any, **_: Any) -> None:
-        await self.inbox.clear()
+    async def _release(self, _app: Any, revoked: Any, **_: Any) -> None:
         await self.runtime.pipeline.release([tp.partition for tp in revoked if tp.topic == self.settings.events_topic])
 
 

@@ -24,7 +24,7 @@ from workers import metrics
 from workers.core.events import DEAD_LETTER_HEADERS, BadEvent, Event, decode_event
 from workers.core.features import behaviour_row, featurise
 from workers.core.open_state import fold_run
-from workers.core.popularity import PartialPopularity, encode_partial
+from workers.core.popularity import Partial, PartialPopularity, encode_partial
 from workers.core.recommendation import (
     AsOf,
     Recommendation,
@@ -154,18 +154,20 @@ class Pipeline:
         self._clock = clock
         self._popularity: dict[int, PartialPopularity] = {}
         self._popularity_due: dict[int, float] = {}
+        self._released: dict[int, Partial] = {}
         self._folded: asyncio.Task[_Batch] | None = None
         self._done: asyncio.Task[None] | None = None
 
     async def release(self, partitions: Collection[int] | None = None) -> None:
-        """Publish and drop what has been counted in partitions that another worker may own next: None for all."""
+        """Publish and put aside what has been counted in partitions that another worker may own next: None for all."""
         held = [partition for partition in self._popularity if partitions is None or partition in partitions]
+        self._released |= {partition: self._popularity[partition].snapshot() for partition in held}
         try:
             await self._publish_popularity(held)
         except DeliveryError as error:
             log.warning("popularity not handed over", extra={"why": str(error), "partitions": held})
         for partition in held:
-            del self._popularity[partition]
+            self._popularity.pop(partition, None)
             self._popularity_due.pop(partition, None)
 
     async def process(self, runs: Sequence[Run]) -> None:
@@ -242,8 +244,9 @@ class Pipeline:
     def _partition_popularity(self, partition: int) -> PartialPopularity:
         popularity = self._popularity.get(partition)
         if popularity is None:
-            restored = self._model.partial(partition)
-            popularity = PartialPopularity(partition, self._settings.popularity_half_life, restored)
+            known = [one for one in (self._model.partial(partition), self._released.get(partition)) if one is not None]
+            newest = max(known, key=lambda partial: partial.offset, default=None)
+            popularity = PartialPopularity(partition, self._settings.popularity_half_life, newest)
             self._popularity[partition] = popularity
         return popularity
 

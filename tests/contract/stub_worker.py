@@ -122,7 +122,7 @@ def hear_no_changelog() -> None:
 def main(folder: Path) -> int:
     """Run until told to stop."""
     if (folder / "impatient").exists():
-        adapter.PATIENCE_SECONDS = app_module.STOP_SECONDS = 3.0
+        adapter.PATIENCE_SECONDS = app_module.STOP_SECONDS = 3
     if (folder / "deaf").exists():
         hear_no_changelog()
     if (folder / "slow-seek").exists():

@@ -455,12 +455,13 @@ def test_a_changelog_that_does_not_come_ends_the_worker(make_worker: Callable[..
     worker.until_committed(0, 5)
     worker.end(signal.SIGKILL)
     shutil.rmtree(worker.data)
-    worker.steer("impatient")
-    worker.steer("deaf")
+    for steered in ("impatient", "deaf"):
+        worker.steer(steered)
     worker.start()
     assert worker.wait() == 70
-    assert "1 records of the changelog did not come in 3.0 s" in (worker.folder / "worker.log").read_text()
-    worker.let_go("deaf")
+    assert "records of the changelog did not come in 3 s" in (worker.folder / "worker.log").read_text()
+    for steered in ("impatient", "deaf"):
+        worker.let_go(steered)
     worker.start()
     worker.produce(0, 1)
     worker.until_committed(0, 6)
@@ -477,4 +478,4 @@ def test_a_stop_that_does_not_end_is_ended(make_worker: Callable[..., StubWorker
     worker.until(lambda: bool(worker.calls("start", 0)), "a run in progress")
     assert worker.end(signal.SIGTERM) == 70
     assert worker.committed(0) < 0
-    assert "the stop took longer than 3.0 s" in (worker.folder / "worker.log").read_text()
+    assert "the stop took longer than 3 s" in (worker.folder / "worker.log").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from aiokafka.consumer.subscription_state import SubscriptionState
 from faust.types import TP
 
-from workers.adapters.faust import Asked
+from workers.adapters.faust import Asked, RunConsumer
 
 EVENTS, CHANGELOG = TP("events", 0), TP("changelog", 0)
 
@@ -102,6 +103,43 @@ def test_a_read_takes_what_it_was_asked_for() -> None:
         assert fetcher.position(CHANGELOG) == 0
 
     asyncio.run(reads())
+
+
+def test_a_read_takes_nothing_of_what_has_been_paused() -> None:
+    """Records of a partition that was paused since stay where they are."""
+    worker = consumer()
+
+    async def reads() -> None:
+        paused = partial(worker._active_partitions.discard, CHANGELOG)
+        records, fetcher = await read_across_a_rebalance(Asked(worker, {EVENTS, CHANGELOG}), paused)
+        assert records == {EVENTS: [0, 1, 2]}
+        assert fetcher.position(CHANGELOG) == 0
+
+    asyncio.run(reads())
+
+
+def test_the_worker_reads_that_way() -> None:
+    """What the worker's consumer asks its thread for is empty once the flow is stopped, and then asks for no events."""
+    asked: list[Any] = []
+
+    async def getmany(partitions: Any, _: float) -> dict[TP, list[Any]]:
+        asked.append(partitions)
+        return {}
+
+    worker = RunConsumer.__new__(RunConsumer)
+    worker.app = SimpleNamespace(consumer_generation_id=1, conf=SimpleNamespace(events_topic=EVENTS.topic))
+    worker._thread = SimpleNamespace(getmany=getmany)
+    worker._buffered_partitions, worker._active_partitions = set(), {EVENTS, CHANGELOG}
+    worker._sought_in = 1
+    worker.can_resume_flow, worker.suspend_flow = asyncio.Event(), asyncio.Event()
+    asyncio.run(worker._getmany(worker._active_partitions, 0.1))
+    assert EVENTS in asked[0]
+    worker.stop_flow()
+    assert EVENTS not in asked[0]
+    worker.resume_flow()
+    asyncio.run(worker._getmany(worker._active_partitions, 0.1))
+    assert EVENTS not in asked[1]
+    assert CHANGELOG in asked[1]
 
 
 def test_fausts_own_set_takes_what_a_recovery_waits_for() -> None:

@@ -18,13 +18,18 @@ def recovery(kind: type[Recovery]) -> Recovery:
     return kind(app, SimpleNamespace())  # type: ignore[arg-type]
 
 
-def test_a_step_that_takes_too_long_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process ends, and the reason says what took too long."""
+@pytest.fixture(autouse=True)
+def end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of the worker is an exception."""
 
     def die(error: BaseException) -> None:
         raise SystemExit(str(error))
 
     monkeypatch.setattr(adapter, "die", die)
+
+
+def test_a_step_that_takes_too_long_ends_the_worker() -> None:
+    """The process ends, and the reason says what took too long."""
 
     async def step() -> None:
         await recovery(adapter.StateRecovery)._wait(asyncio.sleep(60), timeout=0.05)

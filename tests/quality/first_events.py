@@ -2,7 +2,8 @@
 
 Each user's first event, the log's first fifth apart, is ranked by what others have touched so far, an item
 once a user and decayed. In a context (who the visitor is, or the time of day) the counts are those of visitors
-alike, drawn to everybody's as if so many more of these had come: Dirichlet smoothing (Zhai and Lafferty, SIGIR 2001).
+alike, drawn to everybody's as if there were so many touches more of these: Dirichlet smoothing (Zhai and
+Lafferty, SIGIR 2001).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ DAY_MS = 86_400_000
 BURN_IN = 5
 """One in so many events of the log is learned from alone."""
 DRAWN = (100.0, 1000.0)
-"""So many visitors of all kinds are added to those of a context."""
+"""So many touches by visitors of all kinds are added to those of a context."""
 
 
 def times_of_day(stream: Stream) -> dict[str, list[str]]:

@@ -445,6 +445,17 @@ async def test_what_was_counted_since_is_handed_over(world: World) -> None:
     assert len(world.messages("popularity")) == 2
 
 
+async def test_a_partition_that_stays_goes_on_from_what_it_had(world: World) -> None:
+    """After a rebalance that gives the partition back nothing is lost, whether or not the reader has come that far."""
+    await world.run(event(0, item=ITEMS[0]))
+    world.model.apply_popularity([Record(0, NOW, b"4", world.messages("popularity")[0].value)])
+    await world.run(event(1, "bob", item=ITEMS[0]))
+    await world.pipeline.release([PARTITION])
+    await world.run(event(2, "cyd", item=ITEMS[0]))
+    counts = decode_partial(world.messages("popularity")[-1].value).counts
+    assert counts[ITEMS[0]] == pytest.approx(3.0, abs=1e-3)
+
+
 async def test_counts_that_cannot_be_handed_over_end_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
     """Where the broker is away the partition goes, its newest counts are lost, and the log says so."""
     await world.run(event(0, item=ITEMS[0]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +45,7 @@ GATHER_SECONDS = 0.005
 """How long records gather at the broker before the next fetch."""
 BUFFERED_SECONDS = 0.01
 """How long a fetch waits for other partitions while one is held back because its queue is full."""
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 120
 """A recovery that gets nothing of what it waits for in so long ends the worker."""
 
 log = logging.getLogger(__name__)
@@ -264,13 +263,6 @@ class Inbox:
             self._changed.notify_all()
             return taken
 
-    async def clear(self) -> None:
-        """Let go of all that waits: its partitions have been taken away."""
-        async with self._changed:
-            self._events.clear()
-            self._size = 0
-            self._changed.notify_all()
-
 
 class RecoveryError(Exception):
     """States cannot be recovered from the changelog; the message says why."""
@@ -287,13 +279,13 @@ class StateRecovery(Recovery):
     @Service.task
     async def _expect_records(self) -> None:
         """See to it that the changelog comes in."""
-        left, since = 0, time.monotonic()
+        left = quiet = 0
         async for _ in self.itertimer(1.0):
-            now, remaining = time.monotonic(), self.active_remaining_total() if self.in_recovery else 0
-            if not remaining or remaining != left:
-                left, since = remaining, now
-            elif now - since > PATIENCE_SECONDS:
-                die(RecoveryError(f"{left} records of the changelog did not come in {PATIENCE_SECONDS} s"))
+            reading = self.in_recovery and self.app.consumer.flow_active
+            before, left = left, self.active_remaining_total() if reading else 0
+            quiet = quiet + 1 if left and left == before else 0
+            if quiet >= PATIENCE_SECONDS:
+                die(RecoveryError(f"{left} records of the changelog did not come in {quiet} s"))
 
     async def _wait(self, coro: Any, timeout: float | None = None) -> None:
         try:
@@ -316,11 +308,12 @@ class StateTables(TableManager):
 
 
 class StateStore(Store):
-    """Faust's RocksDB store, mended in two places.
+    """Faust's RocksDB store, mended in three places.
 
     A partition folder that cannot be opened is deleted and rebuilt from the
-    changelog, and a changelog record, of which a recovery gets runs, never
-    replaces a newer state: a zombie worker may have written an older one behind it.
+    changelog; a changelog record, of which a recovery gets runs, never replaces a
+    newer state, for a zombie worker may have written an older one behind it; and
+    one that cannot be taken ends the worker, where Faust logs it and waits for ever.
     """
 
     def _open_for_partition(self, partition: int) -> Any:
@@ -335,10 +328,7 @@ class StateStore(Store):
             return super()._open_for_partition(partition)
 
     def apply_changelog_batch(self, batch: Any, to_key: Any, to_value: Any) -> None:
-        """Write runs of changelog records during recovery, newest source offset winning, each run in one batch.
-
-        What cannot be written ends the worker: Faust would log it and wait for ever.
-        """
+        """Write runs of changelog records during recovery, newest source offset winning, each run in one batch."""
         for event in batch:
             message = event.message
             try:
