@@ -18,7 +18,7 @@ import faust.worker
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from workers import metrics
+from workers import ending, metrics
 from workers.adapters.faust import (
     FlowControl,
     Inbox,
@@ -32,7 +32,6 @@ from workers.adapters.feast import open_feature_store
 from workers.adapters.kafka import KafkaPublisher, SideInputReader, client_config
 from workers.adapters.triton import TritonEncoder
 from workers.core.rollout import MODEL
-from workers.ending import die
 from workers.health import Health, HealthServer, JsonFormatter, write_port
 from workers.live_model import LiveModel
 from workers.pipeline import Pipeline, Run
@@ -45,8 +44,6 @@ COMMIT_SECONDS = 0.25
 BACKLOG = 64
 """A second micro-batch is begun while one is under way when so many records wait."""
 SESSION_SECONDS = 10.0
-STOP_SECONDS = 90.0
-"""A stop waits for the batch under way, which itself waits for whoever is away: no longer than this."""
 HEALTH_SECONDS = 1.0
 FIRST_TRIES = 20
 """Times that Triton is asked for a version to begin with."""
@@ -181,10 +178,10 @@ class Runtime:
             self.health.renew(checks)
             for reader in self.readers:
                 if reader.failure is not None:
-                    die(reader.failure)
+                    ending.die(reader.failure)
             for task in self.tasks[:-1]:
                 if task.done():
-                    die(task.exception() or RuntimeError("a side task ended"))
+                    ending.die(task.exception() or RuntimeError("a side task ended"))
             await asyncio.sleep(HEALTH_SECONDS)
 
     async def _features_verdict(self) -> str:
@@ -258,7 +255,7 @@ class WorkerApp(faust.App):
         try:
             await self.runtime.start()
         except Exception as error:
-            die(error)
+            ending.die(error)
         self.table.publisher = self.runtime.publisher
 
     async def on_started(self) -> None:
@@ -268,8 +265,8 @@ class WorkerApp(faust.App):
 
     async def on_stop(self) -> None:
         """Drain first, then close the edges; where that does not end, end at once."""
-        late = TimeoutError(f"the stop took longer than {STOP_SECONDS} s")
-        asyncio.get_running_loop().call_later(STOP_SECONDS, die, late)
+        late = TimeoutError(f"the stop took longer than {ending.STOP_SECONDS} s")
+        asyncio.get_running_loop().call_later(ending.STOP_SECONDS, ending.die, late)
         await super().on_stop()
         await self.runtime.stop()
 
@@ -303,7 +300,7 @@ class WorkerApp(faust.App):
                     self._note_lag(some[-1].message)
                 await self._commit_soon()
             except Exception as error:
-                die(error)
+                ending.die(error)
 
     def _note_lag(self, last: Any) -> None:
         highwater = self.consumer.highwater(last.tp)

@@ -1,4 +1,4 @@
-"""How a worker ends after a surprise."""
+"""How a worker ends where it cannot go on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import NoReturn
 
 EXIT_FAILED = 70
 """Exit status after a surprise: what was not committed is read again, and a supervisor should restart the worker."""
+
+STOP_SECONDS = 90
+"""A stop waits for the batch under way, which itself waits for whoever is away: no longer than this."""
 
 log = logging.getLogger(__name__)
 

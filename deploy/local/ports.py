@@ -13,6 +13,7 @@ from deploy.local.errors import PortTaken
 LOOPBACK = "127.0.0.1"
 LOWEST = 20_000
 HIGHEST = 32_767
+_claims: list[socket.socket] = []
 
 
 def is_free(port: int) -> bool:
@@ -38,7 +39,6 @@ def choose_ports(names: Iterable[str], *, asked: dict[str, int], preferred: dict
         PortTaken: A port asked for is in use.
     """
     chosen: dict[str, int] = {}
-    rng = random.SystemRandom()
     for name in names:
         if name in asked:
             if not is_free(asked[name]):
@@ -46,7 +46,26 @@ def choose_ports(names: Iterable[str], *, asked: dict[str, int], preferred: dict
             chosen[name] = asked[name]
             continue
         port = preferred.get(name)
-        while port is None or port in chosen.values() or not is_free(port):
-            port = rng.randint(LOWEST, HIGHEST)
+        if port is None or port in chosen.values() or not is_free(port):
+            port = _any_free()
         chosen[name] = port
     return chosen
+
+
+def _any_free() -> int:
+    """A free port that no other process chooses as long as this one lives, though its server comes only later.
+
+    The claim is a UDP socket on the same number, which the server's port has nothing to do with.
+    """
+    while True:
+        port = random.SystemRandom().randint(LOWEST, HIGHEST)
+        claim = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            claim.bind((LOOPBACK, port))
+        except OSError:
+            claim.close()
+            continue
+        if is_free(port):
+            _claims.append(claim)
+            return port
+        claim.close()

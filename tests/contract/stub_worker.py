@@ -24,9 +24,9 @@ import faust
 import msgspec
 from faust.types import TP
 
-from workers import app as app_module
+from workers import ending
 from workers.adapters import faust as adapter
-from workers.adapters.faust import RunConsumer
+from workers.adapters.faust import Inbox, RunConsumer
 from workers.adapters.kafka import KafkaPublisher
 from workers.app import WorkerApp, run_app
 from workers.core.state import decode_state, empty_state, encode_state
@@ -46,7 +46,7 @@ class CountingPipeline:
     async def process(self, runs: Sequence[Run]) -> None:
         """Note the runs, wait if told to, fail if told to, count, write: one batch at a time."""
         self._batches = batch = self._batches + 1
-        self._note(what="taken", batch=batch, sizes={run.partition: len(run.records) for run in runs})
+        self.note(what="taken", batch=batch, sizes={run.partition: len(run.records) for run in runs})
         async with self._turn:
             for run in runs:
                 await self._process(run)
@@ -57,7 +57,7 @@ class CountingPipeline:
         states = [decode_state(raw) if raw is not None else empty_state(partition) for raw in store.read(list(users))]
         offsets = [record.offset for record in records]
         before = {user: [state.folded, state.offset] for user, state in zip(users, states, strict=True)}
-        self._note(what="start", partition=partition, offsets=offsets, before=before)
+        self.note(what="start", partition=partition, offsets=offsets, before=before)
         while (self._folder / f"hold-{partition}").exists():  # noqa: ASYNC110 - the test is another process
             await asyncio.sleep(0.01)
         fail = self._folder / "fail"
@@ -69,13 +69,14 @@ class CountingPipeline:
             state.offset = offsets[-1]
             written[user] = encode_state(state)
         await store.write(written)
-        self._note(what="end", partition=partition, offsets=offsets)
+        self.note(what="end", partition=partition, offsets=offsets)
 
     async def release(self, partitions: Collection[int]) -> None:
         """Note that the partitions went away."""
-        self._note(what="release", partitions=list(partitions))
+        self.note(what="release", partitions=list(partitions))
 
-    def _note(self, **entry: Any) -> None:
+    def note(self, **entry: Any) -> None:
+        """Write down what has happened."""
         self._calls.write(json.dumps(entry) + "\n")
         self._calls.flush()
 
@@ -98,14 +99,26 @@ class Runtime:
 
 
 def seek_slowly() -> None:
-    """Widen the window in which records are fetched before the flow is resumed."""
+    """Widen the window in which records are fetched before the flow is resumed, and note its end."""
     seek = RunConsumer.perform_seek
 
     async def slow(consumer: RunConsumer) -> None:
         await seek(consumer)
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(4.0)
+        consumer.app.runtime.pipeline.note(what="sought")
 
     RunConsumer.perform_seek = slow
+
+
+def note_what_is_queued() -> None:
+    """Note the sizes of the runs that wait to be taken."""
+    put = Inbox.put
+
+    async def noted(inbox: Inbox, event: Any) -> None:
+        await put(inbox, event)
+        event.app.runtime.pipeline.note(what="queued", size=len(event.value.records))
+
+    Inbox.put = noted  # type: ignore[method-assign]
 
 
 def hear_no_changelog() -> None:
@@ -121,8 +134,9 @@ def hear_no_changelog() -> None:
 
 def main(folder: Path) -> int:
     """Run until told to stop."""
+    note_what_is_queued()
     if (folder / "impatient").exists():
-        adapter.PATIENCE_SECONDS = app_module.STOP_SECONDS = 3
+        adapter.PATIENCE_SECONDS = ending.STOP_SECONDS = 3
     if (folder / "deaf").exists():
         hear_no_changelog()
     if (folder / "slow-seek").exists():

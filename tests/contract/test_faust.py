@@ -265,7 +265,8 @@ def test_what_waits_is_taken_together_and_each_partition_keeps_its_order(
     first = sum(worker.calls("taken")[0]["sizes"].values())
     worker.produce(0, 10)
     worker.produce(1, 30, "bob")
-    time.sleep(2.0)  # all is fetched, too little for a second batch beside the first
+    worker.until(lambda: sum(call["size"] for call in worker.calls("queued")) == 60, "all is fetched")
+    time.sleep(0.5)  # it is too little for a second batch beside the first
     assert len(worker.calls("taken")) == 1
     assert worker.committed(0) < 0
     assert worker.committed(1) < 0
@@ -308,7 +309,8 @@ def fetched_before_the_flow_resumes(worker: StubWorker) -> None:
     worker.produce(0, 10)
     worker.start()
     worker.until(lambda: len(worker.calls("start", 0)) == 2, "a run in progress")
-    time.sleep(4.0)
+    worker.until(lambda: bool(worker.calls("sought")), "the recovery at its end")
+    time.sleep(1.0)
     worker.let_go("hold-0")
 
 

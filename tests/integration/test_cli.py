@@ -256,7 +256,8 @@ def demo_dir(parts: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def start_demo(directory: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "workers.cli", "demo", "--dir", str(directory), *arguments]
+    patient = "import deploy.demo.run as run; run.INTERRUPTED_DRAIN_SECONDS = 30; from workers.cli import app; app()"
+    command = [sys.executable, "-c", patient, "demo", "--dir", str(directory), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -273,7 +274,8 @@ def test_the_demo_ends_by_itself_with_every_list_out(demo_dir: Path) -> None:
 def look_inside(directory: Path) -> None:
     """While a worker runs, every part passes its check, and `inspect` agrees with the list it is asked about."""
     at = ("--dir", str(directory))
-    checked = json.loads(freshet("check", "--json", *at).stdout)
+    patient = {"FRESHET_TRITON_DEADLINE": "10"}
+    checked = json.loads(CliRunner().invoke(app, ["check", "--json", *at], env=patient).stdout)
     assert checked["ok"], checked["checks"]
     user = json.loads(freshet("tail", "--max", "1", "--json", *at).stdout)["user_id"]
     seen = json.loads(freshet("inspect", user, "--json", *at).stdout)

@@ -92,7 +92,8 @@ def test_events_become_fresh_lists(new_world: NewWorld) -> None:
         assert not made["degraded"]
         assert made["timings"]["broker"] <= made["timings"]["state"] <= made["timings"]["publish"]
         assert any(item["reasons"] for item in made["items"])
-    assert worker.metric("freshet_events_folded_total") == sum(e.folded for e in world.expected()[0].values())
+    folded = sum(state.folded for state in world.expected()[0].values())
+    until(lambda: worker.metric("freshet_events_folded_total") == folded, "the worker says what it folded", worker)
     assert worker.terminate() == 0
     assert sum(committed(world).values()) == len(world.records("events"))
 
@@ -219,7 +220,7 @@ def test_a_new_item_is_rankable_at_once(new_world: NewWorld) -> None:
     def charted() -> bool:
         return world.workers[0].metric("freshet_cold_items") >= 1
 
-    until(charted, "the new item has a place", *world.workers, patience=5)
+    until(charted, "the new item has a place", *world.workers)
     world.send([Event("s9", "fan", "purchase", 890_000_100_000, "228")])
     world.settle()
     made = world.lists()["fan"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from workers.archiver import Archiver
 from workers.cli import app
 from workers.core.events import Event, encode_event
 from workers.core.state import UserState, decode_state
+from workers.ending import STOP_SECONDS
 from workers.health import Health
 from workers.settings import load_settings
 
@@ -57,7 +59,7 @@ class Worker:
     def terminate(self) -> int:
         """SIGTERM; returns the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(STOP_SECONDS + 10)
 
     def get(self, page: str) -> tuple[int, str]:
         """Status and body of a health page; status 0 where nobody answers."""
@@ -71,9 +73,10 @@ class Worker:
             return 0, ""
 
     def metric(self, name: str) -> float:
-        """A metric's value, summed over its labels."""
-        lines = self.get("/metrics")[1].splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name)
+        """A metric's value, summed over its labels; NaN where the page does not answer."""
+        status, page = self.get("/metrics")
+        values = (line.rpartition(" ")[2] for line in page.splitlines() if line.split("{")[0].split(" ")[0] == name)
+        return sum(map(float, values)) if status == 200 else math.nan
 
 
 class World:
@@ -105,6 +108,7 @@ class World:
         self.settings = {
             "FRESHET_KAFKA": stack.bootstrap,
             "FRESHET_TRITON": stack.triton_grpc,
+            "FRESHET_TRITON_DEADLINE": "10",  # a busy machine degrades no list
             "FRESHET_MODEL_REPOSITORY": str(stack.models),
             "FRESHET_TRUSTED_KEYS": str(SHIPPED_KEYS),
             "FRESHET_GROUP": name,

@@ -11,6 +11,7 @@ import pytest
 from tests.simulation.replays import SETTINGS, START, Kept, ListLog, open_replay, records, stream
 from workers.adapters.memory import MemoryStateStore
 from workers.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
+from workers.core.files import aside
 from workers.core.recommendation import (
     AsOf,
     Item,
@@ -156,6 +157,25 @@ async def test_a_checkpoint_is_known_again(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.msgpack").write_bytes(b"\xc1")
     with pytest.raises(CheckpointError, match="cannot be read"):
         folder(9).load()
+
+
+def checkpoints(folder: Path) -> set[str]:
+    """Names of what is there to go on from."""
+    return {path.name for path in folder.iterdir() if path.name.startswith(("state-", "checkpoint"))}
+
+
+async def test_a_save_that_was_cut_off_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    """States saved without their document are written again by the next save, and nothing is left in the end."""
+    folder = Folder(tmp_path, {}, FolderOutput(tmp_path, DEFAULT_BEHAVIOURS), on_disk=True)
+    replay, states = await open_replay(Kept()), folder.open_states()
+    await folder.save(replay, states)
+    folder._saved_states(2).mkdir()
+    aside(folder.checkpoint).touch()
+    await folder.save(replay, states)
+    assert checkpoints(tmp_path) == {"state-2", "checkpoint.msgpack"}
+    aside(folder.checkpoint).touch()
+    folder.finish()
+    assert checkpoints(tmp_path) == set()
 
 
 def test_who_left_is_in_no_features_and_training_rows(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from workers.adapters.rocks import RocksStateStore
-from workers.core.files import write_whole
+from workers.core.files import aside, write_whole
 from workers.replay.engine import Replay
 from workers.replay.merge import Log, Step, steps
 from workers.replay.output import FolderOutput
@@ -67,6 +67,7 @@ class Folder:
         self._number += 1
         if isinstance(states, StoredStates) and self._store is not None:
             await states.write()
+            shutil.rmtree(self._saved_states(self._number), ignore_errors=True)  # a save that was cut off left it
             self._store.checkpoint(self._saved_states(self._number))
         document = {
             "identity": self.identity,
@@ -103,7 +104,8 @@ class Folder:
     def finish(self) -> None:
         """The replay is complete: checkpoints go."""
         self.close()
-        self.checkpoint.unlink(missing_ok=True)
+        for written in (self.checkpoint, aside(self.checkpoint)):
+            written.unlink(missing_ok=True)
         (self.path / BEGUN).unlink(missing_ok=True)
         shutil.rmtree(self._saved_states(self._number), ignore_errors=True)
 
