@@ -131,7 +131,7 @@ class Runtime:
     async def start(self) -> None:
         """Open every other edge and make a model live."""
         settings = self.settings
-        self.publisher = KafkaPublisher(settings)
+        self.publisher = KafkaPublisher(settings, ending.Pulse(SESSION_SECONDS).check)
         self.encoder = TritonEncoder(settings.triton, settings.triton_deadline)
         self.model = LiveModel(
             self.encoder, Path(settings.model_repository), Path(settings.trusted_keys), settings.text_fields

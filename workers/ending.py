@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import time
 from typing import NoReturn
 
 EXIT_FAILED = 70
@@ -12,6 +14,8 @@ EXIT_FAILED = 70
 
 STOP_SECONDS = 90
 """A stop waits for the batch under way, which itself waits for whoever is away: no longer than this."""
+
+TICK_SECONDS = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -26,3 +30,29 @@ def die(error: BaseException) -> NoReturn:
         handler.flush()
     sys.stderr.flush()
     os._exit(EXIT_FAILED)
+
+
+class Pulse:
+    """Ends a process that stood still for longer than its group waits for it, as one that was frozen and wakes up.
+
+    Its partitions are others' by then, and what it was about to publish is older than what these have published.
+    A thread notices, not the event loop, for that one may be busy while the group still hears of the worker.
+    """
+
+    def __init__(self, limit: float) -> None:
+        """`limit` in seconds."""
+        self._limit = limit
+        self._last = time.monotonic()
+        threading.Thread(target=self._run, name="pulse", daemon=True).start()
+
+    def check(self) -> None:
+        """End the process where it has just woken up, before it says anything."""
+        still = time.monotonic() - self._last
+        if still > self._limit:
+            die(TimeoutError(f"the process stood still for {still:.0f} s: its partitions may be another worker's"))
+
+    def _run(self) -> None:
+        while True:
+            self.check()
+            self._last = time.monotonic()
+            time.sleep(TICK_SECONDS)

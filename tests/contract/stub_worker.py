@@ -28,7 +28,7 @@ from workers import ending
 from workers.adapters import faust as adapter
 from workers.adapters.faust import Inbox, RunConsumer
 from workers.adapters.kafka import KafkaPublisher
-from workers.app import WorkerApp, run_app
+from workers.app import SESSION_SECONDS, WorkerApp, run_app
 from workers.core.state import decode_state, empty_state, encode_state
 from workers.pipeline import Run
 from workers.settings import Settings
@@ -90,7 +90,8 @@ class Runtime:
 
     async def start(self) -> None:
         """Open the publisher."""
-        self.publisher = KafkaPublisher(self._settings)
+        limit = 3.0 if (self._folder / "impatient").exists() else SESSION_SECONDS
+        self.publisher = KafkaPublisher(self._settings, ending.Pulse(limit).check)
         self.pipeline = CountingPipeline(self._folder)
 
     async def stop(self) -> None:

@@ -481,3 +481,39 @@ def test_a_stop_that_does_not_end_is_ended(make_worker: Callable[..., StubWorker
     assert worker.end(signal.SIGTERM) == 70
     assert worker.committed(0) < 0
     assert "the stop took longer than 3 s" in (worker.folder / "worker.log").read_text()
+
+
+def test_a_worker_that_was_frozen_says_nothing_more(make_worker: Callable[..., StubWorker]) -> None:
+    """Woken up behind its session it ends, and what it was about to write is written by whoever reads it again."""
+    worker = make_worker()
+    worker.steer("impatient")
+    worker.steer("hold-0")
+    worker.produce(0, 5)
+    worker.start()
+    worker.until(lambda: bool(worker.calls("start", 0)), "a run in progress")
+    assert worker.process is not None
+    worker.process.send_signal(signal.SIGSTOP)
+    worker.let_go("hold-0")
+    time.sleep(5.0)
+    worker.process.send_signal(signal.SIGCONT)
+    assert worker.wait() == 70
+    assert "its partitions may be another worker's" in (worker.folder / "worker.log").read_text()
+    assert worker.changelog_records(0) == []
+    worker.let_go("impatient")
+    worker.start()
+    worker.until_committed(0, 5)
+    assert [state.folded for _, state, _ in worker.changelog_records(0)][-1] == 5
+
+
+def test_a_short_pause_changes_nothing(make_worker: Callable[..., StubWorker]) -> None:
+    """Frozen for less than its session, a worker goes on."""
+    worker = make_worker()
+    worker.start()
+    worker.produce(0, 5)
+    worker.until_committed(0, 5)
+    assert worker.process is not None
+    worker.process.send_signal(signal.SIGSTOP)
+    time.sleep(2.0)
+    worker.process.send_signal(signal.SIGCONT)
+    worker.produce(0, 5)
+    worker.until_committed(0, 10)

@@ -1,9 +1,10 @@
-"""`make soak`: reloads, swaps under load, killed publishers and training beside serving, with what each cost.
+"""`make soak`: reloads, swaps under load, killed publishers, workers that hand over, and training beside serving.
 
-    python -m tests.soak [reloads] [kills] [swaps] [training] [--reloads 200] [--swaps 20]
+    python -m tests.soak [reloads] [kills] [swaps] [handovers] [training] [--reloads 200] [--swaps 20] [--handovers 30]
 
-Exits 1 where an inference failed, a list was degraded or mixed versions, or a killed publisher
-was not swept up after. The figures are printed, not judged: the machine decides them.
+Exits 1 where an inference failed, a list was degraded or mixed versions, a killed publisher
+was not swept up after, or states are not the fold of the log. The figures are printed, not judged:
+the machine decides them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.soak.handovers import hand_over_under_load
 from tests.soak.kills import kill_at_every_step
 from tests.soak.reloads import reload_many_times
 from tests.soak.swaps import swap_under_load
 from tests.soak.training import train_beside
 
-PARTS = ("reloads", "kills", "swaps", "training")
+PARTS = ("reloads", "kills", "swaps", "handovers", "training")
 
 
 def main() -> int:
@@ -29,6 +31,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all without any")
     parser.add_argument("--reloads", type=int, default=200)
     parser.add_argument("--swaps", type=int, default=20)
+    parser.add_argument("--handovers", type=int, default=30)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, _end)
     wanted = given.parts or PARTS
@@ -43,6 +46,8 @@ def main() -> int:
             good &= kill_at_every_step(folder / "kills")
         if "swaps" in wanted:
             good &= swap_under_load(folder / "swaps", given.swaps)
+        if "handovers" in wanted:
+            good &= hand_over_under_load(folder / "handovers", given.handovers)
         if "training" in wanted:
             good &= train_beside(folder / "training")
     finally:

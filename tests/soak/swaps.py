@@ -15,6 +15,7 @@ import numpy as np
 from deploy import local
 from tests.integration.bundles import SHIPPED, Keys, renamed_items
 from tests.integration.world import World
+from tests.soak.lists import went_back
 from tests.soak.load import events_sent
 
 SETTLE_SECONDS = 3.0
@@ -53,7 +54,7 @@ def swap_under_load(folder: Path, swaps: int) -> bool:
 def _judge(world: World, windows: list[tuple[float, float]]) -> bool:
     made = [json.loads(record.value) for record in world.records("recommendations")]
     degraded = sum(one["degraded"] for one in made)
-    back = _backwards(made)
+    back = went_back(made, lambda one: int(one["model_version"]))
     swapping, steady = [], []
     for one in made:
         at, took = one["timings"]["publish"] / 1000, one["timings"]["publish"] - one["timings"]["broker"]
@@ -71,15 +72,6 @@ def _judge(world: World, windows: list[tuple[float, float]]) -> bool:
     for kind, compared in verified["compared"].items():
         print(f"made again from the log, {kind}: {compared:,} compared, {verified['mismatches'][kind]} differ")
     return not degraded and not back and not any(verified["mismatches"].values())
-
-
-def _backwards(made: list[dict[str, Any]]) -> int:
-    newest: dict[str, int] = {}
-    count = 0
-    for one in made:
-        count += one["model_version"] < newest.get(one["user_id"], 0)
-        newest[one["user_id"]] = one["model_version"]
-    return count
 
 
 def _freshet(world: World, *arguments: str) -> dict[str, Any]:

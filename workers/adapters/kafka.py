@@ -69,7 +69,9 @@ class KafkaPublisher:
     waits for them would have to take the interpreter from the loop for each.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, check: Callable[[], None] | None = None) -> None:
+        """`check` is called before records are handed over, and may end the process."""
+        self._check = check
         self._producer = Producer(
             client_config(settings)
             | {
@@ -107,6 +109,8 @@ class KafkaPublisher:
             if left == 0:
                 _settle(delivered, highest, failure)
 
+        if self._check is not None:
+            self._check()
         produce = self._producer.produce
         where = {} if partition is None else {"partition": partition}
         try:

@@ -1,0 +1,17 @@
+"""What is asked of the lists that were published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def went_back(lists: Iterable[dict[str, Any]], number: Callable[[dict[str, Any]], int]) -> int:
+    """How many lists have a lower number than one that their user had before."""
+    highest: dict[str, int] = {}
+    count = 0
+    for one in lists:
+        before = highest.get(one["user_id"], -1)
+        count += number(one) < before
+        highest[one["user_id"]] = max(before, number(one))
+    return count
