@@ -44,6 +44,7 @@ COMMIT_SECONDS = 0.25
 BACKLOG = 64
 """A second micro-batch is begun while one is under way when so many records wait."""
 SESSION_SECONDS = 10.0
+HEARTBEAT_SECONDS = 1.0
 HEALTH_SECONDS = 1.0
 FIRST_TRIES = 20
 """Times that Triton is asked for a version to begin with."""
@@ -131,7 +132,7 @@ class Runtime:
     async def start(self) -> None:
         """Open every other edge and make a model live."""
         settings = self.settings
-        self.publisher = KafkaPublisher(settings, ending.Pulse(SESSION_SECONDS).check)
+        self.publisher = KafkaPublisher(settings, ending.Pulse(SESSION_SECONDS - HEARTBEAT_SECONDS).check)
         self.encoder = TritonEncoder(settings.triton, settings.triton_deadline)
         self.model = LiveModel(
             self.encoder, Path(settings.model_repository), Path(settings.trusted_keys), settings.text_fields
@@ -213,7 +214,7 @@ class WorkerApp(faust.App):
             broker_credentials=_credentials(settings),
             broker_commit_interval=4 * COMMIT_SECONDS,
             broker_session_timeout=SESSION_SECONDS,
-            broker_heartbeat_interval=1.0,
+            broker_heartbeat_interval=HEARTBEAT_SECONDS,
             broker_max_poll_records=settings.max_batch_events,
             broker_request_timeout=60.0,
             producer_request_timeout=30.0,

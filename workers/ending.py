@@ -35,8 +35,9 @@ def die(error: BaseException) -> NoReturn:
 class Pulse:
     """Ends a process that stood still for longer than its group waits for it, as one that was frozen and wakes up.
 
-    Its partitions are others' by then, and what it was about to publish is older than what these have published.
-    A thread notices, not the event loop, for that one may be busy while the group still hears of the worker.
+    Its partitions are others' by then, and what it was about to publish is older than what these have published; what
+    is with the Kafka client already is sent all the same. A thread notices, not the event loop, for that one may be
+    busy while the group still hears of the worker. The sleep of a whole machine does not count.
     """
 
     def __init__(self, limit: float) -> None:
@@ -46,13 +47,14 @@ class Pulse:
         threading.Thread(target=self._run, name="pulse", daemon=True).start()
 
     def check(self) -> None:
-        """End the process where it has just woken up, before it says anything."""
-        still = time.monotonic() - self._last
+        """End the process where it has just woken up; otherwise it is seen to be alive."""
+        now = time.monotonic()
+        still = now - self._last
         if still > self._limit:
             die(TimeoutError(f"the process stood still for {still:.0f} s: its partitions may be another worker's"))
+        self._last = now
 
     def _run(self) -> None:
         while True:
             self.check()
-            self._last = time.monotonic()
             time.sleep(TICK_SECONDS)

@@ -4,7 +4,7 @@
 
 FOLDER holds `settings.json`, gets `calls.jsonl`, and steers the worker by
 files: a run waits while `hold-PARTITION` is there, and raises where it has the
-offset in `fail`. At the start, `impatient` lets it wait for 3 seconds at most,
+offset in `fail`. At the start, `impatient` lets it wait for 3 seconds at most, `short-session` stand still so long,
 `deaf` keeps its changelog from it, `slow-seek` makes Faust linger between the seek
 that ends a recovery and the resuming of the flow, and `faust-flow-control`
 takes the worker's own flow control away.
@@ -90,7 +90,7 @@ class Runtime:
 
     async def start(self) -> None:
         """Open the publisher."""
-        limit = 3.0 if (self._folder / "impatient").exists() else SESSION_SECONDS
+        limit = 3.0 if (self._folder / "short-session").exists() else SESSION_SECONDS
         self.publisher = KafkaPublisher(self._settings, ending.Pulse(limit).check)
         self.pipeline = CountingPipeline(self._folder)
 

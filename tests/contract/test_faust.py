@@ -486,7 +486,7 @@ def test_a_stop_that_does_not_end_is_ended(make_worker: Callable[..., StubWorker
 def test_a_worker_that_was_frozen_says_nothing_more(make_worker: Callable[..., StubWorker]) -> None:
     """Woken up behind its session it ends, and what it was about to write is written by whoever reads it again."""
     worker = make_worker()
-    worker.steer("impatient")
+    worker.steer("short-session")
     worker.steer("hold-0")
     worker.produce(0, 5)
     worker.start()
@@ -499,7 +499,7 @@ def test_a_worker_that_was_frozen_says_nothing_more(make_worker: Callable[..., S
     assert worker.wait() == 70
     assert "its partitions may be another worker's" in (worker.folder / "worker.log").read_text()
     assert worker.changelog_records(0) == []
-    worker.let_go("impatient")
+    worker.let_go("short-session")
     worker.start()
     worker.until_committed(0, 5)
     assert [state.folded for _, state, _ in worker.changelog_records(0)][-1] == 5

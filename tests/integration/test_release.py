@@ -344,8 +344,9 @@ def test_triton_restarted_comes_back_with_what_was_live(
     assert triton.ready() == [live, candidate]
     triton.close()
     again: Worker = world.worker()
-    until(lambda: again.metric("freshet_model_version") == live, "the live version is live", again)
-    until(lambda: again.metric("freshet_candidate_version") == candidate, "the candidate is on trial", again)
+    until(lambda: again.get("/metrics")[0] == 200, "the worker tells its metrics", again)
+    assert again.metric("freshet_model_version") == live
+    assert again.metric("freshet_candidate_version") == candidate
     world.freshet("rollback")
 
 

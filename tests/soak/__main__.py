@@ -3,8 +3,8 @@
     python -m tests.soak [reloads] [kills] [swaps] [handovers] [training] [--reloads 200] [--swaps 20] [--handovers 30]
 
 Exits 1 where an inference failed, a list was degraded or mixed versions, a killed publisher
-was not swept up after, or states are not the fold of the log. The figures are printed, not judged:
-the machine decides them.
+was not swept up after, or where workers hand over a state is not the fold of the log or a list comes
+behind a newer one. The figures are printed, not judged: the machine decides them.
 """
 
 from __future__ import annotations

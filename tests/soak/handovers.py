@@ -17,7 +17,6 @@ from tests.integration.world import Worker, World, until
 from tests.soak.lists import went_back
 from tests.soak.load import events_sent
 from workers.core.state import decode_state
-from workers.ending import EXIT_FAILED
 
 NAMES = ("w1", "w2", "w3")
 ACTIONS = ("stop", "kill", "kill and wipe", "freeze")
@@ -27,12 +26,12 @@ OFFSET_KEY = b"__faust\0offset__"
 
 
 def hand_over_under_load(folder: Path, rounds: int) -> bool:
-    """Returns whether states are the fold of the log in the end, and every worker's files hold what they claim to."""
+    """Whether states are the fold of the log, no list came behind a newer one, and files hold what they claim to."""
     folder.mkdir(parents=True)
     stack = local.start(folder / "stack")
     world = World(stack, folder, "soak")
     chance = random.Random(0)
-    ended: list[int] = []
+    ended: list[str] = []
     try:
         workers = {name: world.worker(name) for name in NAMES}
         with events_sent(world):
@@ -41,29 +40,23 @@ def hand_over_under_load(folder: Path, rounds: int) -> bool:
                 print(f"round {number + 1}: {action} {name}", flush=True)
                 _act(workers[name], action)
                 time.sleep(chance.uniform(0.0, 6.0))
-                for other, worker in workers.items():
-                    if (status := worker.process.poll()) is not None:
-                        if status == EXIT_FAILED:
-                            print(f"    {other} has ended itself: {_reason(worker)}")
-                        ended.append(status)
-                        world.workers.remove(worker)
-                        workers[other] = world.worker(other, ready=False)
+                ended += _start_again(world, workers)
                 time.sleep(chance.uniform(0.0, 12.0))
+        ended += _start_again(world, workers)
         for worker in workers.values():
             until(lambda one=worker: one.get("/readyz")[0] == 200, "the worker is ready", worker)  # type: ignore[misc]
         world.settle()
         world.check()
-        surprises = [status for status in ended if status not in (0, -signal.SIGKILL, EXIT_FAILED)]
         lists = [json.loads(record.value) for record in world.records("recommendations")]
         back = went_back(lists, lambda one: int(one["as_of"]["offset"]))
         events = len(world.records("events"))
         print(f"{events:,} events, of which the states are the fold; {len(lists):,} lists, ", end="")
-        print(f"{back} of them behind a newer one; {ended.count(EXIT_FAILED)} workers ended themselves")
-        for worker in workers.values():
-            worker.terminate()
+        print(f"{back} of them behind a newer one; {len(ended)} workers ended themselves")
+        surprises = [why for why in ended if "stood still" not in why]
+        surprises += [f"{name} did not stop" for name, worker in workers.items() if worker.terminate()]
         behind = sum(_behind(world, worker.data) for worker in workers.values())
         print(f"{behind} states in workers' files are older than the changelog that the files claim to hold")
-        return not behind and not surprises
+        return not back and not behind and not surprises
     finally:
         world.close()
         local.stop(stack)
@@ -82,10 +75,19 @@ def _act(worker: Worker, action: str) -> None:
             shutil.rmtree(worker.data)
 
 
-def _reason(worker: Worker) -> str:
-    """What the worker last said of its end."""
-    said = [line for line in worker.log.read_text().splitlines() if '"level": "critical"' in line]
-    return str(json.loads(said[-1]).get("exception", said[-1])).strip().splitlines()[-1]
+def _start_again(world: World, workers: dict[str, Worker]) -> list[str]:
+    """Start the workers that are not there, as a supervisor would; why those that ended themselves did."""
+    reasons = []
+    for name, worker in workers.items():
+        status = worker.process.poll()
+        if status is None:
+            continue
+        if status not in (0, -signal.SIGKILL):
+            reasons.append(worker.log.read_text().strip().splitlines()[-1])
+            print(f"    {name} has ended itself, status {status}: {reasons[-1]}")
+        world.workers.remove(worker)
+        workers[name] = world.worker(name, ready=False)
+    return reasons
 
 
 def _behind(world: World, data: Path) -> int:

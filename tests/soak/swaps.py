@@ -31,6 +31,7 @@ def swap_under_load(folder: Path, swaps: int) -> bool:
         folder,
         "soak",
         FRESHET_TRUSTED_KEYS=str(keys.folder),
+        FRESHET_TRITON_DEADLINE="1",
         FRESHET_VERSIONS_KEPT=str(swaps + 2),
     )
     windows: list[tuple[float, float]] = []

@@ -32,7 +32,7 @@ def train_beside(folder: Path) -> bool:
     parent = folder / "parent"
     subprocess.run(_command(log.with_name("first.jsonl"), folder / "job", out=parent, epochs=1), check=True)
     stack = local.start(folder / "stack")
-    world = World(stack, folder, "beside", FRESHET_TRUSTED_KEYS=str(keys.folder))
+    world = World(stack, folder, "beside", FRESHET_TRUSTED_KEYS=str(keys.folder), FRESHET_TRITON_DEADLINE="1")
     try:
         world.worker()
         with events_sent(world):

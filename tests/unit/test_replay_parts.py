@@ -174,6 +174,7 @@ async def test_a_save_that_was_cut_off_does_not_stand_in_the_way(tmp_path: Path)
     await folder.save(replay, states)
     assert checkpoints(tmp_path) == {"state-2", "checkpoint.msgpack"}
     aside(folder.checkpoint).touch()
+    folder._saved_states(1).mkdir()
     folder.finish()
     assert checkpoints(tmp_path) == set()
 

@@ -255,6 +255,7 @@ def wiring(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callabl
     ):
         monkeypatch.setattr(app, name, Part)
     monkeypatch.setattr(app, "open_feature_store", Part)
+    monkeypatch.setattr(app.ending, "Pulse", Part)
 
     def observe(settings: Settings) -> object:
         opened.clear()

@@ -107,7 +107,8 @@ class Folder:
         for written in (self.checkpoint, aside(self.checkpoint)):
             written.unlink(missing_ok=True)
         (self.path / BEGUN).unlink(missing_ok=True)
-        shutil.rmtree(self._saved_states(self._number), ignore_errors=True)
+        for saved in self.path.glob("state-*"):  # one a save that was cut off may have left
+            shutil.rmtree(saved)
 
     def _saved_states(self, number: int) -> Path:
         return self.path / f"state-{number}"

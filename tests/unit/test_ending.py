@@ -1,0 +1,51 @@
+"""A process that stood still for too long ends before it hands anything over."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from workers import ending
+from workers.adapters.kafka import KafkaPublisher
+from workers.ports import Message
+from workers.settings import Settings
+
+
+class Ended(BaseException):
+    """In place of the end of the process."""
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock set by hand, no thread, and an end that is an exception."""
+
+    def end(error: BaseException) -> None:
+        raise Ended(str(error))
+
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(threading.Thread, "start", lambda _: None)
+    monkeypatch.setattr(ending, "die", end)
+    return now
+
+
+def test_only_a_gap_beyond_the_limit_ends(clock: list[float]) -> None:
+    """However long it lives, it is the time between two looks that counts."""
+    pulse = ending.Pulse(9.0)
+    for _ in range(5):
+        clock[0] += 8.0
+        pulse.check()
+    clock[0] += 10.0
+    with pytest.raises(Ended, match="stood still for 10 s"):
+        pulse.check()
+
+
+async def test_a_publisher_looks_before_it_hands_over(clock: list[float]) -> None:
+    """What a worker was about to publish when it was frozen is not sent."""
+    publisher = KafkaPublisher(Settings(kafka="127.0.0.1:1"), ending.Pulse(9.0).check)
+    clock[0] += 10.0
+    with pytest.raises(Ended):
+        await publisher.publish([Message("lists", b"ann", b"old")])
+    assert len(publisher._producer) == 0
