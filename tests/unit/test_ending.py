@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from workers import ending
-from workers.adapters.kafka import KafkaPublisher
+from workers.adapters import kafka
 from workers.ports import Message
 from workers.settings import Settings
 
@@ -42,10 +43,13 @@ def test_only_a_gap_beyond_the_limit_ends(clock: list[float]) -> None:
         pulse.check()
 
 
-async def test_a_publisher_looks_before_it_hands_over(clock: list[float]) -> None:
+async def test_a_publisher_looks_before_it_hands_over(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker was about to publish when it was frozen is not sent."""
-    publisher = KafkaPublisher(Settings(kafka="127.0.0.1:1"), ending.Pulse(9.0).check)
+    handed_over: list[object] = []
+    producer = SimpleNamespace(produce=lambda *record, **_: handed_over.append(record))
+    monkeypatch.setattr(kafka, "Producer", lambda _: producer)
+    publisher = kafka.KafkaPublisher(Settings(), ending.Pulse(9.0).check)
     clock[0] += 10.0
     with pytest.raises(Ended):
         await publisher.publish([Message("lists", b"ann", b"old")])
-    assert len(publisher._producer) == 0
+    assert not handed_over
