@@ -260,11 +260,19 @@ class Result:
         return self.only(self.untied)
 
 
+def hits(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+    """1 for each rank, the first being 0, among the first `CUTOFF`."""
+    return (ranks < CUTOFF).astype(np.float64)
+
+
+def gains(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+    """NDCG of each rank; with one relevant item the ideal is 1."""
+    return np.where(ranks < CUTOFF, 1 / np.log2(ranks + 2.0), 0.0)
+
+
 def result_of(users: Sequence[str], ranks: NDArray[np.int64], untied: NDArray[np.bool_]) -> Result:
     """Turn ranks into hits and gains."""
-    hit = ranks < CUTOFF
-    gain = np.where(hit, 1 / np.log2(ranks + 2.0), 0.0)
-    return Result(np.array(users), hit.astype(np.float64), gain, untied)
+    return Result(np.array(users), hits(ranks), gains(ranks), untied)
 
 
 def difference(better: Result, worse: Result) -> Result:

@@ -8,14 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
-from rocksdict import AccessType, Options, Rdict
 
 from deploy import local
+from tests.integration import oracle
 from workers.core.state import UserState, decode_state, empty_state, encode_state
 
 pytestmark = pytest.mark.integration
@@ -23,7 +24,6 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 SOON = 60.0
 """Seconds that anything may take on a busy machine."""
-OFFSET_KEY = b"__faust\0offset__"
 
 
 class StubWorker:
@@ -52,6 +52,26 @@ class StubWorker:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def start_held(self, count: int) -> None:
+        """Start it on so many records of partition 0, and wait until it is in a run of them, which is held."""
+        self.steer("hold-0")
+        self.produce(0, count)
+        self.start()
+        self.until(lambda: bool(self.calls("start", 0)), "a run in progress")
+
+    @contextmanager
+    def frozen(self, seconds: float) -> Iterator[None]:
+        """Stand still while the block runs and for so long behind it."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        yield
+        time.sleep(seconds)
+        self.process.send_signal(signal.SIGCONT)
+
+    def log(self) -> str:
+        """What it has said, in all its lives."""
+        return (self.folder / "worker.log").read_text()
 
     def end(self, number: int) -> int:
         """Send it a signal and wait for its exit status."""
@@ -143,7 +163,7 @@ class StubWorker:
         while not condition():
             alive = self.process is not None and self.process.poll() is None
             if not alive or time.monotonic() > deadline:
-                log = (self.folder / "worker.log").read_text()[-3000:]
+                log = self.log()[-3000:]
                 pytest.fail(f"{'not in time' if alive else 'the worker ended'}: {what}\n{log}")
             time.sleep(0.05)
 
@@ -188,10 +208,7 @@ def test_a_fetched_run_is_one_message(make_worker: Callable[..., StubWorker]) ->
 def test_the_commit_follows_the_acknowledgement_past_the_whole_run(make_worker: Callable[..., StubWorker]) -> None:
     """While a run is being processed nothing of it is committed; acknowledged, the commit is behind its last record."""
     worker = make_worker()
-    worker.steer("hold-0")
-    worker.produce(0, 100)
-    worker.start()
-    worker.until(lambda: bool(worker.calls("start", 0)), "a run in progress")
+    worker.start_held(100)
     time.sleep(2.0)  # eight commit intervals
     assert worker.committed(0) < 0
     worker.let_go("hold-0")
@@ -222,10 +239,7 @@ def test_a_failed_run_is_neither_committed_nor_skipped(make_worker: Callable[...
 def test_a_killed_run_is_read_again(make_worker: Callable[..., StubWorker]) -> None:
     """A process killed in a run has committed nothing of it."""
     worker = make_worker()
-    worker.steer("hold-0")
-    worker.produce(0, 50)
-    worker.start()
-    worker.until(lambda: bool(worker.calls("start", 0)), "a run in progress")
+    worker.start_held(50)
     worker.end(signal.SIGKILL)
     assert worker.committed(0) < 0
     worker.let_go("hold-0")
@@ -237,10 +251,7 @@ def test_a_killed_run_is_read_again(make_worker: Callable[..., StubWorker]) -> N
 def test_a_stop_lets_the_run_in_progress_end(make_worker: Callable[..., StubWorker]) -> None:
     """On SIGTERM the run is finished, acknowledged and committed before the process ends with status 0."""
     worker = make_worker()
-    worker.steer("hold-0")
-    worker.produce(0, 50)
-    worker.start()
-    worker.until(lambda: bool(worker.calls("start", 0)), "a run in progress")
+    worker.start_held(50)
     assert worker.process is not None
     worker.process.send_signal(signal.SIGTERM)
     time.sleep(1.5)
@@ -258,10 +269,7 @@ def test_what_waits_is_taken_together_and_each_partition_keeps_its_order(
 ) -> None:
     """What arrives while a batch is under way is the next one, over all partitions; commits keep each one's order."""
     worker = make_worker()
-    worker.steer("hold-0")
-    worker.produce(0, 20)
-    worker.start()
-    worker.until(lambda: bool(worker.calls("start", 0)), "a batch in progress")
+    worker.start_held(20)
     first = sum(worker.calls("taken")[0]["sizes"].values())
     worker.produce(0, 10)
     worker.produce(1, 30, "bob")
@@ -281,10 +289,7 @@ def test_what_waits_is_taken_together_and_each_partition_keeps_its_order(
 def test_with_a_backlog_two_batches_are_under_way(make_worker: Callable[..., StubWorker]) -> None:
     """Where enough waits, the next batch is handed on beside the one under way, and no third; nothing is committed."""
     worker = make_worker(max_batch_events=100)
-    worker.steer("hold-0")
-    worker.produce(0, 20)
-    worker.start()
-    worker.until(lambda: bool(worker.calls("start", 0)), "a batch in progress")
+    worker.start_held(20)
     worker.produce(1, 500, "bob")
     worker.until(lambda: len(worker.calls("taken")) == 2, "a second batch handed on")
     time.sleep(1.0)
@@ -390,12 +395,7 @@ def test_a_write_is_durable_with_the_offset_it_is_good_for(make_worker: Callable
         worker.produce(0, 3, f"user-{number % 7}")
     worker.until(lambda: len(worker.calls("end", 0)) >= 1, "a run written")
     worker.end(signal.SIGKILL)
-    database = Rdict(
-        str(worker.partition_folder(0)), options=Options(raw_mode=True), access_type=AccessType.read_only()
-    )
-    reached = int(database[OFFSET_KEY])
-    held = {key: value for key, value in database.items() if key != OFFSET_KEY}
-    database.close()
+    reached, held = oracle.local_files(worker.partition_folder(0))
     records = worker.changelog_records(0)
     prefix = {key: encode_state(state) for key, state, offset in records if offset <= reached}
     assert held == prefix
@@ -446,7 +446,7 @@ def test_a_changelog_record_that_cannot_be_taken_ends_the_worker(make_worker: Ca
     for _ in range(2):
         worker.start()
         assert worker.wait() == 70
-    assert f"topic {worker.changelog}, partition 0, up to offset" in (worker.folder / "worker.log").read_text()
+    assert f"topic {worker.changelog}, partition 0, up to offset" in worker.log()
 
 
 def test_a_changelog_that_does_not_come_ends_the_worker(make_worker: Callable[..., StubWorker]) -> None:
@@ -461,7 +461,7 @@ def test_a_changelog_that_does_not_come_ends_the_worker(make_worker: Callable[..
         worker.steer(steered)
     worker.start()
     assert worker.wait() == 70
-    assert "records of the changelog did not come in 3 s" in (worker.folder / "worker.log").read_text()
+    assert "records of the changelog did not come in 3 s" in worker.log()
     for steered in ("impatient", "deaf"):
         worker.let_go(steered)
     worker.start()
@@ -474,30 +474,21 @@ def test_a_stop_that_does_not_end_is_ended(make_worker: Callable[..., StubWorker
     """On SIGTERM a run that never finishes is waited for so long, then left, uncommitted, with the worker's status."""
     worker = make_worker()
     worker.steer("impatient")
-    worker.steer("hold-0")
-    worker.produce(0, 5)
-    worker.start()
-    worker.until(lambda: bool(worker.calls("start", 0)), "a run in progress")
+    worker.start_held(5)
     assert worker.end(signal.SIGTERM) == 70
     assert worker.committed(0) < 0
-    assert "the stop took longer than 3 s" in (worker.folder / "worker.log").read_text()
+    assert "the stop took longer than 3 s" in worker.log()
 
 
 def test_a_worker_that_was_frozen_says_nothing_more(make_worker: Callable[..., StubWorker]) -> None:
     """Woken up behind its session it ends, and what it was about to write is written by whoever reads it again."""
     worker = make_worker()
     worker.steer("short-session")
-    worker.steer("hold-0")
-    worker.produce(0, 5)
-    worker.start()
-    worker.until(lambda: bool(worker.calls("start", 0)), "a run in progress")
-    assert worker.process is not None
-    worker.process.send_signal(signal.SIGSTOP)
-    worker.let_go("hold-0")
-    time.sleep(5.0)
-    worker.process.send_signal(signal.SIGCONT)
+    worker.start_held(5)
+    with worker.frozen(5.0):
+        worker.let_go("hold-0")
     assert worker.wait() == 70
-    assert "its partitions may be another worker's" in (worker.folder / "worker.log").read_text()
+    assert "its partitions may be another worker's" in worker.log()
     assert worker.changelog_records(0) == []
     worker.let_go("short-session")
     worker.start()
@@ -511,9 +502,7 @@ def test_a_short_pause_changes_nothing(make_worker: Callable[..., StubWorker]) -
     worker.start()
     worker.produce(0, 5)
     worker.until_committed(0, 5)
-    assert worker.process is not None
-    worker.process.send_signal(signal.SIGSTOP)
-    time.sleep(2.0)
-    worker.process.send_signal(signal.SIGCONT)
+    with worker.frozen(2.0):
+        pass
     worker.produce(0, 5)
     worker.until_committed(0, 10)

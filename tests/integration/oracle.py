@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
+from rocksdict import AccessType, Options, Rdict
 
 KINDS = ("view", "click", "purchase")
+OFFSET_KEY = b"__faust\0offset__"
 
 
 @dataclass
@@ -48,6 +51,14 @@ def read_topic(bootstrap: str, topic: str) -> list[Any]:
         return sorted(records, key=lambda record: (record.partition, record.offset))
     finally:
         consumer.close()
+
+
+def local_files(folder: Path) -> tuple[int, dict[bytes, bytes]]:
+    """A partition's RocksDB files: the changelog offset that they are good for, -1 without one, and what they hold."""
+    files = Rdict(str(folder), options=Options(raw_mode=True), access_type=AccessType.read_only())
+    held = {bytes(key): bytes(value) for key, value in files.items()}
+    files.close()
+    return int(held.pop(OFFSET_KEY, -1)), held
 
 
 def expected_states(bootstrap: str, topic: str) -> tuple[dict[str, Expected], int]:

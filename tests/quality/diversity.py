@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.quality.ranking import Case, Floats, Scorer, seen
-from training.evaluate import CUTOFF
+from training.evaluate import CUTOFF, gains, hits
 from training.lifts import novelty
 from workers.core.ranking import POOL, RankConfig, _diversify
 
@@ -42,13 +42,12 @@ def _figures(
     lists: NDArray[np.int64], *, unit: Floats, share: NDArray[np.float64], cases: Sequence[Case]
 ) -> dict[str, float]:
     place = np.array([_place(shown, target) for shown, (_, target) in zip(lists, cases, strict=True)])
-    hit = place < CUTOFF
     vectors = unit[lists]  # [cases, CUTOFF, D]
     similar = np.einsum("cid,cjd->cij", vectors, vectors)
     pairs = CUTOFF * (CUTOFF - 1)
     return {
-        "hr@10": float(hit.mean()),
-        "ndcg@10": float(np.where(hit, 1 / np.log2(place + 2.0), 0).mean()),
+        "hr@10": float(hits(place).mean()),
+        "ndcg@10": float(gains(place).mean()),
         "distance": float(1 - (similar.sum(axis=(1, 2)) - np.trace(similar, axis1=1, axis2=2)).mean() / pairs),
         "coverage": len(np.unique(lists)) / len(share),
         "novelty": float(-np.log2(share[lists]).mean()),

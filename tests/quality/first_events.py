@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tests.quality.logs import Stream
-from tests.quality.ranking import Floats, with_intervals
-from training.evaluate import CUTOFF
+from tests.quality.ranking import with_intervals
+from training.evaluate import DAY_MS, gains, hits, rank_of_target
 
-DAY_MS = 86_400_000
 BURN_IN = 5
 """One in so many events of the log is learned from alone."""
 DRAWN = (100.0, 1000.0)
@@ -42,6 +41,7 @@ def measure(stream: Stream, contexts: Mapping[str, Sequence[str]], half_life: fl
     visitors: set[int] = set()
     judged: list[str] = []
     places: dict[str, list[int]] = {}
+    nothing_seen = np.zeros(len(stream.texts), np.bool_)
     clock = stream.times[0]
     for place, (user, item, ts) in enumerate(zip(stream.users, stream.items, stream.times, strict=True)):
         counts *= 0.5 ** ((ts - clock) / (half_life * 1000.0))
@@ -53,21 +53,13 @@ def measure(stream: Stream, contexts: Mapping[str, Sequence[str]], half_life: fl
             for name, of_context in zip(contexts, alike, strict=True):
                 for drawn in DRAWN:
                     found[f"by {name}, {drawn:g} of all"] = of_context + drawn * everybody / everybody.sum()
-            for name, scores in found.items():
-                places.setdefault(name, []).append(_place(scores, item))
+            at = rank_of_target(np.stack(list(found.values())), np.full(len(found), item), nothing_seen)
+            for name, one in zip(found, at, strict=True):
+                places.setdefault(name, []).append(one)
         visitors.add(user)
         if (user, item) not in touched:
             touched.add((user, item))
             counts[mine[user], item] += 1
-    return {name: _figures(np.array(judged), np.array(at)) for name, at in places.items()}
-
-
-def _place(scores: Floats, item: int) -> int:
-    """How many are ahead of `item`; equal scores go by row."""
-    return int((scores > scores[item]).sum() + (scores[:item] == scores[item]).sum())
-
-
-def _figures(users: Floats, place: Floats) -> dict[str, float]:
-    return with_intervals(
-        users, (place < CUTOFF).astype(np.float64), np.where(place < CUTOFF, 1 / np.log2(place + 2.0), 0)
-    )
+    users = np.array(judged)
+    ranked = {name: np.array(at) for name, at in places.items()}
+    return {name: with_intervals(users, hits(at), gains(at)) for name, at in ranked.items()}

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tests.quality.logs import Stream
 from tests.quality.ranking import Floats, with_intervals
 from training.config import Config
-from training.evaluate import CUTOFF, UNRANKED
+from training.evaluate import DAY_MS, UNRANKED, gains, hits
 from training.examples import histories, shuffle_ties, states_before, windows
 from training.fit import Epoch, Options, fit
 from training.model import Config as ModelConfig
@@ -33,7 +33,6 @@ from workers.core.events import Event
 from workers.core.features import FIRST_ITEM, USER_ENCODER_INPUTS, Tensors, featurise
 
 PARTS = 5
-DAY_MS = 86_400_000
 CHOOSE_EVERY = 250
 LAST = 10
 FADE = 0.8
@@ -235,7 +234,7 @@ def _judge(
                 strict=True,
             ):
                 places.setdefault(name, []).append(int(at))
-            gained += np.where(mixes < CUTOFF, 1 / np.log2(mixes + 2.0), 0)
+            gained += gains(mixes)
         together.learn(own, touch.item)
         popularity.learn(touch.item, touch.ts)
         own.append(touch.item)
@@ -259,8 +258,7 @@ def _places(scores: Floats, item: int, own: Sequence[int], alive: NDArray[np.boo
 
 
 def _figures(place: NDArray[np.int64], touches: Sequence[Touch]) -> dict[str, float]:
-    hit = (place < CUTOFF).astype(np.float64)
-    gain = np.where(place < CUTOFF, 1 / np.log2(place + 2.0), 0.0)
+    hit = hits(place)
     users = np.array([str(touch.user) for touch in touches])
     new = np.array([touch.new_user for touch in touches])
-    return with_intervals(users, hit, gain) | ({"new users": float(hit[new].mean())} if new.any() else {})
+    return with_intervals(users, hit, gains(place)) | ({"new users": float(hit[new].mean())} if new.any() else {})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluate import CUTOFF, rank_of_target, slices, user_bootstrap
+from training.evaluate import gains, hits, rank_of_target, slices, user_bootstrap
 
 BATCH = 512
 
@@ -63,12 +63,12 @@ class Ranks:
     @property
     def hit(self) -> NDArray[np.float64]:
         """1 where the item came among the first `CUTOFF`."""
-        return (self.place < CUTOFF).astype(np.float64)
+        return hits(self.place)
 
     @property
     def gain(self) -> NDArray[np.float64]:
         """NDCG of each case; with one relevant item the ideal is 1."""
-        return np.where(self.place < CUTOFF, 1 / np.log2(self.place + 2.0), 0.0)
+        return gains(self.place)
 
     def figures(self, counts: NDArray[np.int64]) -> dict[str, float]:
         """HR@10 and NDCG@10, and HR@10 of each slice; `counts` are the items' training events."""

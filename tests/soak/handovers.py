@@ -9,8 +9,6 @@ import signal
 import time
 from pathlib import Path
 
-from rocksdict import AccessType, Options, Rdict
-
 from deploy import local
 from tests.integration import oracle
 from tests.integration.world import Worker, World, until
@@ -22,7 +20,6 @@ NAMES = ("w1", "w2", "w3")
 ACTIONS = ("stop", "kill", "kill and wipe", "freeze")
 FROZEN_SECONDS = 15.0
 """Longer than a session: the partitions of who is frozen go to others, and it wakes up to what is no longer its own."""
-OFFSET_KEY = b"__faust\0offset__"
 
 
 def hand_over_under_load(folder: Path, rounds: int) -> bool:
@@ -97,8 +94,7 @@ def _behind(world: World, data: Path) -> int:
     behind = 0
     for folder in data.rglob("*.db"):
         partition = int(folder.stem.rpartition("-")[2])
-        files = Rdict(str(folder), options=Options(raw_mode=True), access_type=AccessType.read_only())
-        reached = int(files.get(OFFSET_KEY) or -1)
+        reached, files = oracle.local_files(folder)
         newest: dict[bytes, int] = {}
         for record in records:
             if record.partition == partition and record.offset <= reached and record.value is not None:
@@ -106,5 +102,4 @@ def _behind(world: World, data: Path) -> int:
         for user, offset in newest.items():
             held = files.get(user)
             behind += held is None or decode_state(held).offset < offset
-        files.close()
     return behind

@@ -149,7 +149,7 @@ class RunConsumer(aiokafka.Consumer):
             self._sought_in = generation
 
     def stop_flow(self) -> None:
-        """Let nothing more be read, and events only after the next seek."""
+        """Let nothing more be read, and events only after the next seek, in a generation that stays the same too."""
         super().stop_flow()
         self._sought_in = -1
 
