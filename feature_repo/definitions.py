@@ -19,9 +19,8 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSo
 from feast.data_format import ParquetFormat
 from feast.types import Array, FeastType, Float32, Int64, String
 from feast.value_type import ValueType
-
-from workers.core.events import DEFAULT_BEHAVIOURS
-from workers.core.features import EMBEDDING_FEATURES, Feature, behaviour_features
+from freshet.core.events import DEFAULT_BEHAVIOURS
+from freshet.core.features import EMBEDDING_FEATURES, Feature, behaviour_features
 
 TYPES: dict[str, FeastType] = {
     "string": String,

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+from freshet.core.catalogue import CatalogueItem
+from freshet.core.events import Event, encode_event
 
 from deploy.demo.tsv import RawDataError, read_rows, run
-from workers.core.catalogue import CatalogueItem
-from workers.core.events import Event, encode_event
 
 TYPES = ("view", "like", "bookmark", "comment_created", "follow")
 EVENTS_HEADER = ["user_id", "item_id", "event_type", "ts"]

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 
+from freshet.core.catalogue import CatalogueItem, encode_item
+from freshet.core.events import Event, encode_event
+
 from deploy.demo.tsv import RawDataError, read_rows, run
 from deploy.local.parts import PARTS
-from workers.core.catalogue import CatalogueItem, encode_item
-from workers.core.events import Event, encode_event
 
 FOLDER = PARTS / "data" / "ml-100k"
 SESSION_SPAN = 6000

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from freshet.settings import Settings
 from kafka.errors import KafkaError
 from rich.console import Console
 
 from deploy.demo import movielens, stream
 from deploy.demo.tracker import Tracker
 from deploy.demo.view import Facts, Lines, LiveScreen, Screen
-from workers.settings import Settings
 
 TICK_SECONDS = 0.1
 DRAIN_SECONDS = 20.0

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import msgspec
+from freshet.core.catalogue import CatalogueItem, encode_item
+from freshet.core.events import Event, encode_event
+from freshet.core.recommendation import decode_recommendation
+from freshet.settings import Settings
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from deploy.demo.tracker import Sent, Tracker
-from workers.core.catalogue import CatalogueItem, encode_item
-from workers.core.events import Event, encode_event
-from workers.core.recommendation import decode_recommendation
-from workers.settings import Settings
 
 FLUSH_SECONDS = 30
 

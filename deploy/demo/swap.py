@@ -24,15 +24,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from freshet.bundle.bundle import MANIFEST
+from freshet.core.catalogue import encode_item
+from freshet.core.events import encode_event
+from freshet.core.rollout import MODEL
 from rich.console import Console
 from rich.text import Text
 
 from deploy.demo import movielens
 from deploy.local.parts import TRITON_MODELS
-from workers.core.bundle import MANIFEST
-from workers.core.catalogue import encode_item
-from workers.core.events import encode_event
-from workers.core.rollout import MODEL
 
 PICTURE = Path(__file__).with_name("swap.svg")
 TITLE = "a swap under load"

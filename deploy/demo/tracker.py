@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from workers.core.events import Event
-from workers.core.recommendation import Item, Recommendation
+from freshet.core.events import Event
+from freshet.core.recommendation import Item, Recommendation
 
 RATE_SECONDS = 2.0
 """Throughput is the mean over this long."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol, Self
 
+from freshet.core.recommendation import Item, Recommendation
 from rich.console import Console, Group, RenderableType
 from rich.layout import Layout
 from rich.live import Live
@@ -18,7 +19,6 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.demo.tracker import Change, Figures, Point, Shown, Tracker
-from workers.core.recommendation import Item, Recommendation
 
 FRAME_SECONDS = 0.2
 LINE_SECONDS = 1.0

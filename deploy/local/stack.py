@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from freshet.files import write_json
+
 from deploy.local import kafka, redis, triton
 from deploy.local.errors import AlreadyRunning, NotRunning
 from deploy.local.parts import TRITON_MODELS
 from deploy.local.ports import LOOPBACK, choose_ports
 from deploy.local.process import Process, kill, terminate
-from workers.core.files import write_json
 
 PARTS = ("kafka", "triton", "redis")
 _PORTS = {"kafka": kafka.PORTS, "triton": triton.PORTS, "redis": redis.PORTS}

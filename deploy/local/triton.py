@@ -6,12 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
+from freshet.bundle.bundle import version_numbers
+from freshet.release.repository import sweep
+
 from deploy.local.errors import MissingPart
 from deploy.local.parts import TEXT_ENCODER, TRITON_ENV, TRITON_SERVER, present
 from deploy.local.ports import LOOPBACK
 from deploy.local.process import Process, spawn, wait_until_ready
-from deploy.release.repository import sweep
-from workers.core.bundle import version_numbers
 
 PORTS = ("triton_http", "triton_grpc", "triton_metrics")
 READY_SECONDS = 120

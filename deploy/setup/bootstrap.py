@@ -37,6 +37,9 @@ PARTS = ROOT / ".parts"
 REQUIREMENTS = ROOT / "deploy" / "requirements"
 POM = ROOT / "deploy" / "setup" / "pom.xml"
 
+SOURCES = (ROOT / "workers", ROOT / "training", ROOT)
+"""Where packages are imported from: the product, the training job, and from the checkout itself the local stack."""
+
 WORKER_ENV = ROOT / ".venv"
 TRITON_ENV = PARTS / "triton-env"
 TRAINING_ENV = PARTS / "training-env"
@@ -258,7 +261,7 @@ def make_worker_env() -> None:
 def make_training_env() -> None:
     """The training environment, with this tree on its path."""
     make_env(TRAINING_ENV, REQUIREMENTS / "training.txt")
-    site_packages(TRAINING_ENV).joinpath("freshet.pth").write_text(f"{ROOT}\n")
+    site_packages(TRAINING_ENV).joinpath("freshet.pth").write_text("".join(f"{path}\n" for path in SOURCES))
 
 
 def site_packages(env: Path) -> Path:
@@ -347,9 +350,9 @@ def scratch() -> Iterator[Path]:
 
 
 def installed_scripts() -> str:
-    """The commands of pyproject.toml: all of it that an editable install writes down."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return str(sorted(project["scripts"].items()))
+    """The commands and the source folders of pyproject.toml: all of it that an editable install writes down."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return str((sorted(project["project"]["scripts"].items()), project["tool"]["hatch"]["build"]["dev-mode-dirs"]))
 
 
 def content(*names: str) -> tuple[str, ...]:
@@ -399,7 +402,7 @@ def steps(*, training: bool, peers: bool) -> list[Step]:
                 "training environment",
                 make_training_env,
                 site_packages(TRAINING_ENV) / "freshet.pth",
-                content("training.txt"),
+                (*content("training.txt"), *map(str, SOURCES)),
             )
         )
     if peers:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from freshet.adapters.feast import apply
+from freshet.settings import Settings
 from rich.console import Console
 from rich.table import Table
 
@@ -40,8 +42,6 @@ from tests.bench import (
     whole_path,
 )
 from tests.bench import replay as replay_log
-from workers.adapters.feast import apply
-from workers.settings import Settings
 
 PER_EVENT_EVENTS = 1500
 ITEM_IDS = "user_encoder/1/item_ids.json"

@@ -8,13 +8,13 @@ import uuid
 from pathlib import Path
 
 from confluent_kafka import Consumer
+from freshet.adapters.kafka import client_config
+from freshet.archive.archiver import FETCH_RECORDS, Archiver
+from freshet.process.health import Health
+from freshet.settings import Settings
 
 from tests.bench import harness
 from tests.bench.stream import require_events
-from workers.adapters.kafka import client_config
-from workers.archiver import FETCH_RECORDS, Archiver
-from workers.health import Health
-from workers.settings import Settings
 
 
 def measure(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
+from freshet.core.events import Event
+from freshet.core.state import UserState, empty_state, fold
+
 from tests.bench import harness
 from tests.bench.stream import decode, require_events
-from workers.core.events import Event
-from workers.core.state import UserState, empty_state, fold
 
 
 def measure(*, kafka: str, topic: str, events: int) -> harness.Figures:

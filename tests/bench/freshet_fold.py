@@ -14,11 +14,12 @@ import tempfile
 import uuid
 from collections.abc import Sequence
 
+from freshet.adapters.kafka import KafkaPublisher
+from freshet.serving.pipeline import Pipeline, Run
+from freshet.settings import Settings
+
 from tests.bench import harness
 from tests.bench.stream import require_events
-from workers.adapters.kafka import KafkaPublisher
-from workers.pipeline import Pipeline, Run
-from workers.settings import Settings
 
 
 class FoldOnly(Pipeline):
@@ -64,7 +65,7 @@ class FoldRuntime:
 
 def measure(*, kafka: str, topic: str, events: int, max_batch_events: int = 32_768) -> harness.Figures:
     """Fold `events` events, which `topic` holds, into per-user state."""
-    from workers.app import WorkerApp, run_app
+    from freshet.serving.app import WorkerApp, run_app
 
     partitions = require_events(kafka, topic, events)
     with tempfile.TemporaryDirectory(prefix="freshet-bench-") as folder:

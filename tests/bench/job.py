@@ -14,13 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
-
-from tests.bench.stream import movielens_like
-from workers.core.bundle import load_bundle
-from workers.core.events import DEFAULT_BEHAVIOURS
-from workers.core.features import (
+from freshet.bundle.bundle import load_bundle
+from freshet.core.events import DEFAULT_BEHAVIOURS
+from freshet.core.features import (
     FIRST_ITEM,
     USER_ENCODER_INPUTS,
     USER_ENCODER_OUTPUTS,
@@ -28,7 +24,7 @@ from workers.core.features import (
     behaviour_row,
     featurise,
 )
-from workers.core.recommendation import (
+from freshet.core.recommendation import (
     AsOf,
     Item,
     Recommendation,
@@ -37,8 +33,12 @@ from workers.core.recommendation import (
     encode_recommendation,
     recommendation_id,
 )
-from workers.core.rollout import MODEL
-from workers.core.state import HISTORY, UserState
+from freshet.core.rollout import MODEL
+from freshet.core.state import HISTORY, UserState
+from numpy.typing import NDArray
+from tritonclient.grpc import InferInput, InferRequestedOutput, InferResult
+
+from tests.bench.stream import movielens_like
 
 LIST_SIZE = 10
 NO_SIDE_INPUTS = SideInputs(-1, -1, -1)

@@ -12,9 +12,10 @@ import tempfile
 import uuid
 from importlib.metadata import version
 
+from freshet.core.state import decode_state, empty_state, encode_state, fold
+
 from tests.bench import harness
 from tests.bench.stream import decode, require_events
-from workers.core.state import decode_state, empty_state, encode_state, fold
 
 
 def measure(*, kafka: str, topic: str, events: int) -> harness.Figures:

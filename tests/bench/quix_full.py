@@ -11,9 +11,10 @@ import tempfile
 import uuid
 from importlib.metadata import version as installed
 
+from freshet.core.state import decode_state, empty_state, encode_state, fold
+
 from tests.bench import harness, job
 from tests.bench.stream import decode, ensure_topic, require_events
-from workers.core.state import decode_state, empty_state, encode_state, fold
 
 
 def measure(

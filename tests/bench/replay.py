@@ -12,11 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from freshet.logs.source import Window
+from freshet.replay.job import Job, run_job
+from freshet.settings import Settings
+
 from deploy.local.parts import TEXT_ENCODER
 from tests.bench import harness
-from workers.adapters.logs import Window
-from workers.replay.job import Job, run_job
-from workers.settings import Settings
 
 
 def measure(

@@ -25,10 +25,10 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, NewTopic
+from freshet.core.events import Event, decode_event, encode_event
 from numpy.typing import NDArray
 
 from tests.bench import harness
-from workers.core.events import Event, decode_event, encode_event
 
 FIRST_TS_MS = 1_600_000_000_000
 CHUNK = 8192

@@ -6,9 +6,9 @@ import itertools
 from collections import Counter, defaultdict
 
 import pytest
+from freshet.core.events import DEFAULT_BEHAVIOURS, encode_event
 
 from tests.bench import harness, stream
-from workers.core.events import DEFAULT_BEHAVIOURS, encode_event
 
 ITEMS = stream.movielens_like()
 

@@ -12,13 +12,13 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
+from freshet.core.features import TOP_K
+from freshet.core.state import HISTORY, UserState, empty_state, fold
 from tritonclient.grpc import InferResult
 from tritonclient.grpc.aio import InferenceServerClient
 
 from tests.bench import harness, job
 from tests.bench.stream import generate
-from workers.core.features import TOP_K
-from workers.core.state import HISTORY, UserState, empty_state, fold
 
 BATCHES = 16
 

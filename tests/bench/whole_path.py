@@ -14,12 +14,12 @@ from threading import Thread
 import msgspec
 import numpy as np
 from confluent_kafka import Producer
+from freshet.core.events import Event, encode_event
+from freshet.core.recommendation import AsOf
 
 from deploy.local import Stack
 from tests.bench import harness, stream
 from tests.bench.worker import BenchWorker, Names, reader
-from workers.core.events import Event, encode_event
-from workers.core.recommendation import AsOf
 
 PATIENCE_SECONDS = 600.0
 WARM_UP_SECONDS = 25.0

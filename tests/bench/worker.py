@@ -82,7 +82,7 @@ class BenchWorker(AbstractContextManager["BenchWorker"]):
         (self._folder / "health.port").unlink(missing_ok=True)
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "workers.cli", "worker"],
+                [sys.executable, "-m", "freshet.cli", "worker"],
                 cwd=ROOT,
                 env=self._environment,
                 stdout=log,

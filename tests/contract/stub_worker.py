@@ -23,15 +23,14 @@ from typing import Any
 import faust
 import msgspec
 from faust.types import TP
-
-from workers import ending
-from workers.adapters import faust as adapter
-from workers.adapters.faust import Inbox, RunConsumer
-from workers.adapters.kafka import KafkaPublisher
-from workers.app import SESSION_SECONDS, WorkerApp, run_app
-from workers.core.state import decode_state, empty_state, encode_state
-from workers.pipeline import Run
-from workers.settings import Settings
+from freshet.adapters import faust as adapter
+from freshet.adapters.faust import Inbox, RunConsumer
+from freshet.adapters.kafka import KafkaPublisher
+from freshet.core.state import decode_state, empty_state, encode_state
+from freshet.process import watchdog
+from freshet.serving.app import SESSION_SECONDS, WorkerApp, run_app
+from freshet.serving.pipeline import Run
+from freshet.settings import Settings
 
 
 class CountingPipeline:
@@ -91,7 +90,7 @@ class Runtime:
     async def start(self) -> None:
         """Open the publisher."""
         limit = 3.0 if (self._folder / "short-session").exists() else SESSION_SECONDS
-        self.publisher = KafkaPublisher(self._settings, ending.Pulse(limit).check)
+        self.publisher = KafkaPublisher(self._settings, watchdog.Pulse(limit).check)
         self.pipeline = CountingPipeline(self._folder)
 
     async def stop(self) -> None:
@@ -137,7 +136,7 @@ def main(folder: Path) -> int:
     """Run until told to stop."""
     note_what_is_queued()
     if (folder / "impatient").exists():
-        adapter.PATIENCE_SECONDS = ending.STOP_SECONDS = 3
+        adapter.PATIENCE_SECONDS = watchdog.STOP_SECONDS = 3
     if (folder / "deaf").exists():
         hear_no_changelog()
     if (folder / "slow-seek").exists():

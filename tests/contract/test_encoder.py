@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from freshet.adapters.onnx import OnnxEncoder
+from freshet.adapters.triton import TritonEncoder
+from freshet.bundle.bundle import load_bundle
+from freshet.core.features import TOP_K, Tensors, featurise
+from freshet.ports import Encoder, Unavailable
 
 from deploy import local
 from deploy.local import Stack
 from deploy.local.parts import ROOT, TEXT_ENCODER
 from tests.properties.strategies import make_state
-from workers.adapters.onnx import OnnxEncoder
-from workers.adapters.triton import TritonEncoder
-from workers.core.bundle import load_bundle
-from workers.core.features import TOP_K, Tensors, featurise
-from workers.ports import Encoder, Unavailable
 
 pytestmark = pytest.mark.integration
 REPOSITORY = ROOT / "triton_models"

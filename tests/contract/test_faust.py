@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from freshet.core.state import UserState, decode_state, empty_state, encode_state
 
 from deploy import local
 from tests.integration import oracle
-from workers.core.state import UserState, decode_state, empty_state, encode_state
 
 pytestmark = pytest.mark.integration
 

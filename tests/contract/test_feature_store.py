@@ -1,4 +1,4 @@
-"""The contract of `workers.ports.FeatureStore`, over every backend, and what Feast's own readers see of it."""
+"""The contract of `freshet.ports.FeatureStore`, over every backend, and what Feast's own readers see of it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ import pytest
 from feast import FeatureStore as Feast
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList, Value
+from freshet.adapters.feast import EMBEDDING_VIEW, FeastStore, apply, open_feature_store, redis_options
+from freshet.adapters.feast_rows import redis_client
+from freshet.core.events import Event
+from freshet.core.features import EMBEDDING_FEATURES, behaviour_features, behaviour_row
+from freshet.core.state import HISTORY, UserState, empty_state, fold
+from freshet.ports import FeatureRow, FeatureStore, Unavailable
+from freshet.settings import Settings, SettingsError
 from redis import Redis, RedisError
 
 from deploy.local import redis as redis_server
@@ -29,14 +36,7 @@ from deploy.local.parts import executable
 from deploy.local.ports import choose_ports
 from deploy.local.process import Process, kill, spawn, wait_until_ready
 from tests.contract.tls import self_signed
-from workers.adapters.feast import EMBEDDING_VIEW, FeastStore, apply, open_feature_store, redis_options
-from workers.adapters.feast_rows import redis_client
-from workers.adapters.memory import MemoryFeatureStore
-from workers.core.events import Event
-from workers.core.features import EMBEDDING_FEATURES, behaviour_features, behaviour_row
-from workers.core.state import HISTORY, UserState, empty_state, fold
-from workers.ports import FeatureRow, FeatureStore, Unavailable
-from workers.settings import Settings, SettingsError
+from tests.memory import MemoryFeatureStore
 
 ROOT = Path(__file__).parents[2]
 BEHAVIOURS = {"view": 1.0, "click": 2.0, "add-to-cart": 3.0, "it's": 4.0}

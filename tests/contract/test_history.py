@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 from feast import FeatureStore
+from freshet.cli import app
+from freshet.core.events import Event
 from typer.testing import CliRunner
 
 from deploy.local.parts import ROOT
 from tests.unit.archives import START, rows, stream, write_stream
-from workers.cli import app
-from workers.core.events import Event
 
 pytestmark = pytest.mark.filterwarnings("ignore:fetch_arrow_table:DeprecationWarning")  # ibis over a newer DuckDB
 

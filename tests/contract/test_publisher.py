@@ -7,13 +7,13 @@ from typing import Protocol
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import NewTopic
+from freshet.adapters import kafka as kafka_adapter
+from freshet.adapters.kafka import KafkaPublisher
+from freshet.ports import DeliveryError, Message, Publisher
+from freshet.settings import Settings
 
 from tests.contract.topics import make_topic
-from workers.adapters import kafka as kafka_adapter
-from workers.adapters.kafka import KafkaPublisher
-from workers.adapters.memory import MemoryPublisher
-from workers.ports import DeliveryError, Message, Publisher
-from workers.settings import Settings
+from tests.memory import MemoryPublisher
 
 PARTITIONS = 3
 

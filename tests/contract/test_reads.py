@@ -12,8 +12,7 @@ import pytest
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from aiokafka.consumer.subscription_state import SubscriptionState
 from faust.types import TP
-
-from workers.adapters.faust import Asked, RunConsumer
+from freshet.adapters.faust import Asked, RunConsumer
 
 EVENTS, CHANGELOG = TP("events", 0), TP("changelog", 0)
 

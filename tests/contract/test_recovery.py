@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 from faust.tables.recovery import Recovery, ServiceStopped
-
-from workers.adapters import faust as adapter
+from freshet.adapters import faust as adapter
 
 
 def recovery(kind: type[Recovery]) -> Recovery:

@@ -11,6 +11,11 @@ import msgspec
 import pytest
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+from freshet.adapters.kafka import client_config
+from freshet.cli.connections import require_topics
+from freshet.cli.errors import UserError
+from freshet.serving.app import StartError, events_partitions
+from freshet.settings import Settings
 
 from deploy.local import kafka
 from deploy.local.parts import KAFKA_LIBS, executable
@@ -18,11 +23,6 @@ from deploy.local.ports import LOOPBACK, choose_ports
 from deploy.local.process import kill, spawn, wait_until_ready
 from tests.contract.test_faust import StubWorker
 from tests.contract.tls import self_signed
-from workers.adapters.kafka import client_config
-from workers.app import StartError, events_partitions
-from workers.cli.connections import require_topics
-from workers.cli.errors import UserError
-from workers.settings import Settings
 
 pytestmark = pytest.mark.integration
 
@@ -96,7 +96,7 @@ def test_every_client_gets_in(brokers: tuple[str, Settings], tmp_path: Path) -> 
         )
     )
     environment = {f"FRESHET_{name.upper()}": str(value) for name, value in given(settings).items()}
-    produce = [sys.executable, "-m", "workers.cli", "produce", str(events)]
+    produce = [sys.executable, "-m", "freshet.cli", "produce", str(events)]
     names = {"FRESHET_EVENTS_TOPIC": "secured", "FRESHET_ITEMS_TOPIC": "secured-items"}
     subprocess.run(produce, env=os.environ | environment | names, check=True)
     try:

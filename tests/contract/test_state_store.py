@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from confluent_kafka.admin import NewTopic
+from freshet.adapters.rocks import RocksStateStore
+from freshet.core.state import empty_state, encode_state
+from freshet.ports import DeliveryError, Message, StateStore
+from freshet.settings import Settings
 
 from tests.contract.topics import make_topic
-from workers.adapters.memory import MemoryStateStore
-from workers.adapters.rocks import RocksStateStore
-from workers.core.state import empty_state, encode_state
-from workers.ports import DeliveryError, Message, StateStore
-from workers.settings import Settings
+from tests.memory import MemoryStateStore
 
 PARTITION = 1
 
@@ -22,8 +22,8 @@ PARTITION = 1
 def table(broker: str, unique: Callable[[str], str], data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The worker's table on RocksDB, with its changelog on a real broker."""
     monkeypatch.setattr(sys, "argv", ["freshet"])  # importing faust reads the command line
-    from workers.adapters.kafka import KafkaPublisher  # noqa: PLC0415
-    from workers.app import WorkerApp, changelog_topic  # noqa: PLC0415
+    from freshet.adapters.kafka import KafkaPublisher  # noqa: PLC0415
+    from freshet.serving.app import WorkerApp, changelog_topic  # noqa: PLC0415
 
     settings = Settings(kafka=broker, group=unique("store"), data_dir=str(data_dir))
     make_topic(broker, NewTopic(changelog_topic(settings.group), 3))
@@ -43,7 +43,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> StateStore:
     if request.param == "rocks":
         return RocksStateStore(tmp_path / "states")
     table = request.getfixturevalue("table")
-    from workers.adapters.faust import PartitionState  # noqa: PLC0415
+    from freshet.adapters.faust import PartitionState  # noqa: PLC0415
 
     return PartitionState(table, PARTITION)
 
@@ -98,7 +98,7 @@ async def test_many_users_at_once(store: StateStore) -> None:
 @pytest.mark.integration
 async def test_partitions_are_apart(table: Any) -> None:
     """A user written in one partition is unknown in another."""
-    from workers.adapters.faust import PartitionState  # noqa: PLC0415
+    from freshet.adapters.faust import PartitionState  # noqa: PLC0415
 
     await PartitionState(table, 0).write({"ann": state(1)})
     assert PartitionState(table, 1).read(["ann"]) == [None]
@@ -109,8 +109,7 @@ async def test_partitions_are_apart(table: Any) -> None:
 async def test_the_local_files_name_the_changelog_offset(table: Any) -> None:
     """After each write the persisted offset is that of the last changelog record."""
     from faust.types import TP  # noqa: PLC0415
-
-    from workers.adapters.faust import PartitionState  # noqa: PLC0415
+    from freshet.adapters.faust import PartitionState  # noqa: PLC0415
 
     store, tp = PartitionState(table, PARTITION), TP(table.changelog_topic_name, PARTITION)
     assert table.data.persisted_offset(tp) is None
@@ -124,8 +123,7 @@ async def test_the_local_files_name_the_changelog_offset(table: Any) -> None:
 async def test_what_another_worker_wrote_in_between_is_still_to_be_recovered(table: Any) -> None:
     """Behind a foreign record the local files hold what is written, and the offset that they are good for stays."""
     from faust.types import TP  # noqa: PLC0415
-
-    from workers.adapters.faust import PartitionState  # noqa: PLC0415
+    from freshet.adapters.faust import PartitionState  # noqa: PLC0415
 
     store, tp = PartitionState(table, PARTITION), TP(table.changelog_topic_name, PARTITION)
     await store.write({"ann": state(1)})
@@ -140,7 +138,7 @@ async def test_what_another_worker_wrote_in_between_is_still_to_be_recovered(tab
 @pytest.mark.integration
 async def test_a_write_that_the_changelog_refuses_raises_and_stays_out(table: Any) -> None:
     """Nothing is stored locally that is not in the changelog."""
-    from workers.adapters.faust import PartitionState  # noqa: PLC0415
+    from freshet.adapters.faust import PartitionState  # noqa: PLC0415
 
     store = PartitionState(table, 7)  # the changelog has three partitions
     with pytest.raises(DeliveryError):

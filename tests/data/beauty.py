@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-
-from workers.core.catalogue import CatalogueItem
-from workers.core.events import Event, encode_event
+from freshet.core.catalogue import CatalogueItem
+from freshet.core.events import Event, encode_event
 
 END_MS = 1_400_000_000_000
 WEEK_MS = 7 * 86_400_000

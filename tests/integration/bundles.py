@@ -9,11 +9,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from freshet.bundle import signature
+from freshet.bundle.bundle import LIFTS, MANIFEST, SIGNATURE, sha256
+from freshet.core.rollout import MODEL, Rollout, Versions, encode_record
 
 from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
-from workers import signature
-from workers.core.bundle import LIFTS, MANIFEST, SIGNATURE, sha256
-from workers.core.rollout import MODEL, Rollout, Versions, encode_record
 
 SHIPPED = TRITON_MODELS / MODEL / "1"
 

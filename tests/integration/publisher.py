@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deploy.release.publish import Service, publish_bundle
+from freshet.core.rollout import MODEL, Rollout, encode_record
+from freshet.release.publish import Service, publish_bundle
+
 from tests.integration.bundles import MemoryRecords
-from workers.core.rollout import MODEL, Rollout, encode_record
 
 
 class PrintedRecords(MemoryRecords):

@@ -16,6 +16,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from freshet.archive.chain import chains
+from freshet.cli import app
+from freshet.core.events import Event, encode_event
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 from kafka.structs import TopicPartition
@@ -24,9 +27,6 @@ from typer.testing import CliRunner
 from deploy.local import Stack, create_topics
 from tests.integration import oracle
 from tests.integration.world import until
-from workers.adapters.archive import chains
-from workers.cli import app
-from workers.core.events import Event, encode_event
 
 pytestmark = pytest.mark.integration
 
@@ -70,7 +70,7 @@ class Archivers:
         """Start an archiver."""
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "workers.cli", "archive", "--state-dir", str(self.folder / name)],
+                [sys.executable, "-m", "freshet.cli", "archive", "--state-dir", str(self.folder / name)],
                 env=os.environ | self.environment,
                 stdout=log,
                 stderr=log,

@@ -11,6 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from freshet.cli import app
+from freshet.cli.inspect_user import changelog_topic
+from freshet.core.events import Event, encode_event
+from freshet.core.recommendation import AsOf, Item, Reason, Recommendation, SideInputs, Timings, encode_recommendation
+from freshet.core.rollout import MODEL, Rollout, encode_record
+from freshet.core.state import empty_state, encode_state, fold
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 from kafka.partitioner.default import murmur2
@@ -19,20 +25,6 @@ from typer.testing import CliRunner, Result
 from deploy.local import Stack, create_topics, load
 from deploy.local.parts import SHIPPED_KEYS
 from tests.integration.oracle import read_topic
-from workers.cli import app
-from workers.cli.inspect_user import changelog_topic
-from workers.core.events import Event, encode_event
-from workers.core.recommendation import (
-    AsOf,
-    Item,
-    Reason,
-    Recommendation,
-    SideInputs,
-    Timings,
-    encode_recommendation,
-)
-from workers.core.rollout import MODEL, Rollout, encode_record
-from workers.core.state import empty_state, encode_state, fold
 
 pytestmark = pytest.mark.integration
 
@@ -182,7 +174,7 @@ def test_inspect_finds_the_newest_state_and_lists(
     stack: Stack, producer: KafkaProducer, topics: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest changelog record of the user is the state, however much of others follows it."""
-    monkeypatch.setattr("workers.cli.connections.FIRST_WINDOW", 50)
+    monkeypatch.setattr("freshet.cli.connections.FIRST_WINDOW", 50)
     admin = KafkaAdminClient(bootstrap_servers=stack.bootstrap)
     changelog = changelog_topic(os.environ["FRESHET_GROUP"])
     admin.create_topics({changelog: {"num_partitions": PARTITIONS, "replication_factor": 1}}, wait_for_metadata=True)
@@ -252,11 +244,11 @@ def demo_dir(parts: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """The folder of a demo, with nothing left running in it."""
     directory = tmp_path_factory.mktemp("demo") / "stack"
     yield directory
-    subprocess.run([sys.executable, "-m", "workers.cli", "down", "--dir", str(directory)], check=False)
+    subprocess.run([sys.executable, "-m", "freshet.cli", "down", "--dir", str(directory)], check=False)
 
 
 def start_demo(directory: Path, *arguments: str) -> subprocess.Popen[str]:
-    patient = "import deploy.demo.run as run; run.INTERRUPTED_DRAIN_SECONDS = 30; from workers.cli import app; app()"
+    patient = "import deploy.demo.run as run; run.INTERRUPTED_DRAIN_SECONDS = 30; from freshet.cli import app; app()"
     command = [sys.executable, "-c", patient, "demo", "--dir", str(directory), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -12,23 +12,23 @@ from typing import Any
 
 import msgspec
 import pytest
+from freshet.adapters.onnx import OnnxEncoder
+from freshet.core.evaluation.off_policy import off_policy, served
+from freshet.core.evaluation.results import Estimate, read_results
+from freshet.core.events import Event
+from freshet.core.recommendation import Recommendation, decode_recommendation
+from freshet.logs.source import read_topic
+from freshet.replay import policies
+from freshet.replay.rebuild import Fold, SideInputTopics
+from freshet.settings import Settings, load_settings
+from freshet.simulate.catalogue import Offer
+from freshet.simulate.shop import Plan, Shop, shopper_number, user_id
+from freshet.simulate.shoppers import HOUR_MS
 
 from deploy.demo.movielens import read_items
 from deploy.local import Stack
 from deploy.local.parts import TEXT_ENCODER
 from tests.integration.world import World
-from workers.adapters.logs import read_topic
-from workers.adapters.onnx import OnnxEncoder
-from workers.core.evaluation.off_policy import off_policy, served
-from workers.core.evaluation.results import Estimate, read_results
-from workers.core.events import Event
-from workers.core.recommendation import Recommendation, decode_recommendation
-from workers.replay import policies
-from workers.replay.recorded import Fold, SideInputTopics
-from workers.settings import Settings, load_settings
-from workers.simulate.catalogue import Offer
-from workers.simulate.shop import Plan, Shop, shopper_number, user_id
-from workers.simulate.shoppers import HOUR_MS
 
 pytestmark = pytest.mark.integration
 
@@ -120,7 +120,7 @@ def _published(settings: Settings) -> Iterator[Recommendation]:
 
 
 def _cli(world: World, *arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "workers.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "freshet.cli", *arguments, "--json"]
     done = subprocess.run(command, env=os.environ | world.settings, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

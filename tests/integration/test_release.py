@@ -15,20 +15,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from freshet.bundle.bundle import SIGNATURE
+from freshet.core.rollout import MODEL, Rollout
+from freshet.release.errors import ReleaseError
+from freshet.release.publish import Service, publish_bundle, roll_back
+from freshet.release.repository import only_publisher, remove, versions
+from freshet.release.server import Server
+from freshet.release.tensorrt.stamp import Stamp, encode_stamp
 
 from deploy import local
 from deploy.local import Stack
-from deploy.release.errors import ReleaseError
-from deploy.release.publish import Service, publish_bundle, roll_back
-from deploy.release.repository import only_publisher, remove, versions
-from deploy.release.server import Server
-from deploy.tensorrt.stamp import Stamp, encode_stamp
 from tests.integration.bundles import SHIPPED, Keys, MemoryRecords, altered, renamed_items, with_nan
 from tests.integration.test_worker import stream
 from tests.integration.world import Worker, World, until
 from tests.parity.wrong_items import misnumber
-from workers.core.bundle import SIGNATURE
-from workers.core.rollout import MODEL, Rollout
 
 pytestmark = pytest.mark.integration
 
@@ -185,7 +185,7 @@ def test_one_publisher_at_a_time(service: Service) -> None:
 def test_two_publishers_at_once_end_well(world: World, service: Service) -> None:
     """Whoever comes second is refused in a line, or comes after; each version that was announced is there, no other."""
     before = versions(service.repository)
-    command = [sys.executable, "-m", "workers.cli", "publish", str(SHIPPED), "--json"]
+    command = [sys.executable, "-m", "freshet.cli", "publish", str(SHIPPED), "--json"]
     racing = [
         subprocess.Popen(command, env=os.environ | world.settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)

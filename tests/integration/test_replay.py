@@ -18,6 +18,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from freshet.adapters.feast import open_feature_store
+from freshet.cli import app
+from freshet.core.events import Event, encode_event
+from freshet.core.features import behaviour_features
+from freshet.core.recommendation import decode_recommendation
+from freshet.ports import FeatureRow
+from freshet.settings import load_settings
 from kafka import KafkaAdminClient
 from typer.testing import CliRunner, Result
 
@@ -25,13 +32,6 @@ from deploy.local import Stack
 from tests.integration.oracle import read_topic
 from tests.integration.test_worker import stream
 from tests.integration.world import World, until
-from workers.adapters.feast import open_feature_store
-from workers.cli import app
-from workers.core.events import Event, encode_event
-from workers.core.features import behaviour_features
-from workers.core.recommendation import decode_recommendation
-from workers.ports import FeatureRow
-from workers.settings import load_settings
 
 pytestmark = pytest.mark.integration
 
@@ -248,7 +248,7 @@ def test_going_on_after_a_kill_is_as_if_never_cut_off(world: World, tmp_path: Pa
     """SIGKILL behind a checkpoint, `--resume`: the same digest, counts and Parquet rows as without."""
     at = ("kafka", "--items", "kafka", "--state", state, "--features", "--training-rows")
     whole = replayed(*at, "--out", str(tmp_path / "whole"))
-    often = "import workers.replay.run as run; run.CHECKPOINT_SECONDS = 0.2; from workers.cli import app; app()"
+    often = "import freshet.replay.checkpoint as run; run.CHECKPOINT_SECONDS = 0.2; from freshet.cli import app; app()"
     cut = tmp_path / "cut"
     command = [sys.executable, "-c", often, "replay", *at, "--batch", "20", "--speed", "200x", "--out", str(cut)]
     process = subprocess.Popen(command, cwd=ROOT)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from freshet.report.page import page
 
 from tests.unit.test_report import everything
-from workers.report.page import page
 
 pytestmark = pytest.mark.integration
 

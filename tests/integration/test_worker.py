@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from feast import FeatureStore
+from freshet.core.events import Event
 from kafka import KafkaAdminClient
 
 from deploy import local
 from deploy.local import Stack
 from tests.integration.world import Worker, World, until
-from workers.core.events import Event
 
 pytestmark = pytest.mark.integration
 

@@ -15,6 +15,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from freshet.adapters.feast import apply
+from freshet.archive.archiver import Archiver
+from freshet.archive.chain import chains
+from freshet.cli import app
+from freshet.core.events import Event, encode_event
+from freshet.core.state import UserState, decode_state
+from freshet.process.health import Health
+from freshet.process.watchdog import STOP_SECONDS
+from freshet.settings import load_settings
 from kafka import KafkaProducer
 from typer.testing import CliRunner
 
@@ -22,15 +31,6 @@ from deploy.local import Stack
 from deploy.local.parts import ROOT, SHIPPED_KEYS
 from deploy.local.topics import create_topics
 from tests.integration import oracle
-from workers.adapters.archive import chains
-from workers.adapters.feast import apply
-from workers.archiver import Archiver
-from workers.cli import app
-from workers.core.events import Event, encode_event
-from workers.core.state import UserState, decode_state
-from workers.ending import STOP_SECONDS
-from workers.health import Health
-from workers.settings import load_settings
 
 PATIENCE = 90.0
 TOPICS = ("events", "items", "recommendations", "events.dlq", "models", "popularity")
@@ -44,7 +44,7 @@ class Worker:
         self.data = Path(environment["FRESHET_DATA_DIR"])
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workers.cli", "worker"],
+                [sys.executable, "-m", "freshet.cli", "worker"],
                 env=os.environ | environment,
                 stdout=out,
                 stderr=out,

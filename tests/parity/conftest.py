@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from workers.core.bundle import Bundle, load_bundle
+from freshet.bundle.bundle import Bundle, load_bundle
 
 REPOSITORY = Path(__file__).parents[2] / "triton_models"
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-
-from workers.core import features
-from workers.core.attribution import leave_each_out, losses
-from workers.core.bundle import Bundle, sha256
-from workers.core.events import Event
-from workers.core.features import FIRST_ITEM, TOP_K, Tensors, TensorSpec
-from workers.core.ranking import ItemSpace, RankConfig, rank
-from workers.core.state import empty_state, fold
+from freshet.bundle.bundle import Bundle, sha256
+from freshet.core import features
+from freshet.core.attribution import leave_each_out, losses
+from freshet.core.events import Event
+from freshet.core.features import FIRST_ITEM, TOP_K, Tensors, TensorSpec
+from freshet.core.ranking import ItemSpace, RankConfig, rank
+from freshet.core.state import empty_state, fold
 
 TOLERANCE = 1e-4
 MODELS = {

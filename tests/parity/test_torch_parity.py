@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from freshet.core.events import ERASE, OPT_IN, OPT_OUT, Event
+from freshet.core.features import FIRST_ITEM, TEXT_DIM, UNKNOWN, USER_ENCODER_INPUTS, featurise
+from freshet.core.state import UserState, empty_state, fold
+from freshet_training.examples import IGNORE, Examples, histories, look_ahead, shuffle_ties, states_before, windows
 
 from tests.parity.wrong_items import misnumber
-from training.examples import IGNORE, Examples, histories, look_ahead, shuffle_ties, states_before, windows
-from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event
-from workers.core.features import FIRST_ITEM, TEXT_DIM, UNKNOWN, USER_ENCODER_INPUTS, featurise
-from workers.core.state import UserState, empty_state, fold
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.training
@@ -43,7 +43,7 @@ def log(seed: int, events: int = 400, users: int = 3, control: bool = True) -> l
 
 
 def small_model(seed: int = 0):  # noqa: ANN201 - torch may be absent here
-    from training.model import Config, UserEncoder  # noqa: PLC0415 - imports torch
+    from freshet_training.model import Config, UserEncoder  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(seed)
     model = UserEncoder(
@@ -246,9 +246,9 @@ def test_states_before_continue_a_log() -> None:
 def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
     """An exported bundle gives torch's scores and vectors for inputs that the export never saw, at any batch size."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    from training.config import Config  # noqa: PLC0415 - with the others
-    from training.export import ServedEncoder, export_bundle, golden_inputs  # noqa: PLC0415 - imports torch
-    from workers.core.bundle import Data, load_bundle  # noqa: PLC0415
+    from freshet.bundle.bundle import Data, load_bundle  # noqa: PLC0415
+    from freshet_training.config import Config  # noqa: PLC0415 - with the others
+    from freshet_training.export import ServedEncoder, export_bundle, golden_inputs  # noqa: PLC0415 - imports torch
 
     model = small_model(7)
     item_ids = [f"i{number}" for number in range(ITEMS)]
@@ -287,7 +287,7 @@ def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
 def test_a_graph_that_gives_other_items_is_not_exported(tmp_path: Path) -> None:
     """Right scores for wrong items are no parity."""
     pytest.importorskip("onnxruntime")
-    from training.export import ExportError, check_parity  # noqa: PLC0415 - imports torch
+    from freshet_training.export import ExportError, check_parity  # noqa: PLC0415 - imports torch
 
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "other"))
     check_parity(folder)
@@ -306,7 +306,7 @@ def test_an_unseen_item_stands_at_its_text() -> None:
 
 def test_item_dropout_leaves_the_text() -> None:
     """While training with full item dropout every item stands at its text alone."""
-    from training.model import Config, UserEncoder  # noqa: PLC0415 - imports torch
+    from freshet_training.model import Config, UserEncoder  # noqa: PLC0415 - imports torch
 
     model = UserEncoder(Config(ITEMS, len(TYPES), item_dropout=1.0), torch.randn(ITEMS, TEXT_DIM)).train()
     torch.testing.assert_close(model.item_vectors(), model.tower(model.text))
@@ -314,7 +314,7 @@ def test_item_dropout_leaves_the_text() -> None:
 
 def test_next_item_loss_counts_valid_positions_alone() -> None:
     """The loss is the mean cross entropy over valid positions, whatever stands at the others."""
-    from training.losses import next_item_loss, next_item_scores  # noqa: PLC0415 - imports torch
+    from freshet_training.losses import next_item_loss, next_item_scores  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(0)
     hidden, vectors = torch.randn(2, 3, 4), torch.randn(6, 4)
@@ -328,7 +328,7 @@ def test_next_item_loss_counts_valid_positions_alone() -> None:
 
 def test_next_type_loss_counts_from_one() -> None:
     """Type index 1 is the first class."""
-    from training.losses import next_type_loss  # noqa: PLC0415 - imports torch
+    from freshet_training.losses import next_type_loss  # noqa: PLC0415 - imports torch
 
     logits = torch.zeros(1, 2, 3)
     logits[0, 0, 0] = 50
@@ -338,7 +338,7 @@ def test_next_type_loss_counts_from_one() -> None:
 
 def test_a_sample_of_every_item_is_the_full_softmax() -> None:
     """With each item drawn once and expected once, the sampled loss is the full one: the target counts once."""
-    from training.losses import next_item_loss, next_item_scores  # noqa: PLC0415 - imports torch
+    from freshet_training.losses import next_item_loss, next_item_scores  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(0)
     hidden, vectors = torch.randn(2, 3, 4), torch.randn(6, 4)
@@ -352,7 +352,7 @@ def test_a_sample_of_every_item_is_the_full_softmax() -> None:
 
 def test_what_teachers_say_weighs_beside_what_came() -> None:
     """A student that scores as its teachers do has the least loss that they leave; with no teachers the log's alone."""
-    from training.losses import TEACHING, next_item_loss  # noqa: PLC0415 - imports torch
+    from freshet_training.losses import TEACHING, next_item_loss  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(0)
     scores, own = torch.randn(3, 5), torch.tensor([0, 4, 2])
@@ -367,7 +367,7 @@ def test_what_teachers_say_weighs_beside_what_came() -> None:
 
 def test_a_sampled_softmax_is_right_on_average() -> None:
     """The sum over drawn items, corrected by how often each is expected, estimates the sum over all that train."""
-    from training.losses import Sampler  # noqa: PLC0415 - imports torch
+    from freshet_training.losses import Sampler  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(0)
     counts, scores = torch.tensor([0, 1, 4, 100]), torch.tensor([9.0, 0.5, 1.0, -1.0])
@@ -396,7 +396,7 @@ def test_looking_ahead_takes_later_targets_of_the_row_alone() -> None:
 
 def test_steps_hold_every_row_once_and_cut_padding_alone() -> None:
     """The rows of all steps are the rows of the examples; what a step cuts off the left is padding without a target."""
-    from training.fit import batches  # noqa: PLC0415 - imports torch
+    from freshet_training.fit import batches  # noqa: PLC0415 - imports torch
 
     random = np.random.default_rng(0)
     item_index = np.zeros((40, 12), np.int32)
@@ -427,7 +427,7 @@ def test_a_cut_row_means_what_the_whole_row_means() -> None:
 
 def test_a_step_of_few_items_has_the_loss_of_the_whole_table() -> None:
     """Computing only the vectors that a step meets changes nothing but the time it takes."""
-    from training.fit import step_loss  # noqa: PLC0415 - imports torch
+    from freshet_training.fit import step_loss  # noqa: PLC0415 - imports torch
 
     class Everything:
         def draw(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from freshet.bundle.bundle import Bundle
+from freshet.core import features
+from freshet.core.features import Tensors, TensorSpec
 from tritonclient.grpc import InferenceServerClient, InferenceServerException, InferInput
 
 from deploy import local
 from tests.integration.conftest import parts, start_stack  # noqa: F401 - fixtures
-from workers.core import features
-from workers.core.bundle import Bundle
-from workers.core.features import Tensors, TensorSpec
 
 pytestmark = pytest.mark.integration
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-
-from workers.core.features import FIRST_ITEM
+from freshet.core.features import FIRST_ITEM
 
 
 def misnumber(folder: Path) -> None:

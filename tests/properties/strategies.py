@@ -6,17 +6,9 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from freshet.core.events import CONTROL_TYPES, DEFAULT_BEHAVIOURS, ID_SEPARATOR, MAX_TS_MS, MIN_TS_MS, Event
+from freshet.core.state import EVENT_IDS, HISTORY, Consent, UserState
 from hypothesis import strategies as st
-
-from workers.core.events import (
-    CONTROL_TYPES,
-    DEFAULT_BEHAVIOURS,
-    ID_SEPARATOR,
-    MAX_TS_MS,
-    MIN_TS_MS,
-    Event,
-)
-from workers.core.state import EVENT_IDS, HISTORY, Consent, UserState
 
 START_MS = 1_700_000_000_000
 PARTITION = 3

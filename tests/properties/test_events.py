@@ -1,11 +1,7 @@
 """Bytes become an event or a reason why not, and nothing else."""
 
 import msgspec
-from hypothesis import example, given
-from hypothesis import strategies as st
-
-from tests.properties.strategies import events
-from workers.core.events import (
+from freshet.core.events import (
     CONTROL_TYPES,
     DEFAULT_BEHAVIOURS,
     BadEvent,
@@ -14,6 +10,10 @@ from workers.core.events import (
     decode_event,
     encode_event,
 )
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.properties.strategies import events
 
 GOOD = {"event_id": "e1", "user_id": "u", "item_id": "i", "type": "view", "ts": 1_700_000_000_000}
 

@@ -1,13 +1,13 @@
 """The vectorised featurisation against a slow one written from its description."""
 
 import numpy as np
+from freshet.core.events import DEFAULT_BEHAVIOURS
+from freshet.core.features import behaviour_features, behaviour_row, featurise
+from freshet.core.state import HISTORY, Outcome, UserState, empty_state, fold
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties.strategies import PARTITION, Entry, logs, make_log, states
-from workers.core.events import DEFAULT_BEHAVIOURS
-from workers.core.features import behaviour_features, behaviour_row, featurise
-from workers.core.state import HISTORY, Outcome, UserState, empty_state, fold
 
 ITEM_INDEX = {f"item-{number}": number + 2 for number in range(40)}
 TYPE_INDEX = {"view": 1, "purchase": 2}

@@ -3,13 +3,9 @@
 from collections.abc import Sequence
 from random import Random
 
-from hypothesis import given
-from hypothesis import strategies as st
-
-from tests.properties.strategies import PARTITION, START_MS, Entry, logs, split, states
-from workers.core.events import CONTROL_TYPES, Event
-from workers.core.open_state import OpenState
-from workers.core.state import (
+from freshet.core.events import CONTROL_TYPES, Event
+from freshet.core.fold_run import OpenState
+from freshet.core.state import (
     EVENT_IDS,
     HISTORY,
     SEEN,
@@ -21,6 +17,10 @@ from workers.core.state import (
     encode_state,
     fold,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.properties.strategies import PARTITION, START_MS, Entry, logs, split, states
 
 Table = dict[str, bytes]
 

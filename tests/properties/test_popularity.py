@@ -3,13 +3,13 @@
 from random import Random
 
 import pytest
+from freshet.core.events import CONTROL_TYPES
+from freshet.core.popularity import Partial, PartialPopularity, decode_partial, encode_partial, total
+from freshet.core.state import Outcome, UserState, empty_state, fold
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties.strategies import START_MS, Entry, logs
-from workers.core.events import CONTROL_TYPES
-from workers.core.popularity import Partial, PartialPopularity, decode_partial, encode_partial, total
-from workers.core.state import Outcome, UserState, empty_state, fold
 
 HALF_LIFE = 86_400.0
 additions = st.lists(

@@ -5,15 +5,15 @@ from random import Random
 
 import msgspec
 import numpy as np
+from freshet.core.features import FIRST_ITEM, TOP_K, featurise
+from freshet.core.ranking import ItemSpace, Prior, RankConfig, _common_candidates, rank, rank_popular
+from freshet.core.recommendation import Item
+from freshet.core.state import UserState
+from freshet.ports import Encoded
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties.strategies import make_state
-from workers.core.features import FIRST_ITEM, TOP_K, featurise
-from workers.core.ranking import ItemSpace, Prior, RankConfig, _common_candidates, rank, rank_popular
-from workers.core.recommendation import Item
-from workers.core.state import UserState
-from workers.ports import Encoded
 
 TRAINED = 160
 COLD = 40

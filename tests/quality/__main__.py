@@ -24,14 +24,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from freshet_training.config import Config, load_config
+from freshet_training.text import TextEncoder
 from rich.console import Console
 from rich.table import Table
 
 from tests.quality import baselines, cost, diversity, fine_tuning, first_events, logs, off_policy, prequential
 from tests.quality.encoder import train_encoder
 from tests.quality.ranking import Case, Floats, LeaveOneOut, Ranks, Scorer, judge, leave_one_out, pooled
-from training.config import Config, load_config
-from training.text import TextEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ROOT / ".parts"

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-
-from training.export import ServedEncoder, export_graph, golden_inputs
-from training.model import Config, UserEncoder
-from workers.core.features import TEXT_DIM, USER_ENCODER_OUTPUTS
+from freshet.core.features import TEXT_DIM, USER_ENCODER_OUTPUTS
+from freshet_training.export import ServedEncoder, export_graph, golden_inputs
+from freshet_training.model import Config, UserEncoder
 
 BATCH = 64
 ROUNDS = 60

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from freshet.core.ranking import POOL, RankConfig, _diversify
+from freshet_training.evaluate import CUTOFF, gains, hits
+from freshet_training.lifts import novelty
 from numpy.typing import NDArray
 
 from tests.quality.ranking import Case, Floats, Scorer, seen
-from training.evaluate import CUTOFF, gains, hits
-from training.lifts import novelty
-from workers.core.ranking import POOL, RankConfig, _diversify
 
 DIVERSITY = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 NOVELTY = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)

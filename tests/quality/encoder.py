@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 import torch
+from freshet.core.events import Event
+from freshet.core.features import FIRST_ITEM, UNKNOWN
+from freshet_training.config import Config
+from freshet_training.examples import Examples, windows
+from freshet_training.fit import Fitted, Options, fit, teacher_seeds
+from freshet_training.model import Config as ModelConfig
+from freshet_training.model import UserEncoder
+from freshet_training.text_words import word_numbers
 from numpy.typing import NDArray
 
 from tests.quality.ranking import Floats, LeaveOneOut, Scorer, judge
-from training.config import Config
-from training.examples import Examples, windows
-from training.fit import Fitted, Options, fit, teacher_seeds
-from training.model import Config as ModelConfig
-from training.model import UserEncoder
-from training.words import word_numbers
-from workers.core.events import Event
-from workers.core.features import FIRST_ITEM, UNKNOWN
 
 TYPE = "purchase"
 GAP = 1

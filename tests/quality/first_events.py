@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from freshet_training.evaluate import DAY_MS, gains, hits, rank_of_target
 
 from tests.quality.logs import Stream
 from tests.quality.ranking import with_intervals
-from training.evaluate import DAY_MS, gains, hits, rank_of_target
 
 BURN_IN = 5
 """One in so many events of the log is learned from alone."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.core.catalogue import CatalogueItem
+from freshet.core.catalogue import CatalogueItem
 
 MIN_EVENTS = 3
 """Leave-one-out takes a test and a validation item from every user and needs one more to start from."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from freshet.core.evaluation.off_policy import ModelOfRewards, Slots, off_policy
 
 from tests.simulation.shopping import Moments, Policy, shop
-from workers.core.evaluation.off_policy import ModelOfRewards, Slots, off_policy
 
 LISTS = 400
 DRAWS = 3

@@ -19,18 +19,18 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from freshet.core.events import Event
+from freshet.core.features import FIRST_ITEM, USER_ENCODER_INPUTS, Tensors, featurise
+from freshet_training.config import Config
+from freshet_training.evaluate import DAY_MS, UNRANKED, gains, hits
+from freshet_training.examples import histories, shuffle_ties, states_before, windows
+from freshet_training.fit import Epoch, Options, fit
+from freshet_training.model import Config as ModelConfig
+from freshet_training.model import UserEncoder
 from numpy.typing import NDArray
 
 from tests.quality.logs import Stream
 from tests.quality.ranking import Floats, with_intervals
-from training.config import Config
-from training.evaluate import DAY_MS, UNRANKED, gains, hits
-from training.examples import histories, shuffle_ties, states_before, windows
-from training.fit import Epoch, Options, fit
-from training.model import Config as ModelConfig
-from training.model import UserEncoder
-from workers.core.events import Event
-from workers.core.features import FIRST_ITEM, USER_ENCODER_INPUTS, Tensors, featurise
 
 PARTS = 5
 CHOOSE_EVERY = 250

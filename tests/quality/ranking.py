@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from freshet_training.evaluate import gains, hits, rank_of_target, slices, user_bootstrap
 from numpy.typing import NDArray
-
-from training.evaluate import gains, hits, rank_of_target, slices, user_bootstrap
 
 BATCH = 512
 

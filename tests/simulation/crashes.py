@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from freshet.core.recommendation import decode_recommendation
+from freshet.core.state import decode_state
+from freshet.ports import FeatureRow, Message, Record
+from freshet.serving.canary import Trial
+from freshet.serving.live_versions import LiveModel
+from freshet.serving.pipeline import Pipeline, Run
+from freshet.settings import Settings
+
+from tests.memory import MemoryFeatureStore, MemoryPublisher, MemoryStateStore
 from tests.simulation.fakes import NOW, PARTITION, FakeEncoder, event, go_live, make_bundle, record
-from workers.adapters.memory import MemoryFeatureStore, MemoryPublisher, MemoryStateStore
-from workers.core.recommendation import decode_recommendation
-from workers.core.state import decode_state
-from workers.live_model import LiveModel
-from workers.pipeline import Pipeline, Run
-from workers.ports import FeatureRow, Message, Record
-from workers.settings import Settings
-from workers.trial import Trial
 
 PARTITIONS = {b"ann": PARTITION, b"bob": PARTITION + 1, b"cyd": PARTITION}
 LONGEST_BATCH = 5

@@ -11,19 +11,19 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from freshet.bundle.bundle import NEEDED, Bundle, Manifest, sha256, write_manifest
+from freshet.core.events import Event, encode_event
+from freshet.core.features import FIRST_ITEM, TOP_K, Tensors
+from freshet.core.recommendation import Recommendation, decode_recommendation
+from freshet.core.state import HISTORY, UserState, decode_state
+from freshet.ports import Encoded, Message, Record, Unavailable
+from freshet.serving.canary import Trial
+from freshet.serving.live_versions import LiveModel
+from freshet.serving.pipeline import Pipeline, Run
+from freshet.settings import Settings
 from numpy.typing import NDArray
 
-from workers.adapters.memory import MemoryFeatureStore, MemoryPublisher, MemoryStateStore
-from workers.core.bundle import NEEDED, Bundle, Manifest, sha256, write_manifest
-from workers.core.events import Event, encode_event
-from workers.core.features import FIRST_ITEM, TOP_K, Tensors
-from workers.core.recommendation import Recommendation, decode_recommendation
-from workers.core.state import HISTORY, UserState, decode_state
-from workers.live_model import LiveModel
-from workers.pipeline import Pipeline, Run
-from workers.ports import Encoded, Message, Record, Unavailable
-from workers.settings import Settings
-from workers.trial import Trial
+from tests.memory import MemoryFeatureStore, MemoryPublisher, MemoryStateStore
 
 NOW = 1_700_000_000_000
 PARTITION = 4

@@ -8,22 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from freshet.adapters.onnx import OnnxEncoder
+from freshet.core.catalogue import CatalogueItem, encode_item
+from freshet.core.evaluation.prequential import Prequential
+from freshet.core.events import Event, encode_event
+from freshet.core.state import UserState
+from freshet.ports import Message, Record
+from freshet.replay.actions import Moment
+from freshet.replay.checkpoint import run
+from freshet.replay.clock import Clock
+from freshet.replay.engine import Replay
+from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
+from freshet.replay.states import MemoryStates
+from freshet.serving.list_maker import ListMaker, MadeList
+from freshet.serving.live_versions import LiveModel
+from freshet.settings import Settings
+
 from deploy.local.parts import ROOT, TEXT_ENCODER
-from workers.adapters.onnx import OnnxEncoder
-from workers.core.catalogue import CatalogueItem, encode_item
-from workers.core.evaluation.prequential import Prequential
-from workers.core.events import Event, encode_event
-from workers.core.state import UserState
-from workers.lists import ListMaker, MadeList
-from workers.live_model import LiveModel
-from workers.ports import Message, Record
-from workers.replay.actions import Moment
-from workers.replay.clock import Clock
-from workers.replay.engine import Replay
-from workers.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
-from workers.replay.run import run
-from workers.replay.states import MemoryStates
-from workers.settings import Settings
 
 START = 890_000_000_000
 NEW_ITEM = CatalogueItem("new-film", title="Star Trek: First Contact", category="Action Adventure Sci-Fi")

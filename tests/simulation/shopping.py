@@ -9,12 +9,11 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-
-from workers.core.evaluation.off_policy import Gathering, Slots
-from workers.core.exploration import explore
-from workers.simulate.catalogue import invent
-from workers.simulate.shop import Plan, Shop, user_id
-from workers.simulate.shoppers import DAY_MS
+from freshet.core.evaluation.off_policy import Gathering, Slots
+from freshet.core.exploration import explore
+from freshet.simulate.catalogue import invent
+from freshet.simulate.shop import Plan, Shop, user_id
+from freshet.simulate.shoppers import DAY_MS
 
 SIZE = 5
 POOL = 10

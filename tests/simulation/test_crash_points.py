@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from freshet.core import fold_run
+from freshet.core.events import Event
+from freshet.core.state import Outcome, UserState, empty_state, fold
+from freshet.ports import Message, Record
+from freshet.serving.pipeline import Pipeline, Run, Touched
 
 from tests.simulation.crashes import (
     IN_FLIGHT,
@@ -19,11 +24,6 @@ from tests.simulation.crashes import (
     simulate,
     small_log,
 )
-from workers.core import open_state
-from workers.core.events import Event
-from workers.core.state import Outcome, UserState, empty_state, fold
-from workers.pipeline import Pipeline, Run, Touched
-from workers.ports import Message, Record
 
 LOG = small_log()
 
@@ -102,7 +102,7 @@ async def test_folding_without_deduplication_is_found_out(clean: Durable, monkey
         state.offset, state.event_id_log = -1, empty_state(partition).event_id_log
         return fold(state, event, partition, offset, history)
 
-    monkeypatch.setattr(open_state, "fold", forgetful)
+    monkeypatch.setattr(fold_run, "fold", forgetful)
     found = await outcomes(clean, every_point(clean))
     assert any("folded is" in wrong for wrong in set().union(*found.values()))
 
@@ -114,7 +114,7 @@ async def test_folding_without_offsets_alone_is_found_out(clean: Durable, monkey
         state.offset = -1
         return fold(state, event, partition, offset, history)
 
-    monkeypatch.setattr(open_state, "fold", without_offsets)
+    monkeypatch.setattr(fold_run, "fold", without_offsets)
     assert await outcomes(clean, every_point(clean))
 
 

@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from freshet.adapters.onnx import OnnxEncoder
+from freshet.cli import app
+from freshet.core.evaluation.prequential import Judgement
+from freshet.core.evaluation.results import read_results
+from freshet.core.events import Event, encode_event
+from freshet.core.features import featurise
+from freshet.core.snapshots import TICK_MS
+from freshet.core.state import Outcome, UserState, empty_state, fold
+from freshet.replay.checkpoint import run
+from freshet.replay.clock import Clock, Standing
+from freshet.replay.engine import Replay
+from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View, encodable
+from freshet.replay.states import MemoryStates
+from freshet.serving.list_maker import ListMaker
+from freshet.serving.live_versions import LiveModel
+from freshet.settings import Settings
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from deploy import local
 from deploy.local.parts import ROOT, TEXT_ENCODER
 from tests.simulation.replays import NEW_ITEM, START, Kept, catalogue, records, stream
-from workers.adapters.onnx import OnnxEncoder
-from workers.cli import app
-from workers.core.evaluation.prequential import Judgement
-from workers.core.evaluation.results import read_results
-from workers.core.events import Event, encode_event
-from workers.core.features import featurise
-from workers.core.snapshots import TICK_MS
-from workers.core.state import Outcome, UserState, empty_state, fold
-from workers.lists import ListMaker
-from workers.live_model import LiveModel
-from workers.replay.clock import Clock, Standing
-from workers.replay.engine import Replay
-from workers.replay.models import BASELINES, PUBLISHED, ReplayedModel, View, encodable
-from workers.replay.run import run
-from workers.replay.states import MemoryStates
-from workers.settings import Settings
 
 pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from freshet.core.evaluation.off_policy import off_policy, served
 
 from tests.simulation.shopping import Moments, Policy, shop
-from workers.core.evaluation.off_policy import off_policy, served
 
 DRAWS = 12
 LISTS = 800

@@ -5,16 +5,16 @@ from __future__ import annotations
 from itertools import islice
 
 import pytest
+from freshet.core.events import Event
+from freshet.replay.checkpoint import run
+from freshet.replay.clock import Clock
+from freshet.replay.engine import Replay
+from freshet.replay.merge import steps
+from freshet.replay.states import MemoryStates
+from freshet_training.examples import states_before
 
 from deploy import local
 from tests.simulation.replays import NEW_ITEM, SETTINGS, START, Kept, catalogue, open_replay, records, replayed, stream
-from training.examples import states_before
-from workers.core.events import Event
-from workers.replay.clock import Clock
-from workers.replay.engine import Replay
-from workers.replay.merge import steps
-from workers.replay.run import run
-from workers.replay.states import MemoryStates
 
 pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
 
@@ -141,7 +141,7 @@ async def test_training_rows_hold_nothing_of_the_future(monkeypatch: pytest.Monk
     assert leaks(events, kept.rows) == 0
 
     leaky = Kept(wants_training_rows=True)
-    monkeypatch.setattr("workers.replay.engine._copied", lambda state: state)  # the state as folds go on with it
+    monkeypatch.setattr("freshet.replay.engine._copied", lambda state: state)  # the state as folds go on with it
     await replayed(records(events), leaky)
     assert leaks(events, leaky.rows) > 100
 

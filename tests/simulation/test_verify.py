@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from freshet.core.events import OPT_OUT
+from freshet.ports import Record
+from freshet.replay.rebuild import Fold, Remaker, SideInputTopics
+from freshet.replay.verify import Published, Verifier
 
 from tests.simulation.fakes import PARTITION, World, event, record, write_bundle
 from tests.simulation.replays import ListLog
-from workers.core.events import OPT_OUT
-from workers.ports import Record
-from workers.replay.recorded import Fold, Remaker, SideInputTopics
-from workers.replay.verify import Published, Verifier
 
 NOTHING = SideInputTopics([], [])
 

@@ -9,12 +9,13 @@ import signal
 import time
 from pathlib import Path
 
+from freshet.core.state import decode_state
+
 from deploy import local
 from tests.integration import oracle
 from tests.integration.world import Worker, World, until
 from tests.soak.lists import went_back
 from tests.soak.load import events_sent
-from workers.core.state import decode_state
 
 NAMES = ("w1", "w2", "w3")
 ACTIONS = ("stop", "kill", "kill and wipe", "freeze")

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from freshet.core.rollout import MODEL, Rollout, decode_record
+from freshet.release.publish import Service, publish_bundle
+from freshet.release.repository import versions
+from freshet.release.server import Server
+
 from deploy import local
-from deploy.release.publish import Service, publish_bundle
-from deploy.release.repository import versions
-from deploy.release.server import Server
 from tests.integration.bundles import SHIPPED, Keys, MemoryRecords
-from workers.core.rollout import MODEL, Rollout, decode_record
 
 STEPS = ("verified", "copied", "loaded", "golden", "promoted", "obeyed")
 """A word of each step's name that is in no other's."""

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import tritonclient.grpc as triton
+from freshet.core.features import USER_ENCODER_INPUTS
+from freshet.core.rollout import MODEL
 from tritonclient.utils import InferenceServerException
 
 from tests.integration.test_worker import stream
 from tests.integration.world import World
-from workers.core.features import USER_ENCODER_INPUTS
-from workers.core.rollout import MODEL
 
 USERS = 16
 PER_SECOND = 50.0

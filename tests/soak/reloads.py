@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from freshet.core.rollout import MODEL, Rollout
+from freshet.release.publish import Service, publish_bundle
 
 from deploy import local
-from deploy.release.publish import Service, publish_bundle
 from tests.integration.bundles import SHIPPED, Keys, MemoryRecords
 from tests.soak.load import Load
 from tests.soak.resources import held
-from workers.core.rollout import MODEL, Rollout
 
 STEADY_SECONDS = 0.5
 ROWS = 10

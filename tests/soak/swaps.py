@@ -76,7 +76,7 @@ def _judge(world: World, windows: list[tuple[float, float]]) -> bool:
 
 
 def _freshet(world: World, *arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "workers.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "freshet.cli", *arguments, "--json"]
     done = subprocess.run(command, env=os.environ | world.settings, capture_output=True, text=True, check=False)
     if done.returncode and not done.stdout:
         raise RuntimeError(done.stderr)

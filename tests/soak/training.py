@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from freshet.core.events import Event, encode_event
 
 from deploy import local
 from deploy.demo import movielens
@@ -17,7 +18,6 @@ from deploy.local.parts import ROOT
 from tests.integration.bundles import Keys
 from tests.integration.world import World
 from tests.soak.load import events_sent
-from workers.core.events import Event, encode_event
 
 STEADY_SECONDS = 40.0
 NEW = 5000
@@ -67,7 +67,7 @@ def _command(log: Path, work: Path, **options: object) -> list[str]:
     """`freshet train` on a log of films, on one thread."""
     given = {"events": log, "items": log.with_name("items.jsonl"), "config": ROOT / "deploy/domains/films.toml"}
     given |= {"dir": work, "threads": "1", "tracking": "none", **options}
-    command = [sys.executable, "-m", "workers.cli", "train"]
+    command = [sys.executable, "-m", "freshet.cli", "train"]
     return command + [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from freshet_training import train, training_set
 
 from tests.training.worlds import walk, write_config, write_items, write_log
-from training import material, train
 
 torch.set_num_threads(1)
 
@@ -35,7 +35,7 @@ class Texts:
 @pytest.fixture(autouse=True, scope="session")
 def _texts() -> Any:
     patch = pytest.MonkeyPatch()
-    patch.setattr(material, "TextEncoder", Texts)
+    patch.setattr(training_set, "TextEncoder", Texts)
     yield
     patch.undo()
 

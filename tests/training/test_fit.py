@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from freshet_training.checkpoint import Checkpoint
+from freshet_training.examples import Examples, histories, windows
+from freshet_training.fit import Epoch, FitError, Fitted, Options, fit
+from freshet_training.model import Config as ModelConfig
+from freshet_training.model import UserEncoder
+from freshet_training.text_words import word_numbers
 
 from tests.training.worlds import ITEMS, MODEL, walk
-from training.checkpoint import Checkpoint
-from training.examples import Examples, histories, windows
-from training.fit import Epoch, FitError, Fitted, Options, fit
-from training.model import Config as ModelConfig
-from training.model import UserEncoder
-from training.words import word_numbers
 
 INDEX = {f"i{number}": number + 2 for number in range(ITEMS)}
 OPTIONS = Options(epochs=6, validate_every=2, positions=128, learning_rate=0.02)

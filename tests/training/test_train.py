@@ -17,25 +17,25 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from freshet.bundle.bundle import Data, load_bundle
+from freshet.bundle.verify import load_sound
+from freshet.core.events import ERASE, OPT_OUT, Event
+from freshet_training import export, gate, measure, search, text, train, training_set
+from freshet_training import tracking as tracker
+from freshet_training.config import Config, ConfigError, load_config
+from freshet_training.evaluate import Ground, Replay, evaluate
+from freshet_training.examples import IGNORE
+from freshet_training.fit import Epoch, FitError
+from freshet_training.model import Config as ModelConfig
+from freshet_training.model import UserEncoder
+from freshet_training.regression_set import CANARY_FILE, canaries, canary_pairs
+from freshet_training.train import REFUSED, main
+from freshet_training.warm_start import warm_start
 from mlflow import MlflowClient
 from safetensors.numpy import load_file
 
 from tests.training.conftest import Texts, arguments
 from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
-from training import export, gate, material, measure, search, text, train
-from training import tracking as tracker
-from training.canary import CANARY_FILE, canaries, canary_pairs
-from training.config import Config, ConfigError, load_config
-from training.evaluate import Ground, Replay, evaluate
-from training.examples import IGNORE
-from training.fit import Epoch, FitError
-from training.model import Config as ModelConfig
-from training.model import UserEncoder
-from training.train import REFUSED, main
-from training.warm import warm_start
-from workers.core.bundle import Data, load_bundle
-from workers.core.events import ERASE, OPT_OUT, Event
-from workers.core.soundness import load_sound
 
 SHIPPED = Path(__file__).parents[2] / "triton_models" / "user_encoder" / "1"
 
@@ -88,12 +88,12 @@ def test_what_was_held_back_is_learned_as_new(first: Path) -> None:
     live = load_bundle(first / "first")
     work = first / "without a canary set"
     work.mkdir()
-    found = material.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live)
+    found = training_set.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live)
     learned, judged = events[:288], events[288:360]
     assert live.manifest.data.last == judged[-1].ts
     new = [event for event in found.split.train if event.ts > learned[-1].ts]
     assert new[: len(judged)] == judged
-    targets = material.epoch_rows(config, found)(np.random.default_rng(0)).next_item
+    targets = training_set.epoch_rows(config, found)(np.random.default_rng(0)).next_item
     assert (targets != IGNORE).sum() == len(new)
 
 
@@ -105,7 +105,7 @@ def test_a_version_that_does_not_say_what_it_learned(first: Path) -> None:
         live.manifest, data=msgspec.structs.replace(live.manifest.data, trained_to=Data().trained_to)
     )
     config = load_config(first / "ring.toml")
-    found = material.gather(
+    found = training_set.gather(
         config,
         first / "later.jsonl",
         first / "items.jsonl",
@@ -299,7 +299,9 @@ def test_who_is_forgotten_is_in_no_row(first: Path, monkeypatch: pytest.MonkeyPa
     only = [Event(f"s{n}", "u1", "view", NOW + n, "secret") for n in range(3)]
     write_log(first / "gone.jsonl", sorted([*only, *events, *gone], key=lambda event: event.ts))
     seen: list[Event] = []
-    monkeypatch.setattr(material, "shuffle_ties", lambda runs, _: seen.extend(e for run in runs for e in run) or runs)
+    monkeypatch.setattr(
+        training_set, "shuffle_ties", lambda runs, _: seen.extend(e for run in runs for e in run) or runs
+    )
     monkeypatch.setattr(train, "_write", lambda *_: True)
     judged: list[str] = []
     real = measure.evaluate
@@ -318,11 +320,11 @@ def test_an_epoch_is_judged_as_it_would_be_served(first: Path) -> None:
     fashion = [Event(f"f{n}", f"u{n % 20}", "view", NOW + n * 60_000, f"i{n // 20}") for n in range(240)]
     write_log(first / "fashion.jsonl", fashion)
     config = load_config(first / "ring.toml", popularity_half_life=600.0)
-    found = material.gather(config, first / "fashion.jsonl", first / "items.jsonl", first / "work", first, None)
+    found = training_set.gather(config, first / "fashion.jsonl", first / "items.jsonl", first / "work", first, None)
     catalogue = [*found.item_ids, *found.others]
     replay = Replay(found.log.events, catalogue, found.item_index, {"view": 1}, config.popularity_half_life, 8)
     torch.manual_seed(0)
-    model = UserEncoder(material.model_config(config, found), torch.from_numpy(found.known)).eval()
+    model = UserEncoder(training_set.model_config(config, found), torch.from_numpy(found.known)).eval()
     start, stop = len(found.split.train), len(found.split.train) + len(found.split.validation)
     alone = evaluate(replay.batches(start, stop, 2), {"encoder": measure.encoder_ranker(model, found.unseen)})
     assert alone["encoder"].only_untied().ndcg < 0.7
@@ -428,7 +430,7 @@ def test_nothing_of_the_canary_set_is_learned(first: Path) -> None:
     assert 0 < len(cases) <= 0.2 * len(events[300:])
     when = {(event.user_id, event.item_id): event.ts for event in events}
     for live in (None, load_bundle(first / "first")):
-        found = material.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live)
+        found = training_set.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live)
         learned = {(event.user_id, event.item_id) for run in found.runs for event in run}
         assert not learned & asked
         since = {user: when[user, item] for user, item in asked}
@@ -437,7 +439,8 @@ def test_nothing_of_the_canary_set_is_learned(first: Path) -> None:
         assert found.canaries == len(trained & asked) > 0
     (work / CANARY_FILE).unlink()
     assert (
-        material.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live).digest != found.digest
+        training_set.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live).digest
+        != found.digest
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from workers.core.events import Event, encode_event
+from freshet.core.events import Event, encode_event
 
 NOW = 1_700_000_000_000
 ITEMS = 24

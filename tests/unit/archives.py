@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset
-
-from workers.adapters.archive import Appender, Chain
-from workers.adapters.archive_rows import event_rows
-from workers.adapters.logs import Window, open_log
-from workers.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
-from workers.history import FOLDER
-from workers.ports import Record
-from workers.settings import Settings
+from freshet.archive.chain import Appender, Chain
+from freshet.archive.feature_history import FOLDER
+from freshet.archive.rows import event_rows
+from freshet.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
+from freshet.logs.source import Window, open_log
+from freshet.ports import Record
+from freshet.settings import Settings
 
 START = 890_000_000_000
 WHOLE = Window(None, None, {})

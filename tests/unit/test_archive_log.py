@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from freshet.archive.chain import MERGE_FILES
+from freshet.logs.source import EmptyLog, LogError, Window, open_log
+from freshet.settings import Settings
 
 from tests.unit.archives import FILE_SIZE, START, read, record, write
-from workers.adapters.archive import MERGE_FILES
-from workers.adapters.logs import EmptyLog, LogError, Window, open_log
-from workers.settings import Settings
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """Reasons by leaving events out."""
 
 import numpy as np
-
-from workers.core.attribution import leave_each_out, losses
-from workers.core.events import Event
-from workers.core.state import UserState, empty_state, fold
+from freshet.core.attribution import leave_each_out, losses
+from freshet.core.events import Event
+from freshet.core.state import UserState, empty_state, fold
 
 START = 890_000_000_000
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from freshet.archive.rows import EVENTS, SCHEMA_KEY
+from freshet.cli import app
+from freshet.ports import Record
 from typer.testing import CliRunner
 
 from deploy.local.parts import ROOT
 from tests.unit.archives import START, record, write
-from workers.adapters.archive_rows import EVENTS, SCHEMA_KEY
-from workers.cli import app
-from workers.ports import Record
 
 VALUE = EVENTS.get_field_index("value")
 
@@ -195,9 +195,9 @@ def test_an_output_that_exists_is_left_alone() -> None:
 def test_what_was_cut_off_before_its_first_checkpoint_is_begun_anew() -> None:
     """It is not written over unasked; asked to go on, it begins anew, and is as if never cut off."""
     script = (
-        "import os, signal, workers.replay.run as run\n"
+        "import os, signal, freshet.replay.checkpoint as run\n"
         "run.Folder.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from workers.cli import app\n"
+        "from freshet.cli import app\n"
         "app(['replay', 'archive', '--fold-only', '--features', '--out', 'out'])\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL

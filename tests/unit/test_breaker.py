@@ -4,14 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from freshet.adapters import triton
+from freshet.adapters.triton import BREAKER_FAILURES, BREAKER_SECONDS, RETRY_BURST, Breaker, TritonEncoder
+from freshet.core.features import USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS, Tensors
+from freshet.ports import Unavailable
+from freshet.process.metrics import BREAKER_OPEN
 from prometheus_client import REGISTRY
 from tritonclient.utils import InferenceServerException
-
-from workers.adapters import triton
-from workers.adapters.triton import BREAKER_FAILURES, BREAKER_SECONDS, RETRY_BURST, Breaker, TritonEncoder
-from workers.core.features import USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS, Tensors
-from workers.metrics import BREAKER_OPEN
-from workers.ports import Unavailable
 
 LENGTH = 50
 TENSORS: Tensors = {spec.name: np.zeros((1, LENGTH), np.int32) for spec in USER_ENCODER_INPUTS}

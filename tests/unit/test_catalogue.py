@@ -1,8 +1,7 @@
 """Catalogue items."""
 
 import pytest
-
-from workers.core.catalogue import CatalogueItem, decode_item, encode_item
+from freshet.core.catalogue import CatalogueItem, decode_item, encode_item
 
 
 def test_items_survive_the_codec() -> None:

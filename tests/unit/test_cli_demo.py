@@ -4,6 +4,9 @@ import io
 from pathlib import Path
 
 import pytest
+from freshet.core.catalogue import decode_item, encode_item
+from freshet.core.events import Event, decode_event, encode_event
+from freshet.core.recommendation import AsOf, Item, Reason, Recommendation, SideInputs, Timings
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -11,9 +14,6 @@ from rich.console import Console
 from deploy.demo import movielens
 from deploy.demo.tracker import Tracker, difference, percentile
 from deploy.demo.view import Facts, line, render, sparkline
-from workers.core.catalogue import decode_item, encode_item
-from workers.core.events import Event, decode_event, encode_event
-from workers.core.recommendation import AsOf, Item, Reason, Recommendation, SideInputs, Timings
 
 RATINGS = st.lists(
     st.tuples(st.integers(1, 30), st.integers(1, 50), st.integers(1, 5), st.integers(874_724_710, 893_286_638)),

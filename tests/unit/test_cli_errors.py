@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from freshet.cli import app
 from typer.testing import CliRunner
 
 from deploy.local.errors import PortTaken
-from workers.cli import app
 
 VERBS = [
     "up",
@@ -29,7 +29,7 @@ VERBS = [
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A broker that is away is given up soon; the working directory holds no stack."""
-    monkeypatch.setattr("workers.cli.connections.BOOTSTRAP_SECONDS", 0.3)
+    monkeypatch.setattr("freshet.cli.connections.BOOTSTRAP_SECONDS", 0.3)
     monkeypatch.chdir(tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_a_taken_port_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object, **__: object) -> None:
         raise PortTaken("kafka", 9092)
 
-    monkeypatch.setattr("workers.cli.bring_up.start", start)
+    monkeypatch.setattr("freshet.cli.bring_up.start", start)
     result = CliRunner().invoke(app, ["up", "--port", "kafka=9092"])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == "freshet: port 9092, asked for kafka, is taken"

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from freshet.bundle.bundle import SIGNATURE
+from freshet.bundle.signature import SignatureError
+from freshet.cli import explain
+from freshet.core.rollout import MODEL
+from freshet.core.state import empty_state
+from freshet.logs import source
+from freshet.replay import job
+from freshet.settings import Settings
 
 from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
 from tests.simulation.fakes import FakeEncoder, make_bundle
-from workers.adapters import logs
-from workers.cli import explain
-from workers.core.bundle import SIGNATURE
-from workers.core.rollout import MODEL
-from workers.core.state import empty_state
-from workers.replay import job
-from workers.settings import Settings
-from workers.signature import SignatureError
 
 
 class ReadError(Exception):
@@ -37,7 +37,7 @@ async def test_a_version_that_nobody_signed_explains_nothing(tmp_path: Path, mon
         raise ReadError
 
     monkeypatch.setattr(job, "open_encoder", encoder)
-    monkeypatch.setattr(logs, "read_topic", read)
+    monkeypatch.setattr(source, "read_topic", read)
     version = Path(shutil.copytree(TRITON_MODELS / MODEL / "1", tmp_path / MODEL / "1"))
     settings = Settings(model_repository=str(tmp_path), trusted_keys=str(SHIPPED_KEYS))
     with pytest.raises(ReadError):

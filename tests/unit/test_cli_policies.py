@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from freshet.cli import app
+from freshet.core.events import Event, encode_event
 from typer.testing import CliRunner
-
-from workers.cli import app
-from workers.core.events import Event, encode_event
 
 EVENT = encode_event(Event("e1", "ann", "view", 1_700_000_000_000, "a")) + b"\n"
 

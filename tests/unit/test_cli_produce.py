@@ -3,11 +3,10 @@
 import io
 
 import pytest
-
-from workers.cli import produce
-from workers.cli.errors import UserError
-from workers.cli.show import plain
-from workers.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
+from freshet.cli import produce
+from freshet.cli.console import plain
+from freshet.cli.errors import UserError
+from freshet.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
 
 GOOD = encode_event(Event("e1", "u1", "click", 881_250_949_000, item_id="i1"))
 

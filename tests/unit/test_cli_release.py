@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from freshet.cli import app, release
+from freshet.core.comparison import Comparison
+from freshet.core.rollout import MODEL, Report, Rollout, Versions
+from freshet.release import publish
 from typer.testing import CliRunner
 
 from deploy.local.parts import TRITON_MODELS
-from deploy.release import publish
 from tests.integration.bundles import MemoryRecords
-from workers.cli import app, release
-from workers.core.comparison import Comparison
-from workers.core.rollout import MODEL, Report, Rollout, Versions
 
 LIVE = Rollout(MODEL, 1, "promoted", 1_000)
 OLD = Rollout(MODEL, 4, "rolled_back", 4_000, reason="w1: \x1b[2Jtoo slow")

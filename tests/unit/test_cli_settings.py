@@ -5,17 +5,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from freshet.bundle.bundle import BundleError
+from freshet.cli import app, bring_up
+from freshet.cli import stack as verbs
+from freshet.cli.check import TESTS
+from freshet.cli.options import as_environment, keep_settings, resolve
+from freshet.settings import Settings, SettingsError, Variant, load_settings
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from deploy.local import load
 from tests.integration.bundles import Keys, without_lifts
-from workers.cli import app, bring_up
-from workers.cli import stack as verbs
-from workers.cli.check import TESTS
-from workers.cli.options import as_environment, keep_settings, resolve
-from workers.core.bundle import BundleError
-from workers.settings import Settings, SettingsError, Variant, load_settings
 
 ADDRESSES = {
     "kafka": "127.0.0.1:1111",
@@ -122,7 +122,7 @@ def test_bad_settings_are_refused(stack: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_check_masks_secrets_and_names_each_failing_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`check --json` never shows the password, and fails with a verdict per part."""
-    monkeypatch.setattr("workers.cli.connections.BOOTSTRAP_SECONDS", 0.3)
+    monkeypatch.setattr("freshet.cli.connections.BOOTSTRAP_SECONDS", 0.3)
     monkeypatch.setenv("FRESHET_KAFKA_PASSWORD", "hunter2")
     monkeypatch.setenv("FRESHET_KAFKA", "127.0.0.1:1")
     monkeypatch.setenv("FRESHET_TRITON", "127.0.0.1:1")

@@ -9,15 +9,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from freshet.bundle.bundle import MANIFEST, SIGNATURE, Check, Decision, load_bundle, write_manifest
+from freshet.bundle.signature import SignatureError, load_trusted
+from freshet.cli import app
+from freshet.release import publish
+from freshet.release.errors import ReleaseError
 from typer.testing import CliRunner
 
 from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
-from deploy.release import publish
-from deploy.release.errors import ReleaseError
 from tests.integration.bundles import sign_anyway
-from workers.cli import app
-from workers.core.bundle import MANIFEST, SIGNATURE, Check, Decision, load_bundle, write_manifest
-from workers.signature import SignatureError, load_trusted
 
 SHIPPED = TRITON_MODELS / "user_encoder" / "1"
 

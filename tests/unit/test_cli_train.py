@@ -17,21 +17,21 @@ from typing import Any
 
 import pytest
 import yaml
+from freshet.bundle.bundle import SIGNATURE
+from freshet.cli import app, models_topic, training_env, training_log
+from freshet.cli import train as verb
+from freshet.cli.connections import NoTopicError
+from freshet.cli.options import keep_settings
+from freshet.core.events import ERASE, OPT_OUT, Event, encode_event
+from freshet.core.rollout import MODEL, Rollout
+from freshet.ports import Record
+from freshet.settings import load_settings
+from freshet_training.dataset import read_items
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from deploy.local.parts import TRITON_MODELS
 from tests.integration.bundles import MemoryRecords
-from training.dataset import read_items
-from workers.cli import app, models_topic, training_env, training_log
-from workers.cli import train as verb
-from workers.cli.connections import NoTopicError
-from workers.cli.options import keep_settings
-from workers.core.bundle import SIGNATURE
-from workers.core.events import ERASE, OPT_OUT, Event, encode_event
-from workers.core.rollout import MODEL, Rollout
-from workers.ports import Record
-from workers.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = TRITON_MODELS / "user_encoder" / "1"
@@ -55,7 +55,7 @@ class Training:
         self.environments.append(env)
         if self.checkpoint is not None:
             self.checkpoint.write_bytes(b"")
-        if "training.train" in command:
+        if "freshet_training.train" in command:
             self.logs.append(Path(self.option("--events")).read_text())
             if self.status in (0, verb.REFUSED):
                 shutil.copytree(SHIPPED, self.option("--out"))
@@ -290,7 +290,7 @@ def test_the_cpu_is_bounded_for_every_library(
 def test_what_trains_ends_with_the_command() -> None:
     """A supervisor's SIGTERM leaves nothing at work, with a lock and users' events, that nobody waits for."""
     script = (
-        "import sys; from pathlib import Path; from workers.cli import training_env as env; "
+        "import sys; from pathlib import Path; from freshet.cli import training_env as env; "
         "env.TRAINING_PYTHON = Path(sys.executable); "
         "env.run_module('timeit', ['-n1', '-r1', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'])"
     )
@@ -311,7 +311,7 @@ def test_what_training_runs_in_is_fetched(
     result = run("--events", log)
     assert result.exit_code == 0
     assert training.commands[0] == [sys.executable, str(ROOT / "deploy" / "setup" / "bootstrap.py"), "--training"]
-    assert "training.train" in training.commands[1]
+    assert "freshet_training.train" in training.commands[1]
     assert "fetching the training environment" in result.stderr
     training.status = 1
     assert run("--events", log).exit_code == 1

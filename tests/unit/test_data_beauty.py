@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from freshet_training.config import Config
+from freshet_training.dataset import read_items, read_log
+
 from tests.data.beauty import convert
-from training.config import Config
-from training.dataset import read_items, read_log
 
 
 def test_purchases_keep_their_order(tmp_path: Path) -> None:

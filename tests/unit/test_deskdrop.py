@@ -5,10 +5,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from freshet.core.catalogue import decode_item
+from freshet.core.events import Event, decode_event
 
 from deploy.demo import deskdrop
-from workers.core.catalogue import decode_item
-from workers.core.events import Event, decode_event
 
 EVENTS = [
     ("u2", "a", "view", "1457963020"),

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from freshet.archive import feature_history
+from freshet.archive.chain import MERGE_FILES, Chain
+from freshet.archive.rows import erasures, holds, without
+from freshet.ports import Record
+from freshet.settings import Settings
 from msgspec.structs import replace
 
 from tests.unit.archives import read, record, rows, write
-from workers import history
-from workers.adapters.archive import MERGE_FILES, Chain
-from workers.adapters.archive_rows import erasures, holds, without
-from workers.ports import Record
-from workers.settings import Settings
 
 USERS = ("ada", "bob")
 ERASED_AT = 25
@@ -108,17 +108,17 @@ async def test_history_is_the_same_as_before_the_erasure(tmp_path: Path) -> None
     settings = Settings(archive_dir=str(tmp_path))
     records = stream(40)
     chain = write(tmp_path, records[:30])
-    await history.extend(settings, lambda _: None, lambda _: None)
+    await feature_history.extend(settings, lambda _: None, lambda _: None)
     before = rows(tmp_path)
     assert {row["user_id"] for row in before} == {"ada"}
     chain.begin_erasing(noted(chain))
     chain.erase(holds, without)
     write(tmp_path, records[30:])
-    await history.extend(settings, lambda _: None, lambda _: None)
+    await feature_history.extend(settings, lambda _: None, lambda _: None)
     went_on = rows(tmp_path)
     assert went_on[: len(before)] == before
     anew = tmp_path / "anew"
     anew.mkdir()
     (anew / "events").symlink_to(chain.folder)
-    await history.extend(Settings(archive_dir=str(anew)), lambda _: None, lambda _: None)
+    await feature_history.extend(Settings(archive_dir=str(anew)), lambda _: None, lambda _: None)
     assert rows(anew) == went_on

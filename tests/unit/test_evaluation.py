@@ -5,14 +5,13 @@ import random
 
 import numpy as np
 import pytest
+from freshet.core.evaluation.buckets import BUCKETS, Sums, bucket, paired, verdict
+from freshet.core.evaluation.calibration import Calibration
+from freshet.core.evaluation.compare import difference
+from freshet.core.evaluation.exposure import SAMPLE, Exposure, gini, mean_distance, personalisation
+from freshet.core.evaluation.prequential import DAY_MS, Judgement, Prequential
+from freshet.core.evaluation.results import Estimate, Slice
 from numpy.typing import NDArray
-
-from workers.core.evaluation.buckets import BUCKETS, Sums, bucket, paired, verdict
-from workers.core.evaluation.calibration import Calibration
-from workers.core.evaluation.compare import difference
-from workers.core.evaluation.exposure import SAMPLE, Exposure, gini, mean_distance, personalisation
-from workers.core.evaluation.prequential import DAY_MS, Judgement, Prequential
-from workers.core.evaluation.results import Estimate, Slice
 
 TRIALS = 150
 

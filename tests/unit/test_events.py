@@ -4,17 +4,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
-from workers.core import events
-from workers.core.events import (
-    MAX_EVENT_BYTES,
-    BadEvent,
-    BadReason,
-    Event,
-    decode_event,
-    encode_event,
-    event_schema,
-)
+from freshet.core import events
+from freshet.core.events import MAX_EVENT_BYTES, BadEvent, BadReason, Event, decode_event, encode_event, event_schema
 
 GOOD = {"event_id": "e1", "user_id": "u", "item_id": "i", "type": "click", "ts": 1_700_000_000_000}
 SPEC = ("ce_specversion", b"1.0")

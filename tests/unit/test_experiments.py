@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from workers.core.assignment import variant
-from workers.core.evaluation.buckets import BUCKETS, Sums, bucket, paired, unpaired, verdict
-from workers.core.evaluation.interleaving import Interleaver, interleave
-from workers.core.evaluation.readout import Readout, uneven
-from workers.core.exploration import explore, propensity
+from freshet.core.assignment import variant
+from freshet.core.evaluation.buckets import BUCKETS, Sums, bucket, paired, unpaired, verdict
+from freshet.core.evaluation.interleaving import Interleaver, interleave
+from freshet.core.evaluation.readout import Readout, uneven
+from freshet.core.exploration import explore, propensity
 
 USERS = [f"user-{number}" for number in range(20_000)]
 SHARES = {"a": 0.5, "b": 0.3, "c": 0.2}

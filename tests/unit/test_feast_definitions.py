@@ -18,12 +18,11 @@ import pytest
 from feast import FeatureStore as Feast
 from feast import FeatureView, PushSource
 from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList, Value
+from freshet.adapters.feast_rows import ENCODERS
+from freshet.core.events import DEFAULT_BEHAVIOURS
+from freshet.core.features import EMBEDDING_FEATURES, Feature, behaviour_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from workers.adapters.feast_rows import ENCODERS
-from workers.core.events import DEFAULT_BEHAVIOURS
-from workers.core.features import EMBEDDING_FEATURES, Feature, behaviour_features
 
 ROOT = Path(__file__).parents[2]
 VALUE_TYPES = {

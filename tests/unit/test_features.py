@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-
-from workers.core.events import Event
-from workers.core.features import (
+from freshet.core.events import Event
+from freshet.core.features import (
     GAP_BUCKETS,
     NUMPY_DTYPES,
     USER_ENCODER_INPUTS,
@@ -14,7 +13,7 @@ from workers.core.features import (
     gap_bucket,
     sized,
 )
-from workers.core.state import empty_state, fold
+from freshet.core.state import empty_state, fold
 
 LENGTH = 20
 NOW = 1_700_000_000_000

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-
-from workers.core.files import write_json, written_whole
+from freshet.files import write_json, written_whole
 
 
 def _fail(path: Path) -> None:

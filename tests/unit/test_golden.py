@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from freshet.bundle.golden import GoldenError, check_answers, read_golden
+from freshet.core.features import FIRST_ITEM, USER_ENCODER_OUTPUTS, Tensors
+from freshet.release.errors import ReleaseError
+from freshet.release.server import Server
 
 from deploy.local.parts import TRITON_MODELS
-from deploy.release.errors import ReleaseError
-from deploy.release.server import Server
 from tests.parity.wrong_items import misnumber
-from workers.core.features import FIRST_ITEM, USER_ENCODER_OUTPUTS, Tensors
-from workers.core.golden import GoldenError, check_answers, read_golden
 
 SHIPPED = TRITON_MODELS / "user_encoder" / "1"
 VECTORS = np.load(SHIPPED / "item_vectors.npy")

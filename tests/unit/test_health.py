@@ -8,10 +8,9 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-
-from workers import health as health_module
-from workers import metrics
-from workers.health import Health, HealthServer, JsonFormatter
+from freshet.process import health as health_module
+from freshet.process import metrics
+from freshet.process.health import Health, HealthServer, JsonFormatter
 
 ALL_OK = {"tables": "ok", "model": "ok"}
 

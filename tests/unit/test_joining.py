@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
-from workers.core.evaluation.joining import Joiner
-from workers.core.events import Event
-from workers.core.recommendation import AsOf, Item, Recommendation, SideInputs, Timings
+from freshet.core.evaluation.joining import Joiner
+from freshet.core.events import Event
+from freshet.core.recommendation import AsOf, Item, Recommendation, SideInputs, Timings
 
 NOW = 1_700_000_000_000
 WINDOW = 60_000

@@ -7,9 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-
-from tests.simulation.shopping import SIZE, Moments, Policy, shop
-from workers.core.evaluation.off_policy import (
+from freshet.core.evaluation.off_policy import (
     FOLDS,
     TRUSTED,
     Gathering,
@@ -20,7 +18,9 @@ from workers.core.evaluation.off_policy import (
     served,
     weights_of,
 )
-from workers.core.evaluation.results import Estimate
+from freshet.core.evaluation.results import Estimate
+
+from tests.simulation.shopping import SIZE, Moments, Policy, shop
 
 LIVE = Policy("live", blur=1.0)
 SHARPER = Policy("sharper", blur=0.2)

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from freshet.core.events import ERASE, MAX_EVENT_BYTES, OPT_IN, OPT_OUT, BadReason, Event
+from freshet.core.features import Tensors
+from freshet.core.popularity import decode_partial
+from freshet.core.state import Consent
+from freshet.ports import DeliveryError, Encoded, FeatureRow, Message, Record, Unavailable
+from freshet.serving import pipeline as pipeline_module
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
 from tests.simulation.fakes import ITEMS, NOW, PARTITION, World, digest, event, go_live, lists, make_bundle, record
-from workers import pipeline as pipeline_module
-from workers.core.events import ERASE, MAX_EVENT_BYTES, OPT_IN, OPT_OUT, BadReason, Event
-from workers.core.features import Tensors
-from workers.core.popularity import decode_partial
-from workers.core.state import Consent
-from workers.ports import DeliveryError, Encoded, FeatureRow, Message, Record, Unavailable
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 import msgspec
 import pytest
-
-from workers.core.popularity import KEPT_ITEMS, Partial, PartialPopularity, decode_partial, encode_partial, total
+from freshet.core.popularity import KEPT_ITEMS, Partial, PartialPopularity, decode_partial, encode_partial, total
 
 NOW = 1_700_000_000_000
 DAY = 86_400_000

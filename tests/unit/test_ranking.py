@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from workers.core.events import Event
-from workers.core.features import FIRST_ITEM, TOP_K
-from workers.core.ranking import COLD_CANDIDATES, ItemSpace, RankConfig, _common_candidates, rank, rank_popular
-from workers.core.recommendation import Item
-from workers.core.state import HISTORY, UserState, empty_state, fold
+from freshet.core.events import Event
+from freshet.core.features import FIRST_ITEM, TOP_K
+from freshet.core.ranking import COLD_CANDIDATES, ItemSpace, RankConfig, _common_candidates, rank, rank_popular
+from freshet.core.recommendation import Item
+from freshet.core.state import HISTORY, UserState, empty_state, fold
 
 ITEMS = [f"i{number}" for number in range(TOP_K)]
 DIM = 64

@@ -2,8 +2,7 @@
 
 import msgspec
 import pytest
-
-from workers.core.recommendation import (
+from freshet.core.recommendation import (
     AsOf,
     Item,
     Reason,

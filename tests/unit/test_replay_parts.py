@@ -7,12 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from tests.simulation.replays import SETTINGS, START, Kept, ListLog, open_replay, records, stream
-from workers.adapters.memory import MemoryStateStore
-from workers.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
-from workers.core.files import aside
-from workers.core.recommendation import (
+from freshet.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
+from freshet.core.recommendation import (
     AsOf,
     Item,
     Recommendation,
@@ -22,23 +18,27 @@ from workers.core.recommendation import (
     encode_recommendation,
     recommendation_id,
 )
-from workers.core.state import UserState, empty_state, fold
-from workers.lists import MadeList
-from workers.ports import Message, Record
-from workers.replay import output
-from workers.replay import states as replay_states
-from workers.replay.actions import Moment
-from workers.replay.clock import Clock
-from workers.replay.engine import Replay
-from workers.replay.job import OutputTaken, refuse_live
-from workers.replay.list_topic import ListTopic
-from workers.replay.merge import Position, steps
-from workers.replay.output import FolderOutput, Parts
-from workers.replay.recorded import Recorded
-from workers.replay.run import CheckpointError, Folder
-from workers.replay.states import MemoryStates, StoredStates
-from workers.replay.verify import Published, _difference
-from workers.settings import Settings
+from freshet.core.state import UserState, empty_state, fold
+from freshet.files import aside
+from freshet.ports import Message, Record
+from freshet.replay import output
+from freshet.replay import states as replay_states
+from freshet.replay.actions import Moment
+from freshet.replay.checkpoint import CheckpointError, Folder
+from freshet.replay.clock import Clock
+from freshet.replay.engine import Replay
+from freshet.replay.job import OutputTaken, refuse_live
+from freshet.replay.list_topic import ListTopic
+from freshet.replay.merge import Position, steps
+from freshet.replay.output import FolderOutput, Parts
+from freshet.replay.rebuild import Recorded
+from freshet.replay.states import MemoryStates, StoredStates
+from freshet.replay.verify import Published, _difference
+from freshet.serving.list_maker import MadeList
+from freshet.settings import Settings
+
+from tests.memory import MemoryStateStore
+from tests.simulation.replays import SETTINGS, START, Kept, ListLog, open_replay, records, stream
 
 SCHEMA = pa.schema([("number", pa.int64())])
 AS_OF = AsOf(0, 5, START)

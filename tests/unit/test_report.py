@@ -6,11 +6,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
-from tests.unit.test_cli_errors import fails
-from workers.cli import app
-from workers.core.evaluation.results import (
+from freshet.cli import app
+from freshet.core.evaluation.results import (
     CalibrationBin,
     Difference,
     Estimate,
@@ -25,9 +22,12 @@ from workers.core.evaluation.results import (
     Verification,
     write_results,
 )
-from workers.report import page as pages
-from workers.report.page import freshness_figure, page
-from workers.report.svg import ticks
+from freshet.report import page as pages
+from freshet.report.page import freshness_figure, page
+from freshet.report.svg import ticks
+from typer.testing import CliRunner
+
+from tests.unit.test_cli_errors import fails
 
 VOID = {"meta", "br"}
 METRICS = ("hr", "ndcg", "mrr", "coverage", "gini", "novelty", "intra_list_diversity", "personalisation")

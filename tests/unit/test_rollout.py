@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 
 import pytest
+from freshet.core.comparison import Comparison
+from freshet.core.rollout import MODEL, Report, Rollout, Versions, decode_record, encode_record
+from freshet.release import publish
+from freshet.release.errors import ReleaseError
 
-from deploy.release import publish
-from deploy.release.errors import ReleaseError
 from tests.integration.bundles import MemoryRecords
-from workers.core.comparison import Comparison
-from workers.core.rollout import MODEL, Report, Rollout, Versions, decode_record, encode_record
 
 LIVE = Rollout(MODEL, 1, "promoted", 1_000)
 CANARY = Rollout(MODEL, 2, "canary", 2_000, share=0.1)

@@ -15,21 +15,21 @@ import msgspec
 import pytest
 import yaml
 from confluent_kafka import TopicPartition
+from freshet.adapters.feast import redis_options
+from freshet.adapters.kafka import client_config
+from freshet.archive import archiver
+from freshet.core.comparison import Comparison, out_of_band
+from freshet.core.popularity import decode_partial
+from freshet.ports import Record
+from freshet.process.health import Health
+from freshet.release import publish
+from freshet.release import repository as folders
+from freshet.replay.policies import Target
+from freshet.serving.canary import bands
+from freshet.serving.list_maker import ListMaker
+from freshet.settings import KNOBS, SECRETS, Settings, SettingsError, Variant, load_settings
 
-from deploy.release import publish
-from deploy.release import repository as folders
 from tests.simulation.fakes import World, event, lists
-from workers import archiver
-from workers.adapters.feast import redis_options
-from workers.adapters.kafka import client_config
-from workers.core.comparison import Comparison, out_of_band
-from workers.core.popularity import decode_partial
-from workers.health import Health
-from workers.lists import ListMaker
-from workers.ports import Record
-from workers.replay.policies import Target
-from workers.settings import KNOBS, SECRETS, Settings, SettingsError, Variant, load_settings
-from workers.trial import bands
 
 NAMES = Settings.__struct_fields__
 
@@ -206,7 +206,7 @@ def retired(tmp_path: Path) -> Callable[[Settings], object]:
 def app(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The app module; importing faust reads the command line."""
     monkeypatch.setattr(sys, "argv", ["freshet"])
-    from workers import app  # noqa: PLC0415
+    from freshet.serving import app  # noqa: PLC0415
 
     return app
 
@@ -255,7 +255,7 @@ def wiring(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callabl
     ):
         monkeypatch.setattr(app, name, Part)
     monkeypatch.setattr(app, "open_feature_store", Part)
-    monkeypatch.setattr(app.ending, "Pulse", Part)
+    monkeypatch.setattr(app.watchdog, "Pulse", Part)
 
     def observe(settings: Settings) -> object:
         opened.clear()
@@ -277,7 +277,7 @@ def wiring(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callabl
 @pytest.fixture
 def feast(tmp_path: Path) -> Callable[[Settings], object]:
     """Which Feast store comes of it, and where."""
-    from workers.adapters.feast import apply  # noqa: PLC0415
+    from freshet.adapters.feast import apply  # noqa: PLC0415
 
     def observe(settings: Settings) -> object:
         settings = msgspec.structs.replace(settings, feature_repo=str(Path(settings.feature_repo).absolute()))
@@ -332,7 +332,7 @@ def archived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Setti
     """Where an archiver's files end, and where they lie."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(archiver, "Consumer", Topic)
-    monkeypatch.setattr("workers.adapters.archive.ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr("freshet.archive.chain.ROW_GROUP_BYTES", 1)
 
     def observe(settings: Settings) -> object:
         one = archiver.Archiver(settings, Health())

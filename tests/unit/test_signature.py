@@ -11,12 +11,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-
-from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
-from tests.simulation.fakes import FakeEncoder, make_bundle
-from workers import signature
-from workers.core import graphs
-from workers.core.bundle import (
+from freshet.bundle import onnx_graph, signature
+from freshet.bundle.bundle import (
     LIFTS,
     MANIFEST,
     SIGNATURE,
@@ -27,10 +23,13 @@ from workers.core.bundle import (
     sha256,
     write_manifest,
 )
-from workers.core.graphs import check_graphs
-from workers.core.rollout import MODEL
-from workers.live_model import LiveModel
-from workers.signature import SignatureError, load_trusted, make_keys, sign
+from freshet.bundle.onnx_graph import check_graphs
+from freshet.bundle.signature import SignatureError, load_trusted, make_keys, sign
+from freshet.core.rollout import MODEL
+from freshet.serving.live_versions import LiveModel
+
+from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
+from tests.simulation.fakes import FakeEncoder, make_bundle
 
 SHIPPED = TRITON_MODELS / MODEL / "1"
 
@@ -210,7 +209,7 @@ def test_parts_that_are_not_of_one_version_are_refused(
 def test_halves_of_a_graph_are_read() -> None:
     """ONNX keeps a float of 16 bits as an integer; a NaN among them is one."""
     bf16 = bytes([0x10, 16, 0x42, 1]) + b"w" + bytes([0x2A, 5, 0x80, 0x7F, 0xC0, 0xFF, 0x01])
-    [(name, values)] = graphs._values(memoryview(bf16))
+    [(name, values)] = onnx_graph._values(memoryview(bf16))
     assert name == "w"
     assert np.isnan(values).tolist() == [False, True]
 

@@ -9,15 +9,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from freshet.cli import app
+from freshet.core.catalogue import CatalogueItem
+from freshet.core.events import Event, decode_event, encode_event
+from freshet.simulate import files
+from freshet.simulate.catalogue import Offer, invent
+from freshet.simulate.shop import Plan, Shop, user_id
+from freshet.simulate.shoppers import DAY_MS, WEEK_MS
 from typer.testing import CliRunner
-
-from workers.cli import app
-from workers.core.catalogue import CatalogueItem
-from workers.core.events import Event, decode_event, encode_event
-from workers.simulate import files
-from workers.simulate.catalogue import Offer, invent
-from workers.simulate.shop import Plan, Shop, user_id
-from workers.simulate.shoppers import DAY_MS, WEEK_MS
 
 
 def make(seed: int = 3, days: int = 3, **plan: int) -> Shop:

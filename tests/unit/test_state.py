@@ -2,9 +2,8 @@
 
 import msgspec
 import pytest
-
-from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event
-from workers.core.state import (
+from freshet.core.events import ERASE, OPT_IN, OPT_OUT, Event
+from freshet.core.state import (
     EVENT_IDS,
     HISTORY,
     SEEN,

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from freshet.bundle.bundle import MANIFEST, sha256
+from freshet.cli import app
+from freshet.release import publish
+from freshet.release.errors import ReleaseError
+from freshet.release.server import Server
+from freshet.release.tensorrt import build_plan, network
+from freshet.release.tensorrt.stamp import Host, Stamp, StampError, check_stamp, decode_stamp, encode_stamp
 from typer.testing import CliRunner
 
 from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
-from deploy.release import publish
-from deploy.release.errors import ReleaseError
-from deploy.release.server import Server
-from deploy.tensorrt import build_plan, network
-from deploy.tensorrt.stamp import Host, Stamp, StampError, check_stamp, decode_stamp, encode_stamp
-from workers.cli import app
-from workers.core.bundle import MANIFEST, sha256
 
 HOST = Host("10.4.0", "560.35.03", "9.0")
 STAMP = Stamp("10.4.0", "560.35.03", "9.0", "onnx", "plan", fp16=False, tolerance=1e-3, off=1e-5)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
-from training.config import Config, ConfigError, load_config
-from workers.settings import load_settings
+from freshet.settings import load_settings
+from freshet_training.config import Config, ConfigError, load_config
 
 DOMAINS = sorted((Path(__file__).parents[2] / "deploy" / "domains").glob("*.toml"))
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from training.config import Config
-from training.dataset import DatasetError, Log, read_items, read_log, split_by_time, vocabulary
-from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event, encode_event
+from freshet.core.events import ERASE, OPT_IN, OPT_OUT, Event, encode_event
+from freshet_training.config import Config
+from freshet_training.dataset import DatasetError, Log, read_items, read_log, split_by_time, vocabulary
 
 NOW = 1_700_000_000_000
 HOUR = 3_600_000

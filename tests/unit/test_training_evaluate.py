@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from training.evaluate import (
+from freshet.core.events import Event
+from freshet_training.evaluate import (
     UNRANKED,
     Batch,
     CoOccurrence,
@@ -19,7 +19,6 @@ from training.evaluate import (
     user_bootstrap,
     with_prior,
 )
-from workers.core.events import Event
 
 ITEMS = ["a", "b", "c", "d"]
 DAY = 86_400

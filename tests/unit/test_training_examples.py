@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from training.examples import IGNORE, histories, shuffle_ties, windows
-from workers.core.events import ERASE, OPT_IN, OPT_OUT, Event
+from freshet.core.events import ERASE, OPT_IN, OPT_OUT, Event
+from freshet_training.examples import IGNORE, histories, shuffle_ties, windows
 
 LENGTH = 50
 INDEX = {f"i{number}": number + 2 for number in range(200)}

@@ -4,9 +4,8 @@ from math import log
 
 import numpy as np
 import pytest
-
-from training.lifts import SHRINKAGE, item_lifts
-from workers.core.events import Event
+from freshet.core.events import Event
+from freshet_training.lifts import SHRINKAGE, item_lifts
 
 WEIGHTS = {"view": 1.0, "purchase": 4.0}
 

@@ -1,0 +1,82 @@
+"""`freshet replay --try`: the same moments ranked with other settings, judged side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from freshet.cli import app
+from freshet.core.evaluation.results import read_results
+from freshet.core.events import encode_event
+from typer.testing import CliRunner
+
+from deploy import local
+from deploy.local.parts import ROOT
+from tests.integration.bundles import Keys, without_lifts
+from tests.simulation.replays import stream
+
+pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A log; the shipped version ranks it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(ROOT / "triton_models"))
+    file = tmp_path / "log.jsonl"
+    file.write_bytes(b"".join(encode_event(event) + b"\n" for event in stream()))
+    return file
+
+
+def test_each_value_tried_is_a_policy_of_its_own(log: Path) -> None:
+    """The value in force gives the lists of the version as it is, another one others; all are judged alike."""
+    tried = ("--try", "prior_weight=1,40", "--try", "diversity=0.9")
+    done = CliRunner().invoke(app, ["replay", str(log), *tried, "--out", "tried"])
+    assert done.exit_code == 0, done.output
+    names = ["version 1", "version 1, prior weight 1", "version 1, prior weight 40", "version 1, diversity 0.9"]
+    digests = json.loads(Path("tried/replay.json").read_text())["digests"]
+    assert list(digests) == names
+    assert digests[names[0]] == digests[names[1]]
+    assert len(set(digests.values())) == 3
+    results = read_results(Path("tried/results.json"))
+    assert [one.name for one in results.evaluations[:4]] == names
+    whole = [one.slices["all"]["all"] for one in results.evaluations[:4]]
+    assert len({part.events for part in whole}) == 1
+    assert whole[3].metrics["intra_list_diversity"].mean > whole[0].metrics["intra_list_diversity"].mean
+    lines = done.stdout.splitlines()
+    [top] = [place for place, line in enumerate(lines) if "NDCG" in line]
+    assert lines[top].split()[:5] == ["HR", "NDCG", "HR", "of", "purchase"]
+    verdicts = [line.split()[-3:] for line in lines[top + 1 : top + 5]]
+    assert verdicts[1] == ["no", "difference", "shown"]  # the same lists
+    assert verdicts[0] != verdicts[1]  # the first stands beside nothing
+
+
+@pytest.mark.parametrize(
+    ("tried", "message"),
+    [
+        (
+            "colour=1",
+            "with a knob of diversity, prior_weight, value_weight, novelty_weight, exploration, not 'colour=1'",
+        ),
+        ("diversity=0.1,2", "--try diversity=0.1,2: Expected `float` <= 1.0"),
+        ("novelty_weight", "--try novelty_weight: could not convert string to float"),
+    ],
+)
+def test_what_cannot_be_tried_is_one_line(log: Path, tried: str, message: str) -> None:
+    """It names the knobs, or what is wrong with the value; nothing is written."""
+    done = CliRunner().invoke(app, ["replay", str(log), "--try", tried, "--out", "tried"])
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not Path("tried").exists()
+
+
+def test_a_version_without_lifts_cannot_weigh_them(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one line, and nothing is written."""
+    models = without_lifts(tmp_path / "models", Keys(tmp_path / "keys").private)
+    monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(models))
+    done = CliRunner().invoke(app, ["replay", str(log), "--try", "novelty_weight=0.2", "--out", "tried"])
+    assert done.exit_code == 1
+    assert "version 1 does not know its items' value and novelty: train one that does" in done.stderr
+    assert not Path("tried").exists()

@@ -1,0 +1,231 @@
+"""Step 6, the bundle: the trained encoder as ONNX with its item table and top-K inside.
+
+The served graph takes the tensors of `featurise`, computes the last block for
+the last position only, multiplies with the item table and keeps the best
+`TOP_K`. torch and ONNX Runtime must agree on golden inputs before the manifest,
+written last, makes the folder a bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import warnings
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from freshet.bundle import bundle
+from freshet.bundle.golden import GOLDEN, GoldenError, check_answers, read_golden
+from freshet.core.features import (
+    FIRST_ITEM,
+    GAP_BUCKETS,
+    ITEM_TOWER_INPUTS,
+    ITEM_TOWER_OUTPUTS,
+    TOP_K,
+    USER_ENCODER_INPUTS,
+    USER_ENCODER_OUTPUTS,
+    Tensors,
+    TensorSpec,
+)
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from freshet_training.config import Config
+from freshet_training.model import ItemTower, UserEncoder
+
+OPSET = 18
+TOLERANCE = 1e-4
+"""Largest difference between torch and ONNX Runtime on one machine."""
+NEVER = -6e4
+"""Score of the rows for padding and unknown item: below any real score, and finite in half precision too."""
+GOLDEN_ROWS = 64
+GOLDEN_UNKNOWN = 0.05
+
+
+class ExportError(Exception):
+    """The model cannot be exported, or ONNX Runtime disagrees with torch."""
+
+
+class ServedEncoder(nn.Module):
+    """`USER_ENCODER_INPUTS` → `USER_ENCODER_OUTPUTS`, in order."""
+
+    vectors: Tensor
+    table: Tensor
+    never: Tensor
+
+    def __init__(self, encoder: UserEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        vectors = encoder.item_vectors().detach()  # [N, D]
+        self.candidates = min(TOP_K, len(vectors))
+        self.register_buffer("vectors", vectors)
+        self.register_buffer("table", torch.cat([torch.zeros(FIRST_ITEM, vectors.shape[1]), vectors]).T.contiguous())
+        never = torch.zeros(FIRST_ITEM + len(vectors))
+        never[:FIRST_ITEM] = NEVER
+        self.register_buffer("never", never)
+
+    def forward(self, item_index: Tensor, event_type: Tensor, time_gap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices [B, L] → (top-K rows [B, K] int32, their scores [B, K], user vector [B, D])."""
+        embedding = self.encoder(item_index, event_type, time_gap, self.vectors, last_only=True)[:, 0]  # [B, D]
+        scores = embedding @ self.table + self.never  # [B, 2 + N]
+        best = torch.topk(scores, self.candidates, dim=-1)
+        return best.indices.to(torch.int32), best.values, embedding
+
+
+def golden_inputs(items: int, types: int, length: int, rows: int = GOLDEN_ROWS, seed: int = 0) -> Tensors:
+    """Random encoder inputs `[rows, L]` with every history length, the empty one first, and unknown items and types."""
+    random = np.random.default_rng(seed)
+    shape = (rows, length)
+    filled = np.arange(length) >= length - (np.arange(rows) % (length + 1))[:, None]
+    known = random.integers(FIRST_ITEM, items + FIRST_ITEM, shape)
+    item_index = np.where(random.random(shape) < GOLDEN_UNKNOWN, FIRST_ITEM - 1, known)
+    event_type = random.integers(0, types + 1, shape)
+    time_gap = random.integers(1, GAP_BUCKETS, shape)
+    columns = (item_index, event_type, time_gap)
+    return {
+        spec.name: np.where(filled, column, 0).astype(np.int32)
+        for spec, column in zip(USER_ENCODER_INPUTS, columns, strict=True)
+    }
+
+
+def export_bundle(
+    encoder: UserEncoder,
+    out: Path,
+    item_ids: list[str],
+    text_embeddings: NDArray[np.float32],
+    *,
+    config: Config,
+    prior_weight: float,
+    metrics: dict[str, dict[str, float]],
+    data: bundle.Data,
+    commit: str,
+    parent: str,
+    privacy: bundle.Privacy | None,
+    lifts: NDArray[np.float32] | None,
+    model_card: str,
+) -> None:
+    """Write the bundle at `out`, which must not exist or be empty. Raises `ExportError`."""
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise ExportError(f"{out} is not empty")
+    encoder = encoder.cpu().eval()
+    served = ServedEncoder(encoder).eval()
+    golden = golden_inputs(len(item_ids), len(config.types), encoder.config.length)
+    export_graph(served, golden, USER_ENCODER_OUTPUTS, out / "model.onnx")
+    tower: ItemTower = encoder.tower
+    export_graph(
+        tower,
+        {ITEM_TOWER_INPUTS[0].name: text_embeddings[:2]},
+        ITEM_TOWER_OUTPUTS,
+        out / "item_tower.onnx",
+    )
+
+    with torch.no_grad():
+        outputs = served(*(torch.from_numpy(golden[spec.name]) for spec in USER_ENCODER_INPUTS))
+        text = torch.from_numpy(text_embeddings[:GOLDEN_ROWS])
+        golden |= {spec.name: value.numpy() for spec, value in zip(USER_ENCODER_OUTPUTS, outputs, strict=True)}
+        golden |= {
+            ITEM_TOWER_INPUTS[0].name: text.numpy(),
+            ITEM_TOWER_OUTPUTS[0].name: tower(text).numpy(),
+        }
+    np.savez_compressed(out / GOLDEN, **golden)  # type: ignore[arg-type]
+    np.save(out / bundle.ITEM_VECTORS, served.vectors.numpy().astype(np.float32), allow_pickle=False)
+    if lifts is not None:
+        np.save(out / bundle.LIFTS, lifts, allow_pickle=False)
+    (out / "item_ids.json").write_text(json.dumps(item_ids) + "\n")
+    weights = {key: value.contiguous() for key, value in encoder.state_dict().items()}
+    (out / bundle.WEIGHTS).write_bytes(save(weights))  # `save_file` would let nobody else read it
+    (out / "MODEL_CARD.md").write_text(model_card)
+    bundle.write_manifest(
+        out,
+        bundle.Manifest(
+            name=config.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            dim=encoder.config.dim,
+            length=encoder.config.length,
+            types=config.types,
+            prior_weight=prior_weight,
+            popularity_half_life_s=config.popularity_half_life,
+            metrics=metrics,
+            environment={
+                "python": platform.python_version(),
+                **{package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")},
+                "opset": str(OPSET),
+            },
+            licence=config.data_terms,
+            files={file.name: bundle.sha256(file) for file in sorted(out.iterdir())},
+            text_fields=list(config.text_fields),
+            data=data,
+            commit=commit,
+            parent=parent,
+            privacy=privacy,
+            scale=encoder.log_scale.detach().exp().item(),
+            settings=msgspec.to_builtins(config),
+        ),
+    )
+
+
+def check_parity(folder: Path) -> float:
+    """Run both ONNX files on the golden inputs; returns how far they leave torch's outputs at most.
+
+    Raises `ExportError` where that is too far.
+    """
+    worst = 0.0
+    item_vectors = np.load(folder / bundle.ITEM_VECTORS, allow_pickle=False)
+    try:
+        golden = read_golden(folder)
+    except GoldenError as error:
+        raise ExportError(str(error)) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    for file, inputs, outputs in (
+        ("model.onnx", USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
+        ("item_tower.onnx", ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
+    ):
+        session = onnxruntime.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
+        names = [spec.name for spec in outputs]
+        try:
+            values = session.run(names, {spec.name: golden[spec.name] for spec in inputs})
+            off = check_answers(dict(zip(names, values, strict=True)), golden, outputs, item_vectors, TOLERANCE)
+        except GoldenError as error:
+            raise ExportError(f"{file} leaves what torch gave: {error}") from None
+        worst = max(worst, off)
+    return worst
+
+
+def export_graph(module: nn.Module, example: Tensors, outputs: tuple[TensorSpec, ...], path: Path) -> None:
+    """Trace `module` to ONNX: batch dynamic, everything else fixed, weights inside the one file."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own: torchvision is absent, an axis has one name
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(torch.from_numpy(value) for value in example.values()),
+            dynamo=True,
+            dynamic_shapes=tuple({0: batch} for _ in example),
+            input_names=list(example),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError(f"torch exported nothing for {path.name}")
+    # `output_names` would clash with the exporter's own name for the result of an embedding look-up.
+    for number, node in enumerate(program.model.graph):
+        for place, value in enumerate(node.outputs):
+            value.name = f"v{number}_{place}"
+        node.metadata_props.clear()  # source lines of this machine
+        node.doc_string = None
+    for value, spec in zip(program.model.graph.outputs, outputs, strict=True):
+        value.name = spec.name
+    model = program.model_proto
+    onnx.checker.check_model(model)
+    onnx.save(model, path)

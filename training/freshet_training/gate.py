@@ -1,0 +1,261 @@
+"""Step 7, the gate: may this candidate follow the live version?
+
+Both are run from their exported files over the same events (`freshet_training.evaluate`)
+and compared event by event, so the interval is that of a paired difference.
+Where nothing is live yet, or what is live knows next to nothing of the candidate's
+items, the candidate must not be worse than recent popularity. ONNX Runtime must give
+what torch gave on the golden inputs; Triton's answers to the same are checked by
+`freshet publish` before anybody is served.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnxruntime
+from freshet.bundle.bundle import Bundle, Check, Decision
+from freshet.bundle.golden import read_golden
+from freshet.core.features import (
+    ITEM_TOWER_INPUTS,
+    ITEM_TOWER_OUTPUTS,
+    USER_ENCODER_INPUTS,
+    USER_ENCODER_OUTPUTS,
+    featurise,
+)
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from freshet_training.config import Config, Gate
+from freshet_training.evaluate import (
+    CUTOFF,
+    Batch,
+    Floats,
+    Ground,
+    Ranker,
+    Replay,
+    Result,
+    difference,
+    rank_of_target,
+    recent_popularity,
+    result_of,
+    user_bootstrap,
+    with_prior,
+)
+from freshet_training.export import ExportError, check_parity
+from freshet_training.regression_set import Case, canaries
+
+TIMED_BATCH = 64
+TIMED_RUNS = 50
+LISTS_MEASURED = 1000
+"""Lists whose items' distances are measured."""
+EMBEDDING = USER_ENCODER_OUTPUTS[2].name
+MEGABYTE = 1 << 20
+FOREIGN = 0.1
+"""A live version that knows a smaller part of the candidate's items is another catalogue's."""
+
+
+class Served:
+    """A version's exported graphs, as a ranker of a catalogue."""
+
+    def __init__(self, version: Bundle, ground: Ground) -> None:
+        self.version = version
+        self._encoder = _open(version.path / "model.onnx")
+        tower = _open(version.path / "item_tower.onnx")
+        [table] = tower.run([ITEM_TOWER_OUTPUTS[0].name], {ITEM_TOWER_INPUTS[0].name: ground.texts})
+        self._table: Floats = np.array(table)  # [M, D]
+        row = {item: number for number, item in enumerate(ground.catalogue)}
+        known = [(row[item], place) for place, item in enumerate(version.item_ids) if item in row]
+        rows, places = (list(column) for column in zip(*known, strict=True)) if known else ([], [])
+        self._table[rows] = version.item_vectors[places]
+        placed = ground.texts.any(axis=1)
+        placed[rows] = True
+        self._nowhere = np.flatnonzero(~placed)
+
+    def __call__(self, batch: Batch) -> Floats:
+        """Scores `[B, M]`, without the prior."""
+        return self.scores({spec.name: batch.tensors[spec.name] for spec in USER_ENCODER_INPUTS})
+
+    def scores(self, tensors: Mapping[str, NDArray[np.int32]]) -> Floats:
+        """Scores `[B, M]` for encoder inputs."""
+        [embedding] = self._encoder.run([EMBEDDING], dict(tensors))
+        scores: Floats = embedding @ self._table.T
+        scores[:, self._nowhere] = -np.inf
+        return scores
+
+    def milliseconds(self) -> float:
+        """Time of the CPU a user, in the whole graph at batch 64 on one thread: the best of a few runs.
+
+        What others take of the CPU meanwhile does not count: a periodic run has the lowest priority.
+        """
+        golden = read_golden(self.version.path)
+        feeds = {
+            spec.name: np.resize(golden[spec.name], (TIMED_BATCH, self.version.manifest.length))
+            for spec in USER_ENCODER_INPUTS
+        }
+        best = np.inf
+        for _ in range(TIMED_RUNS):
+            started = time.thread_time()
+            self._encoder.run(None, feeds)
+            best = min(best, time.thread_time() - started)
+        return best * 1000 / TIMED_BATCH
+
+
+@dataclass(frozen=True)
+class _Judged:
+    result: Result
+    coverage: float
+    """Part of the catalogue that stands in some list."""
+    diversity: float
+    """Mean distance, 1 - cosine of the text embeddings, between the items of a list."""
+
+
+def judge(candidate: Bundle, live: Bundle | None, ground: Ground, config: Config, canary: Path) -> Decision:
+    """Decide on a candidate. `canary` is the file of the frozen set, made here where there is none."""
+    gate = config.gate
+    checks = [_finite(candidate), _parity(candidate), _size(candidate, gate)]
+    served = Served(candidate, ground)
+    checks.append(_latency(served, gate))
+    ours = _judge(candidate, served, ground, config)
+    if live is None or _is_foreign(live, candidate):
+        popular = _judge(candidate, recent_popularity, ground, config)
+        checks.append(_quality("recent popularity", ours.result, popular.result, gate))
+    if live is not None:
+        running = Served(live, ground)
+        theirs = _judge(live, running, ground, config)
+        checks += [
+            _quality(f"version {live.path.name}", ours.result, theirs.result, gate),
+            _floor("coverage", ours.coverage, theirs.coverage, gate.coverage),
+            _floor("diversity", ours.diversity, theirs.diversity, gate.diversity),
+        ]
+        cases, anew = canaries(canary, ground, config)
+        held = _floor("canary set", *(_canary_score(one, cases, ground) for one in (served, running)), gate.canary)
+        checks.append(msgspec.structs.replace(held, detail=f"{held.detail}{anew}"))
+    return Decision(all(check.passed for check in checks), checks)
+
+
+def _is_foreign(live: Bundle, candidate: Bundle) -> bool:
+    return len({*live.item_ids} & {*candidate.item_ids}) < FOREIGN * len(candidate.item_ids)
+
+
+def _judge(version: Bundle, scorer: Ranker, ground: Ground, config: Config) -> _Judged:
+    manifest = version.manifest
+    ranker = with_prior(scorer, manifest.prior_weight) if isinstance(scorer, Served) else scorer
+    users: list[str] = []
+    untied: list[NDArray[np.bool_]] = []
+    ranks: list[NDArray[np.int64]] = []
+    tops: list[NDArray[np.int64]] = []
+    stop = len(ground.events)
+    every = max(1, (stop - ground.start) // config.gate.events)
+    for batch in _replay(version, ground, config).batches(ground.start, stop, every):
+        scores = ranker(batch)
+        users.extend(batch.users)
+        untied.append(batch.untied)
+        ranks.append(rank_of_target(scores, batch.target, batch.seen))
+        tops.append(_top(np.where(batch.seen, -np.inf, scores)))
+    if not users:
+        raise ValueError("no event to judge a candidate on: the newest part of the log is empty or all seen before")
+    lists = np.concatenate(tops)
+    size = min(CUTOFF, lists.shape[1])
+    unit = ground.texts / np.maximum(np.linalg.norm(ground.texts, axis=1, keepdims=True), 1e-9)
+    inside = unit[lists[:LISTS_MEASURED]]  # [lists, size, TEXT_DIM]
+    alike = np.matmul(inside, inside.transpose(0, 2, 1)).sum(axis=(1, 2)) - (inside**2).sum(axis=(1, 2))
+    diversity = 1 - float(alike.mean()) / max(size * (size - 1), 1)
+    return _Judged(
+        result_of(users, np.concatenate(ranks), np.concatenate(untied)),
+        len(np.unique(lists)) / len(ground.catalogue),
+        diversity,
+    )
+
+
+def _replay(version: Bundle, ground: Ground, config: Config) -> Replay:
+    manifest = version.manifest
+    return Replay(
+        ground.events,
+        ground.catalogue,
+        version.item_index,
+        version.type_index,
+        manifest.popularity_half_life_s,
+        manifest.length,
+        history=config.history,
+        targets=config.targeted,
+    )
+
+
+def _top(scores: Floats) -> NDArray[np.int64]:
+    """The first rows `[B, CUTOFF]` of `scores` `[B, M]`, in no order."""
+    size = min(CUTOFF, scores.shape[1])
+    return np.argpartition(-scores, size - 1, axis=1)[:, :size]
+
+
+def _finite(candidate: Bundle) -> Check:
+    weights = load_file(candidate.path / "weights.safetensors")
+    bad = sorted(name for name, values in weights.items() if not np.isfinite(values).all())
+    return Check("finite", not bad, f"NaN or infinity in {', '.join(bad)}" if bad else f"{len(weights)} tensors")
+
+
+def _parity(candidate: Bundle) -> Check:
+    try:
+        off = check_parity(candidate.path)
+    except ExportError as error:
+        return Check("parity", passed=False, detail=str(error))
+    return Check("parity", passed=True, detail=f"ONNX Runtime is off what torch gave by {off:.1e} at most")
+
+
+def _size(candidate: Bundle, gate: Gate) -> Check:
+    size = sum(file.stat().st_size for file in candidate.path.iterdir()) / MEGABYTE
+    return Check("size", size <= gate.size_mb, f"{size:.1f} MB of {gate.size_mb:g} allowed")
+
+
+def _latency(served: Served, gate: Gate) -> Check:
+    taken = served.milliseconds()
+    return Check("latency", taken <= gate.latency_ms, f"{taken:.3f} ms a user of {gate.latency_ms:g} allowed")
+
+
+def _quality(name: str, ours: Result, theirs: Result, gate: Gate) -> Check:
+    """Refuses what is shown to be worse, and what lacks more than is tolerated."""
+    paired = difference(ours, theirs)
+    low, high = user_bootstrap(paired.users, paired.gain)
+    passed = high >= 0 and paired.ndcg >= -gate.tolerance * theirs.ndcg
+    detail = (
+        f"NDCG@10 {ours.ndcg:.4f} against {theirs.ndcg:.4f} of {name}, {paired.ndcg:+.4f} [{low:+.4f}, {high:+.4f}]"
+    )
+    return Check("quality", passed, f"{detail} over {len(ours.users):,} events")
+
+
+def _floor(name: str, ours: float, theirs: float, part: float) -> Check:
+    return Check(name, ours >= part * theirs, f"{ours:.4f} against {theirs:.4f}, at least {part:g} of it")
+
+
+def _canary_score(served: Served, cases: Sequence[Case], ground: Ground) -> float:
+    """NDCG@10 by the encoder alone: a frozen user has no popularity of the day."""
+    row = {item: number for number, item in enumerate(ground.catalogue)}
+    known = [case for case in cases if case.item in row]
+    if not known:
+        return 0.0
+    states = [case.before for case in known]
+    version = served.version
+    scores = served.scores(featurise(states, version.item_index, version.type_index, version.manifest.length))
+    seen = np.zeros(scores.shape, np.bool_)
+    for place, state in enumerate(states):
+        seen[place, [row[item] for item in (*state.items, *state.seen) if item in row]] = True
+    target = np.array([row[case.item] for case in known])
+    ranks = rank_of_target(scores, target, seen)
+    return result_of([case.user_id for case in known], ranks, np.ones(len(known), np.bool_)).ndcg
+
+
+def report(decision: Decision) -> str:
+    """The decision and its reasons, a line each."""
+    lines = [f"  {'ok  ' if check.passed else 'FAIL'} {check.name:<10} {check.detail}" for check in decision.checks]
+    verdict = "accepted" if decision.accepted else "refused: it will not be published"
+    return "\n".join([*lines, f"gate: {verdict}"])
+
+
+def _open(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,100 @@
+"""The model card that travels in a bundle."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from freshet.bundle.bundle import Privacy
+from freshet.core.events import Event
+
+from freshet_training.config import Config
+from freshet_training.dataset import Split
+from freshet_training.model import Config as ModelConfig
+
+
+def model_card(
+    config: Config,
+    network: ModelConfig,
+    split: Split,
+    metrics: str,
+    untied: str,
+    *,
+    cold: int,
+    prior_weight: float,
+    privacy: Privacy | None,
+) -> str:
+    """Markdown: what it is, its data and their terms, how it was measured, how to make it again."""
+    parts = "\n".join(
+        f"| {part} | {len(events):,} | {len({event.user_id for event in events}):,} | {_period(events)} |"
+        for part, events in (
+            ("train", split.train),
+            ("validation", split.validation),
+            ("test", split.test),
+        )
+    )
+    return f"""# {config.name}
+
+A causal transformer over a user's last {network.length} events ({network.dim} wide, {network.blocks} blocks) that ranks
+the next item. An item stands at its projected text embedding (all-MiniLM-L6-v2, int8) plus a learned residual, so an
+unseen item stands at its text alone.
+
+## Data
+
+Terms: {config.data_terms}. The bundle holds item ids and weights{_facts(privacy)}; no event and no text of the data.
+
+| part | events | users | period (UTC) |
+| --- | --- | --- | --- |
+{parts}
+
+The vocabulary is the {network.items:,} items of the training part; {cold:,} more of the catalogue are ranked by text
+alone.
+
+## Quality
+
+Test part, next item, full ranking over the whole catalogue, seen items filtered, each event ranked from the state
+before it. Weights see the training part only; histories and popularity counts run up to the event. 95 % intervals
+are a bootstrap over users. Every choice (epoch, prior weight, co-occurrence's window) was made on validation.
+{config.note}
+
+{metrics}
+
+The same without events that are not later than the user's previous one, whose order in the log is no behaviour:
+
+{untied}
+
+The served score is `encoder + {prior_weight:g} · log1p(decayed popularity)`.
+
+## Reproduce
+
+`freshet train --config SETTINGS --events EVENTS --items ITEMS --out BUNDLE` with the same log, and with the commit, the
+versions and the settings in `manifest.json`.
+
+## Limits
+
+Trained on one data set; its ranking says little about another catalogue. Users who opted out are not in it.
+{_private(privacy)}"""
+
+
+def _facts(privacy: Privacy | None) -> str:
+    """What else it tells of the data; a private version tells nothing else."""
+    return ", and of each item how frequent it was and what its events were worth" if privacy is None else ""
+
+
+def _private(privacy: Privacy | None) -> str:
+    if privacy is None:
+        return ""
+    return f"""
+## Privacy
+
+The weights are ({privacy.epsilon:.3g}, {privacy.delta:g})-differentially private by {privacy.unit}: logs that differ by
+one whole {privacy.unit} give nearly the same weights (DP-SGD, noise {privacy.noise:g}, clip {privacy.clip:g}, each
+{privacy.unit} drawn with chance {privacy.chance:.3g} in each of {privacy.steps:,} steps). Not covered: the list of
+items, the metrics and the prior's weight.
+"""
+
+
+def _period(events: list[Event]) -> str:
+    if not events:
+        return "none"
+    first, last = (datetime.fromtimestamp(event.ts / 1000, UTC) for event in (events[0], events[-1]))
+    return f"{first:%Y-%m-%d} to {last:%Y-%m-%d}"

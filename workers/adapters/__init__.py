@@ -1,1 +1,0 @@
-"""The edges: each module puts one outside system behind a protocol of `workers.ports`."""

@@ -1,0 +1,1 @@
+"""The edges: each module puts one outside system behind a protocol of `freshet.ports`."""

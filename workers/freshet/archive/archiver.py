@@ -1,0 +1,243 @@
+"""The archiver: a worker role that writes the events and the side inputs to Parquet, every record exactly once.
+
+A plain consumer: its group shares the partitions out, and where a partition
+goes on is read off its files (`adapters.archive`). Group offsets are committed
+for lag monitors alone; whatever they say, no row is lost or doubled.
+
+When a file brings a `user.erase`, that user's records are taken out of every
+file up to it; after a restart too.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from freshet.adapters.kafka import client_config, record_of
+from freshet.archive.chain import Appender, ArchiveError, Chain
+from freshet.archive.rows import erasures, event_rows, holds, item_rows, record_rows, without
+from freshet.ports import Record
+from freshet.process import metrics
+from freshet.process.health import Health, HealthServer, json_logs, write_port
+from freshet.process.watchdog import EXIT_FAILED
+from freshet.settings import Settings
+
+FETCH_RECORDS = 10_000
+FETCH_SECONDS = 0.5
+REPORT_SECONDS = 1.0
+SESSION_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings) -> int:
+    """Archive until SIGTERM or SIGINT. Returns the exit status. Raises `ArchiveError` where it cannot start."""
+    json_logs()
+    _require_topics(settings)
+    try:
+        Path(settings.archive_dir).mkdir(parents=True, exist_ok=True)
+        health = Health()
+        server = HealthServer(health, settings.health_host, settings.health_port)
+        write_port(settings.data_dir, server.port)
+    except OSError as error:
+        raise ArchiveError(str(error)) from None
+    log.info("health", extra={"port": server.port})
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    archiver = Archiver(settings, health)
+    try:
+        archiver.run(stopping)
+    except Exception as error:
+        log.critical("the archiver ends", exc_info=error)
+        archiver.abandon()
+        return EXIT_FAILED
+    finally:
+        server.close()
+    return 0
+
+
+class _Partition:
+    """A partition on its way into its chain, and since when its oldest record waits for a file."""
+
+    def __init__(self, appender: Appender[Record]) -> None:
+        self.appender = appender
+        self.since = 0.0
+
+
+class Archiver:
+    """Consumes the topics and appends to their chains."""
+
+    def __init__(self, settings: Settings, health: Health) -> None:
+        self._settings = settings
+        self._health = health
+        self._file_size = settings.archive_file_mb << 20
+        self._encoders: dict[str, Callable[[Chain, Sequence[Record]], pa.Table]] = {
+            settings.events_topic: self._event_rows,
+            settings.items_topic: _item_rows,
+            settings.popularity_topic: _record_rows,
+        }
+        self._partitions: dict[tuple[str, int], _Partition] = {}
+        self._joined = False
+        self._away = ""
+        self._reported = 0.0
+        self._consumer = Consumer(
+            client_config(settings)
+            | {
+                "group.id": f"{settings.group}-archive",
+                "group.instance.id": f"{socket.gethostname()}-{Path(settings.data_dir).resolve().name}",
+                "session.timeout.ms": int(SESSION_SECONDS * 1000),
+                "partition.assignment.strategy": "cooperative-sticky",
+                "enable.auto.commit": False,
+                "auto.offset.reset": "error",
+                "error_cb": self._on_error,
+            }
+        )
+
+    def run(self, stopping: threading.Event) -> None:
+        """Archive until `stopping` is set, then finish every file."""
+        self._consumer.subscribe(
+            list(self._encoders), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
+        )
+        while not stopping.is_set():
+            for message in self._consumer.consume(FETCH_RECORDS, FETCH_SECONDS):
+                self._take(message)
+            now = time.monotonic()
+            for one in self._partitions.values():
+                if not one.appender.is_empty and now - one.since >= self._settings.archive_roll:
+                    one.appender.cut()
+            if now - self._reported >= REPORT_SECONDS:
+                self._reported = now
+                self._report()
+        for one in self._partitions.values():
+            one.appender.cut()
+        self._consumer.close()
+
+    def abandon(self) -> None:
+        """Leave out what is in no finished file."""
+        for one in self._partitions.values():
+            one.appender.abandon()
+        self._partitions.clear()
+
+    def _take(self, message: Any) -> None:
+        if (error := message.error()) is not None:
+            if not error.retriable():
+                raise KafkaException(error)
+            return
+        one = self._partitions.get((message.topic(), message.partition()))
+        if one is None or message.offset() < one.appender.next:
+            return  # fetched before the partition was revoked
+        record = record_of(message)
+        if one.appender.is_empty:
+            one.since = time.monotonic()
+        one.appender.take(record.offset, record.timestamp, len(record.value or b""), record)
+
+    def _event_rows(self, chain: Chain, records: Sequence[Record]) -> pa.Table:
+        """The rows of a file to be, its erasures noted before it counts."""
+        table = event_rows(chain.partition, records, self._settings.behaviours)
+        if users := erasures(table):
+            chain.begin_erasing(users)
+        return table
+
+    def _erase(self, chain: Chain) -> None:
+        """Take out the records of users who were erased by now."""
+        began = time.monotonic()
+        if files := chain.erase(holds, without):
+            metrics.ARCHIVE_FILES.labels("rewritten").inc(files)
+            seconds = round(time.monotonic() - began, 3)
+            log.info("erased", extra={"partition": chain.partition, "files": files, "seconds": seconds})
+
+    def _added(self, chain: Chain, tp: TopicPartition, count: int) -> None:
+        """A file is finished: tell the group, take out whom it erases, and merge small files."""
+        metrics.ARCHIVED.labels(tp.topic).inc(count)
+        metrics.ARCHIVE_FILES.labels("added").inc()
+        self._consumer.commit(offsets=[TopicPartition(tp.topic, tp.partition, chain.end())], asynchronous=True)
+        self._erase(chain)
+        metrics.ARCHIVE_FILES.labels("merged").inc(chain.merge(self._file_size))
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Go on where each partition's files end."""
+        for tp in partitions:
+            chain = Chain(Path(self._settings.archive_dir) / tp.topic, tp.partition)
+            chain.tidy()
+            self._erase(chain)
+            end = chain.end()
+            low, high = consumer.get_watermark_offsets(tp, ANSWER_SECONDS)
+            if end > high:
+                raise ArchiveError(
+                    f"{chain.folder} holds offsets up to {end - 1} of partition {tp.partition}, the topic ends at "
+                    f"{high}: it is another topic of that name, which needs another archive_dir"
+                )
+            if low > end:
+                log.error(
+                    "retention took records before they were archived",
+                    extra={"topic": tp.topic, "partition": tp.partition, "first": end, "last": low - 1},
+                )
+                metrics.ARCHIVE_LOST.labels(tp.topic).inc(low - end)
+            tp.offset = max(end, low)
+            encode = partial(self._encoders[tp.topic], chain)
+            added = partial(self._added, chain, tp)
+            self._partitions[tp.topic, tp.partition] = _Partition(
+                Appender(chain, encode, self._file_size, added, tp.offset)
+            )
+        self._joined = True
+        consumer.incremental_assign(partitions)
+
+    def _revoked(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Another archiver takes partitions over: it finds all that was fetched in their files."""
+        for tp in partitions:
+            if (one := self._partitions.pop((tp.topic, tp.partition), None)) is not None:
+                one.appender.cut()
+
+    def _lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Another archiver has taken partitions over already."""
+        for tp in partitions:
+            if (one := self._partitions.pop((tp.topic, tp.partition), None)) is not None:
+                one.appender.abandon()
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - librdkafka's own codes begin so
+            self._away = error.str()
+
+    def _report(self) -> None:
+        """Renew the verdicts and the lag."""
+        if self._away:
+            try:
+                self._consumer.list_topics(self._settings.events_topic, timeout=1)
+                self._away = ""
+            except KafkaException as error:
+                self._away = error.args[0].str()
+        self._health.renew({"kafka": self._away or "ok", "group": "ok" if self._joined else "joining"})
+        for (topic, partition), one in self._partitions.items():
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+            metrics.ARCHIVE_LAG.labels(topic, partition).set(max(0, high - one.appender.end))
+
+
+def _item_rows(chain: Chain, records: Sequence[Record]) -> pa.Table:
+    return item_rows(chain.partition, records)
+
+
+def _record_rows(chain: Chain, records: Sequence[Record]) -> pa.Table:
+    return record_rows(chain.partition, records)
+
+
+def _require_topics(settings: Settings) -> None:
+    try:
+        topics = AdminClient(client_config(settings)).list_topics(timeout=ANSWER_SECONDS).topics
+    except KafkaException as error:
+        raise ArchiveError(f"Kafka at {settings.kafka} does not answer: {error.args[0].str()}") from None
+    for name in (settings.events_topic, settings.items_topic, settings.popularity_topic):
+        if name not in topics:
+            raise ArchiveError(f"topic {name} does not exist: create it, or run `freshet up`")

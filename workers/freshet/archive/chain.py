@@ -1,0 +1,461 @@
+"""A Kafka topic as Parquet files, each row exactly once: the layout, and the only ways in which it changes.
+
+    ARCHIVE/<topic>/date=2026-11-25/00000-00000000000000000000-00000000000000001999.parquet
+
+A file's name is its partition and the offsets it covers, both included. The
+files of a partition form a chain: each begins where the one before it ends.
+Where the archive goes on is read off the chain and stored nowhere else, so
+what is written and how far it goes cannot disagree.
+
+A file is written aside, synced, and renamed into the chain under the
+partition's lock, and only where the chain still ends where the file begins.
+So a writer that was cut off or has lost its partition can neither lose nor
+double a row. Merging renames the merged file in first and removes its parts
+after; until they are gone the widest file at an offset counts.
+
+What is in a file stays as it is, with one exception: records of a user who was
+erased are taken out of all files up to the erasure (`Chain.erase`), and leave
+rows that hold their place. Which erasures are under way is noted beside the
+chain before the file that brings them counts, so none is forgotten.
+
+The date is that of the broker's record time, in UTC; it never goes back within
+a partition. It needs a POSIX file system with locks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from freshet.files import sync
+
+ROW_GROUP = 16_384
+"""Most rows written, and held in memory, as one row group."""
+ROW_GROUP_BYTES = 16 << 20
+MERGE_FILES = 8
+"""So many small files in a row are merged."""
+DAY_MS = 86_400_000
+
+T = TypeVar("T")
+Erasure = Callable[[pa.Table, Mapping[bytes, int]], pa.Table]
+
+_NAME = re.compile(r"(\d{5,})-(\d{20})-(\d{20})\.parquet")
+_PARTIAL = ".partial"
+_LOCK = ".lock-"
+_HAS_FILES = b"has files"
+"""What the lock of a partition holds once there is a file."""
+
+
+class ArchiveError(Exception):
+    """The archive cannot be read or written; the message says why and what to do."""
+
+
+class Superseded(ArchiveError):
+    """Somebody else has carried the chain on: what was to be added begins where it no longer ends."""
+
+
+class Segment(NamedTuple):
+    """One file of a partition's chain: its offsets, both included, and its size."""
+
+    path: Path
+    first: int
+    last: int
+    size: int
+
+
+class Chain:
+    """The files of one partition of one archived topic."""
+
+    def __init__(self, folder: Path, partition: int) -> None:
+        self.folder = folder
+        self.partition = partition
+
+    def segments(self) -> list[Segment]:
+        """The files that count, in offset order."""
+        return counted(self._files())
+
+    def end(self) -> int:
+        """The offset to go on from."""
+        for date in reversed(_dates(self.folder)):
+            if found := self._files(date):
+                return max(segment.last for segment in found) + 1
+        return 0
+
+    def day(self) -> int:
+        """The newest date there is, in days since the epoch."""
+        for date in reversed(_dates(self.folder)):
+            if self._files(date):
+                moment = datetime.fromisoformat(date.removeprefix("date=")).replace(tzinfo=UTC)
+                return int(moment.timestamp() * 1000) // DAY_MS
+        return 0
+
+    def tidy(self) -> None:
+        """Remove what a process that was cut off has left: unfinished files, and parts of merged ones."""
+        with self._locked():
+            for path in self._partials():
+                path.unlink(missing_ok=True)
+            files = self._files()
+            for segment in set(files) - set(counted(files)):
+                segment.path.unlink(missing_ok=True)
+
+    def partial(self) -> Path:
+        """A new name to write under, aside."""
+        aside = self.folder / _PARTIAL
+        aside.mkdir(parents=True, exist_ok=True)
+        return aside / f"{self.partition:05d}-{uuid.uuid4().hex}"
+
+    def add(self, partial: Path, first: int, last: int, day: int, *, expected: int) -> None:
+        """Make a finished file the next of the chain. Raises `Superseded` where the chain no longer ends at `expected`.
+
+        `first` is `expected`, or later where the records between are gone.
+        """
+        target = self.folder / date_name(day) / _file_name(self.partition, first, last)
+        _make_folder(target.parent)
+        with self._locked():
+            if not partial.exists() or self.end() != expected:
+                raise Superseded(
+                    f"{self.folder}, partition {self.partition}: another process has written from offset {expected} on"
+                )
+            partial.rename(target)
+            sync(target.parent)
+            self._lock().write_bytes(_HAS_FILES)
+
+    def is_lost(self) -> bool:
+        """Whether there were files, and none is left; not known of archives from before this was noted."""
+        try:
+            return bool(self._lock().read_bytes()) and not self._files()
+        except FileNotFoundError:
+            return False
+
+    def merge(self, target_size: int) -> int:
+        """Merge the newest small files of one date into one of at most `target_size` bytes; returns how many it were.
+
+        They are merged once there are `MERGE_FILES` of them, and older files with them
+        while none outweighs all behind it: so no row is written again very often.
+        """
+        for date in reversed(_dates(self.folder)[-2:]):  # a day's last files may come in after midnight
+            if parts := _small(counted(self._files(date)), target_size):
+                self._merge(parts)
+                return len(parts)
+        return 0
+
+    def _merge(self, parts: Sequence[Segment]) -> None:
+        partial = self.partial()
+        try:
+            _write_merged([part.path for part in parts], partial)
+            target = parts[0].path.with_name(_file_name(self.partition, parts[0].first, parts[-1].last))
+            with self._locked():
+                if not partial.exists() or not all(part.path.exists() for part in parts):
+                    return  # another process has merged them, or tidied this one's file away
+                partial.rename(target)
+                sync(target.parent)
+                for part in parts:
+                    part.path.unlink()
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def rewrite(self, segment: Segment, change: Callable[[pa.Table], pa.Table]) -> None:
+        """Put other rows under a file's name, in one step; `change` is given a row group at a time."""
+        partial = self.partial()
+        try:
+            with (
+                pq.ParquetFile(segment.path, page_checksum_verification=True) as file,
+                pq.ParquetWriter(partial, file.schema_arrow, **_options()) as writer,
+            ):
+                for group in range(file.num_row_groups):
+                    writer.write_table(change(file.read_row_group(group)), ROW_GROUP)
+            sync(partial)
+            with self._locked():
+                if segment.path.exists():  # else another process has merged it
+                    partial.rename(segment.path)
+                    sync(segment.path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def begin_erasing(self, users: Mapping[bytes, int]) -> None:
+        """Note, durably, whose records are to be taken out, by key, and up to which offset of each."""
+        self._note_erasing({**self._erasing(), **users})
+
+    def erase(self, holds: Callable[[pa.Table, Mapping[bytes, int]], bool], without: Erasure) -> int:
+        """Take out what was noted and is in the chain by now; returns how many files were rewritten.
+
+        `holds` says whether rows of these users are in a file's columns `key` and
+        `offset`, `without` leaves them out of a row group.
+        """
+        noted, end, count = self._erasing(), self.end(), 0
+        users = {key: offset for key, offset in noted.items() if offset < end}
+        if not users:
+            return 0
+        last = max(users.values())
+        for segment in self.segments():
+            if segment.first > last:
+                continue
+            with pq.ParquetFile(segment.path, page_checksum_verification=True) as file:
+                found = holds(file.read(["key", "offset"]), users)
+            if found:
+                self.rewrite(segment, lambda table: without(table, users))
+                count += 1
+        self._note_erasing({key: offset for key, offset in noted.items() if key not in users})
+        return count
+
+    def _erasing(self) -> dict[bytes, int]:
+        try:
+            return msgspec.msgpack.decode(self._note().read_bytes(), type=dict[bytes, int])
+        except FileNotFoundError:
+            return {}
+
+    def _note_erasing(self, users: Mapping[bytes, int]) -> None:
+        note = self._note()
+        if users:
+            partial = self.partial()
+            partial.write_bytes(msgspec.msgpack.encode(users))
+            sync(partial)
+            partial.rename(note)
+        else:
+            note.unlink(missing_ok=True)
+        sync(self.folder)
+
+    def _note(self) -> Path:
+        return self.folder / f".erasing-{self.partition:05d}"
+
+    def _files(self, date: str = "date=*") -> list[Segment]:
+        found = []
+        for path in self.folder.glob(f"{date}/{self.partition:05d}-*.parquet"):
+            if match := _NAME.fullmatch(path.name):
+                try:
+                    size = path.stat().st_size
+                except FileNotFoundError:  # merged since it was listed
+                    continue
+                found.append(Segment(path, int(match[2]), int(match[3]), size))
+        return found
+
+    def _partials(self) -> Iterable[Path]:
+        return (self.folder / _PARTIAL).glob(f"{self.partition:05d}-*")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock().open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _lock(self) -> Path:
+        return self.folder / f"{_LOCK}{self.partition:05d}"
+
+
+class _Writer:
+    """A file on its way into a chain: written aside group by group, added whole."""
+
+    def __init__(self, chain: Chain, schema: pa.Schema) -> None:
+        self._chain = chain
+        self._schema = schema
+        self._partial = chain.partial()
+        self._writer = pq.ParquetWriter(self._partial, self._schema, **_options())
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._partial.stat().st_size
+
+    def write(self, table: pa.Table) -> None:
+        """Write a row group."""
+        self._writer.write_table(table, ROW_GROUP)
+
+    def add(self, first: int, last: int, day: int, *, expected: int) -> None:
+        """Finish the file and add it to the chain. Raises `Superseded`."""
+        self._writer.close()
+        sync(self._partial)
+        self._chain.add(self._partial, first, last, day, expected=expected)
+
+    def abandon(self) -> None:
+        """Leave everything out of the chain."""
+        self._writer.close()
+        self._partial.unlink(missing_ok=True)
+
+
+class Appender(Generic[T]):
+    """Carries a chain on: rows are gathered into row groups, row groups into files of about `file_size` bytes.
+
+    `encode` makes a row group of what was taken; `added` is told how many offsets
+    each new file covers. `start` is where the records begin: where the chain ends,
+    or later where some are gone. What was taken up to `next` is in the chain up to
+    `end`.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        encode: Callable[[Sequence[T]], pa.Table],
+        file_size: int,
+        added: Callable[[int], None],
+        start: int | None = None,
+    ) -> None:
+        self._chain = chain
+        self._encode = encode
+        self._added = added
+        self._file_size = file_size
+        self.end = chain.end()
+        self._day = chain.day()
+        self._first = self.next = self.end if start is None else start
+        self._rows: list[T] = []
+        self._bytes = 0
+        self._writer: _Writer | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything taken is in the chain."""
+        return self.next == self._first
+
+    def take(self, offset: int, timestamp: int, size: int, row: T | None) -> None:
+        """Cover the next offset, whose record time is `timestamp` (ms); it may have a row of about `size` bytes.
+
+        Raises `Superseded`.
+        """
+        day = timestamp // DAY_MS
+        if day > self._day:
+            self.cut()
+            self._day = day
+        self.next = offset + 1
+        if row is not None:
+            self._rows.append(row)
+            self._bytes += size
+            if len(self._rows) >= ROW_GROUP or self._bytes >= ROW_GROUP_BYTES:
+                self._flush()
+
+    def cut(self) -> None:
+        """Bring everything taken into the chain, as a file. Raises `Superseded`."""
+        if self.is_empty:
+            return
+        self._written().add(self._first, self.next - 1, self._day, expected=self.end)
+        count = self.next - self._first
+        self._writer = None
+        self._first = self.end = self.next
+        self._added(count)
+
+    def abandon(self) -> None:
+        """Leave out what is not in the chain yet."""
+        self._rows = []
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
+
+    def _flush(self) -> None:
+        if self._written().size >= self._file_size:
+            self.cut()
+
+    def _written(self) -> _Writer:
+        """The file aside, with every row in it."""
+        if self._rows or self._writer is None:
+            table = self._encode(self._rows)
+            self._writer = self._writer or _Writer(self._chain, table.schema)
+            self._writer.write(table)
+            self._rows, self._bytes = [], 0
+        return self._writer
+
+
+def chains(folder: Path) -> list[Chain]:
+    """The chains of an archived topic's folder."""
+    numbers = {int(match[1]) for path in folder.glob("date=*/*.parquet") if (match := _NAME.fullmatch(path.name))}
+    return [Chain(folder, number) for number in sorted(numbers)]
+
+
+def lost(folder: Path) -> list[int]:
+    """The partitions of an archived topic's folder whose files are all gone."""
+    numbers = sorted(int(path.name.removeprefix(_LOCK)) for path in folder.glob(f"{_LOCK}*"))
+    return [number for number in numbers if Chain(folder, number).is_lost()]
+
+
+def counted(files: Iterable[Segment]) -> list[Segment]:
+    """The files that count: at each offset the widest; parts of a merged file lie within it.
+
+    Raises `ArchiveError` where two files overlap in any other way.
+    """
+    found: list[Segment] = []
+    for segment in sorted(files, key=lambda one: (one.first, -one.last)):
+        if found and segment.first <= found[-1].last:
+            if segment.last > found[-1].last:
+                raise ArchiveError(f"{segment.path} and {found[-1].path} overlap: remove the one that does not belong")
+            continue
+        found.append(segment)
+    return found
+
+
+def day_of(timestamp_ms: int) -> int:
+    """The UTC date of a record time, in days since the epoch."""
+    return timestamp_ms // DAY_MS
+
+
+def date_name(day: int) -> str:
+    """The folder of a date; names sort as their dates do."""
+    return f"date={datetime.fromtimestamp(day * DAY_MS / 1000, UTC).date()}"
+
+
+def _options() -> dict[str, Any]:
+    return {"compression": "zstd", "write_page_checksum": True}
+
+
+def _dates(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("date=*"))
+
+
+def _file_name(partition: int, first: int, last: int) -> str:
+    return f"{partition:05d}-{first:020d}-{last:020d}.parquet"
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder whose entry in its parent outlives a power cut."""
+    if not path.exists():
+        path.mkdir(parents=True, exist_ok=True)
+        sync(path.parent)
+
+
+def _small(segments: Sequence[Segment], target_size: int) -> Sequence[Segment]:
+    """The newest files in a row that are worth merging; none where no `MERGE_FILES` are."""
+    for end in range(len(segments), MERGE_FILES - 1, -1):
+        first = _first_small(segments[:end], target_size)
+        if end - first >= MERGE_FILES:
+            return segments[first:end]
+    return []
+
+
+def _first_small(segments: Sequence[Segment], target_size: int) -> int:
+    """How far back the files before the end are worth merging into one."""
+    small = target_size // MERGE_FILES
+    total, first = 0, len(segments)
+    while first:
+        size = segments[first - 1].size
+        outweighs = size > total and (len(segments) - first >= MERGE_FILES or size > small)
+        if outweighs or total + size > target_size:
+            break
+        total += size
+        first -= 1
+    return first
+
+
+def _write_merged(paths: Sequence[Path], partial: Path) -> None:
+    """Write the rows of several files as one, a row group at a time."""
+    schema = pq.read_schema(paths[0])
+    with pq.ParquetWriter(partial, schema, **_options()) as writer:
+        gathered: list[pa.RecordBatch] = []
+        rows = 0
+        for path in paths:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                for batch in file.iter_batches(ROW_GROUP):
+                    gathered.append(batch)
+                    rows += len(batch)
+                    if rows >= ROW_GROUP:
+                        writer.write_table(pa.Table.from_batches(gathered, schema), ROW_GROUP)
+                        gathered, rows = [], 0
+        if gathered:
+            writer.write_table(pa.Table.from_batches(gathered, schema), ROW_GROUP)
+    sync(partial)

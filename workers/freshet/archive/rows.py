@@ -1,0 +1,197 @@
+"""Rows of an archive: a record as it was, and beside it what was decoded of it.
+
+The raw columns are the log: they give every record back, poison included.
+The decoded ones are for whoever analyses; they are null where the record is
+no event, and `bad_reason` then says why. A row whose reason is `erased` holds
+the place of a record that was taken out with its user; it is no record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from freshet.core.catalogue import CatalogueItem, decode_item
+from freshet.core.events import ERASE, BadEvent, Event, decode_event
+from freshet.ports import Fetched, Record
+
+SCHEMA_VERSION = "1"
+SCHEMA_KEY = b"freshet.schema"
+PARTITION_KEY = b"freshet.partition"
+
+_TIME = pa.timestamp("ms", tz="UTC")
+_RAW = [
+    pa.field("partition", pa.int32(), nullable=False),
+    pa.field("offset", pa.int64(), nullable=False),
+    pa.field("timestamp", _TIME, nullable=False),
+    pa.field("key", pa.binary()),
+    pa.field("value", pa.binary()),
+    pa.field("headers", pa.map_(pa.string(), pa.binary()), nullable=False),
+]
+EVENTS = pa.schema(
+    [
+        *_RAW,
+        ("event_id", pa.string()),
+        ("user_id", pa.string()),
+        ("type", pa.string()),
+        ("event_time", _TIME),
+        ("item_id", pa.string()),
+        ("amount", pa.float64()),
+        ("session_id", pa.string()),
+        ("context", pa.string()),
+        ("bad_reason", pa.string()),
+    ]
+)
+ITEMS = pa.schema(
+    [
+        *_RAW,
+        ("item_id", pa.string()),
+        ("title", pa.string()),
+        ("description", pa.string()),
+        ("category", pa.string()),
+        ("price", pa.float64()),
+        ("available", pa.bool_()),
+    ]
+)
+RECORDS = pa.schema(_RAW)
+_RECORD = ["offset", "timestamp", "key", "value", "headers"]
+_REASON = "bad_reason"
+ERASED = "erased"
+
+
+def event_rows(partition: int, records: Sequence[Fetched], behaviours: Collection[str]) -> pa.Table:
+    """Records of the events topic as rows of `EVENTS`."""
+    decoded = [decode_event(one.value, one.key, behaviours, one.headers) for one in records]
+    events = [one if isinstance(one, Event) else None for one in decoded]
+    columns = [
+        [event and event.event_id for event in events],
+        [event and event.user_id for event in events],
+        [event and event.type for event in events],
+        [event and event.ts for event in events],
+        [event and event.item_id for event in events],
+        [event and event.amount for event in events],
+        [event and event.session_id for event in events],
+        [event and _json(event.context) for event in events],
+        [one.reason.value if isinstance(one, BadEvent) else None for one in decoded],
+    ]
+    return _table(partition, records, columns, EVENTS)
+
+
+def item_rows(partition: int, records: Sequence[Fetched]) -> pa.Table:
+    """Records of the items topic as rows of `ITEMS`; a tombstone has its raw columns alone."""
+    decoded = [decode_item(one.value, one.key) if one.value else "" for one in records]
+    items = [one if isinstance(one, CatalogueItem) else None for one in decoded]
+    columns = [
+        [item and item.item_id for item in items],
+        [item and item.title for item in items],
+        [item and item.description for item in items],
+        [item and item.category for item in items],
+        [item and item.price for item in items],
+        [item and item.available for item in items],
+    ]
+    return _table(partition, records, columns, ITEMS)
+
+
+def record_rows(partition: int, records: Sequence[Fetched]) -> pa.Table:
+    """Records of any topic as rows of `RECORDS`."""
+    return _table(partition, records, [], RECORDS)
+
+
+def read_records(file: pq.ParquetFile, rows: int, row_groups: Sequence[int]) -> Iterator[list[Record]]:
+    """The records of some row groups, at most `rows` at a time. Raises `OSError`, `pyarrow.ArrowException`."""
+    reason = [_REASON] if _REASON in file.schema_arrow.names else []
+    for rows_read in file.iter_batches(rows, row_groups=row_groups, columns=_RECORD + reason):
+        batch = rows_read
+        if reason and batch.column(_REASON).null_count < len(batch):
+            batch = batch.filter(pc.fill_null(pc.not_equal(batch.column(_REASON), ERASED), fill_value=True))
+        offsets, times, keys, values = (batch.column(name) for name in _RECORD[:4])
+        headers = batch.column("headers")
+        pairs = [tuple(one) for one in headers.to_pylist()] if len(headers.items) else [()] * len(batch)
+        if len(batch):
+            yield [
+                Record(*row)
+                for row in zip(
+                    offsets.to_pylist(),
+                    times.cast(pa.int64()).to_pylist(),
+                    keys.to_pylist(),
+                    values.to_pylist(),
+                    pairs,
+                    strict=True,
+                )
+            ]
+
+
+def erasures(table: pa.Table) -> dict[bytes, int]:
+    """The users, by key, who ask in these rows to be erased, and the offset of each one's last such event."""
+    asked = table.filter(pc.equal(table["type"], ERASE))
+    return dict(zip(asked["key"].to_pylist(), asked["offset"].to_pylist(), strict=True))
+
+
+def holds(table: pa.Table, users: Mapping[bytes, int]) -> bool:
+    """Whether a table with `key` and `offset` has rows of users up to an offset of each."""
+    return bool(pc.any(_earlier(table, users)).as_py())
+
+
+def without(table: pa.Table, users: Mapping[bytes, int]) -> pa.Table:
+    """The rows of the events topic with users taken out, up to the offset at which each was erased.
+
+    Places stay, with offset and time. What asked for the erasure stays: it keeps
+    what the user does later out of every fold.
+    """
+    gone = pc.and_(_earlier(table, users), pc.invert(_asked(table, users)))
+    places = table.filter(gone)
+    empty = {name: pa.nulls(len(places), table.schema.field(name).type) for name in table.schema.names[6:]}
+    columns = {
+        **{name: places[name] for name in ("partition", "offset", "timestamp")},
+        "key": pa.nulls(len(places), pa.binary()),
+        "value": pa.nulls(len(places), pa.binary()),
+        "headers": pa.array([[]] * len(places), table.schema.field("headers").type),
+        **empty,
+        _REASON: pa.array([ERASED] * len(places), pa.string()),
+    }
+    held = pa.Table.from_arrays([columns[name] for name in table.schema.names], schema=table.schema)
+    return pa.concat_tables([table.filter(pc.invert(gone)), held]).sort_by("offset")
+
+
+def _earlier(table: pa.Table, users: Mapping[bytes, int]) -> Any:
+    """Where a row is of one of the users, and not later than their offset."""
+    limit = _limit(table, users)
+    return pc.fill_null(pc.less_equal(table["offset"], limit), fill_value=False)
+
+
+def _asked(table: pa.Table, users: Mapping[bytes, int]) -> Any:
+    """Where a row is what asked for a user's erasure."""
+    return pc.fill_null(pc.equal(table["offset"], _limit(table, users)), fill_value=False)
+
+
+def _limit(table: pa.Table, users: Mapping[bytes, int]) -> Any:
+    keys, offsets = pa.array(users.keys(), pa.binary()), pa.array(users.values(), pa.int64())
+    return pc.take(offsets, pc.index_in(table["key"], keys))
+
+
+def _table(partition: int, records: Sequence[Fetched], decoded: list[Any], schema: pa.Schema) -> pa.Table:
+    columns: list[Any] = [
+        [partition] * len(records),
+        [one.offset for one in records],
+        [one.timestamp for one in records],
+        [one.key for one in records],
+        [one.value for one in records],
+        [one.headers for one in records],
+        *decoded,
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=marked(schema, partition))
+
+
+def marked(schema: pa.Schema, partition: int) -> pa.Schema:
+    """The schema of a partition's files, which say of themselves what they are."""
+    return schema.with_metadata({SCHEMA_KEY: SCHEMA_VERSION, PARTITION_KEY: str(partition)})
+
+
+def _json(context: dict[str, object] | None) -> str | None:
+    return None if context is None else msgspec.json.encode(context).decode()

@@ -1,0 +1,1 @@
+"""A version of the model as files: read, verified, signed."""

@@ -1,0 +1,147 @@
+"""Kafka through kafka-python, for everything that is not the hot path."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.consumer.fetcher import ConsumerRecord
+from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
+from kafka.partitioner.default import murmur2
+
+from freshet.cli.errors import UserError
+from freshet.settings import Settings
+
+BOOTSTRAP_SECONDS = 5.0
+STALLED_SECONDS = 15.0
+"""A read that brings nothing for this long has failed."""
+FIRST_WINDOW = 2_000
+WINDOW_GROWTH = 4
+
+
+class NoTopicError(UserError):
+    """The broker has no topic of this name."""
+
+
+def client_config(settings: Settings) -> dict[str, Any]:
+    """kafka-python's connection settings."""
+    config: dict[str, Any] = {
+        "bootstrap_servers": settings.kafka.split(","),
+        "bootstrap_timeout_ms": int(BOOTSTRAP_SECONDS * 1000),
+        "security_protocol": settings.kafka_security,
+    }
+    if settings.kafka_ca:
+        config["ssl_cafile"] = settings.kafka_ca
+    if settings.kafka_security == "SASL_SSL":
+        config |= {
+            "sasl_mechanism": "SCRAM-SHA-512",
+            "sasl_plain_username": settings.kafka_username,
+            "sasl_plain_password": settings.kafka_password,
+        }
+    return config
+
+
+@contextmanager
+def said_plainly(settings: Settings) -> Iterator[None]:
+    """Kafka's errors as `UserError`."""
+    try:
+        yield
+    except (KafkaTimeoutError, KafkaConnectionError) as error:
+        raise UserError(
+            f"Kafka at {settings.kafka} does not answer ({why(error)}): `freshet up` starts one, --kafka names another"
+        ) from None
+    except KafkaError as error:
+        raise UserError(f"Kafka at {settings.kafka}: {why(error)}") from None
+    except (OSError, ValueError, AssertionError) as error:
+        raise UserError(f"Kafka at {settings.kafka}: {error}") from None
+
+
+def why(error: BaseException) -> str:
+    """A Kafka error in a few words."""
+    return (str(error) or type(error).__name__).removeprefix("KafkaTimeoutError: ").splitlines()[0][:200]
+
+
+@contextmanager
+def open_consumer(settings: Settings, **options: Any) -> Iterator[Any]:
+    """A consumer outside any group. Raises `UserError` where the broker does not answer."""
+    config = {"enable_auto_commit": False, "allow_auto_create_topics": False, "fetch_max_wait_ms": 100, **options}
+    with said_plainly(settings):
+        consumer = KafkaConsumer(**client_config(settings), **config)
+        try:
+            yield consumer
+        finally:
+            consumer.close()
+
+
+@contextmanager
+def open_producer(settings: Settings, **options: Any) -> Iterator[Any]:
+    """An idempotent producer. Raises `UserError` where the broker does not answer."""
+    config = {"allow_auto_create_topics": False, "compression_type": None, "max_block_ms": 20_000, **options}
+    with said_plainly(settings):
+        producer = KafkaProducer(**client_config(settings), **config)
+        try:
+            yield producer
+        finally:
+            producer.close(timeout=30)
+
+
+def partitions_of(consumer: Any, settings: Settings, topic: str) -> list[Any]:
+    """A topic's partitions, in order. Raises `NoTopicError`."""
+    numbers = consumer.partitions_for_topic(topic)
+    if not numbers:
+        raise NoTopicError(f"topic {topic} does not exist at {settings.kafka}: create it, or run `freshet up`")
+    return [TopicPartition(topic, number) for number in sorted(numbers)]
+
+
+def require_topics(settings: Settings, *topics: str) -> None:
+    """See that topics exist before anything is sent to them. Raises `NoTopicError`."""
+    with open_consumer(settings) as consumer:
+        for topic in topics:
+            partitions_of(consumer, settings, topic)
+
+
+def partition_of(key: bytes, partitions: list[Any]) -> Any:
+    """The partition that holds a key."""
+    return partitions[(murmur2(key) & 0x7FFFFFFF) % len(partitions)]
+
+
+def read(consumer: Any, partition: Any, start: int, end: int) -> Iterator[ConsumerRecord]:
+    """The records of a partition from offset `start`, up to but without `end`. Raises `UserError` when it stalls."""
+    consumer.assign([partition])
+    consumer.seek(partition, start)
+    moved = time.monotonic()
+    while consumer.position(partition) < end:
+        fetched = consumer.poll(timeout_ms=500).get(partition, ())
+        if not fetched and time.monotonic() - moved > STALLED_SECONDS:
+            raise UserError(f"reading {partition.topic} stalled at offset {consumer.position(partition)} of {end}")
+        for record in fetched:
+            moved = time.monotonic()
+            if record.offset >= end:
+                return
+            yield record
+
+
+def read_all(consumer: Any, partitions: list[Any]) -> Iterator[ConsumerRecord]:
+    """All that the partitions hold now, one after the other."""
+    begins, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+    for partition in partitions:
+        yield from read(consumer, partition, begins[partition], ends[partition])
+
+
+def newest(consumer: Any, partition: Any, key: bytes, count: int) -> list[ConsumerRecord]:
+    """The newest `count` records of a key, newest first.
+
+    The partition is read backwards in growing windows, so a key written lately is found at once.
+    """
+    begin = consumer.beginning_offsets([partition])[partition]
+    upper = consumer.end_offsets([partition])[partition]
+    found: list[ConsumerRecord] = []
+    window = FIRST_WINDOW
+    while upper > begin and len(found) < count:
+        lower = max(begin, upper - window)
+        found += reversed([record for record in read(consumer, partition, lower, upper) if record.key == key])
+        upper, window = lower, window * WINDOW_GROWTH
+    return found[:count]

@@ -1,0 +1,135 @@
+"""`explain`: which of a user's own events raised an item, by leaving each of them out."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+from rich.text import Text
+
+from freshet.cli.connections import open_consumer
+from freshet.cli.console import emit, moment, out, plain
+from freshet.cli.errors import UserError
+from freshet.cli.inspect_user import read_lists, read_state
+from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
+from freshet.cli.replay import live_version, text_encoder_folder
+from freshet.cli.tail import Titles, read_titles
+from freshet.core.recommendation import decode_recommendation
+from freshet.core.state import Consent, UserState
+from freshet.settings import Settings
+
+if TYPE_CHECKING:  # a verb imports what it needs when it runs
+    from freshet.serving.live_versions import Live
+
+
+class Raised(msgspec.Struct, frozen=True):
+    """One event, and what the item's score loses without it."""
+
+    item_id: str
+    type: str
+    ts: int
+    loss: float
+
+
+class Explained(msgspec.Struct, frozen=True):
+    """An item, the encoder's part of its score, and the events that raised it, the strongest first."""
+
+    item_id: str
+    encoder_score: float
+    raised_by: list[Raised]
+
+
+def explain(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    item: Annotated[
+        str | None, typer.Argument(help="Item id; the items of the user's last list where left out.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many events of each item.")] = 3,
+    config: Config = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    kafka: Kafka = None,
+    as_json: Json = False,
+) -> None:
+    """Say which of a user's own events raised an item: its score with all of them, and without each."""
+    from freshet.bundle.bundle import BundleError
+    from freshet.logs.source import LogError
+    from freshet.ports import Unavailable
+
+    settings = resolve(config, directory, kafka=kafka).settings
+    with open_consumer(settings) as consumer:
+        state = read_state(consumer, settings, user.encode())
+        last = read_lists(consumer, settings, user.encode(), 1)
+        titles = read_titles(consumer, settings)
+    if state is None or state.consent is not Consent.GIVEN or not state.length:
+        raise UserError(f"no events are held of user {user}: their lists are the popular items, nothing of theirs")
+    made = decode_recommendation(last[0].value) if last and last[0].value else None
+    version = made.model_version if made is not None else live_version(settings)
+    wanted = [item] if item is not None else [one.item_id for one in made.items] if made is not None else []
+    if not wanted:
+        raise UserError(f"user {user} has no list: name an item")
+    try:
+        found = asyncio.run(_explained(settings, version, state, wanted, top))
+    except (LogError, BundleError, Unavailable) as error:
+        raise UserError(str(error)) from None
+    if as_json:
+        emit({"user_id": user, "model_version": version, "items": msgspec.to_builtins(found)})
+    else:
+        if item is None and made is not None and made.degraded:
+            out.print(Text("made while the encoder was away; this is what the encoder says of it now", "yellow"))
+        _tell(found, state, titles)
+
+
+async def _explained(
+    settings: Settings, version: int, state: UserState, wanted: list[str], top: int
+) -> list[Explained]:
+    from freshet.core.attribution import leave_each_out, losses
+    from freshet.core.features import featurise
+    from freshet.logs.source import read_topic
+    from freshet.replay.job import open_encoder
+    from freshet.serving.live_versions import LiveModel
+
+    async with open_encoder(settings, text_encoder_folder(settings), through_triton=False) as encoder:
+        model = LiveModel(encoder, Path(settings.model_repository), Path(settings.trusted_keys), settings.text_fields)
+        await model.start(version)
+        model.apply_items(list(read_topic(settings, settings.items_topic)))
+        await model.settle()
+        assert model.live is not None
+        live: Live = model.live
+        for one in wanted:
+            if one not in live.space.index:
+                raise UserError(
+                    f"version {version} has no place for item {one}: it is not in the catalogue with a text"
+                )
+        states = leave_each_out(state, live.length)
+        alone = len(states) == 2  # noqa: PLR2004 - the whole, and nothing at all
+        read = states[:1] if alone else states
+        tensors = featurise(read, live.item_index, live.type_index, live.length)
+        encoded = await encoder.encode(tensors, version)
+    vectors = live.space.vectors[[live.space.index[one] for one in wanted]]
+    lost = losses(encoded.embedding, vectors)
+    events = list(zip(states[0].items, states[0].types, states[0].times, strict=True))
+    explained = []
+    for one, row, vector in zip(wanted, lost, vectors, strict=True):
+        raised = [Raised(*event, round(float(loss), 4)) for event, loss in zip(events, row, strict=False) if loss > 0]
+        raised.sort(key=_strongest)
+        explained.append(Explained(one, round(float(vector @ encoded.embedding[0]), 4), raised[:top]))
+    return explained
+
+
+def _strongest(raised: Raised) -> float:
+    return -raised.loss
+
+
+def _tell(found: list[Explained], state: UserState, titles: Titles) -> None:
+    for one in found:
+        out.print(Text(plain(titles.get(one.item_id, one.item_id)), "bold"), Text(f" {one.encoder_score:.3f}", "dim"))
+        for event in one.raised_by:
+            line = Text(f"  +{event.loss:.3f}  ", "green").append(f"{plain(event.type):<10}", "")
+            line.append(plain(titles.get(event.item_id, event.item_id)), "").append(f"  {moment(event.ts)}", "dim")
+            out.print(line, soft_wrap=True)
+        if not one.raised_by:
+            alone = "there is but one event, and none can be left out" if state.length == 1 else "no event raised it"
+            out.print(Text(f"  {alone}: popularity, or the model by itself", "dim"), soft_wrap=True)

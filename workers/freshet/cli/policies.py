@@ -1,0 +1,197 @@
+"""`freshet ope` and `freshet compare`: policies judged by what users did with the lists they were shown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from freshet.cli.console import command_line, emit, rows, say
+from freshet.cli.errors import UserError
+from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, read_seconds, resolve
+from freshet.cli.replay import text_encoder_folder
+from freshet.settings import Settings
+
+if TYPE_CHECKING:  # a verb imports what it needs when it runs
+    from freshet.core.evaluation.results import Difference, Estimate, Results
+    from freshet.replay.policies import Record
+
+Source = Annotated[
+    str,
+    typer.Argument(metavar="SOURCE", help="The events: `kafka`, `kafka:TOPIC`, an archive's folder, or a file."),
+]
+Lists = Annotated[
+    str,
+    typer.Option(metavar="kafka|FILE.jsonl", help="The lists that were shown; a file is one of `freshet tail --raw`."),
+]
+WindowOption = Annotated[
+    str, typer.Option("--window", metavar="30m", help="How long after a list's event an act counts for it.")
+]
+To = Annotated[Path | None, typer.Option("--out", metavar="FILE.json", help="Write the results; `report` draws them.")]
+
+
+def ope(
+    source: Source = "kafka",
+    lists: Lists = "kafka",
+    model: Annotated[int | None, typer.Option("--model", metavar="VERSION", help="Judge this version.")] = None,
+    diversity: Annotated[float | None, typer.Option(min=0, max=1, help="Judge lists of this diversity.")] = None,
+    prior_weight: Annotated[float | None, typer.Option(help="Judge lists with this weight of the prior.")] = None,
+    value_weight: Annotated[float | None, typer.Option(min=0, help="Judge lists with this weight of value.")] = None,
+    novelty_weight: Annotated[float | None, typer.Option(min=0, help="Judge lists with this weight of rarity.")] = None,
+    reward: Annotated[
+        str, typer.Option(metavar="TYPE", help="The behaviour that a policy is to bring about.")
+    ] = "click",
+    window: WindowOption = "30m",
+    to: To = None,
+    config: Config = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    kafka: Kafka = None,
+    as_json: Json = False,
+) -> None:
+    """Estimate what another policy would have earned, from lists that explored (setting `exploration`).
+
+    Each list is made again at its moment with another model version or other settings; clicks on
+    the lists that were shown are weighted by the logged propensities. An act says which list it is
+    on by `context.recommendation_id`, else it is the newest one before it. An archive with a file of
+    lists needs no broker.
+    """
+    settings = resolve(config, directory, kafka=kafka).settings
+    _behaviour("--reward", reward, settings)
+    from freshet.core.evaluation.off_policy import TRUSTED, against_served, off_policy, served
+    from freshet.core.evaluation.results import Results
+    from freshet.replay import policies
+
+    target = policies.Target(model, diversity, prior_weight, value_weight, novelty_weight)
+    with _said_plainly(to):
+        found = asyncio.run(
+            policies.off_policy(_record(settings, source, lists, window), target, reward, text_encoder_folder(settings))
+        )
+    estimates = [served(found.slots), *off_policy(target.name, found.slots)]
+    difference = against_served(target.name, found.slots, f"{reward} per list")
+    results = Results(source=source, command=command_line(), off_policy=estimates, comparisons=[difference])
+    _write(to, results)
+    if as_json:
+        emit(msgspec.to_builtins(results) | {"counts": found.counts})
+        return
+    table = [("", "estimator", f"{reward} per list", "effective lists")]
+    table += [(one.policy, one.estimator, _shown(one.value), f"{one.effective_sample_size:,.0f}") for one in estimates]
+    rows(table, ("", "", "bold", ""))
+    _tell(difference)
+    _tell_counts(found.counts)
+    last = estimates[-1]
+    if last.effective_sample_size < TRUSTED:
+        say(f"fewer than {TRUSTED} effective lists: the intervals are not to be trusted; explore more, or longer")
+    if last.mean_weight is not None and last.mean_weight.high < 1:
+        say(
+            f"the mean weight is {_shown(last.mean_weight)}: part of the target's lists could not have been shown; "
+            "its value is that of the rest, for which only dr has an estimate"
+        )
+    if last.mean_weight is not None and last.mean_weight.low > 1:
+        say(f"the mean weight is {_shown(last.mean_weight)} where it should be 1: the logged propensities are wrong")
+
+
+def compare(
+    source: Source = "kafka",
+    lists: Lists = "kafka",
+    baseline: Annotated[
+        str | None, typer.Option(metavar="VARIANT", help="Compare the others with it; the first by name if left out.")
+    ] = None,
+    window: WindowOption = "30m",
+    to: To = None,
+    config: Config = None,
+    directory: Directory = DEFAULT_DIRECTORY,
+    kafka: Kafka = None,
+    as_json: Json = False,
+) -> None:
+    """Read an experiment out: what users did with the lists of each variant (setting `variants`).
+
+    An act says which list it is on by `context.recommendation_id`, else it is the newest one before it.
+    """
+    settings = resolve(config, directory, kafka=kafka).settings
+    from freshet.core.evaluation.readout import uneven
+    from freshet.core.evaluation.results import Results
+    from freshet.replay import policies
+
+    kinds = list(settings.behaviours)
+    with _said_plainly(to):
+        found, counts = asyncio.run(policies.readout(_record(settings, source, lists, window), kinds))
+    variants = found.variants()
+    names = [one.variant for one in variants]
+    if baseline is not None and baseline not in names:
+        raise UserError(
+            f"--baseline {baseline!r} is none of the variants that lists were made under: {', '.join(names)}"
+        )
+    differences = found.differences(baseline or names[0]) if names else []
+    results = Results(source=source, command=command_line(), variants=variants, comparisons=differences)
+    _write(to, results)
+    if as_json:
+        emit(msgspec.to_builtins(results) | {"counts": counts})
+        return
+    metrics = list(variants[0].metrics) if variants else []
+    table = [("", *names), ("users", *(f"{one.users:,}" for one in variants))]
+    table += [("lists", *(f"{one.lists:,}" for one in variants))]
+    table += [(metric, *(_shown(one.metrics[metric]) for one in variants)) for metric in metrics]
+    rows(table, ("", *["bold"] * len(names)))
+    for difference in differences:
+        _tell(difference)
+    _tell_counts(counts)
+    if found.crossed:
+        say(f"{len(found.crossed):,} users had lists of two variants and are left out: was the experiment changed?")
+    shares = {name: arm.share for name, arm in settings.variants.items()}
+    odd = uneven({one.variant: one.users for one in variants}, shares) if set(names) == set(shares) else None
+    if odd is not None:
+        say(f"variant {odd} has a number of users that its share does not explain: do not trust the differences")
+
+
+def _record(settings: Settings, source: str, lists: str, window: str) -> Record:
+    from freshet.replay.policies import Record
+
+    window_ms = round(read_seconds("--window", window) * 1000)
+    return Record(settings=settings, source=source, lists=lists, window_ms=window_ms)
+
+
+@contextmanager
+def _said_plainly(to: Path | None) -> Iterator[None]:
+    """Errors of the parts as `UserError`, after seeing that the results have a place to go."""
+    from freshet.bundle.bundle import BundleError
+    from freshet.logs.source import LogError
+    from freshet.ports import Unavailable
+
+    if to is not None and to.exists():
+        raise UserError(f"{to} exists: choose another --out")
+    try:
+        yield
+    except (LogError, BundleError, Unavailable) as error:
+        raise UserError(str(error)) from None
+
+
+def _behaviour(option: str, kind: str, settings: Settings) -> None:
+    if kind not in settings.behaviours:
+        raise UserError(f"{option} is one of {', '.join(settings.behaviours)}, not {kind!r}")
+
+
+def _write(to: Path | None, results: Results) -> None:
+    from freshet.core.evaluation.results import write_results
+
+    if to is not None:
+        write_results(to, results)
+
+
+def _tell(difference: Difference) -> None:
+    typer.echo(
+        f"{difference.candidate} against {difference.baseline}, {difference.metric}: "
+        f"{_shown(difference.estimate)}: {difference.verdict}"
+    )
+
+
+def _tell_counts(counts: Mapping[str, int]) -> None:
+    say(", ".join(f"{count:,} {what}" for what, count in counts.items()))
+
+
+def _shown(estimate: Estimate) -> str:
+    return f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"

@@ -1,0 +1,13 @@
+"""`quality`: the model on public protocols, beside baselines fitted in the same run."""
+
+from __future__ import annotations
+
+import typer
+
+from freshet.cli.training_env import have_training, run_module
+
+
+def quality(context: typer.Context) -> None:
+    """Measure the model on public protocols, beside baselines. All arguments go to `python -m tests.quality`."""
+    have_training()
+    raise typer.Exit(run_module("tests.quality", context.args))

@@ -1,0 +1,92 @@
+"""Catalogue items: upserts of the items topic, and the text an item is placed by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+
+from freshet.core.events import Id
+
+TextField = Literal["title", "category", "description"]
+TEXT_FIELDS: tuple[TextField, ...] = ("title", "category", "description")
+"""Fields of an item that its text is joined from, in order, unless the settings say otherwise."""
+
+
+class CatalogueItem(msgspec.Struct, frozen=True, gc=False):
+    """One record of the items topic, keyed by item id; unknown fields are dropped."""
+
+    item_id: Id
+    title: str = ""
+    description: str = ""
+    category: str = ""
+    price: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    available: bool = True
+
+    def text(self, fields: Sequence[str] = TEXT_FIELDS) -> str:
+        """What the text encoder reads: these of its fields that hold something."""
+        return ". ".join(part for field in fields if (part := getattr(self, field)))
+
+
+class Text(NamedTuple):
+    """What an item is placed by, and the offset of the record that said so."""
+
+    offset: int
+    item_id: str
+    text: str
+
+
+class Catalogue:
+    """The fold of the items topic.
+
+    `texts` stand in the order in which items first had a text: a newer text
+    keeps the item's place. `text_fields` are what texts are joined from.
+    """
+
+    def __init__(self, text_fields: Sequence[str] = TEXT_FIELDS) -> None:
+        self._text_fields = text_fields
+        self.items: dict[str, CatalogueItem] = {}
+        self.texts: dict[str, Text] = {}
+
+    def apply(self, value: bytes | None, key: bytes | None, offset: int) -> CatalogueItem | str:
+        """Fold one record and return the item, or say in a sentence what is wrong with it.
+
+        A tombstone makes its item unavailable.
+        """
+        if value is None:
+            item: CatalogueItem | str = CatalogueItem((key or b"?").decode(errors="replace"), available=False)
+        else:
+            item = decode_item(value, key)
+        if isinstance(item, str):
+            return item
+        self.items[item.item_id] = item
+        known = self.texts.get(item.item_id)
+        text = self.text(item)
+        if text and (known is None or known.text != text):
+            self.texts[item.item_id] = Text(offset, item.item_id, text)
+        return item
+
+    def text(self, item: CatalogueItem) -> str:
+        """What an item is placed by."""
+        return item.text(self._text_fields)
+
+
+_decoder = msgspec.json.Decoder(CatalogueItem)
+_encoder = msgspec.json.Encoder()
+
+
+def decode_item(value: bytes, key: bytes | None) -> CatalogueItem | str:
+    """Decode an upsert, or say in a sentence why it is none."""
+    try:
+        item = _decoder.decode(value)
+    except msgspec.DecodeError as error:
+        return f"not a catalogue item: {error}"
+    if key != item.item_id.encode():
+        return "the record's key is not its item_id"
+    return item
+
+
+def encode_item(item: CatalogueItem) -> bytes:
+    """The JSON bytes of an upsert."""
+    return _encoder.encode(item)

@@ -1,0 +1,433 @@
+"""Ranking: from the encoder's candidates and the prior to a list with reasons.
+
+The score of an item is the encoder's score plus `prior_weight` times the log
+of one plus its popularity. Candidates are the served graph's top-K, the items
+newer than the version, and the most popular ones. The order is total:
+non-finite scores sink, equal scores go by item index. An item's lifts may be
+added to its score too (`training/freshet_training/lifts.py` makes them): its value and its novelty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freshet.core.events import ID_SEPARATOR
+from freshet.core.exploration import explore
+from freshet.core.features import FIRST_ITEM, UNKNOWN
+from freshet.core.recommendation import Item, Reason
+from freshet.core.state import UserState
+
+POPULAR_CANDIDATES = 50
+COLD_CANDIDATES = 200
+"""The newest items beyond the version's own that are candidates for everybody."""
+POOL = 5
+"""Diversity and exploration pick among this many times the list's size."""
+MARKS = 1 << 18
+"""Rows times users that are marked together."""
+FADING = 0.1
+"""With it the first reason is the event whose loss moves the item most in .52 of the cases on films (without it .22)
+and .69 on beauty (.58)."""
+LOOK_AHEAD = 32
+"""Candidates that are looked at together for ones that a user has not seen."""
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """How lists are made.
+
+    `diversity` is 0 for pure score to 1 for pure dissimilarity (MMR, SIGIR
+    1998); `exploration` is the chance that a list is changed at random. Items have
+    `reasons` unless nobody reads them: they are a seventh of the work. Lifts are added
+    to the score by `value_weight` and `novelty_weight`. `fading` is how much less an event
+    counts as a reason for each one that came after it, on a log scale.
+    """
+
+    list_size: int
+    diversity: float
+    prior_weight: float
+    exploration: float = 0.0
+    reasons: bool = True
+    value_weight: float = 0.0
+    novelty_weight: float = 0.0
+    fading: float = FADING
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """Popularity at one moment: `values` float32 `[rows]` is log1p of the counts, `popular` the highest rows.
+
+    `size` is how many rows there were: later items are no candidates.
+    """
+
+    values: NDArray[np.float32]
+    popular: NDArray[np.int64]
+    size: int
+
+
+class ItemSpace:
+    """All rankable items of one model version: its own, then the cold ones in order of arrival.
+
+    Row = the encoder's item index. `vectors` is float32 `[rows, D]`, D the version's width,
+    `available` bool `[rows]`, `prior` the popularity that lists are made with
+    unless they are given another.
+    """
+
+    def __init__(
+        self, item_ids: Sequence[str], vectors: NDArray[np.float32], lifts: NDArray[np.float32] | None = None
+    ) -> None:
+        """`lifts` are `[len(item_ids) + 1, 2]`, value and novelty, last those of cold items; without it all are 0."""
+        self.trained = FIRST_ITEM + len(item_ids)
+        self.size = self.trained
+        self.ids: list[str] = ["", "", *item_ids]
+        self.index: dict[str, int] = {item: row for row, item in enumerate(self.ids) if row >= FIRST_ITEM}
+        self.vectors = np.zeros((self.size, vectors.shape[1]), np.float32)
+        self.vectors[FIRST_ITEM:] = vectors
+        self.available = np.ones(self.size, np.bool_)
+        self.available[:FIRST_ITEM] = False
+        self._lifts = np.zeros((len(item_ids) + 1, 2), np.float32) if lifts is None else lifts
+        self._lifted: dict[tuple[float, float], NDArray[np.float32]] = {}
+        self._popularity: Mapping[str, float] = {}
+        self.set_popularity({})
+
+    def add_cold(self, items: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Place items `[n]` by their vectors `[n, D]`; one already cold moves to its new place."""
+        for item, vector in zip(items, vectors, strict=True):
+            row = self.index.get(item)
+            if row is None:
+                row = self._append(item)
+            self.vectors[row] = vector
+        self.set_popularity(self._popularity)
+
+    def _append(self, item: str) -> int:
+        row = self.size
+        if row == len(self.vectors):
+            spare = max(256, row // 2)
+            self.vectors = np.concatenate([self.vectors, np.zeros((spare, self.vectors.shape[1]), np.float32)])
+            self.available = np.concatenate([self.available, np.zeros(spare, np.bool_)])
+        self.available[row] = True
+        self.ids.append(item)
+        self.index[item] = row
+        self.size = row + 1
+        return row
+
+    def set_available(self, item: str, available: bool) -> None:
+        """Let an item into lists, or keep it out of them at once."""
+        row = self.index.get(item)
+        if row is not None:
+            self.available[row] = available
+
+    def is_trained(self, item: str) -> bool:
+        """Whether the item is of the version's own vocabulary."""
+        return self.index.get(item, self.trained) < self.trained
+
+    def lift(self, value_weight: float, novelty_weight: float) -> NDArray[np.float32]:
+        """What the items' value and novelty, by these weights, add to each row's score: `[rows]` or longer."""
+        key = value_weight, novelty_weight
+        lifted = self._lifted.get(key)
+        if lifted is None or len(lifted) < self.size:
+            value, novelty = self._lifts.T
+            by_item = np.float32(value_weight) * value + np.float32(novelty_weight) * novelty
+            lifted = np.full(len(self.vectors), by_item[-1])
+            lifted[FIRST_ITEM : self.trained] = by_item[:-1]
+            self._lifted[key] = lifted
+        return lifted
+
+    def set_popularity(self, counts: Mapping[str, float]) -> None:
+        """Take new popularity counts."""
+        self._popularity = counts
+        rows = [(row, count) for item, count in counts.items() if (row := self.index.get(item)) is not None]
+        index, values = np.array([row for row, _ in rows], np.int64), np.array([count for _, count in rows])
+        self.prior = self.prior_of(index, values)
+
+    def prior_of(
+        self,
+        rows: NDArray[np.int64],
+        counts: NDArray[np.float64],
+        size: int | None = None,
+        candidates: int | None = POPULAR_CANDIDATES,
+    ) -> Prior:
+        """The prior in which the items at `rows` `[n]` have these counts `[n]`, and all others none.
+
+        `size` is how many rows there were at that moment, where that is past; so
+        many of the most popular are `candidates`, all of them with None.
+        """
+        size = self.size if size is None else size
+        values = np.zeros(len(self.vectors), np.float32)
+        values[rows] = np.log1p(counts)
+        rankable = values[FIRST_ITEM:size]
+        highest = np.arange(len(rankable), dtype=np.int32)
+        if candidates is not None and candidates < len(rankable):
+            lowest = np.partition(rankable, -candidates)[-candidates]
+            highest = np.flatnonzero(rankable >= lowest).astype(np.int32)
+        keys = np.sort(_order_keys(rankable[highest], highest + np.int32(FIRST_ITEM)))[:candidates]
+        return Prior(values, keys & 0xFFFFFFFF, size)
+
+
+def rank(
+    space: ItemSpace,
+    config: RankConfig,
+    states: Sequence[UserState],
+    history: NDArray[np.int32],
+    topk_index: NDArray[np.int32],
+    topk_score: NDArray[np.float32],
+    embedding: NDArray[np.float32],
+    priors: Sequence[Prior] | None = None,
+    seeds: Sequence[str] = (),
+) -> list[list[Item]]:
+    """Rank for a batch of B users.
+
+    `history` `[B, L]` is the encoder's `item_index` input; the next three are
+    its outputs: `[B, K]`, `[B, K]`, `[B, D]`. `priors` holds one per
+    user; without it all lists are made with the space's own. `seeds` holds one per
+    user where there is exploration. A list does not depend on what else is in
+    the batch, to the last bit.
+    """
+    if not states:
+        return []
+    priors = priors if priors is not None else [space.prior] * len(states)
+    common, shared = _common_candidates(space, priors)
+    # einsum, for a product through BLAS depends on the shape of the batch in its last bits
+    extra = np.einsum("bd,cd->bc", embedding, space.vectors[common])
+    candidates = np.concatenate([topk_index, np.broadcast_to(common.astype(np.int32), extra.shape)], axis=1)
+    popularity, struck = _by_user(space, priors, history, topk_index, common, candidates)
+    scores = np.concatenate([topk_score, extra], axis=1) + config.prior_weight * popularity
+    if config.value_weight or config.novelty_weight:
+        scores += space.lift(config.value_weight, config.novelty_weight).take(candidates)
+    rankable = np.isfinite(scores) & space.available[candidates] & ~struck
+    rankable[:, topk_index.shape[1] :] &= shared
+    scores[~rankable] = -np.inf
+    ranking = _order_keys(scores, candidates)
+    ranking.sort(axis=1)
+    pool = config.list_size * (POOL if config.diversity or config.exploration else 1)
+    picks, values = _ranked(ranking[:, : max(pool, LOOK_AHEAD)])
+    more_seen, length = (history == UNKNOWN).any(axis=1).tolist(), history.shape[1]
+    for user, state in enumerate(states):
+        if more_seen[user] or len(state.seen_log) > 1 or state.length > length or values[user][-1] == -np.inf:
+            picks[user], values[user] = _unseen(space.ids, state, picks[user], values[user], ranking[user], pool)
+        else:
+            del picks[user][pool:], values[user][pool:]
+        if config.diversity:
+            picks[user], values[user] = _diversify(space.vectors, picks[user], values[user], config)
+    propensities, explored = [[1.0] * config.list_size] * len(states), [[False] * config.list_size] * len(states)
+    if config.exploration:
+        for user, seed in enumerate(seeds):
+            picks[user], values[user], propensities[user], explored[user] = _explore(
+                picks[user], values[user], config, seed
+            )
+    reasons: list[list[tuple[Reason, ...]]] = [[()] * config.list_size] * len(states)
+    if config.reasons:
+        positions, shares = _strongest_events(space.vectors, history, picks, config)
+        reasons = [_reasons(length, *parts) for parts in zip(states, positions.tolist(), shares.tolist(), strict=True)]
+    return [_items(space, *parts) for parts in zip(picks, values, propensities, explored, reasons, strict=True)]
+
+
+def _common_candidates(space: ItemSpace, priors: Sequence[Prior]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The rows C that are candidates for some user, ascending: the popular, the newest cold; and whose, `[B, C]`."""
+    different = {id(prior): prior for prior in priors}
+    place = {identity: number for number, identity in enumerate(different)}
+    cold = {prior.size: np.arange(max(space.trained, prior.size - COLD_CANDIDATES), prior.size) for prior in priors}
+    wanted = np.zeros(space.size, np.bool_)
+    for rows in (*cold.values(), *(prior.popular for prior in different.values())):
+        wanted[rows] = True
+    common = np.flatnonzero(wanted)
+    column = np.zeros(space.size, np.int64)
+    column[common] = np.arange(len(common))
+    shared = np.zeros((len(different), len(common)), np.bool_)
+    for mine, prior in zip(shared, different.values(), strict=True):
+        mine[column[prior.popular]] = True
+        mine[column[cold[prior.size]]] = True
+    return common, shared[[place[id(prior)] for prior in priors]]
+
+
+def _by_user(
+    space: ItemSpace,
+    priors: Sequence[Prior],
+    history: NDArray[np.int32],
+    topk_index: NDArray[np.int32],
+    common: NDArray[np.int64],
+    candidates: NDArray[np.int32],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Each candidate's popularity, and whether it is out: in the user's history, or common and in their top-K.
+
+    Some users at a time with marks on rows, whose cost depends neither on the size of the space nor on the
+    history's length times the candidates' number.
+    """
+    users, top = topk_index.shape
+    if all(prior is priors[0] for prior in priors):
+        popularity = priors[0].values.take(candidates, mode="clip")  # later rows are not the prior's
+    else:
+        popularity = np.stack(
+            [prior.values.take(rows, mode="clip") for prior, rows in zip(priors, candidates, strict=True)]
+        )
+    struck = np.empty(candidates.shape, np.bool_)
+    together = min(users, max(1, MARKS // space.size))
+    marks = np.zeros(together * space.size, np.bool_)
+    row_of = np.arange(together, dtype=np.int64)[:, None] * space.size
+    for start in range(0, users, together):
+        some = slice(start, start + together)
+        first = row_of[: users - start]
+        own, mine = first + history[some], first + topk_index[some]
+        marks[own] = True
+        struck[some, :top] = marks[mine]
+        marks[mine] = True
+        struck[some, top:] = marks[first + common]
+        marks[own] = False
+        marks[mine] = False
+    return popularity, struck
+
+
+def rank_popular(space: ItemSpace, state: UserState | None, list_size: int, prior: Prior | None = None) -> list[Item]:
+    """The most popular available items, without those the user (if any profile) has seen: for who has no profile."""
+    prior = prior or space.prior
+    seen = {*state.items, *state.seen} if state is not None else ()
+    items: list[Item] = []
+    for row in prior.popular.tolist():
+        if space.available[row] and space.ids[row] not in seen:
+            items.append(Item(space.ids[row], round(float(prior.values[row]), 5), "popular"))
+            if len(items) == list_size:
+                break
+    return items
+
+
+def faded(length: int, fading: float) -> NDArray[np.float32]:
+    """Weights `[length]` of events, the oldest first: e^-`fading` for each one that came after."""
+    weights: NDArray[np.float32] = np.exp(-fading * np.arange(length)[::-1]).astype(np.float32)
+    return weights
+
+
+def _order_keys(scores: NDArray[np.float32], candidates: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Integers that rise as the score falls, then with the row, and hold both: sorting them moves all at once."""
+    bits = (scores.astype(np.float32, copy=False) + np.float32(0)).view(np.int32).astype(np.int64)  # -0.0 becomes 0.0
+    ascending = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (-ascending << 32) | candidates
+
+
+def _ranked(keys: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
+    """The rows and the rounded scores of order keys."""
+    ascending = -(keys >> 32)
+    bits = np.where(ascending < 0, ascending ^ 0x7FFFFFFF, ascending).astype(np.int32)
+    return (keys & 0xFFFFFFFF).tolist(), bits.view(np.float32).astype(np.float64).round(5).tolist()
+
+
+def _unseen(
+    ids: list[str], state: UserState, rows: list[int], scores: list[float], keys: NDArray[np.int64], size: int
+) -> tuple[list[int], list[float]]:
+    """The first `size` finite candidates that the user has not seen: of `rows`, then of the rest by order keys."""
+    seen = state.item_log + state.seen_log
+    picked: list[int] = []
+    values: list[float] = []
+    start = 0
+    while rows:
+        for row, score in zip(rows, scores, strict=True):
+            if score == -np.inf:
+                return picked, values
+            if f"{ID_SEPARATOR}{ids[row]}{ID_SEPARATOR}" not in seen:
+                picked.append(row)
+                values.append(score)
+                if len(picked) == size:
+                    return picked, values
+        start += len(rows)
+        rows, scores = _ranked(keys[start : start + LOOK_AHEAD])
+    return picked, values
+
+
+def _diversify(
+    vectors: NDArray[np.float32], rows: list[int], scores: list[float], config: RankConfig
+) -> tuple[list[int], list[float]]:
+    """Maximal marginal relevance over the pool, scores scaled to [0, 1], cosine similarity.
+
+    Exploration draws on the rest of the pool, which follows in order of score.
+    """
+    if not rows:
+        return rows, scores
+    unit = vectors[rows]
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-9)
+    relevance = np.array(scores)
+    spread = relevance[0] - relevance[-1]
+    relevance = (relevance - relevance[-1]) / spread if spread > 0 else np.ones_like(relevance)
+    nearest = np.zeros(len(rows))
+    chosen: list[int] = []
+    left = np.ones(len(rows), np.bool_)
+    while len(chosen) < min(config.list_size, len(rows)):
+        gain = (1 - config.diversity) * relevance - config.diversity * nearest
+        best = int(np.argmax(np.where(left, gain, -np.inf)))
+        chosen.append(best)
+        left[best] = False
+        nearest = np.maximum(nearest, unit @ unit[best])
+    if config.exploration:
+        chosen += np.flatnonzero(left).tolist()
+    return [rows[i] for i in chosen], [scores[i] for i in chosen]
+
+
+def _strongest_events(
+    vectors: NDArray[np.float32], history: NDArray[np.int32], picks: list[list[int]], config: RankConfig
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Per user and slot the two history positions that pull the item most, `[B, size, 2]`, and their shares.
+
+    An event pulls by its item's positive dot product with the list's, the less the longer ago
+    (`fading`): what leaving it out would show, at the cost of a product (`attribution` does leave it out).
+    """
+    batch, size = len(picks), config.list_size
+    rows = np.zeros((batch, size), np.int64)
+    for user, picked in enumerate(picks):
+        rows[user, : len(picked)] = picked
+    weights = faded(history.shape[1], config.fading)
+    pull = np.maximum(np.matmul(vectors[rows], vectors[history].transpose(0, 2, 1)), 0.0) * weights
+    whole = np.maximum(pull.sum(axis=2), 1e-9)
+    positions = np.empty((batch, size, 2), np.int64)
+    shares = np.empty((batch, size, 2))
+    user_column, slot_row = np.arange(batch)[:, None], np.arange(size)[None, :]
+    for place in range(2):
+        best = pull.argmax(axis=2)
+        positions[:, :, place] = best
+        shares[:, :, place] = pull[user_column, slot_row, best] / whole
+        pull[user_column, slot_row, best] = -1.0
+    return positions, shares.round(3)
+
+
+def _explore(
+    rows: list[int], scores: list[float], config: RankConfig, seed: str
+) -> tuple[list[int], list[float], list[float], list[bool]]:
+    """Change the first `list_size` of the pool at random: rows, scores, slot propensities, which slots were changed."""
+    explored = explore(rows, config.list_size, config.exploration, seed)
+    score = dict(zip(rows, scores, strict=True))
+    return explored.items, [score[row] for row in explored.items], explored.propensities, explored.moved
+
+
+def _reasons(
+    length: int, state: UserState, positions: list[list[int]], shares: list[list[float]]
+) -> list[tuple[Reason, ...]]:
+    """Per slot the user's events at two history positions, without those that pull nothing."""
+    items, types, times = state.items, state.types, state.times
+    padding = length - len(items)
+    found = []
+    for (first, second), (most, more) in zip(positions, shares, strict=True):
+        reasons: tuple[Reason, ...] = ()
+        if most > 0:
+            at = first - padding
+            reasons = (Reason(items[at], types[at], times[at], most),)
+            if more > 0:
+                at = second - padding
+                reasons += (Reason(items[at], types[at], times[at], more),)
+        found.append(reasons)
+    return found
+
+
+def _items(
+    space: ItemSpace,
+    picked: list[int],
+    scores: list[float],
+    propensities: list[float],
+    explored: list[bool],
+    reasons: list[tuple[Reason, ...]],
+) -> list[Item]:
+    ids, trained = space.ids, space.trained
+    return [
+        Item(ids[row], score, "explore" if moved else "cold" if row >= trained else "model", propensity, why)
+        for row, score, propensity, moved, why in zip(picked, scores, propensities, explored, reasons, strict=False)
+    ]

@@ -1,0 +1,122 @@
+"""The life of a version: rollout records, and which versions make lists because of them.
+
+Each version has one record, keyed by its number, which its next step replaces;
+so a compacted topic still holds every version's last stage, and two who write
+the same step have written one. The version promoted last is live; one that is
+in shadow or canary is the candidate beside it; rolling a version back is a
+record of that version, which gives way to the one promoted before it.
+
+A worker that rolls back by itself says which step it judged. Its record has a key
+of its own, for it counts only while that step is the version's last: one that
+comes late neither undoes nor replaces what an operator has decided since.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from freshet.core.comparison import Comparison
+
+MODEL = "user_encoder"
+"""The model whose version names a bundle; its item tower shares the number."""
+
+Stage = Literal["shadow", "canary", "promoted", "rolled_back"]
+
+
+class Rollout(msgspec.Struct, frozen=True, tag_field="record", tag="rollout"):
+    """A step of a version; `ts` is ms since the epoch.
+
+    `share` of the users, by hash, have lists made with it in canary, and compared
+    with it in shadow. `reason` says why it was taken, where somebody said. `judged`
+    is the `ts` of the step that a worker takes back by itself; None for an operator's.
+    """
+
+    model: str
+    version: Annotated[int, msgspec.Meta(ge=1)]
+    stage: Stage
+    ts: int
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    reason: str = ""
+    judged: int | None = None
+
+    @property
+    def key(self) -> bytes:
+        """The record's key."""
+        judged = "" if self.judged is None else f"/{self.judged}"
+        return f"{self.model}/{self.version}{judged}".encode()
+
+
+class Report(msgspec.Struct, frozen=True, tag_field="record", tag="report"):
+    """What a worker makes lists with now, and how its candidate (0 for none) compares so far."""
+
+    model: str
+    worker: str
+    ts: int
+    live: int
+    candidate: int = 0
+    comparison: Comparison = Comparison()
+
+    @property
+    def key(self) -> bytes:
+        """The record's key."""
+        return f"{self.model}@{self.worker}".encode()
+
+
+_decoder: msgspec.json.Decoder[Rollout | Report] = msgspec.json.Decoder(Rollout | Report)
+
+
+def decode_record(value: bytes) -> Rollout | Report | str:
+    """Decode a record of the models topic, or say in a sentence why it is none."""
+    try:
+        return _decoder.decode(value)
+    except msgspec.DecodeError as error:
+        return f"no record of a rollout: {error}"
+
+
+def encode_record(record: Rollout | Report) -> bytes:
+    """The JSON bytes of a record."""
+    return msgspec.json.encode(record)
+
+
+class Versions:
+    """The fold of the models topic for one model."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, Rollout] = {}
+        """Each version's last step, in the order in which they were taken."""
+        self.reports: dict[str, Report] = {}
+
+    def apply(self, value: bytes | None, key: bytes | None) -> Rollout | Report | str | None:
+        """Apply the next record; returns it, or None for a tombstone or one too late, or what is wrong with it."""
+        if value is None:
+            self.reports.pop((key or b"").decode(errors="replace").removeprefix(f"{MODEL}@"), None)
+            return None
+        record = decode_record(value)
+        if isinstance(record, str) or record.model != MODEL:
+            return record
+        if isinstance(record, Report):
+            self.reports[record.worker] = record
+            return record
+        last = self.steps.get(record.version)
+        if record.judged is not None and (last is None or last.ts != record.judged):
+            return None
+        self.steps.pop(record.version, None)
+        self.steps[record.version] = record
+        return record
+
+    @property
+    def promoted(self) -> list[int]:
+        """The promoted versions, the last one first."""
+        return [version for version, step in reversed(self.steps.items()) if step.stage == "promoted"]
+
+    @property
+    def live(self) -> int | None:
+        """The version that lists are made with; None before the first promotion."""
+        return next(iter(self.promoted), None)
+
+    @property
+    def candidate(self) -> Rollout | None:
+        """The step of the version that is being tried beside it."""
+        return next((step for step in reversed(self.steps.values()) if step.stage in {"shadow", "canary"}), None)

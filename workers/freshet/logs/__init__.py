@@ -1,0 +1,1 @@
+"""Logs of events, whatever they are stored as."""

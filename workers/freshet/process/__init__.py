@@ -1,0 +1,1 @@
+"""What every long-running process has: health, metrics, logs, and an end."""

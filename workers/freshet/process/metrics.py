@@ -1,0 +1,49 @@
+"""Prometheus metrics of a worker."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+EVENT_TO_PUBLISH = Histogram(
+    "freshet_event_to_publish_seconds",
+    "From the broker's timestamp of an event to the acknowledgement of the list made for it.",
+    buckets=_SECONDS,
+)
+STEP = Histogram("freshet_step_seconds", "Time of one step of a micro-batch.", ["step"], buckets=_SECONDS)
+BATCH_EVENTS = Histogram(
+    "freshet_batch_events", "Events in a micro-batch.", buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
+)
+FOLDED = Counter("freshet_events_folded_total", "Events folded into user state.")
+SKIPPED = Counter("freshet_events_skipped_total", "Events that changed no state.", ["reason"])
+DEAD_LETTERS = Counter("freshet_dead_letters_total", "Records sent to the dead-letter topic.", ["reason"])
+LISTS = Counter("freshet_lists_published_total", "Recommendation lists published.", ["kind"])
+LAG = Gauge("freshet_lag_events", "Records behind the end of the source partition.", ["partition"])
+MODEL_VERSION = Gauge("freshet_model_version", "Model version that lists are made with.")
+CANDIDATE_VERSION = Gauge("freshet_candidate_version", "Model version in shadow or canary; 0 for none.")
+CANDIDATE_LISTS = Counter(
+    "freshet_candidate_lists_total", "Users whose lists were made with both versions.", ["outcome"]
+)
+CANDIDATE = Gauge("freshet_candidate", "How the candidate compares (workers/freshet/core/comparison.py).", ["figure"])
+BREAKER_OPEN = Gauge(
+    "freshet_encoder_breaker_open", "1 while the circuit breaker keeps a version's calls from Triton.", ["version"]
+)
+COLD_ITEMS = Gauge("freshet_cold_items", "Rankable items that the model version was not trained on.")
+BAD_SIDE_INPUTS = Counter("freshet_bad_side_inputs_total", "Unreadable records of side-input topics.", ["topic"])
+FEATURE_RETRIES = Counter("freshet_feature_write_retries_total", "Feature-store writes tried again.")
+
+ARCHIVED = Counter("freshet_archived_records_total", "Records in finished files of the archive.", ["topic"])
+ARCHIVE_FILES = Counter(
+    "freshet_archive_files_total", "Files of the archive: added, merged away, rewritten.", ["change"]
+)
+ARCHIVE_LOST = Counter(
+    "freshet_archive_lost_offsets_total", "Offsets that retention took before they were archived.", ["topic"]
+)
+ARCHIVE_LAG = Gauge(
+    "freshet_archive_lag_records",
+    "Records behind the end of the partition, those not in a finished file included.",
+    ["topic", "partition"],
+)

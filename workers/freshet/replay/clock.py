@@ -1,0 +1,153 @@
+"""The clock of a replay: event time, and what stood at each of its minutes and at the ends of longer periods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freshet.core.ranking import POPULAR_CANDIDATES, ItemSpace, Prior
+from freshet.core.snapshots import TICK_MS, Snapshots
+
+
+@dataclass(eq=False)
+class Counts:
+    """A snapshot by slot, and the priors made of it, one per item space and size."""
+
+    items: list[str]
+    values: NDArray[np.float64]
+    _priors: dict[tuple[int, int, int | None], Prior] = field(default_factory=dict)
+
+    def prior(
+        self,
+        space: ItemSpace,
+        rows: SlotRows,
+        size: int | None = None,
+        candidates: int | None = POPULAR_CANDIDATES,
+    ) -> Prior:
+        """The snapshot as a prior of `space`, as in `ItemSpace.prior_of`."""
+        key = id(space), space.size if size is None else size, candidates
+        known = self._priors.get(key)
+        if known is None:
+            where = rows.of(self.items)[: len(self.values)]
+            there = (where > 0) & (where < key[1])
+            known = self._priors[key] = space.prior_of(where[there], self.values[there], *key[1:])
+        return known
+
+
+class SlotRows:
+    """Which row of a space each slot of the snapshots is, 0 for none; grows with both."""
+
+    def __init__(self, space: ItemSpace) -> None:
+        self._space = space
+        self._size = 0
+        self._rows = np.zeros(0, np.int64)
+
+    def of(self, items: Sequence[str]) -> NDArray[np.int64]:
+        """Rows `[len(items)]`."""
+        if self._size != self._space.size:
+            self._size = self._space.size
+            self._rows = self._rows[:0]
+        if len(self._rows) < len(items):
+            index, known = self._space.index, len(self._rows)
+            newer = [index.get(items[slot], 0) for slot in range(known, len(items))]
+            self._rows = np.concatenate([self._rows, np.array(newer, np.int64)])
+        return self._rows
+
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Standing(Generic[T]):
+    """A value that changes, and what it was at the last boundary of a period; boundaries only go forward."""
+
+    now: T
+    then: T
+    boundary: int = 0
+
+    def change(self, value: T, boundary: int) -> None:
+        """The value changes, the last boundary being `boundary`."""
+        if boundary > self.boundary:
+            self.boundary, self.then = boundary, self.now
+        self.now = value
+
+    def at(self, boundary: int) -> T:
+        """The value at `boundary`, the last one there was."""
+        return self.then if boundary == self.boundary else self.now
+
+
+class Clock:
+    """Event time, minute by minute, and at the boundaries of longer periods.
+
+    `now` is the newest event time; `counts` the snapshot of its minute, `all_time`
+    the same without decay, kept where it is asked for; `boundaries[p]` the last
+    multiple of `periods[p]` seconds, and `at_boundary[p]` the snapshot there: what
+    a job that runs every so often would have seen.
+    """
+
+    def __init__(self, half_life: float, periods: Sequence[int] = (), *, all_time: bool = False) -> None:
+        self._snapshots = Snapshots(half_life)
+        self._undecayed = Snapshots(math.inf) if all_time else None
+        self.now = 0
+        self.counts = self.all_time = self._snapshot()
+        self._periods = [period * 1000 for period in periods]
+        self.boundaries = [0] * len(periods)
+        self.at_boundary = [self.counts] * len(periods)
+
+    def add(self, item: str) -> None:
+        """Count one distinct user of `item`."""
+        self._snapshots.add(item)
+        if self._undecayed is not None:
+            self._undecayed.add(item)
+
+    def advance(self, ts: int) -> None:
+        """Move on to event time `ts` (ms); earlier times change nothing."""
+        if ts <= self.now:
+            return
+        self.now = ts
+        if not self._snapshots.advance(ts):
+            return
+        self.counts = self._snapshot()
+        if self._undecayed is not None:
+            self._undecayed.advance(ts)
+            self.all_time = Counts(self._undecayed.items, self._undecayed.counts())
+        for place, period in enumerate(self._periods):
+            boundary = ts - ts % period
+            if boundary != self.boundaries[place]:
+                self.boundaries[place] = boundary
+                self.at_boundary[place] = self._snapshot(boundary // TICK_MS)
+
+    def _snapshot(self, tick: int | None = None) -> Counts:
+        return Counts(self._snapshots.items, self._snapshots.counts(tick))
+
+    def dump(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return {
+            "now": self.now,
+            "snapshots": self._snapshots.dump(),
+            "undecayed": self._undecayed and self._undecayed.dump(),
+            "counts": self.counts.values.tobytes(),
+            "all_time": self.all_time.values.tobytes(),
+            "boundaries": self.boundaries,
+            "at_boundary": [counts.values.tobytes() for counts in self.at_boundary],
+        }
+
+    def restore(self, dumped: dict[str, Any]) -> None:
+        """Take over what `dump` gave."""
+        self.now = dumped["now"]
+        self._snapshots.restore(dumped["snapshots"])
+        if self._undecayed is not None:
+            self._undecayed.restore(dumped["undecayed"])
+        self.counts = self._restored(dumped["counts"])
+        self.all_time = self._restored(dumped["all_time"])
+        self.boundaries = dumped["boundaries"]
+        self.at_boundary = [self._restored(raw) for raw in dumped["at_boundary"]]
+
+    def _restored(self, raw: bytes) -> Counts:
+        """A snapshot; items have the same slots with decay and without."""
+        return Counts(self._snapshots.items, np.frombuffer(raw, np.float64))

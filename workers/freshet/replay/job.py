@@ -1,0 +1,350 @@
+"""A replay from its description to its folder: opens the parts, runs, and writes what was found."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from freshet.adapters.kafka import KafkaPublisher, create_topic, delete_topic
+from freshet.adapters.onnx import OnnxEncoder
+from freshet.adapters.triton import TritonEncoder
+from freshet.core.evaluation.compare import difference
+from freshet.core.evaluation.prequential import Prequential
+from freshet.core.evaluation.results import FreshnessPoint, Results, write_results
+from freshet.core.ranking import ItemSpace
+from freshet.files import write_json
+from freshet.logs.source import Window, open_log
+from freshet.ports import Encoder, Record
+from freshet.replay.checkpoint import BATCH_RECORDS, BEGUN, CHECKPOINT, Folder, run
+from freshet.replay.clock import Clock
+from freshet.replay.engine import Replay
+from freshet.replay.list_topic import ListTopic
+from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
+from freshet.replay.output import FolderOutput
+from freshet.serving.list_maker import ListMaker
+from freshet.serving.live_versions import LiveModel
+from freshet.settings import Settings
+
+SUMMARY = "replay.json"
+RESULTS = "results.json"
+METRICS = ("hr", "ndcg", "mrr")
+FRESHEST = View("at every event", 0)
+PERIODS = (60, 3600, 86_400)
+PERIODIC = (View("every minute", 60), View("every hour", 3600), View("every day", 86_400))
+
+
+class OutputTaken(Exception):
+    """The output folder or topic is in use; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to replay, with what, and what to write.
+
+    `versions` may be empty: then it only folds. `tried` are settings of the ranking with
+    a value each: with every one of them the versions' lists are made and judged once more. `speed` is event time per
+    wall-clock time. `topic` is where the lists go instead of the folder.
+    `burn_in` is the share of the records that is not judged;
+    `label_delay` (seconds of event time) is how old a label is when it is learned from.
+    """
+
+    settings: Settings
+    source: str
+    folder: Path
+    versions: Sequence[int]
+    window: Window
+    tried: Sequence[tuple[str, float]] = ()
+    items: Sequence[Record] = ()
+    through_triton: bool = False
+    text_encoder: Path = Path()
+    states_on_disk: bool = False
+    speed: float | None = None
+    judged: bool = False
+    freshness: bool = False
+    burn_in: float = 0.0
+    label_delay: float = 0.0
+    features: bool = False
+    training_rows: bool = False
+    topic: str | None = None
+    batch: int = BATCH_RECORDS
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What a replay did; `digests` are of all lists, by model."""
+
+    source: str
+    records: int
+    counts: dict[str, int]
+    digests: dict[str, str]
+    seconds: float
+    events_per_second: float
+
+
+async def run_job(
+    job: Job,
+    command: str,
+    *,
+    resume: bool = False,
+    started: Callable[[int | None], Any],
+    advanced: Callable[[int], None],
+) -> Summary:
+    """Run a replay to its end.
+
+    `started` is told how many records there are, `advanced` how many each batch
+    held. Raises `LogError`, `OutputTaken`, `CheckpointError`, `BundleError`,
+    `Unavailable`, `DeliveryError`; a folder that holds no checkpoint yet is then removed.
+    """
+    if job.topic is not None:
+        refuse_live(job.settings, job.topic)
+    with closing(open_log(job.source, job.settings, job.window)) as log:
+        fresh = _claim(job.folder, resume=resume)
+        try:
+            async with (
+                open_encoder(job.settings, job.text_encoder, through_triton=job.through_triton) as encoder,
+                _list_topic(job, max(log.partitions) + 1, fresh=fresh) as topic,
+            ):
+                return await _run(job, command, log, encoder, topic, fresh=fresh, started=started, advanced=advanced)
+        except BaseException:
+            if fresh and not _is_begun(job.folder):
+                shutil.rmtree(job.folder, ignore_errors=True)
+            raise
+
+
+async def _run(
+    job: Job,
+    command: str,
+    log: Any,
+    encoder: Encoder,
+    topic: ListTopic | None,
+    *,
+    fresh: bool,
+    started: Callable[[int | None], Any],
+    advanced: Callable[[int], None],
+) -> Summary:
+    settings = job.settings
+    output = FolderOutput(
+        job.folder, settings.behaviours, features=job.features, training_rows=job.training_rows, topic=topic
+    )
+    folder = Folder(job.folder, _identity(job), output, on_disk=job.states_on_disk)
+    checkpoint = None if fresh else folder.load()
+    states = folder.open_states()
+    clock = Clock(settings.popularity_half_life, _periods(job), all_time=job.judged)
+    models = [await _model(job, version, encoder, knob) for version in job.versions for knob in (None, *job.tried)]
+    replay = Replay(settings, models, encoder, states, clock, output, job.items)
+    replay.judge_after = int((log.total or 0) * job.burn_in)
+    started(log.total)
+    if checkpoint is None:
+        await replay.start()
+    else:
+        if checkpoint["states"] is not None:
+            states.restore(checkpoint["states"])  # type: ignore[attr-defined]
+        await replay.restore(checkpoint["replay"])
+        advanced(replay.counts["records"])
+    gc.freeze()  # what has been imported stays: collections need not look at it
+    already, began = replay.counts["records"], time.monotonic()
+    await run(
+        replay,
+        log,
+        settings,
+        batch=job.batch,
+        speed=job.speed,
+        advanced=advanced,
+        save=lambda: folder.save(replay, states),
+    )
+    seconds = time.monotonic() - began
+    output.cut()
+    output.forget(replay.forgotten)
+    if job.judged:
+        write_results(job.folder / RESULTS, _results(job, command, replay, models))
+    counts = dict(replay.counts)
+    summary = Summary(
+        job.source,
+        counts["records"],
+        counts,
+        {name: str(digest) for name, digest in replay.digests.items()},
+        round(seconds, 3),
+        round((counts["records"] - already) / max(seconds, 1e-9), 1),
+    )
+    write_json(job.folder / SUMMARY, summary)
+    folder.finish()
+    return summary
+
+
+def refuse_live(settings: Settings, topic: str) -> None:
+    """Raises `OutputTaken` for a topic that a live worker reads or writes."""
+    live = {name: value for name, value in msgspec.to_builtins(settings).items() if name.endswith("_topic")}
+    for name, value in live.items():
+        if topic == value:
+            raise OutputTaken(f"{topic} is the live {name.removesuffix('_topic')} topic: a replay has one of its own")
+    if topic.startswith(f"{settings.group}-"):
+        raise OutputTaken(f"{topic} belongs to the live group {settings.group}: a replay has a topic of its own")
+
+
+@asynccontextmanager
+async def _list_topic(job: Job, partitions: int, *, fresh: bool) -> AsyncIterator[ListTopic | None]:
+    """The topic for the lists, created where the replay begins, and deleted where it ends before its first checkpoint.
+
+    Raises `OutputTaken`, `DeliveryError`.
+    """
+    if job.topic is None:
+        yield None
+        return
+    begun = job.folder / BEGUN
+    if fresh and not create_topic(job.settings, job.topic, partitions) and begun.read_text() != job.topic:
+        raise OutputTaken(f"topic {job.topic} exists: choose another, or delete it first")
+    begun.write_text(job.topic)
+    publisher = KafkaPublisher(job.settings)
+    try:
+        yield ListTopic(job.topic, publisher)
+    except BaseException:
+        if fresh and not _is_begun(job.folder):
+            delete_topic(job.settings, job.topic)
+        raise
+    finally:
+        publisher.close()
+
+
+def _claim(folder: Path, *, resume: bool) -> bool:
+    """Make the folder; returns whether the replay begins anew."""
+    if (folder / SUMMARY).exists():
+        raise OutputTaken(f"{folder} holds a complete replay: choose another --out")
+    if _is_begun(folder):
+        if not resume:
+            raise OutputTaken(f"{folder} holds a replay that was cut off: --resume goes on, or choose another --out")
+        return False
+    if (folder / BEGUN).exists():
+        if not resume:
+            raise OutputTaken(
+                f"{folder} holds a replay that was cut off before its first checkpoint: "
+                "--resume begins it anew, or choose another --out"
+            )
+        _clear(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise OutputTaken(f"{folder} is not empty: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / BEGUN).touch()
+    return True
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a replay has written that was cut off before its first checkpoint."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != BEGUN:
+            path.unlink()
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    return (folder / CHECKPOINT).exists()
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What must be the same for a replay to go on."""
+    return {
+        "source": job.source,
+        "window": [job.window.start_ms, job.window.end_ms, sorted(job.window.offsets.items())],
+        "versions": list(job.versions),
+        "tried": list(job.tried),
+        "judged": [job.judged, job.freshness, job.burn_in, job.label_delay],
+        "written": [job.features, job.training_rows, job.states_on_disk, job.topic],
+        "items": len(job.items),
+        "settings": msgspec.to_builtins(job.settings),
+    }
+
+
+@asynccontextmanager
+async def open_encoder(settings: Settings, text_encoder: Path, *, through_triton: bool) -> AsyncIterator[Encoder]:
+    """The encoder in process, or Triton's; `text_encoder` is the folder of the one in process."""
+    if through_triton:
+        served = TritonEncoder(settings.triton, settings.triton_deadline)
+        try:
+            yield served
+        finally:
+            await served.close()
+    else:
+        with closing(OnnxEncoder(Path(settings.model_repository), text_encoder)) as encoder:
+            yield encoder
+
+
+async def _model(job: Job, version: int, encoder: Encoder, knob: tuple[str, float] | None) -> ReplayedModel:
+    side_inputs = LiveModel(encoder, Path(job.settings.model_repository), text_fields=job.settings.text_fields)
+    await side_inputs.start(version)
+    assert side_inputs.live is not None
+    space = side_inputs.live.space
+    views = (*((FRESHEST, *PERIODIC) if job.freshness else ()), PUBLISHED, *BASELINES)
+    settings, name = job.settings, f"version {version}"
+    if knob is not None:
+        tried = dict([knob])
+        side_inputs.live.bundle.check_weights(tried.get("value_weight"), tried.get("novelty_weight"))
+        settings = msgspec.structs.replace(settings, variants={}, **tried)
+        name += f", {knob[0].replace('_', ' ')} {knob[1]:g}"
+    catalogue = max(1, len({*space.index, *((record.key or b"").decode() for record in job.items)}))
+    judges = {
+        view: Prequential(
+            view.name if view in BASELINES else name if view is PUBLISHED else f"{name}, {view.name}",
+            cutoff=job.settings.list_size,
+            catalogue=catalogue,
+            vectors=_vectors(space),
+            label_delay_ms=round(job.label_delay * 1000),
+        )
+        for view in views
+        if job.judged
+    }
+    maker = ListMaker(settings, reasons=job.topic is not None)  # Parquet files have no column for them
+    return ReplayedModel(name, side_inputs, maker, judges, _periods(job))
+
+
+def _periods(job: Job) -> tuple[int, ...]:
+    return PERIODS if job.freshness else ()
+
+
+def _vectors(space: ItemSpace) -> Callable[[Sequence[str]], NDArray[np.float32]]:
+    return lambda items: space.vectors[[space.index.get(item, 0) for item in items]]
+
+
+def _results(job: Job, command: str, replay: Replay, models: Sequence[ReplayedModel]) -> Results:
+    first, *others = models
+    ours = [first.judges[PUBLISHED], *([first.judges[FRESHEST]] if job.freshness else [])]
+    pairs = [(first.judges[PUBLISHED], other.judges[PUBLISHED]) for other in others]
+    pairs += [(first.judges[baseline], one) for one in ours for baseline in BASELINES]
+    judges = [*(model.judges[PUBLISHED] for model in models), *(first.judges[baseline] for baseline in BASELINES)]
+    return Results(
+        source=job.source,
+        command=command,
+        evaluations=[judge.evaluation() for judge in judges],
+        comparisons=[difference(*pair, metric) for pair in pairs for metric in METRICS],
+        interleavings=[one.result() for one in replay.interleavers.values()],
+        freshness=_curve(first) if job.freshness else [],
+    )
+
+
+def _curve(model: ReplayedModel) -> list[FreshnessPoint]:
+    """What lists are worth by how often they are made; each point paired with the freshest."""
+    freshest = model.judges[FRESHEST]
+    points = []
+    for view in (FRESHEST, *PERIODIC, PUBLISHED):
+        judge = model.judges[view]
+        everything = judge.evaluation().slices["all"]["all"].metrics
+        points.append(
+            FreshnessPoint(
+                label=view.name if view is not PUBLISHED else "as published (at the user's own events)",
+                seconds=float(view.period or 0),
+                metrics={name: everything[name] for name in METRICS},
+                against_freshest={}
+                if view is FRESHEST
+                else {name: difference(freshest, judge, name).estimate for name in METRICS},
+            )
+        )
+    return points

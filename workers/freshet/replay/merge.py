@@ -1,0 +1,95 @@
+"""The order of a replay: each partition in its own order, the partitions merged by event time.
+
+A partition's records keep their order whatever their times say. Between
+partitions the earlier clock goes first, a partition's clock being the newest
+event time it has come to.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from freshet.core.events import BadEvent, Event, decode_event
+from freshet.ports import Fetched
+
+
+class Log(Protocol):
+    """A log to read: what `adapters.logs.open_log` opens."""
+
+    @property
+    def partitions(self) -> Sequence[int]:
+        """The partitions that there are."""
+
+    def read(self, partition: int, start: int = 0) -> Iterator[Sequence[Fetched]]:
+        """Runs of one partition from an offset on, in offset order, none empty."""
+
+
+class Position(NamedTuple):
+    """Where a partition goes on: the next offset, and its clock."""
+
+    offset: int = 0
+    clock: int = 0
+
+
+class Step(msgspec.Struct, frozen=True, gc=False):
+    """One record, decoded; `clock` is its partition's newest event time (ms)."""
+
+    partition: int
+    record: Fetched
+    event: Event | BadEvent
+    clock: int
+
+
+def steps(log: Log, positions: Mapping[int, Position], behaviours: Collection[str]) -> Iterator[Step]:
+    """All records of the log from `positions` on, in the order of the replay."""
+    streams = [
+        _partition(log, partition, positions.get(partition, Position()), behaviours) for partition in log.partitions
+    ]
+    return chain.from_iterable(streams[0] if len(streams) == 1 else _merged(streams))
+
+
+def _merged(streams: Sequence[Iterator[list[Step]]]) -> Iterator[list[Step]]:
+    """Runs of several partitions, given in their order, as runs in the order of the replay.
+
+    What lies before the end of every run at hand is merged: no later run can come before it.
+    """
+    waiting: dict[Iterator[list[Step]], list[Step]] = {stream: [] for stream in streams}
+    while True:
+        for stream, run in waiting.items():
+            waiting[stream] = run or next(stream, [])
+        waiting = {stream: run for stream, run in waiting.items() if run}
+        if not waiting:
+            return
+        horizon = min(_clock_then_partition(run[-1]) for run in waiting.values())
+        merged: list[Step] = []
+        for stream, run in waiting.items():
+            cut = bisect_right(run, horizon, key=_clock_then_partition)
+            merged += run[:cut]
+            waiting[stream] = run[cut:]
+        merged.sort(key=_clock)  # equal clocks stay in the order of the partitions
+        yield merged
+
+
+def _clock_then_partition(step: Step) -> tuple[int, int]:
+    return step.clock, step.partition
+
+
+_clock = attrgetter("clock")
+
+
+def _partition(log: Log, partition: int, start: Position, behaviours: Collection[str]) -> Iterator[list[Step]]:
+    clock = start.clock
+    for run in log.read(partition, start.offset):
+        decoded = []
+        for record in run:
+            event = decode_event(record.value, record.key, behaviours, record.headers)
+            if isinstance(event, Event) and event.ts > clock:
+                clock = event.ts
+            decoded.append(Step(partition, record, event, clock))
+        yield decoded

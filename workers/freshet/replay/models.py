@@ -1,0 +1,294 @@
+"""One model version under replay: its lists, and how they are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freshet.core.evaluation.prequential import Judgement, Prequential
+from freshet.core.ranking import POPULAR_CANDIDATES, Prior
+from freshet.core.state import Consent, UserState, decode_state, encode_state
+from freshet.ports import Encoded
+from freshet.replay.actions import Act, Action, Moment
+from freshet.replay.clock import Counts, SlotRows, Standing
+from freshet.serving.list_maker import ListMaker, MadeList
+from freshet.serving.live_versions import Live, LiveModel
+
+NEW_USER_EVENTS = 5
+"""A user with fewer events before is a new one."""
+
+
+class Policy(Enum):
+    """What ranks a list: the model with its prior, or popularity alone without what the user has seen."""
+
+    MODEL = 0
+    RECENT = 1
+    ALL_TIME = 2
+
+
+class View(NamedTuple):
+    """Which list a user is taken to look at when they act.
+
+    `period` None: the one published after their last moment. 0: one made that
+    very minute of all that was known before. Seconds: the one that a job running
+    every so often made at the last boundary, of the profile, the popularity and
+    the items of that time. What has become unavailable since is in none.
+    """
+
+    name: str
+    period: int | None
+    policy: Policy = Policy.MODEL
+
+
+PUBLISHED = View("as published", None)
+BASELINES = (View("recent popularity", 0, Policy.RECENT), View("all-time popularity", 0, Policy.ALL_TIME))
+"""What any model must beat, refreshed at every event."""
+
+
+class Shown(NamedTuple):
+    """The list a user looks at."""
+
+    items: list[str]
+    scores: list[float]
+
+
+class _Latest(NamedTuple):
+    """A user as of their last moment, encoded: what later views rank."""
+
+    state: UserState
+    history: NDArray[np.int32]
+    topk_index: NDArray[np.int32]
+    topk_score: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+
+
+_Ticket = dict[View, int | MadeList | None]
+"""Per view a list: the number of its job, one that is ready, or None for an erased user's."""
+
+
+class _Jobs:
+    """Lists to be made together."""
+
+    def __init__(self) -> None:
+        self.users: list[str] = []
+        self.latest: list[_Latest] = []
+        self.priors: list[Prior] = []
+
+    def add(self, user_id: str, latest: _Latest, prior: Prior) -> int:
+        self.users.append(user_id)
+        self.latest.append(latest)
+        self.priors.append(prior)
+        return len(self.users) - 1
+
+    def make(self, maker: ListMaker, live: Live) -> list[MadeList]:
+        if not self.users:
+            return []
+        states, history, index, score, embedding = zip(*self.latest, strict=True)
+        encoded = Encoded(np.stack(index), np.stack(score), np.stack(embedding))
+        return maker.make(live, self.users, states, np.stack(history), encoded, self.priors)
+
+
+@dataclass
+class ReplayedModel:
+    """A version with its lists.
+
+    `side_inputs` has been started with the version, and nothing but items is applied to it.
+    `judges` has a judge for each view that is judged, and may be empty;
+    `periods` are the clock's.
+    """
+
+    name: str
+    side_inputs: LiveModel
+    maker: ListMaker
+    judges: Mapping[View, Prequential] = field(default_factory=dict)
+    periods: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        assert self.side_inputs.live is not None
+        self.live = self.side_inputs.live
+        self._rows = SlotRows(self.live.space)
+        self._remembers = any(view.period is not None for view in self.judges)
+        self._profiles: dict[str, list[Standing[_Latest | None]]] = {}
+        self._sizes = [Standing(self.live.space.size, self.live.space.size) for _ in self.periods]
+        self._shown: dict[View, dict[str, Shown]] = {view: {} for view in dict.fromkeys((PUBLISHED, *self.judges))}
+        self._asked: dict[View, dict[str, int]] = {view: {} for view in self.judges if view.period}
+
+    def grown(self, ts: int) -> None:
+        """Items came to the space in the minute that began at `ts` (ms)."""
+        for period, size in zip(self.periods, self._sizes, strict=True):
+            size.change(self.live.space.size, ts - ts % (period * 1000))
+
+    def process(
+        self, actions: Sequence[Action], history: NDArray[np.int32], encoded: Encoded | None
+    ) -> tuple[list[tuple[Moment, MadeList | None]], list[list[str]]]:
+        """Make the lists of the moments, in order, and judge the acts between them.
+
+        `history` and `encoded` hold one row per moment of `encodable`; `encoded` is
+        None where there is none. Returns the published lists (None for an erased user),
+        and for each judged act the items of the first judged view's list.
+        """
+        jobs = _Jobs()
+        rows = iter(zip(history, *encoded, strict=True)) if encoded is not None else iter(())
+        tickets = [
+            self._moment(action, rows, jobs) if isinstance(action, Moment) else self._act(action, jobs)
+            for action in actions
+        ]
+        made = jobs.make(self.maker, self.live)
+        published: list[tuple[Moment, MadeList | None]] = []
+        looked_at: list[list[str]] = []
+        for action, ticket in zip(actions, tickets, strict=True):
+            lists = {view: made[one] if isinstance(one, int) else one for view, one in ticket.items()}
+            if isinstance(action, Moment):
+                published.append((action, self._publish(action, lists[PUBLISHED])))
+            elif action.judged:
+                looked_at.append(self._judge(action, lists))
+            for judge in self.judges.values() if isinstance(action, Act) else ():
+                judge.interacted(action.event.item_id or "")
+        return published, looked_at
+
+    def _moment(self, moment: Moment, rows: Iterator[Any], jobs: _Jobs) -> _Ticket:
+        state, user = moment.state, moment.user_id
+        if not encodable(state):
+            self._forget(moment)
+            if state.consent is Consent.ERASED:
+                return {PUBLISHED: None}
+            return {PUBLISHED: self._popular(user, None, self._prior(moment.counts))}
+        latest = _Latest(state, *next(rows))
+        if self._remembers:
+            for standing, boundary in zip(self._profile(user), (0, *moment.boundaries), strict=True):
+                standing.change(latest, boundary)
+        return {PUBLISHED: jobs.add(user, latest, self._prior(moment.counts))}
+
+    def _profile(self, user_id: str) -> list[Standing[_Latest | None]]:
+        """The user as of their last moment, and as of the last boundary of each period."""
+        known = self._profiles.get(user_id)
+        if known is None:
+            known = self._profiles[user_id] = [Standing(None, None) for _ in (0, *self.periods)]
+        return known
+
+    def _forget(self, moment: Moment) -> None:
+        """Without a profile now, the user is without one at past boundaries too."""
+        self._profiles.pop(moment.user_id, None)
+        for asked in self._asked.values():
+            asked.pop(moment.user_id, None)
+
+    def _act(self, act: Act, jobs: _Jobs) -> _Ticket:
+        """Lists that the act is judged by and that are not there yet."""
+        ticket: _Ticket = {}
+        if not act.judged:
+            return ticket
+        user = act.event.user_id
+        profile = self._profile(user) if self._remembers else []
+        for view in self.judges:
+            if view.period is None:
+                if user not in self._shown[view]:
+                    ticket[view] = self._popular(user, None, self._prior(act.counts))
+                continue
+            latest, counts, size = profile[0].now, act.counts, None
+            if view.period:
+                place = self.periods.index(view.period)
+                boundary = act.boundaries[place]
+                if self._asked[view].get(user) == boundary:
+                    continue
+                self._asked[view][user] = boundary
+                latest, size = profile[place + 1].at(boundary), self._sizes[place].at(boundary)
+                counts = act.at_boundary[place]
+            if view.policy is not Policy.MODEL:
+                counts = act.all_time if view.policy is Policy.ALL_TIME else counts
+                ticket[view] = self._popular(user, latest, self._prior(counts, size, None))
+            elif latest is None:
+                ticket[view] = self._popular(user, None, self._prior(counts, size))
+            else:
+                ticket[view] = jobs.add(user, latest, self._prior(counts, size))
+        return ticket
+
+    def _popular(self, user_id: str, latest: _Latest | None, prior: Prior) -> MadeList:
+        return self.maker.make_popular(self.live, user_id, None if latest is None else latest.state, prior)
+
+    def _prior(self, counts: Counts, size: int | None = None, candidates: int | None = POPULAR_CANDIDATES) -> Prior:
+        return counts.prior(self.live.space, self._rows, size, candidates)
+
+    def _publish(self, moment: Moment, made: MadeList | None) -> MadeList | None:
+        if not encodable(moment.state):
+            for shown in self._shown.values():
+                shown.pop(moment.user_id, None)
+        if made is not None and self.judges:
+            segment = _user_segment(moment.state.folded)
+            self._show(PUBLISHED, moment.user_id, made, moment.event.ts, segment, judged=moment.judged)
+        return made
+
+    def _show(self, view: View, user_id: str, made: MadeList, ts: int, segment: str, *, judged: bool = True) -> None:
+        items = [item.item_id for item in made.items]
+        self._shown[view][user_id] = Shown(items, [item.score for item in made.items])
+        judge = self.judges.get(view)
+        if judge is not None and judged:
+            judge.shown(user_id, ts, items, segment)
+
+    def _judge(self, act: Act, lists: Mapping[View, MadeList | None]) -> list[str]:
+        event, item = act.event, act.event.item_id or ""
+        segment = _user_segment(act.history)
+        segments = segment, "trained item" if self.live.space.is_trained(item) else "cold item"
+        for view, judge in self.judges.items():
+            made = lists.get(view)
+            stood = self._shown[view].get(event.user_id)
+            if made is not None and (stood is None or view.period is not None):
+                self._show(view, event.user_id, made, event.ts, segment)
+            shown = self._shown[view][event.user_id]
+            judge.judge(Judgement(event.user_id, event.ts, event.type, item, shown.items, shown.scores, segments))
+        return self._shown[next(iter(self.judges))][event.user_id].items
+
+    def dump(self) -> dict[str, Any]:
+        """Everything that a replay that goes on needs, as plain values."""
+        return {
+            "shown": [list(self._shown[view].items()) for view in self._shown],
+            "asked": [list(asked.items()) for asked in self._asked.values()],
+            "profiles": [
+                (user, [(_dumped(one.now), _dumped(one.then), one.boundary) for one in profile])
+                for user, profile in self._profiles.items()
+            ],
+            "judges": [judge.dump() for judge in self.judges.values()],
+        }
+
+    def restore(self, dumped: dict[str, Any]) -> None:
+        """Take over what `dump` gave; the views are the same."""
+        for view, shown in zip(self._shown, dumped["shown"], strict=True):
+            self._shown[view] = {user: Shown(*one) for user, one in shown}
+        for view, asked in zip(self._asked, dumped["asked"], strict=True):
+            self._asked[view] = dict(asked)
+        for user, profile in dumped["profiles"]:
+            self._profiles[user] = [
+                Standing(_restored(now), _restored(then), boundary) for now, then, boundary in profile
+            ]
+        for judge, raw in zip(self.judges.values(), dumped["judges"], strict=True):
+            judge.restore(raw)
+
+
+def _user_segment(history: int) -> str:
+    return "new user" if history < NEW_USER_EVENTS else "known user"
+
+
+def _dumped(latest: _Latest | None) -> tuple[bytes, ...] | None:
+    return latest and (encode_state(latest.state), *(part.tobytes() for part in latest[1:]))
+
+
+def _restored(dumped: Sequence[bytes] | None) -> _Latest | None:
+    if dumped is None:
+        return None
+    raw, history, index, score, embedding = dumped
+    return _Latest(
+        decode_state(raw),
+        np.frombuffer(history, np.int32),
+        np.frombuffer(index, np.int32),
+        np.frombuffer(score, np.float32),
+        np.frombuffer(embedding, np.float32),
+    )
+
+
+def encodable(state: UserState) -> bool:
+    """Whether the user has a profile to encode."""
+    return not state.consent and state.length > 0

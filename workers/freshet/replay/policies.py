@@ -1,0 +1,209 @@
+"""Policies compared on what users really did with their lists: off-policy, and by the variants of an experiment."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from freshet.adapters.onnx import OnnxEncoder
+from freshet.bundle.bundle import load_bundle
+from freshet.core.evaluation.joining import Joiner
+from freshet.core.evaluation.off_policy import Gathering, Slots
+from freshet.core.evaluation.readout import Readout
+from freshet.core.events import BadEvent, decode_event
+from freshet.core.recommendation import Recommendation, decode_recommendation
+from freshet.core.rollout import MODEL
+from freshet.logs.source import LogError, Window, open_log, read_beside, read_topic
+from freshet.ports import Encoder
+from freshet.replay.merge import Log
+from freshet.replay.models import encodable
+from freshet.replay.rebuild import Fold, Recorded, Remaker, SideInputTopics
+from freshet.serving.list_maker import MadeList
+from freshet.settings import KNOBS, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A run on record: its events at `source`, its lists at `lists` (`kafka`, or a file of them).
+
+    An archive's folder has the side inputs of the lists as well; else they are read from the broker.
+
+    An act counts within `window_ms` after the event that its list is as of.
+    """
+
+    settings: Settings
+    source: str
+    lists: str
+    window_ms: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """A policy to judge: what is None is as it was when each list was made. It does not explore."""
+
+    version: int | None = None
+    diversity: float | None = None
+    prior_weight: float | None = None
+    value_weight: float | None = None
+    novelty_weight: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What makes it another policy."""
+        parts = dataclasses.asdict(self).items()
+        return ", ".join(f"{part.replace('_', ' ')} {value}" for part, value in parts if value is not None) or (
+            "no exploration"
+        )
+
+    def settings(self, live: Settings, variant: str) -> Settings:
+        """The settings that make its lists for a user who had a variant."""
+        own = {knob: value for knob in KNOBS if (value := getattr(self, knob, None)) is not None}
+        return msgspec.structs.replace(live.of_variant(variant), variants={}, exploration=0.0, **own)
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """Lists that were shown beside the target's; `counts` says which lists were left out, and how acts were joined."""
+
+    slots: Slots
+    counts: dict[str, int]
+
+
+async def off_policy(record: Record, target: Target, kind: str, text_encoder: Path) -> Counterfactual:
+    """Make every recorded list again as the target policy would have made it.
+
+    `kind` is the behaviour type that is rewarded. Raises `LogError`, `BundleError`, `Unavailable`.
+    """
+    settings = record.settings
+    log = open_log(record.source, settings, Window(None, None, {}))
+    try:
+        joiner, newest = _joined(record, log, (kind,))
+        folded = Fold(log, settings, joiner.lists.values())
+    finally:
+        log.close()
+    topics = SideInputTopics(
+        list(read_beside(record.source, settings, settings.items_topic)),
+        list(read_beside(record.source, settings, settings.popularity_topic)),
+    )
+    counts: Counter[str] = Counter()
+    judged = [one for one in folded.recorded if _is_judged(one, topics, newest - record.window_ms, counts)]
+    if not judged:
+        raise LogError(f"no list can be judged: {_told(counts)}")
+    if not any(item.propensity < 1 for one in judged for item in one.list.items):
+        raise LogError(
+            "every list was made without exploration, so they say nothing of another policy: set `exploration`"
+        )
+    encoder = OnnxEncoder(Path(settings.model_repository), text_encoder)
+    gathering = Gathering(max(len(one.list.items) for one in judged))
+    try:
+        async for one, made in remade(judged, target, settings, encoder, topics):
+            items = one.list.items
+            gathering.add(
+                one.list.user_id,
+                [item.item_id for item in items],
+                [item.propensity for item in items],
+                joiner.rewards(one.list, kind),
+                [item.item_id for item in made.items],
+            )
+    finally:
+        encoder.close()
+    counts["judged"] = len(judged)
+    return Counterfactual(gathering.slots(), dict(counts + joiner.counts))
+
+
+async def remade(
+    recorded: Sequence[Recorded], target: Target, settings: Settings, encoder: Encoder, topics: SideInputTopics
+) -> AsyncIterator[tuple[Recorded, MadeList]]:
+    """Recorded lists with the target's lists of the same moments. Raises `BundleError`, `Unavailable`."""
+    groups: dict[tuple[int, str], list[Recorded]] = {}
+    for one in recorded:
+        version = one.list.model_version if target.version is None else target.version
+        groups.setdefault((version, one.list.variant), []).append(one)
+    repository = Path(settings.model_repository)
+    for (version, variant), some in sorted(groups.items()):
+        if target.value_weight or target.novelty_weight:
+            load_bundle(repository / MODEL / str(version)).check_weights(target.value_weight, target.novelty_weight)
+        remaker = Remaker(target.settings(settings, variant), version, encoder, repository, topics)
+        async for pair in remaker.make(some):
+            yield pair
+
+
+async def readout(record: Record, kinds: Sequence[str]) -> tuple[Readout, dict[str, int]]:
+    """What users did with the lists of each variant, and how acts were joined. Raises `LogError`."""
+    log = await asyncio.to_thread(open_log, record.source, record.settings, Window(None, None, {}))
+    try:
+        joiner, newest = _joined(record, log, kinds)
+    finally:
+        log.close()
+    found = Readout(kinds)
+    counts = Counter(joiner.counts)
+    for one in joiner.lists.values():
+        if one.as_of.ts > newest - record.window_ms:
+            counts["too young"] += 1
+            continue
+        counts["judged"] += 1
+        found.add(one.user_id, one.variant, [sum(joiner.rewards(one, kind)) for kind in kinds])
+    return found, dict(counts)
+
+
+def _joined(record: Record, log: Log, kinds: Collection[str]) -> tuple[Joiner, int]:
+    """The lists with the acts of the log, and the log's newest event time."""
+    joiner, newest = Joiner(read_lists(record), record.window_ms), 0
+    if not joiner.lists:
+        raise LogError(f"there are no lists at {record.lists}")
+    for partition in log.partitions:
+        for run in log.read(partition):
+            for one in run:
+                event = decode_event(one.value, one.key, record.settings.behaviours, one.headers)
+                if not isinstance(event, BadEvent):
+                    newest = max(newest, event.ts)
+                    joiner.add(event, kinds)
+    return joiner, newest
+
+
+def read_lists(record: Record) -> Iterator[Recommendation]:
+    """Published lists, from the topic or from a file of one a line. Raises `LogError`."""
+    if record.lists == "kafka":
+        for one in read_topic(record.settings, record.settings.recommendations_topic):
+            if one.value is not None:
+                yield decode_recommendation(one.value)
+        return
+    try:
+        lines = Path(record.lists).read_bytes().splitlines()
+    except OSError as error:
+        raise LogError(f"{record.lists}: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield decode_recommendation(line)
+            except msgspec.DecodeError as error:
+                raise LogError(
+                    f"{record.lists}:{number}: not a list as `freshet tail --raw` writes it: {error}"
+                ) from None
+
+
+def _is_judged(one: Recorded, topics: SideInputTopics, until: int, counts: Counter[str]) -> bool:
+    """Whether a list can be made again and its window is over; counts why it is not judged."""
+    if one.list.as_of.ts > until:
+        counts["too young"] += 1
+    elif one.list.degraded:
+        counts["degraded"] += 1
+    elif not one.list.personalised:
+        counts["not personal"] += 1
+    elif one.state is None or not encodable(one.state):
+        counts["event not in the log"] += 1
+    elif not topics.has(one.list.side_inputs):
+        counts["side inputs gone"] += 1
+    else:
+        return True
+    return False
+
+
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {why}" for why, count in counts.items())

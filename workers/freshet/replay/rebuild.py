@@ -1,0 +1,216 @@
+"""Lists made again from the record: the state at their event, the side inputs that they name.
+
+A list says which event it is as of, which model version made it and how far the
+side-input topics were read, so any list can be made again, with the version that
+made it (is it what the code says?) or with another (what would that have shown?).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from freshet.core.events import ERASE, BadEvent, decode_event
+from freshet.core.features import featurise
+from freshet.core.popularity import Partial, decode_partial, total
+from freshet.core.ranking import Prior
+from freshet.core.recommendation import Recommendation, SideInputs
+from freshet.core.state import UserState, empty_state, fold
+from freshet.ports import Encoded, Encoder, Record
+from freshet.replay.merge import Log
+from freshet.replay.models import encodable
+from freshet.serving.list_maker import ListMaker, MadeList, standing_in
+from freshet.serving.live_versions import Live, LiveModel
+from freshet.settings import Settings
+
+CHUNK = 256
+"""Lists made again together."""
+
+
+class Recorded(NamedTuple):
+    """A published list, and its user's state at the event it is as of (None where the log lacks that event)."""
+
+    list: Recommendation
+    state: UserState | None
+
+
+@dataclass(frozen=True)
+class SideInputTopics:
+    """The records of the side-input topics, in offset order."""
+
+    items: Sequence[Record]
+    popularity: Sequence[Record]
+
+    def has(self, side_inputs: SideInputs) -> bool:
+        """Whether what stood at these offsets can still be read: compaction may have taken it."""
+        return _is_whole(self.items, side_inputs.items) and _is_whole(self.popularity, side_inputs.popularity)
+
+
+def _is_whole(records: Sequence[Record], offset: int) -> bool:
+    if offset < 0:
+        return True
+    if not records or offset > records[-1].offset:
+        return False
+    return offset == records[-1].offset or (offset < len(records) and records[offset].offset == offset)
+
+
+class Fold:
+    """The states of all users at the end of a log, and at the events that lists are as of.
+
+    `recorded` stands in no order; `erased` has the offset at which a user was last erased.
+    """
+
+    def __init__(self, log: Log, settings: Settings, lists: Iterable[Recommendation]) -> None:
+        """Reads the whole log; memory grows with its users and with the lists."""
+        wanted: dict[tuple[int, int], list[Recommendation]] = defaultdict(list)
+        for one in lists:
+            wanted[one.as_of.partition, one.as_of.offset].append(one)
+        self.states: dict[str, UserState] = {}
+        self.recorded: list[Recorded] = []
+        self.erased: dict[str, int] = {}
+        for partition in log.partitions:
+            for run in log.read(partition):
+                for record in run:
+                    event = decode_event(record.value, record.key, settings.behaviours, record.headers)
+                    if isinstance(event, BadEvent):
+                        continue
+                    state = self.states.setdefault(event.user_id, empty_state(partition))
+                    fold(state, event, partition, record.offset, settings.history)
+                    if event.type == ERASE:
+                        self.erased[event.user_id] = record.offset
+                    for one in wanted.pop((partition, record.offset), ()):
+                        known = copy.copy(state) if one.user_id == event.user_id else None
+                        self.recorded.append(Recorded(one, known))
+        self.recorded.extend(Recorded(one, None) for ones in wanted.values() for one in ones)
+
+
+class Remaker:
+    """Makes recorded lists again with one model version."""
+
+    def __init__(
+        self, settings: Settings, version: int, encoder: Encoder, repository: Path, topics: SideInputTopics
+    ) -> None:
+        self.version = version
+        self._maker = ListMaker(settings)
+        self._text_fields = settings.text_fields
+        self._encoder = encoder
+        self._repository = repository
+        self._topics = topics
+        self._model: LiveModel | None = None
+        self._at = SideInputs(-1, -1, -1)
+        self._items_read = 0
+        self._partials = _partials(topics.popularity)
+
+    async def make(self, recorded: Sequence[Recorded]) -> AsyncIterator[tuple[Recorded, MadeList]]:
+        """The lists again, in the order of their side inputs; each must have a state and readable side inputs.
+
+        Raises `BundleError`, `Unavailable`.
+        """
+        ordered = sorted(recorded, key=_side_inputs)
+        for start in range(0, len(ordered), CHUNK):
+            for one in await self._chunk(ordered[start : start + CHUNK]):
+                yield one
+
+    async def _chunk(self, chunk: Sequence[Recorded]) -> list[tuple[Recorded, MadeList]]:
+        live = await self._live_at(chunk[0].list.side_inputs)
+        profiled = [one for one in chunk if encodable(_state(one))]
+        kinds = [(degraded, [one for one in profiled if one.list.degraded is degraded]) for degraded in (False, True)]
+        answers = [(degraded, *await self._answer(live, some, degraded)) for degraded, some in kinds if some]
+        rows = {id(one): row for _, some in kinds for row, one in enumerate(some)}
+        made: list[tuple[Recorded, MadeList]] = []
+        place = 0
+        while place < len(chunk):
+            side_inputs = chunk[place].list.side_inputs
+            group = [one for one in chunk[place:] if _same(one.list.side_inputs, side_inputs)]
+            place += len(group)
+            live = await self._live_at(side_inputs)
+            prior = self._prior(live, side_inputs.popularity)
+            for degraded, history, encoded in answers:
+                personal = [one for one in group if id(one) in rows and one.list.degraded is degraded]
+                where = [rows[id(one)] for one in personal]
+                lists = self._maker.make(
+                    live,
+                    [one.list.user_id for one in personal],
+                    [_state(one) for one in personal],
+                    history[where],
+                    encoded.take(where),
+                    [prior] * len(personal),
+                    degraded=degraded,
+                )
+                made.extend(zip(personal, lists, strict=True))
+            plain = [one for one in group if id(one) not in rows]
+            made.extend((one, self._maker.make_popular(live, one.list.user_id, None, prior)) for one in plain)
+        return made
+
+    async def _answer(
+        self, live: Live, profiled: Sequence[Recorded], degraded: bool
+    ) -> tuple[NDArray[np.int32], Encoded]:
+        """What lists were made from, the encoder's `item_index` first; one that was away then is not asked now."""
+        states = [_state(one) for one in profiled]
+        tensors = featurise(states, live.item_index, live.type_index, live.length)
+        history = tensors["item_index"]
+        if degraded:
+            return history, standing_in(live, history)
+        return history, await self._encoder.encode(tensors, self.version)
+
+    async def _live_at(self, side_inputs: SideInputs) -> Live:
+        """The version with the catalogue as it stood; going back means beginning anew."""
+        model = self._model
+        if model is None or side_inputs.items < self._at.items or side_inputs.charted < self._at.charted:
+            model = self._model = LiveModel(self._encoder, self._repository, text_fields=self._text_fields)
+            self._items_read = 0
+            await model.start(self.version)
+        due: list[Record] = []
+        records = self._topics.items
+        while self._items_read < len(records) and records[self._items_read].offset <= side_inputs.items:
+            due.append(records[self._items_read])
+            self._items_read += 1
+        model.apply_items(due)
+        await model.settle(side_inputs.charted)
+        self._at = side_inputs
+        assert model.live is not None
+        return model.live
+
+    def _prior(self, live: Live, offset: int) -> Prior:
+        live.space.set_popularity(total(self._partials.get(offset, {}).values()))
+        return live.space.prior
+
+
+def _partials(records: Sequence[Record]) -> dict[int, dict[int, Partial]]:
+    """For each offset of the popularity topic the newest partial of every partition."""
+    newest: dict[int, Partial] = {}
+    at: dict[int, dict[int, Partial]] = {}
+    for record in records:
+        with suppress(msgspec.DecodeError):  # a worker counts a bad one and goes on
+            partial = decode_partial(record.value or b"")
+            newest = {**newest, partial.partition: partial}
+        at[record.offset] = newest
+    return at
+
+
+def _state(one: Recorded) -> UserState:
+    assert one.state is not None
+    return one.state
+
+
+def _side_inputs(one: Recorded) -> tuple[int, int, int]:
+    side_inputs = one.list.side_inputs
+    return side_inputs.items, side_inputs.charted, side_inputs.popularity
+
+
+def _same(one: SideInputs, other: SideInputs) -> bool:
+    return (one.items, one.charted, one.popularity) == (other.items, other.charted, other.popularity)
+
+
+def embeddings_equal(stored: Sequence[float] | None, made: np.ndarray) -> bool:
+    """Whether a stored vector is the encoder's output to the last bit."""
+    return stored is not None and np.array_equal(np.asarray(stored, np.float32), made)

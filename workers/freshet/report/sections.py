@@ -1,0 +1,396 @@
+"""One part of the results, one section: a heading, a sentence, a plot, and the numbers as a table behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import date
+from html import escape
+
+from freshet.core.evaluation.results import (
+    Difference,
+    Estimate,
+    Evaluation,
+    FreshnessPoint,
+    Interleaving,
+    OffPolicyEstimate,
+    Slice,
+    VariantReadout,
+    Verification,
+)
+from freshet.report.svg import SERIES, Point, Row, Series, calibration_plot, dot_plot, line_plot, number, tag
+
+JUDGED = ("hr", "ndcg", "mrr")
+LISTS = ("coverage", "gini", "personalisation", "intra_list_diversity", "novelty")
+NAMES = {
+    "mrr": "MRR",
+    "coverage": "Catalogue coverage",
+    "gini": "Gini of exposure",
+    "personalisation": "Personalisation",
+    "intra_list_diversity": "Diversity in a list",
+    "novelty": "Novelty (bits)",
+}
+SIGNS = {"better": "▲ better", "worse": "▼ worse"}
+ALL = "all"
+
+
+def title(metric: str, cutoff: int) -> str:
+    """A metric as people write it."""
+    return NAMES.get(metric, f"{metric.upper()}@{cutoff}")
+
+
+def freshness(points: Sequence[FreshnessPoint], cutoff: int, name: str = "", x: float | None = None) -> str:
+    """The freshness curve: two metrics by how often lists are made; the live way apart.
+
+    With a `name` and a place `x` it is one of several in a picture.
+    """
+    metrics = [metric for metric in ("hr", "ndcg") if all(metric in point.metrics for point in points)]
+    curve = [point for point in points if not point.label.startswith("as published")]
+    apart = [point for point in points if point.label.startswith("as published")]
+    places = [*range(len(curve)), *(len(curve) + 0.4 for _ in apart)]
+    ordered = [*curve, *apart]
+    series = [
+        Series(
+            title(metric, cutoff),
+            [Point(place, point.metrics[metric]) for place, point in zip(places, ordered, strict=True)],
+        )
+        for metric in metrics
+    ]
+    said = "; ".join(
+        f"{point.label}: " + ", ".join(f"{title(m, cutoff)} {number(point.metrics[m].mean)}" for m in metrics)
+        for point in ordered
+    )
+    return line_plot(
+        name or "What lists are worth by how often they are made",
+        said,
+        series,
+        [(place, _short(point.label)) for place, point in zip(places, ordered, strict=True)],
+        labelled=True,
+        x=x,
+    )
+
+
+def _short(label: str) -> str:
+    return "own events\n(published)" if label.startswith("as published") else "\n".join(label.rsplit(" ", 1))
+
+
+def freshness_section(points: Sequence[FreshnessPoint], cutoff: int) -> str:
+    """What freshness is worth."""
+    rows = [
+        [
+            point.label,
+            *(_cell(point.metrics.get(m)) for m in JUDGED),
+            _cell(point.against_freshest.get("ndcg"), sign=True),
+        ]
+        for point in points
+    ]
+    head = ["Lists made", *(title(metric, cutoff) for metric in JUDGED), "NDCG against freshest"]
+    return _section(
+        "The worth of freshness",
+        "The same model on the same events; only how old a list may be differs. "
+        "A list is made of what was known at its time: profile, popularity and items.",
+        freshness(points, cutoff),
+        _table("Means with 95 % intervals; differences are paired over users", head, rows),
+        open_=True,
+    )
+
+
+def days_section(evaluations: Sequence[Evaluation], metric: str) -> str:
+    """One metric day by day."""
+    cutoff = evaluations[0].cutoff
+    shown = evaluations[:SERIES]
+    days = sorted({day for one in shown for day in one.slices.get("day", {})})
+    first = date.fromisoformat(days[0]).toordinal()
+    series = [
+        Series(
+            one.name,
+            [
+                Point(date.fromisoformat(day).toordinal() - first, part.metrics[metric], part.users)
+                for day, part in one.slices.get("day", {}).items()
+                if metric in part.metrics
+            ],
+        )
+        for one in shown
+    ]
+    last = date.fromisoformat(days[-1]).toordinal() - first
+    marks = sorted({0, round(last / 2), last})
+    labels = [(float(mark), date.fromordinal(first + mark).strftime("%d %b\n%Y")) for mark in marks]
+    rows = [
+        [day, *(_cell(_metric(one, "day", day, metric)) for one in shown), f"{_events(shown, day):,}"] for day in days
+    ]
+    name = title(metric, cutoff)
+    return _section(
+        f"{name} over time",
+        f"By day (UTC), with the 95 % interval of {shown[0].name}; those of the others are in the table. "
+        "Hollow: fewer than five users, no interval.",
+        line_plot(f"{name} by day", f"{name} from {days[0]} to {days[-1]}", series, labels, bands=True),
+        _table(f"{name} by day", ["Day", *(one.name for one in shown), "Events"], rows),
+    )
+
+
+def parts_section(evaluations: Sequence[Evaluation], dimension: str, heading: str, sentence: str) -> str:
+    """One metric for each value of a dimension: behaviour types, or segments."""
+    shown = evaluations[:SERIES]
+    cutoff = shown[0].cutoff
+    names = [one.name for one in shown]
+    values = list(dict.fromkeys(value for one in shown for value in one.slices.get(dimension, {})))
+    rows = [Row(value, [_metric(one, dimension, value, "hr") for one in shown]) for value in values]
+    table = []
+    for value in values:
+        for one in shown:
+            part = one.slices.get(dimension, {}).get(value)
+            if part is not None:
+                cells = [_cell(part.metrics.get(metric)) for metric in JUDGED]
+                table.append([f"{value}, {one.name}" if len(shown) > 1 else value, *cells, f"{part.events:,}"])
+    head = [dimension.capitalize(), *(title(metric, cutoff) for metric in JUDGED), "Events"]
+    return _section(
+        heading,
+        sentence,
+        dot_plot(f"HR@{cutoff} by {dimension}", _said(rows, names), names, rows),
+        _table(f"By {dimension}", head, table),
+    )
+
+
+def lists_section(evaluations: Sequence[Evaluation]) -> str:
+    """What is shown, whatever users do with it."""
+    shown = [one for one in evaluations if "coverage" in whole(one).metrics][:SERIES]
+    names = [one.name for one in shown]
+    rows = [
+        Row(NAMES[metric], [whole(one).metrics.get(metric) for one in shown])
+        for metric in LISTS
+        if metric != "novelty" and any(metric in whole(one).metrics for one in shown)
+    ]
+    table = [
+        [NAMES[metric], *(_cell(whole(one).metrics.get(metric)) for one in shown)]
+        for metric in LISTS
+        if any(metric in whole(one).metrics for one in shown)
+    ]
+    return _section(
+        "What is shown",
+        "Coverage: share of the catalogue shown to somebody. Gini: 0 where all items are shown alike, 1 where one has "
+        "it all. Personalisation: distance between two users' lists. Diversity: distance between a list's items. "
+        "Novelty: surprise of an item, in bits.",
+        dot_plot("Lists", _said(rows, names), names, rows),
+        _table("Means with 95 % intervals", ["", *names], table),
+    )
+
+
+def policies_section(evaluations: Sequence[Evaluation]) -> str:
+    """Many policies beside one another: what each gives up in accuracy, and what it buys."""
+    cutoff = evaluations[0].cutoff
+    parts = [(one.name, whole(one).metrics) for one in evaluations]
+    metrics = [metric for metric in (*JUDGED[:2], *LISTS) if any(metric in found for _, found in parts)]
+    names = [title(metric, cutoff) for metric in metrics]
+    drawn = [metric for metric in ("ndcg", "coverage") if metric in metrics]
+    rows = [Row(name, [found.get(metric) for metric in drawn]) for name, found in parts]
+    table = [[name, *(_cell(found.get(metric)) for metric in metrics)] for name, found in parts]
+    shown = [title(metric, cutoff) for metric in drawn]
+    return _section(
+        "Accuracy against variety",
+        "Every policy that was judged, on the same events: a knob of the ranking pays where one gains more than the "
+        "other loses.",
+        dot_plot("Policies", _said(rows, shown), shown, rows),
+        _table("Means with 95 % intervals", ["Policy", *names], table),
+        open_=True,
+    )
+
+
+def calibration_section(evaluation: Evaluation) -> str:
+    """Whether predicted chances come true."""
+    points = [(one.predicted, one.observed) for one in evaluation.calibration]
+    error = evaluation.calibration_error
+    sentence = f"{evaluation.name}: the chance that a slot comes next, predicted before its label was known."
+    if error is not None:
+        sentence += f" Expected calibration error {error.mean:.4f} [{error.low:.4f}, {error.high:.4f}]."
+    rows = [[f"{predicted:.4f}", _cell(observed, digits=4), f"{observed.n:,}"] for predicted, observed in points]
+    said = "; ".join(f"predicted {predicted:.4f}, observed {observed.mean:.4f}" for predicted, observed in points)
+    return _section(
+        "Calibration of scores",
+        sentence + " On the dashed line predictions are right.",
+        calibration_plot("Calibration", said, points),
+        _table("Slots by predicted chance", ["Predicted", "Observed", "Slots"], rows),
+    )
+
+
+def comparisons_section(differences: Sequence[Difference], cutoff: int) -> str:
+    """Paired differences, with verdicts."""
+    metrics = list(dict.fromkeys(one.metric for one in differences))
+    pairs: dict[tuple[str, str], dict[str, Difference]] = {}
+    for one in differences:
+        pairs.setdefault((one.candidate, one.baseline), {})[one.metric] = one
+    names = [title(metric, cutoff) for metric in metrics]
+    rows = [
+        Row(f"{candidate} − {baseline}", [found[metric].estimate if metric in found else None for metric in metrics])
+        for (candidate, baseline), found in pairs.items()
+    ]
+    table = [
+        [
+            f"{candidate} against {baseline}",
+            *(
+                _cell(found[metric].estimate, sign=True) + _verdict(found[metric].verdict) if metric in found else ""
+                for metric in metrics
+            ),
+        ]
+        for (candidate, baseline), found in pairs.items()
+    ]
+    return _section(
+        "Compared on the same events",
+        "The difference of each pair, over resampled users. Left of the dashed line is worse, right is better.",
+        dot_plot("Paired differences", _said(rows, names), names, rows, neutral=0.0),
+        _table("Paired differences with 95 % intervals, and what they say", ["Pair", *names], table),
+    )
+
+
+def interleavings_section(interleavings: Sequence[Interleaving]) -> str:
+    """Whose items the users picked."""
+    rows = [Row(f"{one.candidate} over {one.baseline}", [one.preference]) for one in interleavings]
+    table = [
+        [
+            f"{one.candidate} over {one.baseline}",
+            _cell(one.preference),
+            f"{one.wins:,} / {one.losses:,} / {one.ties:,}",
+            _verdict(one.verdict),
+        ]
+        for one in interleavings
+    ]
+    return _section(
+        "Interleaved",
+        "Two policies' items in one list (team draft): the share of picks that the second one brought in. "
+        "At the dashed line neither is preferred.",
+        dot_plot("Interleaving", _said(rows, []), [], rows, neutral=0.5),
+        _table("Preference with 95 % intervals", ["Pair", "Preference", "Won / lost / undecided", "Verdict"], table),
+        open_=True,
+    )
+
+
+def variants_section(variants: Sequence[VariantReadout]) -> str:
+    """What the users of each variant of an experiment did with their lists."""
+    metrics = list(dict.fromkeys(metric for one in variants for metric in one.metrics))
+    shown = variants[:SERIES]
+    names = [one.variant for one in shown]
+    rows = [Row(metric, [one.metrics.get(metric) for one in shown]) for metric in metrics]
+    table = [
+        [one.variant, f"{one.users:,}", f"{one.lists:,}", *(_cell(one.metrics.get(metric)) for metric in metrics)]
+        for one in variants
+    ]
+    return _section(
+        "Variants",
+        "What users did with the lists of each variant of an experiment; a user has one variant for good.",
+        dot_plot("Variants", _said(rows, names), names, rows),
+        _table("Means with 95 % intervals", ["Variant", "Users", "Lists", *metrics], table),
+        open_=True,
+    )
+
+
+def off_policy_section(estimates: Sequence[OffPolicyEstimate]) -> str:
+    """What policies that were never live would have been worth."""
+    rows = [Row(f"{one.policy}, {one.estimator}", [one.value]) for one in estimates]
+    table = [
+        [one.policy, escape(one.estimator), _cell(one.value), f"{one.effective_sample_size:,.0f} of {one.value.n:,}"]
+        for one in estimates
+    ]
+    return _section(
+        "Off policy",
+        "The value of policies that were not live, from logged propensities. Trust an estimate as far as its "
+        "effective sample size goes.",
+        dot_plot("Off-policy estimates", _said(rows, []), [], rows),
+        _table("Values with 95 % intervals", ["Policy", "Estimator", "Value", "Effective sample"], table),
+        open_=True,
+    )
+
+
+def verification_section(verification: Verification) -> str:
+    """Live against replayed."""
+    differ = sum(verification.mismatches.values())
+    compared = sum(verification.compared.values())
+    says = f"{differ:,} of {compared:,} differ" if differ else f"✓ All {compared:,} are equal"
+    rows = [
+        [kind, f"{count:,}", f"{verification.mismatches.get(kind, 0):,}"]
+        for kind, count in verification.compared.items()
+    ]
+    body = _table("What was compared, and how many differ", ["", "Compared", "Differ"], rows)
+    if verification.examples:
+        examples = [
+            [one.kind, escape(one.user_id), f"{one.partition}:{one.offset}", escape(one.detail)]
+            for one in verification.examples
+        ]
+        body += _details("First differences", _table("", ["Kind", "User", "At", "What"], examples), open_=True)
+    if verification.unverifiable:
+        body += _note(
+            f"{verification.unverifiable:,} lists were not verified: compaction has taken their side inputs, "
+            "or an erasure their events."
+        )
+    said = tag("p", tag("strong", says, class_="worse" if differ else "better"))
+    sentence = "What was published, made again from the log: features, embeddings and lists, without a tolerance."
+    return tag("section", tag("h3", "Live against replay"), _note(sentence), said, body)
+
+
+def whole(evaluation: Evaluation) -> Slice:
+    """All that was judged."""
+    return evaluation.slices[ALL][ALL]
+
+
+def _metric(evaluation: Evaluation, dimension: str, value: str, metric: str) -> Estimate | None:
+    part = evaluation.slices.get(dimension, {}).get(value)
+    return part.metrics.get(metric) if part is not None and part.events else None
+
+
+def _events(evaluations: Sequence[Evaluation], day: str) -> int:
+    return max(one.slices["day"][day].events for one in evaluations if day in one.slices.get("day", {}))
+
+
+def _said(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """The rows in words."""
+    said = []
+    for row in rows:
+        series = [f" ({name})" for name in names] or [""] * len(row.estimates)
+        said += [
+            f"{row.name}{name}: {number(one.mean)} from {number(one.low)} to {number(one.high)}"
+            for name, one in zip(series, row.estimates, strict=True)
+            if one is not None
+        ]
+    return "; ".join(said)
+
+
+def _section(heading: str, sentence: str, plot: str, table: str, *, open_: bool = False) -> str:
+    numbers = _details("Numbers", table, open_=open_)
+    return tag("section", tag("h3", escape(heading)), _note(sentence), tag("figure", plot), numbers)
+
+
+def _details(name: str, content: str, *, open_: bool) -> str:
+    return f"<details{' open' if open_ else ''}>{tag('summary', escape(name))}{content}</details>"
+
+
+def _note(sentence: str) -> str:
+    return tag("p", escape(sentence), class_="note")
+
+
+def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the first cell of a row is its heading, the others are markup.
+
+    Roles are spelt out, for on a phone rows are blocks, and browsers then forget what they are.
+    """
+    header = [tag("th", escape(cell), scope="col", role="columnheader") for cell in head]
+    body = []
+    for first, *rest in rows:
+        cells = [
+            tag("td", cell, role="cell", data_head=name, **({} if cell[:1] in "+-0123456789" else {"class_": "words"}))
+            for name, cell in zip(head[1:], rest, strict=True)
+        ]
+        body.append(tag("tr", tag("th", escape(first), scope="row", role="rowheader"), *cells, role="row"))
+    named = tag("caption", escape(caption)) if caption else ""
+    top = tag("thead", tag("tr", *header, role="row"), role="rowgroup")
+    return tag("table", named, top, tag("tbody", *body, role="rowgroup"), role="table")
+
+
+def _cell(estimate: Estimate | None, *, sign: bool = False, digits: int = 3) -> str:
+    if estimate is None:
+        return ""
+    mark = "+" if sign else ""
+    return (
+        f"{estimate.mean:{mark}.{digits}f}"
+        f"<small>{estimate.low:{mark}.{digits}f} … {estimate.high:{mark}.{digits}f}</small>"
+    )
+
+
+def _verdict(verdict: str) -> str:
+    return tag("span", SIGNS.get(verdict, f"＝ {escape(verdict)}"), class_=verdict if verdict in SIGNS else "none")

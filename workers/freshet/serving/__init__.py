@@ -1,0 +1,1 @@
+"""The live worker: from fetched records to published lists."""

@@ -1,0 +1,350 @@
+"""The live worker: wires the pipeline into a Faust app and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging.config
+import socket
+import ssl
+import time
+from collections.abc import Callable, Container
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faust
+import faust.worker
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from freshet.adapters.faust import FlowControl, Inbox, PartitionState, RunSchema, RunTransport, StateTable, StateTables
+from freshet.adapters.feast import open_feature_store
+from freshet.adapters.kafka import KafkaPublisher, SideInputReader, client_config
+from freshet.adapters.triton import TritonEncoder
+from freshet.core.rollout import MODEL
+from freshet.ports import Unavailable
+from freshet.process import metrics, watchdog
+from freshet.process.health import Health, HealthServer, JsonFormatter, write_port
+from freshet.serving.canary import Trial
+from freshet.serving.live_versions import LiveModel
+from freshet.serving.pipeline import Pipeline, Run
+from freshet.settings import Settings, SettingsError
+
+TABLE = "user_state"
+COMMIT_SECONDS = 0.25
+BACKLOG = 64
+"""A second micro-batch is begun while one is under way when so many records wait."""
+SESSION_SECONDS = 10.0
+HEARTBEAT_SECONDS = 1.0
+HEALTH_SECONDS = 1.0
+FIRST_TRIES = 20
+"""Times that Triton is asked for a version to begin with."""
+
+log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The worker cannot start; the message says what to do."""
+
+
+def run(settings: Settings) -> int:
+    """Run a worker until SIGTERM or SIGINT. Returns the exit status. Raises `StartError`."""
+    logging.config.dictConfig(_LOGGING)
+    partitions = events_partitions(settings)
+    runtime = Runtime(settings)
+    try:
+        runtime.open()
+    except (OSError, SettingsError, Unavailable) as error:
+        raise StartError(str(error)) from None
+    return run_app(WorkerApp(settings, partitions, runtime))
+
+
+def run_app(app: faust.App) -> int:
+    """Run a Faust app in this process until it is told to stop. Returns the exit status."""
+    gc.freeze()  # what has been imported stays: collections need not look at it
+    worker = faust.worker.Worker(app, loglevel="INFO", redirect_stdouts=False, logging_config=_LOGGING, quiet=True)
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def changelog_topic(group: str) -> str:
+    """Name of the topic that holds every user's state."""
+    return f"{group}-{TABLE}-changelog"
+
+
+_LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": JsonFormatter}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}},
+    "root": {"level": "INFO", "handlers": ["stderr"]},
+    "loggers": {"faust": {"level": "WARNING"}, "mode": {"level": "WARNING"}, "aiokafka": {"level": "WARNING"}},
+}
+
+
+def events_partitions(settings: Settings) -> int:
+    """The number of partitions of the events topic; proves on the way that all topics are there."""
+    try:
+        topics = AdminClient(client_config(settings)).list_topics(timeout=10).topics
+    except KafkaException as error:
+        raise StartError(f"Kafka at {settings.kafka} does not answer: {error.args[0].str()}") from None
+    for name in (
+        settings.events_topic,
+        settings.items_topic,
+        settings.recommendations_topic,
+        settings.dlq_topic,
+        settings.models_topic,
+        settings.popularity_topic,
+    ):
+        if name not in topics:
+            raise StartError(f"topic {name} does not exist: create it, or run `freshet up`")
+    return len(topics[settings.events_topic].partitions)
+
+
+class Runtime:
+    """Everything of a worker that lives in its event loop beside Faust."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.health = Health()
+        self.recovering: Callable[[], bool] = lambda: True
+
+    def open(self) -> None:
+        """Open what needs no event loop. Raises `OSError` (a port that is taken), `SettingsError`, `Unavailable`."""
+        settings = self.settings
+        self.features = open_feature_store(settings)
+        self.server = HealthServer(self.health, settings.health_host, settings.health_port)
+        log.info("health", extra={"port": self.server.port})
+        write_port(settings.data_dir, self.server.port)
+
+    async def start(self) -> None:
+        """Open every other edge and make a model live."""
+        settings = self.settings
+        self.publisher = KafkaPublisher(settings, watchdog.Pulse(SESSION_SECONDS - HEARTBEAT_SECONDS).check)
+        self.encoder = TritonEncoder(settings.triton, settings.triton_deadline)
+        self.model = LiveModel(
+            self.encoder, Path(settings.model_repository), Path(settings.trusted_keys), settings.text_fields
+        )
+        self.readers = [
+            SideInputReader(settings, settings.models_topic, self.model.apply_models),
+            SideInputReader(settings, settings.items_topic, self.model.apply_items),
+            SideInputReader(settings, settings.popularity_topic, self.model.apply_popularity),
+        ]
+        await asyncio.gather(*(reader.start() for reader in self.readers))
+        await self.model.start(self.model.promoted or await first_version(settings, self.encoder, self.model.steps))
+        self.trial_encoder = TritonEncoder(settings.triton, settings.triton_deadline, once=True)
+        self.trial = Trial(settings, self.model, self.trial_encoder, self.publisher, instance_id(settings))
+        self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher, self.trial)
+        self.tasks = [asyncio.create_task(run()) for run in (self.model.run, self.trial.run, self._watch)]
+
+    async def stop(self) -> None:
+        """Close every edge."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.pipeline.release()
+        await self.trial.leave()
+        await asyncio.to_thread(self._close_threads)
+        await self.trial_encoder.close()
+        await self.encoder.close()
+
+    def _close_threads(self) -> None:
+        for reader in self.readers:
+            reader.close()
+        self.publisher.close()
+        self.features.close()
+        self.server.close()
+
+    async def _watch(self) -> None:
+        """Renew the health verdicts, and end the worker when a side task died."""
+        while True:
+            checks = {"tables": "recovering" if self.recovering() else "ok"}
+            live = self.model.live
+            assert live is not None
+            ready = await self.encoder.ready(live.version)
+            checks["model"] = "ok" if ready else f"version {live.version} is not ready at Triton"
+            checks["features"] = await self._features_verdict()
+            self.health.renew(checks)
+            for reader in self.readers:
+                if reader.failure is not None:
+                    watchdog.die(reader.failure)
+            for task in self.tasks[:-1]:
+                if task.done():
+                    watchdog.die(task.exception() or RuntimeError("a side task ended"))
+            await asyncio.sleep(HEALTH_SECONDS)
+
+    async def _features_verdict(self) -> str:
+        try:
+            await self.features.ping()
+        except Exception as error:
+            return str(error)
+        return "ok"
+
+
+class WorkerApp(faust.App):
+    """Faust with runs for messages, and the worker's runtime started before anything is consumed."""
+
+    def __init__(self, settings: Settings, partitions: int, runtime: Runtime) -> None:
+        self.settings = settings
+        self.runtime = runtime
+        self.last_commit = 0.0
+        super().__init__(
+            settings.group,
+            broker=[f"kafka://{server}" for server in settings.kafka.split(",")],
+            store="rocksdb://",
+            datadir=str(Path(settings.data_dir).resolve() / settings.group),
+            topic_partitions=partitions,
+            topic_replication_factor=1,
+            topic_disable_leader=True,
+            table_standby_replicas=0,
+            web_enabled=False,
+            autodiscover=False,
+            broker_credentials=_credentials(settings),
+            broker_commit_interval=4 * COMMIT_SECONDS,
+            broker_session_timeout=SESSION_SECONDS,
+            broker_heartbeat_interval=HEARTBEAT_SECONDS,
+            broker_max_poll_records=settings.max_batch_events,
+            broker_request_timeout=60.0,
+            producer_request_timeout=30.0,
+            consumer_auto_offset_reset="earliest",
+            consumer_group_instance_id=instance_id(settings),
+            stream_buffer_maxsize=16,
+            stream_wait_empty=True,
+            stream_recovery_delay=0.0,
+            TableManager=StateTables,
+        )
+        self.conf.events_topic = settings.events_topic
+        self.table = StateTable(
+            self,
+            name=TABLE,
+            schema=RunSchema(),
+            key_type=bytes,
+            value_type=bytes,
+            partitions=partitions,
+            recovery_buffer_size=2,  # runs; with 1 Faust reads the changelog on for good
+        )
+        self.tables.add(self.table)
+        self.inbox = Inbox(settings.max_batch_events)
+        channel = self.topic(settings.events_topic, schema=RunSchema())
+        self.agent(channel, name="events", concurrency=1)(self._process)
+        self.on_partitions_revoked.connect(self._release)
+
+    @cached_property
+    def flow_control(self) -> FlowControl:
+        """Flow control of the streams' queues."""
+        return FlowControl()
+
+    def _new_transport(self) -> Any:
+        return RunTransport(self.conf.broker_consumer, self)
+
+    async def on_first_start(self) -> None:
+        """Start the runtime first: agents need it."""
+        self.conf.datadir.mkdir(parents=True, exist_ok=True)
+        await super().on_first_start()
+        try:
+            await self.runtime.start()
+        except Exception as error:
+            watchdog.die(error)
+        self.table.publisher = self.runtime.publisher
+
+    async def on_started(self) -> None:
+        """Tables are recovered once Faust is fully started, and again after each rebalance."""
+        await super().on_started()
+        self.runtime.recovering = lambda: self.in_recovery or self.rebalancing
+
+    async def on_stop(self) -> None:
+        """Drain first, then close the edges; where that does not end, end at once."""
+        late = TimeoutError(f"the stop took longer than {watchdog.STOP_SECONDS} s")
+        asyncio.get_running_loop().call_later(watchdog.STOP_SECONDS, watchdog.die, late)
+        await super().on_stop()
+        await self.runtime.stop()
+
+    async def _process(self, stream: Any) -> None:
+        """The agent: gather fetched runs here while earlier ones are processed."""
+        working = [asyncio.create_task(self._work(least)) for least in (1, BACKLOG)]
+        try:
+            async for event in stream.noack().events():
+                await self.inbox.put(event)
+        finally:
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+
+    async def _work(self, least: int) -> None:
+        """Process micro-batches of at least so many records, in the order they are taken."""
+        while True:
+            events = await self.inbox.take(least)
+            by_partition: dict[int, list[Any]] = {}
+            for event in events:
+                by_partition.setdefault(event.message.partition, []).append(event)
+            runs = [
+                Run(PartitionState(self.table, partition), partition, [r for one in some for r in one.value.records])
+                for partition, some in by_partition.items()
+            ]
+            try:
+                await self.runtime.pipeline.process(runs)
+                for event in events:
+                    event.ack()
+                for some in by_partition.values():
+                    self._note_lag(some[-1].message)
+                await self._commit_soon()
+            except Exception as error:
+                watchdog.die(error)
+
+    def _note_lag(self, last: Any) -> None:
+        highwater = self.consumer.highwater(last.tp)
+        if highwater is not None:
+            metrics.LAG.labels(last.partition).set(max(0, highwater - last.offset - 1))
+
+    async def _commit_soon(self) -> None:
+        """Faust's own commit timer lags by seconds under load, so commits are driven from here."""
+        now = time.monotonic()
+        if now - self.last_commit >= COMMIT_SECONDS:
+            self.last_commit = now
+            await self.consumer.commit()
+
+    async def _release(self, _app: Any, revoked: Any, **_: Any) -> None:
+        await self.runtime.pipeline.release([tp.partition for tp in revoked if tp.topic == self.settings.events_topic])
+
+
+async def first_version(settings: Settings, encoder: TritonEncoder, known: Container[int]) -> int:
+    """The version to begin with where none was ever promoted: the newest that Triton has ready and nobody tries.
+
+    Raises `StartError`.
+    """
+    why = ""
+    for _ in range(FIRST_TRIES):
+        try:
+            found = await encoder.newest(besides=known)
+        except Unavailable as error:
+            why = str(error)
+        else:
+            if found is not None:
+                return found
+            why = f"Triton at {settings.triton} has no version of {MODEL} ready"
+        await asyncio.sleep(HEALTH_SECONDS)
+    raise StartError(f"no version was promoted on topic {settings.models_topic}, and {why}")
+
+
+def _credentials(settings: Settings) -> Any:
+    """Faust's form of the Kafka security settings; None for plain text."""
+    if settings.kafka_security == "PLAINTEXT":
+        return None
+    context = ssl.create_default_context(cafile=settings.kafka_ca)
+    if settings.kafka_security == "SSL":
+        return faust.SSLCredentials(context)
+    return faust.SASLCredentials(
+        username=settings.kafka_username,
+        password=settings.kafka_password,
+        mechanism="SCRAM-SHA-512",
+        ssl_context=context,
+    )
+
+
+def instance_id(settings: Settings) -> str:
+    """Static membership: a restarted worker takes its partitions back without a session timeout."""
+    return f"{settings.group}-{socket.gethostname()}-{Path(settings.data_dir).resolve().name}"

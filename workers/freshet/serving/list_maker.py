@@ -1,0 +1,109 @@
+"""Lists: from encoded users to ranked items, under the policy each user is assigned.
+
+Live worker, replay and verification make their lists here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freshet.core import fallback
+from freshet.core.assignment import variant
+from freshet.core.ranking import FADING, Prior, RankConfig, rank, rank_popular
+from freshet.core.recommendation import Item, SideInputs
+from freshet.core.state import UserState
+from freshet.ports import Encoded
+from freshet.serving.live_versions import Live
+from freshet.settings import Settings
+
+ONLY_VARIANT = "live"
+
+
+@dataclass(frozen=True)
+class MadeList:
+    """A list, the variant that it was made under, and the side inputs that it was made with."""
+
+    variant: str
+    items: list[Item]
+    side_inputs: SideInputs
+
+
+def standing_in(live: Live, history: NDArray[np.int32]) -> Encoded:
+    """What stands in for the version's encoder where that has no answer; slow, as `core.stand_in` says."""
+    return Encoded(*fallback.stand_in(live.space, history, live.bundle.manifest.scale))
+
+
+class ListMaker:
+    """Makes lists as the settings say: one policy for all, or the variants of an experiment.
+
+    Their items have `reasons` unless nobody reads them.
+    """
+
+    def __init__(self, settings: Settings, *, reasons: bool = True) -> None:
+        self._settings = settings
+        self._reasons = reasons
+        self._shares = {name: arm.share for name, arm in settings.variants.items()}
+        self._by_variant = {name: settings.of_variant(name) for name in settings.variants or (ONLY_VARIANT,)}
+
+    def variant(self, user_id: str) -> str:
+        """The variant that the user is assigned for good."""
+        return variant(user_id, self._settings.experiment, self._shares) if self._shares else ONLY_VARIANT
+
+    def make(
+        self,
+        live: Live,
+        users: Sequence[str],
+        states: Sequence[UserState],
+        history: NDArray[np.int32],
+        encoded: Encoded,
+        priors: Sequence[Prior] | None = None,
+        *,
+        degraded: bool = False,
+    ) -> list[MadeList]:
+        """Lists for B users, in their order; shapes as in `core.ranking.rank`.
+
+        `degraded` says that `encoded` is not the encoder's but `standing_in`.
+        """
+        by_variant: dict[str, list[int]] = {}
+        for place, user in enumerate(users):
+            by_variant.setdefault(self.variant(user), []).append(place)
+        made: list[MadeList | None] = [None] * len(users)
+        for name, places in by_variant.items():
+            some = len(places) < len(users)
+            part = encoded.take(places) if some else encoded
+            lists = rank(
+                live.space,
+                self._config(live, name, degraded),
+                [states[place] for place in places] if some else states,
+                history[places] if some else history,
+                part.topk_index,
+                part.topk_score,
+                part.embedding,
+                [priors[place] for place in places] if some and priors is not None else priors,
+                [f"{users[place]}\x1f{states[place].feature_ts}\x1f{live.version}" for place in places],
+            )
+            for place, items in zip(places, lists, strict=True):
+                made[place] = MadeList(name, items, live.side_inputs)
+        return [one for one in made if one is not None]
+
+    def make_popular(self, live: Live, user_id: str, state: UserState | None, prior: Prior | None = None) -> MadeList:
+        """The most popular items that the user has not seen (`state` is None where there is no profile)."""
+        items = rank_popular(live.space, state, self._settings.list_size, prior)
+        return MadeList(self.variant(user_id), items, live.side_inputs)
+
+    def _config(self, live: Live, name: str, degraded: bool) -> RankConfig:
+        own, fitted = self._by_variant[name], live.bundle.manifest.prior_weight
+        return RankConfig(
+            own.list_size,
+            own.diversity,
+            fitted if own.prior_weight is None else own.prior_weight,
+            own.exploration,
+            self._reasons,
+            own.value_weight,
+            own.novelty_weight,
+            fallback.FADING if degraded else FADING,
+        )

@@ -1,0 +1,358 @@
+"""What lists are made with right now: model versions, the catalogue, the popularity prior.
+
+Each is the fold of a single-partition topic (`models`, `items`, `popularity`)
+that every worker reads whole, so a side input is named by the offset of the
+last record applied. The three meet in an `ItemSpace` per version, prepared as a
+whole before the version has a part in anything: user vectors, item table and
+cold items are always of one version. Beside the live version there may be a
+candidate, in shadow or in canary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from freshet.bundle.bundle import Bundle, BundleError, load_bundle
+from freshet.bundle.signature import load_trusted
+from freshet.core.assignment import variant
+from freshet.core.catalogue import TEXT_FIELDS, Catalogue, CatalogueItem, Text
+from freshet.core.popularity import Partial, decode_partial, total
+from freshet.core.ranking import ItemSpace
+from freshet.core.recommendation import SideInputs
+from freshet.core.rollout import MODEL, Rollout, Versions
+from freshet.ports import Encoder, Record, Unavailable
+from freshet.process import metrics
+
+COLD_BATCH = 64
+"""Item texts per encoder call."""
+RETRY_SECONDS = 1.0
+CATCH_UP_SECONDS = 5.0
+TICK_SECONDS = 0.05
+
+log = logging.getLogger(__name__)
+
+
+User = TypeVar("User")
+
+
+@dataclass
+class Live:
+    """One version, ready to rank with, and the side inputs that its space reflects."""
+
+    version: int
+    bundle: Bundle
+    space: ItemSpace
+    item_index: dict[str, int]
+    type_index: dict[str, int]
+    side_inputs: SideInputs
+    uncharted: deque[Text] = field(default_factory=deque)
+    """Texts of cold items, in offset order, that have no place in the space yet; superseded ones too: what stands
+    where is then told by two offsets alone, whether the worker has been running or has just begun."""
+
+    @property
+    def length(self) -> int:
+        """How many recent events the version reads."""
+        return self.bundle.manifest.length
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version that is being tried beside the live one, ready to rank with."""
+
+    step: Rollout
+    ready: Live
+
+    def has(self, user_id: str) -> bool:
+        """Whether the user is of its share: by hash, so for good, and still so when the share grows."""
+        shares = {"candidate": self.step.share, "live": 1.0 - self.step.share}
+        return variant(user_id, f"{MODEL}/{self.step.version}", shares) == "candidate"
+
+
+class LiveModel:
+    """Folds the side-input topics and keeps `live` and `candidate` current. Not thread-safe: event loop only."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        repository: Path,
+        trusted: Path | None = None,
+        text_fields: Sequence[str] = TEXT_FIELDS,
+    ) -> None:
+        """`trusted` is the folder of the keys that may sign a version; without one, signatures are not asked for.
+
+        `text_fields` are the fields of a catalogue item that its text is joined from.
+        """
+        self._encoder = encoder
+        self._repository = repository
+        self._trusted = trusted
+        self._catalogue = Catalogue(text_fields)
+        self._text_fields = tuple(text_fields)
+        self._partials: dict[int, Partial] = {}
+        self._offsets = {"items": -1, "popularity": -1, "models": -1}
+        self._work = asyncio.Event()
+        self._steps = 0
+        self._first = 0
+        self._ready: dict[int, Live] = {}
+        self._before_start: deque[Text] = deque()
+        self._arriving: list[deque[Text]] = [self._before_start]
+        """Where texts are kept for versions that are not ready yet."""
+        self._versions = Versions()
+        self.live: Live | None = None
+        self.candidate: Candidate | None = None
+
+    @property
+    def side_inputs(self) -> SideInputs:
+        """The newest applied offset of each side-input topic, and how far cold items have their place."""
+        return self._side_inputs(self.live.uncharted if self.live is not None else deque())
+
+    def _side_inputs(self, uncharted: deque[Text]) -> SideInputs:
+        charted = uncharted[0].offset - 1 if uncharted else self._offsets["items"]
+        return SideInputs(**self._offsets, charted=charted)
+
+    @property
+    def promoted(self) -> int | None:
+        """The version that the topic says is live; None where it says nothing."""
+        return self._versions.live
+
+    @property
+    def steps(self) -> Mapping[int, Rollout]:
+        """Each version's last step."""
+        return self._versions.steps
+
+    def parts(self, users: Sequence[User], user_id: Callable[[User], str]) -> list[tuple[Live, list[User]]]:
+        """Users by the version that makes their lists; each has one. Raises `RuntimeError` before the start."""
+        if self.live is None:
+            raise RuntimeError("no model is live: the pipeline was started too early")
+        candidate = self.candidate
+        if candidate is None or candidate.step.stage != "canary":
+            return [(self.live, list(users))] if users else []
+        chosen = [candidate.has(user_id(user)) for user in users]
+        split = [
+            (self.live, [user for user, canary in zip(users, chosen, strict=True) if not canary]),
+            (candidate.ready, [user for user, canary in zip(users, chosen, strict=True) if canary]),
+        ]
+        return [(live, some) for live, some in split if some]
+
+    def title(self, item_id: str) -> str:
+        """The catalogue's title of an item, or its id."""
+        item = self._catalogue.items.get(item_id)
+        return item.title if item is not None and item.title else item_id
+
+    def partial(self, partition: int) -> Partial | None:
+        """The last published popularity counts of a source partition."""
+        return self._partials.get(partition)
+
+    def apply_items(self, records: Sequence[Record]) -> None:
+        """Fold catalogue upserts; a tombstone makes the item unavailable."""
+        for record in records:
+            self._offsets["items"] = record.offset
+            item = self._catalogue.apply(record.value, record.key, record.offset)
+            if isinstance(item, str):
+                _bad("items", record, item)
+                continue
+            text = self._catalogue.texts.get(item.item_id)
+            if text is not None and text.offset == record.offset:
+                self._describe(text)
+            for live in self._ready.values():
+                live.space.set_available(item.item_id, self._is_rankable(item, live.space))
+        self._note_side_inputs()
+
+    def _describe(self, text: Text) -> None:
+        for texts in self._arriving:
+            texts.append(text)
+        for live in self._ready.values():
+            if not live.space.is_trained(text.item_id):
+                live.uncharted.append(text)
+                self._work.set()
+
+    def apply_popularity(self, records: Sequence[Record]) -> None:
+        """Fold partial counts into the prior."""
+        for record in records:
+            self._offsets["popularity"] = record.offset
+            try:
+                partial = decode_partial(record.value or b"")
+            except msgspec.DecodeError as error:
+                _bad("popularity", record, str(error))
+                continue
+            self._partials[partial.partition] = partial
+        for live in self._ready.values() if records else ():
+            live.space.set_popularity(total(self._partials.values()))
+        self._note_side_inputs()
+
+    def apply_models(self, records: Sequence[Record]) -> None:
+        """Fold rollout records; a version that is not ready has no part in anything until it is."""
+        for record in records:
+            self._offsets["models"] = record.offset
+            applied = self._versions.apply(record.value, record.key)
+            if isinstance(applied, str):
+                _bad("models", record, applied)
+            elif isinstance(applied, Rollout):
+                self._steps += 1
+        self._take_effect()
+        self._work.set()
+        self._note_side_inputs()
+
+    def _note_side_inputs(self) -> None:
+        for live in self._ready.values():
+            live.side_inputs = self._side_inputs(live.uncharted)
+
+    async def start(self, first: int) -> None:
+        """Make the first version live: the promoted one, or `first` where none was.
+
+        A candidate has its part from the start too, unless it cannot be loaded.
+        Cold items follow in the background (`run`). Raises `BundleError`.
+        """
+        self._first = first
+        for version in self._wanted():
+            try:
+                bundle = await asyncio.to_thread(self._load, version)
+            except BundleError as error:
+                if self.live is None:
+                    raise
+                log.warning("the candidate waits", extra={"why": str(error)})
+                self._work.set()
+            else:
+                self._make_ready(bundle, self._space(bundle), self._before_start)
+        self._arriving = [texts for texts in self._arriving if texts is not self._before_start]
+        self._before_start = deque()
+
+    async def caught_up(self) -> None:
+        """Wait, not for ever, until every version that has a part by the records is ready.
+
+        Before users are taken over from a worker that may have been ahead: their version must not go back.
+        """
+        for _ in range(int(CATCH_UP_SECONDS / TICK_SECONDS)):
+            if all(version in self._ready for version in self._wanted()):
+                return
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def run(self) -> None:
+        """Chart cold items and prepare versions as they come, for ever."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            waiting = False
+            for step in (self._follow_rollout, self._chart_cold):
+                try:
+                    await step()
+                except (Unavailable, BundleError) as error:
+                    log.warning("side inputs wait", extra={"why": str(error)})
+                    waiting = True
+            if waiting:
+                await asyncio.sleep(RETRY_SECONDS)
+                self._work.set()
+
+    async def settle(self, up_to: int | None = None) -> None:
+        """Chart every cold item now, or those described up to an offset of the items topic. Raises `Unavailable`."""
+        await self._chart_cold(up_to)
+
+    def _wanted(self) -> list[int]:
+        """The versions that have a part, the live one first."""
+        candidate = self._versions.candidate
+        wanted = [self._versions.live or self._first, candidate.version if candidate is not None else 0]
+        return [version for version in dict.fromkeys(wanted) if version]
+
+    async def _follow_rollout(self) -> None:
+        """Prepare what is wanted; one that cannot be does not keep the other waiting."""
+        failure: Unavailable | BundleError | None = None
+        for version in self._wanted():
+            if version not in self._ready:
+                try:
+                    await self._prepare(version)
+                except (Unavailable, BundleError) as error:
+                    failure = error
+        if failure is not None:
+            raise failure
+
+    async def _prepare(self, version: int) -> None:
+        bundle = await asyncio.to_thread(self._load, version)
+        space = await asyncio.to_thread(self._space, bundle)
+        cold = [text for text in self._catalogue.texts.values() if not space.is_trained(text.item_id)]
+        arriving: deque[Text] = deque()
+        self._arriving.append(arriving)
+        try:
+            for start in range(0, len(cold), COLD_BATCH):
+                batch = cold[start : start + COLD_BATCH]
+                vectors = await self._encoder.item_vectors([text.text for text in batch], version)
+                space.add_cold([text.item_id for text in batch], vectors)
+        finally:
+            self._arriving = [texts for texts in self._arriving if texts is not arriving]
+        self._make_ready(bundle, space, arriving)
+
+    def _make_ready(self, bundle: Bundle, space: ItemSpace, texts: Iterable[Text]) -> None:
+        """Let a version have its part; `texts` are those that have no place in its space yet."""
+        version = int(bundle.path.name)
+        space.set_popularity(total(self._partials.values()))
+        for item in self._catalogue.items.values():
+            space.set_available(item.item_id, self._is_rankable(item, space))
+        uncharted = deque(text for text in texts if not space.is_trained(text.item_id))
+        side_inputs = self._side_inputs(uncharted)
+        self._ready[version] = Live(
+            version, bundle, space, bundle.item_index, bundle.type_index, side_inputs, uncharted
+        )
+        self._work.set()
+        self._take_effect()
+
+    def _take_effect(self) -> None:
+        """Give the versions that are ready the parts that the records say; the live one stays until another is."""
+        wanted = self._wanted()
+        live = self._ready.get(wanted[0]) if wanted else None
+        if live is not None and live is not self.live:
+            self.live = live
+            metrics.MODEL_VERSION.set(live.version)
+            metrics.COLD_ITEMS.set(live.space.size - live.space.trained)
+            log.info("model live", extra={"version": live.version, "items": live.space.size})
+        step = self._versions.candidate
+        ready = self._ready.get(step.version) if step is not None else None
+        if step is None or ready is None or ready is self.live:
+            self.candidate = None
+        elif self.candidate is None or self.candidate.step is not step or self.candidate.ready is not ready:
+            self.candidate = Candidate(step, ready)
+        metrics.CANDIDATE_VERSION.set(self.candidate.step.version if self.candidate is not None else 0)
+        self._ready = {v: one for v, one in self._ready.items() if v in wanted or one is self.live}
+
+    async def _chart_cold(self, up_to: int | None = None) -> None:
+        """Give the uncharted items a place in each version's space; a new step of a version goes first."""
+        steps = self._steps
+        for live in list(self._ready.values()):
+            while live.uncharted and self._ready.get(live.version) is live and self._steps == steps:
+                batch = [text for text in islice(live.uncharted, COLD_BATCH) if up_to is None or text.offset <= up_to]
+                if not batch:
+                    break
+                vectors = await self._encoder.item_vectors([text.text for text in batch], live.version)
+                for _ in batch:
+                    live.uncharted.popleft()
+                live.space.add_cold([text.item_id for text in batch], vectors)
+                for text in batch:
+                    item = self._catalogue.items[text.item_id]
+                    live.space.set_available(text.item_id, self._is_rankable(item, live.space))
+                self._note_side_inputs()
+                if live is self.live:
+                    metrics.COLD_ITEMS.set(live.space.size - live.space.trained)
+
+    def _load(self, version: int) -> Bundle:
+        folder = self._repository / MODEL / str(version)
+        return load_bundle(folder) if self._trusted is None else load_trusted(folder, self._trusted)
+
+    def _space(self, bundle: Bundle) -> ItemSpace:
+        if tuple(bundle.manifest.text_fields) != self._text_fields:
+            theirs, ours = ", ".join(bundle.manifest.text_fields), ", ".join(self._text_fields)
+            log.warning("texts differ", extra={"why": f"the version was trained on {theirs}, new items have {ours}"})
+        return ItemSpace(bundle.item_ids, bundle.item_vectors, bundle.item_lifts)
+
+    def _is_rankable(self, item: CatalogueItem, space: ItemSpace) -> bool:
+        return item.available and (bool(self._catalogue.text(item)) or space.is_trained(item.item_id))
+
+
+def _bad(topic: str, record: Record, why: str) -> None:
+    metrics.BAD_SIDE_INPUTS.labels(topic).inc()
+    log.warning("bad side input", extra={"topic": topic, "offset": record.offset, "why": why})

@@ -1,0 +1,447 @@
+"""The micro-batch: a run of each partition that has something new, from records to durable effects.
+
+decode → fold → state → featurise → encode → rank → features → publish. When
+`process` returns, every effect of the batch is durable and its offsets may be
+committed; when it raises, nothing may be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freshet.core.events import DEAD_LETTER_HEADERS, BadEvent, Event, decode_event
+from freshet.core.features import behaviour_row, featurise
+from freshet.core.fold_run import fold_run
+from freshet.core.popularity import Partial, PartialPopularity, encode_partial
+from freshet.core.recommendation import AsOf, Recommendation, Timings, encode_recommendation, recommendation_id
+from freshet.core.state import (
+    FIRST_TOUCH,
+    REDELIVERED,
+    Consent,
+    Outcome,
+    UserState,
+    decode_state,
+    empty_state,
+    encode_state,
+)
+from freshet.ports import (
+    DeliveryError,
+    Encoded,
+    Encoder,
+    FeatureRow,
+    FeatureStore,
+    Fetched,
+    Message,
+    Publisher,
+    StateStore,
+    Unavailable,
+)
+from freshet.process import metrics
+from freshet.serving.canary import Trial
+from freshet.serving.list_maker import ListMaker, MadeList, standing_in
+from freshet.serving.live_versions import Live, LiveModel
+from freshet.settings import Settings
+
+FEATURE_RETRIES = 8
+"""Tries of a feature write before the worker gives up and ends; waits double from 0.1 s (25 s in all)."""
+ENCODED_AHEAD = 2
+"""Chunks of a batch that are at the encoder together: it works on one while the next waits there, not here."""
+POPULARITY_INTERVAL = 2.0
+"""Seconds between two publications of a partition's popularity."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Touched:
+    """A user touched by the run: the new state, and the newest of the user's records."""
+
+    user_id: str
+    state: UserState
+    event_ts: int = 0
+    broker_ts: int = 0
+    weight: float = 0.0
+    changed: bool = False
+
+    def note_redelivery(self, event: Event, record: Fetched) -> None:
+        """The list is as of the state's offset, which this record may be older than."""
+        if record.offset == self.state.offset:
+            self.event_ts = event.ts
+        elif not self.event_ts:
+            self.event_ts = self.state.newest_ts or event.ts
+
+
+class Run(NamedTuple):
+    """Consecutive records of one partition, and the states of the users in it."""
+
+    store: StateStore
+    partition: int
+    records: Sequence[Fetched]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A folded micro-batch.
+
+    No list is published before `written` is done: after a crash the batch is cut
+    elsewhere, and a list of an older state would follow the newer one.
+    """
+
+    partitions: list[int]
+    touched: list[Touched]
+    dead: list[Message]
+    state_ms: int
+    written: asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class _Inference:
+    """A chunk's encoder outputs, or where it was unavailable what stands in for them, with the version they are of."""
+
+    live: Live
+    history: NDArray[np.int32]
+    encoded: Encoded
+    degraded: bool
+    done_ms: int
+
+
+_Chunk = tuple[Live, list[Touched]]
+"""Users encoded in one call, and the version they are encoded with."""
+
+
+class Pipeline:
+    """Processes the micro-batches of a worker.
+
+    A batch may be handed in while earlier ones are under way: it is folded once
+    their states are written, has its effects after theirs, and fails if one of
+    them does.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: LiveModel,
+        encoder: Encoder,
+        features: FeatureStore,
+        publisher: Publisher,
+        trial: Trial,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._encoder = encoder
+        self._features = features
+        self._publisher = publisher
+        self._lists = ListMaker(settings)
+        self._trial = trial
+        self._clock = clock
+        self._popularity: dict[int, PartialPopularity] = {}
+        self._popularity_due: dict[int, float] = {}
+        self._released: dict[int, Partial] = {}
+        self._folded: asyncio.Task[_Batch] | None = None
+        self._done: asyncio.Task[None] | None = None
+
+    async def release(self, partitions: Collection[int] | None = None) -> None:
+        """Publish and put aside what has been counted in partitions that another worker may own next: None for all."""
+        held = [partition for partition in self._popularity if partitions is None or partition in partitions]
+        self._released |= {partition: self._popularity[partition].snapshot() for partition in held}
+        try:
+            await self._publish_popularity(held)
+        except DeliveryError as error:
+            log.warning("popularity not handed over", extra={"why": str(error), "partitions": held})
+        for partition in held:
+            self._popularity.pop(partition, None)
+            self._popularity_due.pop(partition, None)
+
+    async def process(self, runs: Sequence[Run]) -> None:
+        """Process a run of each of some partitions. Raises on anything unexpected; nothing is then to be committed."""
+        self._folded = folded = asyncio.create_task(self._fold_next(runs, self._folded))
+        self._done = done = asyncio.create_task(self._take_effect(folded, self._done))
+        await done
+
+    async def _fold_next(self, runs: Sequence[Run], before: asyncio.Task[_Batch] | None) -> _Batch:
+        """Fold the runs and start to write the states, when those of the batch before can be read."""
+        if before is not None:
+            await (await before).written
+        if any(run.partition not in self._popularity for run in runs):
+            await self._model.caught_up()
+        metrics.BATCH_EVENTS.observe(sum(len(run.records) for run in runs))
+        touched: list[Touched] = []
+        dead: list[Message] = []
+        writing = []
+        for run in runs:
+            with metrics.STEP.labels("fold").time():
+                users, bad = self.fold(run)
+            touched += users
+            dead += bad
+            writing.append(asyncio.create_task(self.write_state(run.store, users)))
+            await asyncio.sleep(0)  # these states travel while the next run is folded
+        written = asyncio.ensure_future(_all(writing))
+        return _Batch([run.partition for run in runs], touched, dead, self._now_ms(), written)
+
+    def fold(self, run: Run) -> tuple[list[Touched], list[Message]]:
+        """Decode and fold a run: the users it touches with their new states, and its dead letters."""
+        store, partition, records = run
+        behaviours = self._settings.behaviours
+        events: list[tuple[int, Fetched, Event]] = []
+        dead: list[Message] = []
+        for record in records:
+            event = decode_event(record.value, record.key, behaviours, record.headers)
+            if isinstance(event, BadEvent):
+                dead.append(dead_letter(self._settings, partition, record, event))
+            else:
+                events.append((partition, record, event))
+        users = Counter(event.user_id for _, _, event in events)
+        states = {
+            user: decode_state(raw) if raw is not None else empty_state(partition)
+            for user, raw in zip(users, store.read(list(users)), strict=True)
+        }
+        touched = {user: Touched(user, state) for user, state in states.items()}
+        popularity = self._partition_popularity(partition)
+        outcomes = [0] * len(Outcome)
+        folded = fold_run(states, users, events, self._settings.history)
+        for (_, record, event), outcome in zip(events, folded, strict=True):
+            user = touched[event.user_id]
+            outcomes[outcome] += 1
+            user.broker_ts = record.timestamp
+            if outcome is REDELIVERED:
+                user.note_redelivery(event, record)
+                continue
+            user.event_ts = event.ts
+            user.changed = True
+            weight = behaviours.get(event.type, 0.0)
+            user.weight = max(user.weight, weight)
+            if outcome is FIRST_TOUCH:
+                popularity.add(event.item_id or "", event.ts, record.offset)
+        metrics.FOLDED.inc(outcomes[Outcome.APPLIED] + outcomes[Outcome.FIRST_TOUCH])
+        for outcome in (Outcome.REDELIVERED, Outcome.DUPLICATE, Outcome.IGNORED):
+            if outcomes[outcome]:
+                metrics.SKIPPED.labels(outcome.name.lower()).inc(outcomes[outcome])
+        return list(touched.values()), dead
+
+    async def write_state(self, store: StateStore, touched: list[Touched]) -> None:
+        """Write the states that changed."""
+        with metrics.STEP.labels("state").time():
+            await store.write({user.user_id: encode_state(user.state) for user in touched if user.changed})
+
+    def _partition_popularity(self, partition: int) -> PartialPopularity:
+        popularity = self._popularity.get(partition)
+        if popularity is None:
+            known = [one for one in (self._model.partial(partition), self._released.get(partition)) if one is not None]
+            newest = max(known, key=lambda partial: partial.offset, default=None)
+            popularity = PartialPopularity(partition, self._settings.popularity_half_life, newest)
+            self._popularity[partition] = popularity
+        return popularity
+
+    async def _publish_due_popularity(self, partitions: Sequence[int]) -> None:
+        """Publish the partitions' counts where they are due: at the first run and then every interval."""
+        now = time.monotonic()
+        await self._publish_popularity([one for one in partitions if now >= self._popularity_due.get(one, 0.0)])
+
+    async def _publish_popularity(self, partitions: Sequence[int]) -> None:
+        due = time.monotonic() + POPULARITY_INTERVAL
+        messages = []
+        for partition in partitions:
+            popularity = self._popularity[partition]
+            if popularity.offset >= 0:
+                self._popularity_due[partition] = due
+                value = encode_partial(popularity.snapshot())
+                messages.append(Message(self._settings.popularity_topic, str(partition).encode(), value))
+        if messages:
+            await self._publisher.publish(messages)
+
+    async def _write_features(self, users: list[Touched], embedding: Sequence[FeatureRow] = ()) -> None:
+        """Write the users' behaviour, and their vectors where there are any; who withdrew consent has no features."""
+        behaviours = self._settings.behaviours
+        behaviour = [
+            FeatureRow(user.user_id, user.state.feature_ts, behaviour_row(user.state, behaviours))
+            for user in users
+            if not user.state.consent
+        ]
+        gone = [user.user_id for user in users if user.state.consent]
+        with metrics.STEP.labels("features").time():
+            if behaviour:
+                await _retried(lambda: self._features.write(behaviour, embedding))
+            if gone:
+                await _retried(lambda: self._features.delete(gone))
+
+    async def _take_effect(self, folded: asyncio.Task[_Batch], before: asyncio.Task[None] | None) -> None:
+        """Have all effects of a batch, after those of the batch before; its first users are encoded meanwhile."""
+        batch = await folded
+        plain = [user for user in batch.touched if user.state.consent or not user.state.length]
+        encoded = [user for user in batch.touched if not user.state.consent and user.state.length]
+        encoded.sort(key=_by_weight)
+        size = self._settings.encode_batch
+        chunks = [
+            (live, users[start : start + size])
+            for live, users in self._model.parts(encoded, _user_id)
+            for start in range(0, len(users), size)
+        ]
+        chunks.sort(key=lambda chunk: _by_weight(chunk[1][0]))
+        first = asyncio.create_task(self._infer(*chunks[0])) if chunks else None
+        try:
+            if before is not None:
+                await before
+            effects: list[Awaitable[None]] = [batch.written, self._publish_due_popularity(batch.partitions)]
+            if batch.dead:
+                effects.append(self._publisher.publish(batch.dead))
+            if plain:
+                effects += [self._write_features(plain), self._publish_plain(batch, plain)]
+            if first is not None:
+                effects.append(self._refresh(batch, chunks, first))
+            await _all(effects)
+        finally:
+            if first is not None:
+                first.cancel()
+
+    async def _refresh(self, batch: _Batch, chunks: list[_Chunk], first: asyncio.Task[_Inference]) -> None:
+        """Rank and publish for every chunk of users, while the encoder works on the next ones."""
+        pending: list[asyncio.Task[None]] = []
+        asked = deque([first])
+        upcoming = iter(chunks[1:])
+        try:
+            for _, chunk in chunks:
+                for following in islice(upcoming, ENCODED_AHEAD - len(asked)):
+                    asked.append(asyncio.create_task(self._infer(*following)))
+                    await asyncio.sleep(0)
+                inference = await asked.popleft()
+                pending.append(asyncio.create_task(self._deliver(batch, chunk, inference)))
+                await asyncio.sleep(0)
+        finally:
+            for inference_task in asked:
+                inference_task.cancel()
+            await _all(pending)
+
+    async def _infer(self, live: Live, chunk: list[Touched]) -> _Inference:
+        tensors = featurise([user.state for user in chunk], live.item_index, live.type_index, live.length)
+        history, degraded = tensors["item_index"], False
+        with metrics.STEP.labels("encode").time():
+            try:
+                encoded = await self._encoder.encode(tensors, live.version)
+            except Unavailable as error:
+                log.warning("degraded", extra={"why": str(error), "users": len(chunk)})
+                degraded, encoded = True, await asyncio.to_thread(standing_in, live, history)
+        return _Inference(live, history, encoded, degraded, self._now_ms())
+
+    async def _deliver(self, batch: _Batch, chunk: list[Touched], inference: _Inference) -> None:
+        live, encoded, degraded = inference.live, inference.encoded, inference.degraded
+        ids, states = [user.user_id for user in chunk], [user.state for user in chunk]
+        with metrics.STEP.labels("rank").time():
+            lists = self._lists.make(live, ids, states, inference.history, encoded, degraded=degraded)
+        rows = [
+            FeatureRow(user.user_id, user.state.feature_ts, (vector, live.version))
+            for user, vector in zip(chunk, encoded.embedding, strict=True)
+            if not degraded
+        ]
+        published = self._publish_lists(batch, chunk, lists, live.version, inference.done_ms, degraded=degraded)
+        await _all([published, self._write_features(chunk, rows)])
+        self._trial.offer(list(zip(ids, states, strict=True)), answered=not degraded)
+
+    async def _publish_plain(self, batch: _Batch, users: list[Touched]) -> None:
+        """Users without a profile get the popular list; an erased one gets a tombstone."""
+        gone = [user for user in users if user.state.consent is Consent.ERASED]
+        topic = self._settings.recommendations_topic
+        if gone:
+            await batch.written
+            await self._publisher.publish([Message(topic, user.user_id.encode(), None) for user in gone])
+        rest = [user for user in users if user.state.consent is not Consent.ERASED]
+        for live, some in self._model.parts(rest, _user_id):
+            lists = [self._lists.make_popular(live, user.user_id, None) for user in some]
+            await self._publish_lists(batch, some, lists, live.version, self._now_ms(), personalised=False)
+
+    async def _publish_lists(
+        self,
+        batch: _Batch,
+        users: list[Touched],
+        lists: list[MadeList],
+        version: int,
+        inference_ms: int,
+        *,
+        degraded: bool = False,
+        personalised: bool = True,
+    ) -> None:
+        await batch.written
+        topic = self._settings.recommendations_topic
+        now = self._now_ms()
+        messages = []
+        for user, made in zip(users, lists, strict=True):
+            as_of = AsOf(user.state.partition, user.state.offset, user.event_ts)
+            recommendation = Recommendation(
+                recommendation_id(user.user_id, as_of, version, degraded),
+                user.user_id,
+                made.items,
+                version,
+                as_of,
+                made.side_inputs,
+                Timings(user.event_ts, user.broker_ts, batch.state_ms, inference_ms, now),
+                degraded,
+                personalised,
+                made.variant,
+            )
+            messages.append(Message(topic, user.user_id.encode(), encode_recommendation(recommendation)))
+        with metrics.STEP.labels("publish").time():
+            await self._publisher.publish(messages)
+        acknowledged = self._now_ms()
+        for user in users:
+            metrics.EVENT_TO_PUBLISH.observe(max(0, acknowledged - user.broker_ts) / 1000)
+        kind = "degraded" if degraded else "personalised" if personalised else "plain"
+        metrics.LISTS.labels(kind).inc(len(users))
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+
+def dead_letter(settings: Settings, partition: int, record: Fetched, bad: BadEvent) -> Message:
+    """The record as it came, with headers that say where it came from and what is wrong with it."""
+    metrics.DEAD_LETTERS.labels(bad.reason).inc()
+    value = record.value or b""
+    headers = [
+        *((name, raw) for name, raw in record.headers if name not in DEAD_LETTER_HEADERS),
+        ("reason", bad.reason.encode()),
+        ("detail", bad.detail.encode(errors="backslashreplace")[:500]),
+        ("origin_topic", settings.events_topic.encode()),
+        ("origin_partition", str(partition).encode()),
+        ("origin_offset", str(record.offset).encode()),
+        ("sha256", hashlib.sha256(value).hexdigest().encode()),
+    ]
+    return Message(settings.dlq_topic, record.key, record.value, headers)
+
+
+def _user_id(user: Touched) -> str:
+    return user.user_id
+
+
+def _by_weight(user: Touched) -> float:
+    return -user.weight
+
+
+async def _all(awaitables: Sequence[Awaitable[None]]) -> None:
+    """Await all, whatever happens to one, then raise the first failure."""
+    for result in await asyncio.gather(*awaitables, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _retried(write: Callable[[], Awaitable[None]]) -> None:
+    """Try a feature write until the store answers; a store away for long ends the worker."""
+    for attempt in range(FEATURE_RETRIES):
+        try:
+            await write()
+        except Unavailable as error:
+            metrics.FEATURE_RETRIES.inc()
+            log.warning("feature store away", extra={"why": str(error), "attempt": attempt})
+            await asyncio.sleep(0.1 * 2**attempt)
+        else:
+            return
+    await write()
