@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Sequence
 
 from freshet.adapters.kafka import KafkaPublisher
-from freshet.serving.pipeline import Pipeline, Run
+from freshet.serving.pipeline import PartitionBatch, Pipeline
 from freshet.settings import Settings
 
 from tests.bench import harness
@@ -28,7 +28,7 @@ class FoldOnly(Pipeline):
     meter: harness.Meter
     events: int
 
-    async def process(self, runs: Sequence[Run]) -> None:
+    async def process(self, runs: Sequence[PartitionBatch]) -> None:
         """Fold a batch and write its states."""
         self._folded = folded = asyncio.create_task(self._fold_next(runs, self._folded))
         await (await folded).written

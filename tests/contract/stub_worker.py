@@ -29,7 +29,7 @@ from freshet.adapters.kafka import KafkaPublisher
 from freshet.core.state import decode_state, empty_state, encode_state
 from freshet.process import watchdog
 from freshet.serving.app import SESSION_SECONDS, WorkerApp, run_app
-from freshet.serving.pipeline import Run
+from freshet.serving.pipeline import PartitionBatch
 from freshet.settings import Settings
 
 
@@ -42,7 +42,7 @@ class CountingPipeline:
         self._turn = asyncio.Lock()
         self._batches = 0
 
-    async def process(self, runs: Sequence[Run]) -> None:
+    async def process(self, runs: Sequence[PartitionBatch]) -> None:
         """Note the runs, wait if told to, fail if told to, count, write: one batch at a time."""
         self._batches = batch = self._batches + 1
         self.note(what="taken", batch=batch, sizes={run.partition: len(run.records) for run in runs})
@@ -50,7 +50,7 @@ class CountingPipeline:
             for run in runs:
                 await self._process(run)
 
-    async def _process(self, run: Run) -> None:
+    async def _process(self, run: PartitionBatch) -> None:
         store, partition, records = run
         users = Counter((record.key or b"").decode() for record in records)
         states = [decode_state(raw) if raw is not None else empty_state(partition) for raw in store.read(list(users))]
@@ -90,7 +90,7 @@ class Runtime:
     async def start(self) -> None:
         """Open the publisher."""
         limit = 3.0 if (self._folder / "short-session").exists() else SESSION_SECONDS
-        self.publisher = KafkaPublisher(self._settings, watchdog.Pulse(limit).check)
+        self.publisher = KafkaPublisher(self._settings, watchdog.Watchdog(limit).check)
         self.pipeline = CountingPipeline(self._folder)
 
     async def stop(self) -> None:

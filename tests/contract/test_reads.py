@@ -12,7 +12,7 @@ import pytest
 from aiokafka.consumer.fetcher import Fetcher, FetchResult
 from aiokafka.consumer.subscription_state import SubscriptionState
 from faust.types import TP
-from freshet.adapters.faust import Asked, RunConsumer
+from freshet.adapters.faust import RequestedPartitions, RunConsumer
 
 EVENTS, CHANGELOG = TP("events", 0), TP("changelog", 0)
 
@@ -82,11 +82,11 @@ def test_a_read_takes_nothing_behind_a_rebalance(flow_active: bool, generation: 
         worker.flow_active, worker.app.consumer_generation_id = flow_active, generation
 
     async def reads() -> None:
-        records, fetcher = await read_across_a_rebalance(Asked(worker, {EVENTS}), rebalance)
+        records, fetcher = await read_across_a_rebalance(RequestedPartitions(worker, {EVENTS}), rebalance)
         assert records == {}
         assert fetcher.position(EVENTS) == fetcher.position(CHANGELOG) == 0
         worker.flow_active = True
-        after = await fetcher.fetched_records(Asked(worker, {CHANGELOG}), timeout=0.2)
+        after = await fetcher.fetched_records(RequestedPartitions(worker, {CHANGELOG}), timeout=0.2)
         assert after == {CHANGELOG: [0, 1, 2]}
         assert fetcher.position(EVENTS) == 0
 
@@ -97,7 +97,7 @@ def test_a_read_takes_what_it_was_asked_for() -> None:
     """Without a rebalance records that arrive are handed over, those of the partitions asked for."""
 
     async def reads() -> None:
-        records, fetcher = await read_across_a_rebalance(Asked(consumer(), {EVENTS}), lambda: None)
+        records, fetcher = await read_across_a_rebalance(RequestedPartitions(consumer(), {EVENTS}), lambda: None)
         assert records == {EVENTS: [0, 1, 2]}
         assert fetcher.position(CHANGELOG) == 0
 
@@ -110,7 +110,7 @@ def test_a_read_takes_nothing_of_what_has_been_paused() -> None:
 
     async def reads() -> None:
         paused = partial(worker._active_partitions.discard, CHANGELOG)
-        records, fetcher = await read_across_a_rebalance(Asked(worker, {EVENTS, CHANGELOG}), paused)
+        records, fetcher = await read_across_a_rebalance(RequestedPartitions(worker, {EVENTS, CHANGELOG}), paused)
         assert records == {EVENTS: [0, 1, 2]}
         assert fetcher.position(CHANGELOG) == 0
 

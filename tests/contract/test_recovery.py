@@ -21,10 +21,10 @@ def recovery(kind: type[Recovery]) -> Recovery:
 def end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the worker is an exception."""
 
-    def die(error: BaseException) -> None:
+    def fail_fast(error: BaseException) -> None:
         raise SystemExit(str(error))
 
-    monkeypatch.setattr(adapter, "die", die)
+    monkeypatch.setattr(adapter, "fail_fast", fail_fast)
 
 
 def test_a_step_that_takes_too_long_ends_the_worker() -> None:

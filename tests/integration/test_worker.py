@@ -217,10 +217,10 @@ def test_a_new_item_is_rankable_at_once(new_world: NewWorld) -> None:
     world.item("new-1", title="Star Wars: The Next Saga (1998)", category="Action Adventure Romance Sci-Fi War")
     world.item(favourite, title="gone", available=False)
 
-    def charted() -> bool:
+    def items_embedded() -> bool:
         return world.workers[0].metric("freshet_cold_items") >= 1
 
-    until(charted, "the new item has a place", *world.workers)
+    until(items_embedded, "the new item has a place", *world.workers)
     world.send([Event("s9", "fan", "purchase", 890_000_100_000, "228")])
     world.settle()
     made = world.lists()["fan"]

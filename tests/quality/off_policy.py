@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from freshet.core.evaluation.off_policy import ModelOfRewards, Slots, off_policy
+from freshet.core.evaluation.off_policy import RewardModel, Slots, off_policy
 
 from tests.simulation.shopping import Moments, Policy, shop
 
@@ -56,7 +56,7 @@ def _columns() -> list[str]:
 
 def _theirs(peers: Path, slots: Slots) -> dict[str, float]:
     """Their estimates with our model of the rewards: it is no part of the comparison."""
-    model = ModelOfRewards(slots)
+    model = RewardModel(slots)
     predicted = [model.predict(np.full_like(slots.items, item)) for item in range(slots.known)]
     request = {
         "items": slots.items.tolist(),

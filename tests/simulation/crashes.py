@@ -18,9 +18,9 @@ from typing import Any
 from freshet.core.recommendation import decode_recommendation
 from freshet.core.state import decode_state
 from freshet.ports import FeatureRow, Message, Record
-from freshet.serving.canary import Trial
+from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.live_versions import LiveModel
-from freshet.serving.pipeline import Pipeline, Run
+from freshet.serving.pipeline import PartitionBatch, Pipeline
 from freshet.settings import Settings
 
 from tests.memory import MemoryFeatureStore, MemoryPublisher, MemoryStateStore
@@ -164,7 +164,7 @@ Life = Callable[[Pipeline, MortalStore, Killer, Durable, Batch], Awaitable[None]
 
 async def commit_last(pipeline: Pipeline, store: MortalStore, killer: Killer, durable: Durable, batch: Batch) -> None:
     """One batch as the worker does it: every effect, then the commit."""
-    await pipeline.process([Run(store, partition, records) for partition, records in batch.items()])
+    await pipeline.process([PartitionBatch(store, partition, records) for partition, records in batch.items()])
     await killer.point()
     for partition, records in batch.items():
         durable.committed[partition] = records[-1].offset + 1
@@ -173,7 +173,7 @@ async def commit_last(pipeline: Pipeline, store: MortalStore, killer: Killer, du
 
 async def commit_first(pipeline: Pipeline, store: MortalStore, killer: Killer, durable: Durable, batch: Batch) -> None:
     """One batch as it must not be done: the commit does not wait for the effects."""
-    runs = [Run(store, partition, records) for partition, records in batch.items()]
+    runs = [PartitionBatch(store, partition, records) for partition, records in batch.items()]
     effects = asyncio.create_task(pipeline.process(runs))
     await asyncio.sleep(0)
     for run in runs:
@@ -225,7 +225,7 @@ async def _live(
         encoder,
         MortalFeatures(killer, durable),
         publisher,
-        Trial(SETTINGS, model, encoder, publisher, "worker"),
+        CanaryAnalysis(SETTINGS, model, encoder, publisher, "worker"),
         clock=lambda: NOW / 1000,
     )
     left = [one for one in log if one.offset >= durable.committed[partition_of(one)]]

@@ -17,9 +17,9 @@ from freshet.core.features import FIRST_ITEM, TOP_K, Tensors
 from freshet.core.recommendation import Recommendation, decode_recommendation
 from freshet.core.state import HISTORY, UserState, decode_state
 from freshet.ports import Encoded, Message, Record, Unavailable
-from freshet.serving.canary import Trial
+from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.live_versions import LiveModel
-from freshet.serving.pipeline import Pipeline, Run
+from freshet.serving.pipeline import PartitionBatch, Pipeline
 from freshet.settings import Settings
 from numpy.typing import NDArray
 
@@ -159,7 +159,7 @@ class World:
     async def start(self) -> World:
         """Make the model live and the pipeline ready."""
         go_live(self.model, self.bundle)
-        self.trial = Trial(self.settings, self.model, self.encoder, self.publisher, "worker", clock=clock)
+        self.trial = CanaryAnalysis(self.settings, self.model, self.encoder, self.publisher, "worker", clock=clock)
         self.pipeline = Pipeline(
             self.settings, self.model, self.encoder, self.features, self.publisher, self.trial, clock=clock
         )
@@ -173,7 +173,7 @@ class World:
 
     async def process(self, records: Sequence[Record]) -> None:
         """Process records as one run."""
-        await self.pipeline.process([Run(self.store, PARTITION, records)])
+        await self.pipeline.process([PartitionBatch(self.store, PARTITION, records)])
 
     def state(self, user: str = "ann") -> UserState:
         """A user's stored state."""

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-from freshet.core.evaluation.off_policy import Gathering, Slots
+from freshet.core.evaluation.off_policy import LoggedLists, Slots
 from freshet.core.exploration import explore
 from freshet.simulate.catalogue import invent
 from freshet.simulate.shop import Plan, Shop, user_id
@@ -77,7 +77,7 @@ class Moments:
     def draw(self, draw: int, epsilon: float) -> Slots:
         """One history: what was shown, and what was clicked; `draw` is the luck."""
         rng = np.random.default_rng(draw)
-        gathering = Gathering(SIZE)
+        gathering = LoggedLists(SIZE)
         for moment in self._moments:
             shown = explore(moment.pool, SIZE, epsilon, f"{draw} {moment.shopper} {moment.ts}")
             chances = self._looks * [moment.appeal[item] for item in shown.items]
@@ -90,7 +90,7 @@ class Moments:
 
         The target's lists are really shown, to the same shoppers at the same moment with the same luck.
         """
-        gathering = Gathering(SIZE)
+        gathering = LoggedLists(SIZE)
         earned = 0.0
         for moment in self._moments:
             ts = moment.ts + draw  # within the hour only the luck is another

@@ -10,7 +10,7 @@ from freshet.core import fold_run
 from freshet.core.events import Event
 from freshet.core.state import Outcome, UserState, empty_state, fold
 from freshet.ports import Message, Record
-from freshet.serving.pipeline import Pipeline, Run, Touched
+from freshet.serving.pipeline import PartitionBatch, Pipeline, Touched
 
 from tests.simulation.crashes import (
     IN_FLIGHT,
@@ -165,7 +165,7 @@ async def test_a_pipeline_out_of_order_is_found_out(
 class Skipping(Pipeline):
     """A pipeline to which redelivered events are no reason for effects."""
 
-    def fold(self, run: Run) -> tuple[list[Touched], list[Message]]:
+    def fold(self, run: PartitionBatch) -> tuple[list[Touched], list[Message]]:
         """Leave out whoever has not changed."""
         touched, dead = super().fold(run)
         return [user for user in touched if user.changed], dead

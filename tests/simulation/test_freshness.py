@@ -15,7 +15,7 @@ from freshet.core.features import featurise
 from freshet.core.snapshots import TICK_MS
 from freshet.core.state import Outcome, UserState, empty_state, fold
 from freshet.replay.checkpoint import run
-from freshet.replay.clock import Clock, Standing
+from freshet.replay.clock import AtBoundary, Clock
 from freshet.replay.engine import Replay
 from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View, encodable
 from freshet.replay.states import MemoryStates
@@ -178,7 +178,7 @@ async def test_lists_are_made_of_what_was_known_at_their_boundary(monkeypatch: p
     assert differ == dict.fromkeys((view.name for view in VIEWS), 0)
     assert new["at every event"] > 10
 
-    monkeypatch.setattr(Standing, "at", lambda self, _boundary: self.now)  # the profile and the items of later
+    monkeypatch.setattr(AtBoundary, "at", lambda self, _boundary: self.now)  # the profile and the items of later
     leaky, _ = await differences(events, VIEWS[2:4])
     assert min(leaky.values()) > 10
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from freshet.core.events import OPT_OUT
 from freshet.ports import Record
-from freshet.replay.rebuild import Fold, Remaker, SideInputTopics
+from freshet.replay.rebuild import Fold, Rebuilder, SideInputTopics
 from freshet.replay.verify import Published, Verifier
 
 from tests.simulation.fakes import PARTITION, World, event, record, write_bundle
@@ -36,7 +36,7 @@ def verifier(world: World, log: list[Record], repository: Path) -> Verifier:
         Record(place, 0, message.key, message.value) for place, message in enumerate(world.messages("recommendations"))
     )
     folded = Fold(ListLog({PARTITION: log}), world.settings, published.lists)
-    remaker = Remaker(world.settings, 1, world.encoder, repository, NOTHING)
+    remaker = Rebuilder(world.settings, 1, world.encoder, repository, NOTHING)
     return Verifier(world.settings, folded, published, NOTHING, lambda _: remaker)
 
 

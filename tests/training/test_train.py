@@ -23,7 +23,7 @@ from freshet.core.events import ERASE, OPT_OUT, Event
 from freshet_training import export, gate, measure, search, text, train, training_set
 from freshet_training import tracking as tracker
 from freshet_training.config import Config, ConfigError, load_config
-from freshet_training.evaluate import Ground, Replay, evaluate
+from freshet_training.evaluate import EvaluationSet, Replay, evaluate
 from freshet_training.examples import IGNORE
 from freshet_training.fit import Epoch, FitError
 from freshet_training.model import Config as ModelConfig
@@ -182,7 +182,7 @@ def test_what_a_candidate_has_forgotten_counts_against_it(first: Path) -> None:
     assert run(first, "half", "--items", str(first / "none.jsonl"), *work, events="half.jsonl") == 0
     half, whole = load_bundle(first / "half"), load_bundle(first / "first")
     catalogue = [*half.item_ids, *(item for item in whole.item_ids if item not in half.item_ids)]
-    ground = Ground(walk(), 330, catalogue, np.zeros((ITEMS, 384), np.float32), frozenset())
+    ground = EvaluationSet(walk(), 330, catalogue, np.zeros((ITEMS, 384), np.float32), frozenset())
     config = load_config(first / "ring.toml")
     decision = gate.judge(half, whole, ground, config, first / "half-canaries.json")
     [check] = [check for check in decision.checks if check.name == "quality"]
@@ -423,7 +423,7 @@ def test_nothing_of_the_canary_set_is_learned(first: Path) -> None:
     work.mkdir()
     write_log(first / "later.jsonl", events)
     ids = [f"i{number}" for number in range(ITEMS)]
-    ground = Ground(events, 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
+    ground = EvaluationSet(events, 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
     cases, _ = canaries(work / CANARY_FILE, ground, config)
     asked = canary_pairs(work / CANARY_FILE, ())
     assert {(case.user_id, case.item) for case in cases} == asked
@@ -449,12 +449,12 @@ def test_a_canary_set_forgets_who_asks(first: Path) -> None:
     config, events = Config(behaviours={"view": 1.0}), walk()
     ids = [f"i{number}" for number in range(ITEMS)]
     texts = np.zeros((ITEMS, 384), np.float32)
-    ground = Ground(events, 300, ids, texts, frozenset())
+    ground = EvaluationSet(events, 300, ids, texts, frozenset())
     path = first / "frozen.json"
     frozen, remark = canaries(path, ground, config)
     assert remark == "; frozen now"
     gone, too = frozen[0].user_id, frozen[-1].user_id
-    later = Ground(events, 10, ids, texts, frozenset({gone}))
+    later = EvaluationSet(events, 10, ids, texts, frozenset({gone}))
     assert canaries(path, later, config) == ([case for case in frozen if case.user_id != gone], "")
     assert f'"{gone}"' not in path.read_text()
     assert all(user != too for user, _ in canary_pairs(path, {too}))
@@ -464,11 +464,11 @@ def test_a_canary_set_forgets_who_asks(first: Path) -> None:
 def test_a_canary_set_of_another_domain_is_frozen_anew(first: Path) -> None:
     """Of another name, or of items that are not in this catalogue: it would be nought against nought, and pass."""
     ids = [f"i{number}" for number in range(ITEMS)]
-    ground = Ground(walk(), 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
+    ground = EvaluationSet(walk(), 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
     config, path = Config(behaviours={"view": 1.0}), first / "domains.json"
     frozen, _ = canaries(path, ground, config)
     renamed = [msgspec.structs.replace(event, item_id=f"x{event.item_id}") for event in walk()]
-    other = Ground(renamed, 300, [f"x{item}" for item in ids], ground.texts, frozenset())
+    other = EvaluationSet(renamed, 300, [f"x{item}" for item in ids], ground.texts, frozenset())
     cases, remark = canaries(path, other, config)
     assert remark == "; frozen anew, 0 of the 12 items of the former set, of freshet, are known"
     assert {case.item[0] for case in cases} == {"x"}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from itertools import combinations, count
 
 import pytest
-from freshet.core.comparison import WINDOW, Bands, Comparing, Comparison, average_overlap, out_of_band
+from freshet.core.comparison import WINDOW, Comparison, ComparisonWindow, Thresholds, average_overlap, out_of_band
 from freshet.core.features import Tensors
 from freshet.core.recommendation import Item
 from freshet.core.rollout import MODEL, Report, Rollout, Stage, decode_record, encode_record
@@ -15,7 +15,7 @@ from freshet.serving import canary
 
 from tests.simulation.fakes import ITEMS, NOW, FakeEncoder, World, event, lists, make_bundle
 
-BANDS = Bands(lists=100, error_rate=0.01, latency_ratio=2.0, overlap=0.1)
+BANDS = Thresholds(lists=100, error_rate=0.01, latency_ratio=2.0, overlap=0.1)
 GOOD = Comparison(lists=1000, failed=0, overlap=0.5, live_ms=2.0, candidate_ms=3.0)
 ANN, BOB = [Item("ann", 1.0, "model")], [Item("bob", 3.0, "model")]
 
@@ -49,24 +49,24 @@ def test_a_canary_is_judged_by_its_bands(comparison: Comparison, why: str) -> No
     assert bool(said) is bool(why)
 
 
-def agree(comparing: Comparing) -> None:
+def agree(comparing: ComparisonWindow) -> None:
     comparing.add(ANN, ANN)
 
 
-def differ(comparing: Comparing) -> None:
+def differ(comparing: ComparisonWindow) -> None:
     comparing.add(ANN, BOB)
 
 
-def fail(comparing: Comparing) -> None:
+def fail(comparing: ComparisonWindow) -> None:
     comparing.add_failed(1)
 
 
 @pytest.mark.parametrize(
     ("worse", "why"), [(differ, "its lists overlap by"), (fail, "1.1% of its inferences failed, more than 1.0%")]
 )
-def test_an_old_canary_is_rolled_back_as_soon_as_a_new_one(worse: Callable[[Comparing], None], why: str) -> None:
+def test_an_old_canary_is_rolled_back_as_soon_as_a_new_one(worse: Callable[[ComparisonWindow], None], why: str) -> None:
     """However many good lists it had before: figures are of the newest users, and only counts are of all."""
-    comparing = Comparing(BANDS.lists)
+    comparing = ComparisonWindow(BANDS.lists)
     for _ in range(10 * WINDOW):
         agree(comparing)
     for _ in range(WINDOW):
@@ -80,7 +80,7 @@ def test_an_old_canary_is_rolled_back_as_soon_as_a_new_one(worse: Callable[[Comp
 
 def test_what_was_bad_is_forgiven_when_it_is_old() -> None:
     """A sample that failed, and lists that differed, count for as long as they are of the newest users."""
-    comparing = Comparing(BANDS.lists)
+    comparing = ComparisonWindow(BANDS.lists)
     for _ in range(WINDOW):
         agree(comparing)
     comparing.add_failed(canary.SAMPLE_USERS)
@@ -98,10 +98,10 @@ def test_what_was_bad_is_forgiven_when_it_is_old() -> None:
 
 def test_a_canary_that_only_failed_of_late_has_no_overlap_to_judge() -> None:
     """Where a shop lets every inference fail, that is no difference of lists."""
-    comparing = Comparing(BANDS.lists)
+    comparing = ComparisonWindow(BANDS.lists)
     agree(comparing)
     comparing.add_failed(WINDOW)
-    assert out_of_band(comparing.so_far(), Bands(lists=100, error_rate=1.0, latency_ratio=2.0, overlap=0.1)) == ""
+    assert out_of_band(comparing.so_far(), Thresholds(lists=100, error_rate=1.0, latency_ratio=2.0, overlap=0.1)) == ""
 
 
 async def test_as_many_users_count_as_the_settings_ask_for() -> None:

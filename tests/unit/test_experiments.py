@@ -7,7 +7,7 @@ import pytest
 from freshet.core.assignment import variant
 from freshet.core.evaluation.buckets import BUCKETS, Sums, bucket, paired, unpaired, verdict
 from freshet.core.evaluation.interleaving import Interleaver, interleave
-from freshet.core.evaluation.readout import Readout, uneven
+from freshet.core.evaluation.readout import Readout, sample_ratio_mismatch
 from freshet.core.exploration import explore, propensity
 
 USERS = [f"user-{number}" for number in range(20_000)]
@@ -137,10 +137,10 @@ def test_users_of_two_variants_are_in_none() -> None:
 def test_uneven_shares_are_seen() -> None:
     """A variant that lost one user in ten is named; chance alone is not."""
     shares = {"a": 0.5, "b": 0.5}
-    assert uneven({"a": 1000, "b": 900}, shares) is None
-    assert uneven({"a": 10_000, "b": 9_000}, shares) == "a"
-    assert uneven({"a": 100, "b": 0}, shares) == "a"
-    assert uneven({"all": 100}, {"all": 1.0}) is None
+    assert sample_ratio_mismatch({"a": 1000, "b": 900}, shares) is None
+    assert sample_ratio_mismatch({"a": 10_000, "b": 9_000}, shares) == "a"
+    assert sample_ratio_mismatch({"a": 100, "b": 0}, shares) == "a"
+    assert sample_ratio_mismatch({"all": 100}, {"all": 1.0}) is None
 
 
 FIRST, OTHER = [f"x{n}" for n in range(8)], [f"y{n}" for n in range(8)]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from freshet.core.fallback import FADING, stand_in
+from freshet.core.fallback import DECAY, stand_in
 from freshet.core.features import FIRST_ITEM, TOP_K, UNKNOWN
 from freshet.core.ranking import ItemSpace, RankConfig, rank
 from freshet.core.state import empty_state
@@ -36,7 +36,7 @@ def test_what_is_near_the_last_items_comes_first() -> None:
     assert {*ranked[:2]} == {newest, newest + 1}
     assert max(ranked.index(older), ranked.index(older + 1)) < len(ranked) / 2
     assert np.linalg.norm(embedding) == pytest.approx(SCALE)
-    mean = np.exp(-FADING) * over.vectors[older] + over.vectors[newest]
+    mean = np.exp(-DECAY) * over.vectors[older] + over.vectors[newest]
     np.testing.assert_allclose(embedding[0], SCALE * mean / np.linalg.norm(mean), rtol=1e-5)
     np.testing.assert_allclose(score[0], over.vectors[index[0]] @ embedding[0], rtol=1e-4, atol=1e-5)
 

@@ -195,7 +195,7 @@ async def test_side_inputs_reach_both_versions(model: LiveModel, encoder: FakeEn
         np.testing.assert_array_equal(space.vectors[space.index["fresh"]], vector("Fresh Film", live.version))
         assert not space.available[space.index[ITEMS[0]]]
         assert space.prior.values[space.index[ITEMS[5]]] == pytest.approx(np.log1p(3.0))
-        assert (live.side_inputs.items, live.side_inputs.charted) == (1, 1)
+        assert (live.side_inputs.items, live.side_inputs.items_embedded) == (1, 1)
 
 
 async def test_a_worker_starts_with_the_candidate_too(encoder: FakeEncoder, tmp_path: Path) -> None:
@@ -368,7 +368,7 @@ async def test_an_item_described_anew_while_it_is_encoded_gets_the_newer_place(
 async def test_two_offsets_tell_what_stands_where(model: LiveModel, encoder: FakeEncoder, tmp_path: Path) -> None:
     """A worker that begins with the whole catalogue places the same items, in the same order, as one that saw it grow.
 
-    Both are stopped at the same charted offset, with a newer text of the first item waiting.
+    Both are stopped at the same `items_embedded` offset, with a newer text of the first item waiting.
     """
     records = [item(0, "fresh", "Old Title"), item(1, "fresher"), item(2, "fresh", "New Title"), item(3, "freshest")]
     for record in records[:2]:
@@ -380,7 +380,7 @@ async def test_two_offsets_tell_what_stands_where(model: LiveModel, encoder: Fak
     await begun.start(1)
     await begun.settle(1)
     assert model.side_inputs == begun.side_inputs
-    assert (model.side_inputs.items, model.side_inputs.charted) == (3, 1)
+    assert (model.side_inputs.items, model.side_inputs.items_embedded) == (3, 1)
     assert model.live.space.ids == begun.live.space.ids
     assert begun.live.space.ids[-2:] == ["fresh", "fresher"]
     size = model.live.space.size

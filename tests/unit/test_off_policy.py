@@ -10,7 +10,7 @@ import pytest
 from freshet.core.evaluation.off_policy import (
     FOLDS,
     TRUSTED,
-    Gathering,
+    LoggedLists,
     Slots,
     against_served,
     effective_sample_size,
@@ -34,7 +34,7 @@ def moments_of(target: Policy) -> Moments:
 
 
 def gathered(*lists: tuple[str, list[str], list[float], list[float], list[str]], size: int = 2) -> Slots:
-    gathering = Gathering(size)
+    gathering = LoggedLists(size)
     for one in lists:
         gathering.add(*one)
     return gathering.slots()
@@ -162,6 +162,6 @@ def test_bad_lists_are_refused() -> None:
     """A propensity of 0, more than 1 or none at all; more slots than there may be."""
     for propensities in ([0.0, 1.0], [1.0, 1.5], [1.0], [math.nan, 1.0]):
         with pytest.raises(ValueError, match="propensity"):
-            Gathering(SIZE).add("ann", ["a", "b"], propensities, [0.0, 0.0], ["a", "b"])
+            LoggedLists(SIZE).add("ann", ["a", "b"], propensities, [0.0, 0.0], ["a", "b"])
     with pytest.raises(ValueError, match="at most 1 slots"):
-        Gathering(1).add("ann", ["a", "b"], [1.0, 1.0], [0.0, 0.0], ["a", "b"])
+        LoggedLists(1).add("ann", ["a", "b"], [1.0, 1.0], [0.0, 0.0], ["a", "b"])

@@ -31,7 +31,7 @@ from freshet.replay.job import OutputTaken, refuse_live
 from freshet.replay.list_topic import ListTopic
 from freshet.replay.merge import Position, steps
 from freshet.replay.output import FolderOutput, Parts
-from freshet.replay.rebuild import Recorded
+from freshet.replay.rebuild import PublishedList
 from freshet.replay.states import MemoryStates, StoredStates
 from freshet.replay.verify import Published, _difference
 from freshet.serving.list_maker import MadeList
@@ -282,8 +282,8 @@ def state() -> UserState:
 )
 def test_every_difference_is_named(changed: dict[str, object], said: str) -> None:
     """Id, variant, length and each slot, to the last digit; wall-clock times are the run's own."""
-    assert _difference(Recorded(published(**changed), state()), MADE).startswith(said)
-    assert bool(_difference(Recorded(published(**changed), state()), MADE)) == bool(said)
+    assert _difference(PublishedList(published(**changed), state()), MADE).startswith(said)
+    assert bool(_difference(PublishedList(published(**changed), state()), MADE)) == bool(said)
 
 
 def test_the_newest_of_the_topic_counts() -> None:

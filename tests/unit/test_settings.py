@@ -251,11 +251,11 @@ def wiring(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callabl
         "LiveModel",
         "SideInputReader",
         "Pipeline",
-        "Trial",
+        "CanaryAnalysis",
     ):
         monkeypatch.setattr(app, name, Part)
     monkeypatch.setattr(app, "open_feature_store", Part)
-    monkeypatch.setattr(app.watchdog, "Pulse", Part)
+    monkeypatch.setattr(app.watchdog, "Watchdog", Part)
 
     def observe(settings: Settings) -> object:
         opened.clear()

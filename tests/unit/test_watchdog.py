@@ -27,13 +27,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(threading.Thread, "start", lambda _: None)
-    monkeypatch.setattr(watchdog, "die", end)
+    monkeypatch.setattr(watchdog, "fail_fast", end)
     return now
 
 
 def test_only_a_gap_beyond_the_limit_ends(clock: list[float]) -> None:
     """However long it lives, it is the time between two looks that counts."""
-    pulse = watchdog.Pulse(9.0)
+    pulse = watchdog.Watchdog(9.0)
     for _ in range(5):
         clock[0] += 8.0
         pulse.check()
@@ -47,7 +47,7 @@ async def test_a_publisher_looks_before_it_hands_over(clock: list[float], monkey
     handed_over: list[object] = []
     producer = SimpleNamespace(produce=lambda *record, **_: handed_over.append(record))
     monkeypatch.setattr(kafka, "Producer", lambda _: producer)
-    publisher = kafka.KafkaPublisher(Settings(), watchdog.Pulse(9.0).check)
+    publisher = kafka.KafkaPublisher(Settings(), watchdog.Watchdog(9.0).check)
     clock[0] += 10.0
     with pytest.raises(Ended):
         await publisher.publish([Message("lists", b"ann", b"old")])

@@ -39,7 +39,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Ground:
+class EvaluationSet:
     """What candidate and live version are judged on.
 
     `catalogue` are the ids of all M items and `texts` `[M, TEXT_DIM]` their text

@@ -34,8 +34,8 @@ from freshet_training.config import Config, Gate
 from freshet_training.evaluate import (
     CUTOFF,
     Batch,
+    EvaluationSet,
     Floats,
-    Ground,
     Ranker,
     Replay,
     Result,
@@ -62,7 +62,7 @@ FOREIGN = 0.1
 class Served:
     """A version's exported graphs, as a ranker of a catalogue."""
 
-    def __init__(self, version: Bundle, ground: Ground) -> None:
+    def __init__(self, version: Bundle, ground: EvaluationSet) -> None:
         self.version = version
         self._encoder = _open(version.path / "model.onnx")
         tower = _open(version.path / "item_tower.onnx")
@@ -114,7 +114,7 @@ class _Judged:
     """Mean distance, 1 - cosine of the text embeddings, between the items of a list."""
 
 
-def judge(candidate: Bundle, live: Bundle | None, ground: Ground, config: Config, canary: Path) -> Decision:
+def judge(candidate: Bundle, live: Bundle | None, ground: EvaluationSet, config: Config, canary: Path) -> Decision:
     """Decide on a candidate. `canary` is the file of the frozen set, made here where there is none."""
     gate = config.gate
     checks = [_finite(candidate), _parity(candidate), _size(candidate, gate)]
@@ -142,7 +142,7 @@ def _is_foreign(live: Bundle, candidate: Bundle) -> bool:
     return len({*live.item_ids} & {*candidate.item_ids}) < FOREIGN * len(candidate.item_ids)
 
 
-def _judge(version: Bundle, scorer: Ranker, ground: Ground, config: Config) -> _Judged:
+def _judge(version: Bundle, scorer: Ranker, ground: EvaluationSet, config: Config) -> _Judged:
     manifest = version.manifest
     ranker = with_prior(scorer, manifest.prior_weight) if isinstance(scorer, Served) else scorer
     users: list[str] = []
@@ -172,7 +172,7 @@ def _judge(version: Bundle, scorer: Ranker, ground: Ground, config: Config) -> _
     )
 
 
-def _replay(version: Bundle, ground: Ground, config: Config) -> Replay:
+def _replay(version: Bundle, ground: EvaluationSet, config: Config) -> Replay:
     manifest = version.manifest
     return Replay(
         ground.events,
@@ -231,7 +231,7 @@ def _floor(name: str, ours: float, theirs: float, part: float) -> Check:
     return Check(name, ours >= part * theirs, f"{ours:.4f} against {theirs:.4f}, at least {part:g} of it")
 
 
-def _canary_score(served: Served, cases: Sequence[Case], ground: Ground) -> float:
+def _canary_score(served: Served, cases: Sequence[Case], ground: EvaluationSet) -> float:
     """NDCG@10 by the encoder alone: a frozen user has no popularity of the day."""
     row = {item: number for number, item in enumerate(ground.catalogue)}
     known = [case for case in cases if case.item in row]

@@ -17,7 +17,7 @@ from freshet.core.state import UserState, decode_state, encode_state
 from freshet.files import write_whole
 
 from freshet_training.config import Config
-from freshet_training.evaluate import Ground
+from freshet_training.evaluate import EvaluationSet
 from freshet_training.examples import states_before
 
 CANARIES = 200
@@ -66,7 +66,7 @@ def canary_pairs(path: Path, forgotten: Collection[str]) -> frozenset[tuple[str,
     return frozenset((case.user_id, case.item) for case in kept)
 
 
-def canaries(path: Path, ground: Ground, config: Config) -> tuple[list[Case], str]:
+def canaries(path: Path, ground: EvaluationSet, config: Config) -> tuple[list[Case], str]:
     """The frozen set, without users who have since asked to be forgotten, and a remark where it was frozen just now.
 
     That is where there is none, or one of another domain: of another name, or with most of its items unknown here.
@@ -97,7 +97,7 @@ def _read(path: Path) -> _Frozen:
     return msgspec.json.decode(path.read_bytes(), type=_Frozen)
 
 
-def _freeze(ground: Ground, config: Config) -> _Frozen:
+def _freeze(ground: EvaluationSet, config: Config) -> _Frozen:
     rankable = set(ground.catalogue)
     cases: list[Case] = []
     for place, (event, state, first) in enumerate(states_before(ground.events, {}, config.history)):

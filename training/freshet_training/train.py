@@ -44,7 +44,7 @@ from freshet_training.checkpoint import Checkpoint
 from freshet_training.config import Config, ConfigError, load_config
 from freshet_training.console import Advance, progress, say
 from freshet_training.dataset import DatasetError
-from freshet_training.evaluate import Ground, Replay
+from freshet_training.evaluate import EvaluationSet, Replay
 from freshet_training.export import ExportError, export_bundle
 from freshet_training.fit import Epoch, FitError, Fitted, Options, fit, teacher_seeds
 from freshet_training.lifts import item_lifts
@@ -326,7 +326,7 @@ def _write(
     )
     candidate = load_bundle(partial)
     judged_from = len(split.train) + len(split.validation)
-    ground = Ground(log.events, judged_from, material.catalogue, material.texts, log.forgotten)
+    ground = EvaluationSet(log.events, judged_from, material.catalogue, material.texts, log.forgotten)
     decision = gate.judge(candidate, live, ground, config, job.work / CANARY_FILE)
     say(gate.report(decision))
     write_manifest(partial, msgspec.structs.replace(candidate.manifest, gate=decision))

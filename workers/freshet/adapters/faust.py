@@ -28,7 +28,7 @@ from rocksdict import WriteBatch
 from freshet.adapters.kafka import KafkaPublisher
 from freshet.core.state import decode_state
 from freshet.ports import Message
-from freshet.process.watchdog import die
+from freshet.process.watchdog import fail_fast
 
 ROCKSDB_OPTIONS: Mapping[str, Any] = {
     "driver": "rocksdict",
@@ -51,7 +51,7 @@ PATIENCE_SECONDS = 120
 log = logging.getLogger(__name__)
 
 
-class Run:
+class RecordBatch:
     """Consecutively fetched records of one partition, handed through Faust as one message."""
 
     __slots__ = ("records",)
@@ -102,7 +102,7 @@ class RunConsumerThread(aiokafka.AIOKafkaConsumerThread):
         return consumer
 
 
-class Asked:
+class RequestedPartitions:
     """The partitions one read is asked for, without those paused since; none in a stopped flow or a new generation.
 
     A read waits for records on its thread, across a rebalance too, and what it
@@ -165,10 +165,10 @@ class RunConsumer(aiokafka.Consumer):
         if not wanted:  # no partition would mean all of them
             await self.sleep(BUFFERED_SECONDS)
             return {}
-        records = await super()._getmany(Asked(self, wanted), timeout)
-        return {tp: [Run(run)] for tp, run in records.items() if run}
+        records = await super()._getmany(RequestedPartitions(self, wanted), timeout)
+        return {tp: [RecordBatch(run)] for tp, run in records.items() if run}
 
-    def _to_message(self, tp: TP, record: Run) -> ConsumerMessage:
+    def _to_message(self, tp: TP, record: RecordBatch) -> ConsumerMessage:
         last = record.records[-1]
         return ConsumerMessage(
             *(tp.topic, tp.partition, last.offset, last.timestamp / 1000, last.timestamp_type),
@@ -222,7 +222,7 @@ class RunSchema(faust.Schema):
     def loads_key(self, app: Any, message: Any, **_: Any) -> None:
         """A run has no key of its own."""
 
-    def loads_value(self, app: Any, message: Any, **_: Any) -> Run:
+    def loads_value(self, app: Any, message: Any, **_: Any) -> RecordBatch:
         """The run as fetched."""
         return message.value
 
@@ -285,7 +285,7 @@ class StateRecovery(Recovery):
             before, left = left, self.active_remaining_total() if reading else 0
             quiet = quiet + 1 if left and left == before else 0
             if quiet >= PATIENCE_SECONDS:
-                die(RecoveryError(f"{left} records of the changelog did not come in {quiet} s"))
+                fail_fast(RecoveryError(f"{left} records of the changelog did not come in {quiet} s"))
 
     async def _wait(self, coro: Any, timeout: float | None = None) -> None:
         try:
@@ -293,7 +293,7 @@ class StateRecovery(Recovery):
         except ServiceStopped:
             if self.should_stop:
                 raise
-            die(RecoveryError(f"a step of the recovery of states took longer than {timeout} s"))
+            fail_fast(RecoveryError(f"a step of the recovery of states took longer than {timeout} s"))
 
 
 class StateTables(TableManager):
@@ -307,7 +307,7 @@ class StateTables(TableManager):
         return self._recovery
 
 
-class StateStore(Store):
+class RocksDBStore(Store):
     """Faust's RocksDB store, mended in three places.
 
     A partition folder that cannot be opened is deleted and rebuilt from the
@@ -336,7 +336,7 @@ class StateStore(Store):
                 _write(database, _newest(database, message.value.records), self.offset_key, message.offset)
             except Exception as error:
                 where = f"topic {message.topic}, partition {message.partition}, up to offset {message.offset}"
-                die(RecoveryError(f"states cannot be taken from the changelog ({where}): {error!r}"))
+                fail_fast(RecoveryError(f"states cannot be taken from the changelog ({where}): {error!r}"))
 
 
 def _newest(database: Any, records: Sequence[Any]) -> dict[bytes, bytes]:
@@ -380,8 +380,8 @@ class StateTable(Table):
         super().__init__(*args, **kwargs)
         self.publisher = publisher
 
-    def _new_store(self) -> StateStore:
-        return StateStore(
+    def _new_store(self) -> RocksDBStore:
+        return RocksDBStore(
             "rocksdb://",
             self.app,
             self,
@@ -410,7 +410,7 @@ class StateTable(Table):
 
 
 class PartitionState:
-    """A `freshet.ports.StateStore` over one partition of the table."""
+    """A `freshet.ports.RocksDBStore` over one partition of the table."""
 
     def __init__(self, table: StateTable, partition: int) -> None:
         self._table = table

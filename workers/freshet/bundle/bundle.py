@@ -150,7 +150,7 @@ class Bundle(msgspec.Struct, frozen=True):
         """Behaviour type to the encoder's type index."""
         return {kind: row + 1 for row, kind in enumerate(self.manifest.types)}
 
-    def check_weights(self, value_weight: float | None, novelty_weight: float | None) -> None:
+    def require_lifts(self, value_weight: float | None, novelty_weight: float | None) -> None:
         """See that the version knows what is to be weighed. Raises `BundleError`."""
         if self.item_lifts is None and (value_weight or novelty_weight):
             raise BundleError(

@@ -134,7 +134,7 @@ def _bundle(settings: Settings) -> str:
     for version in versions:
         bundle = load_bundle(folder / str(version))
         for arm in arms:
-            bundle.check_weights(arm.value_weight, arm.novelty_weight)
+            bundle.require_lifts(arm.value_weight, arm.novelty_weight)
     return f"{folder}, {_versions(versions)} verified, {len(bundle.item_ids):,} items in the newest"
 
 

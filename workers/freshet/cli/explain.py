@@ -22,7 +22,7 @@ from freshet.core.state import Consent, UserState
 from freshet.settings import Settings
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
-    from freshet.serving.live_versions import Live
+    from freshet.serving.live_versions import ServableVersion
 
 
 class Raised(msgspec.Struct, frozen=True):
@@ -97,7 +97,7 @@ async def _explained(
         model.apply_items(list(read_topic(settings, settings.items_topic)))
         await model.settle()
         assert model.live is not None
-        live: Live = model.live
+        live: ServableVersion = model.live
         for one in wanted:
             if one not in live.space.index:
                 raise UserError(

@@ -113,7 +113,7 @@ def compare(
     An act says which list it is on by `context.recommendation_id`, else it is the newest one before it.
     """
     settings = resolve(config, directory, kafka=kafka).settings
-    from freshet.core.evaluation.readout import uneven
+    from freshet.core.evaluation.readout import sample_ratio_mismatch
     from freshet.core.evaluation.results import Results
     from freshet.replay import policies
 
@@ -143,7 +143,11 @@ def compare(
     if found.crossed:
         say(f"{len(found.crossed):,} users had lists of two variants and are left out: was the experiment changed?")
     shares = {name: arm.share for name, arm in settings.variants.items()}
-    odd = uneven({one.variant: one.users for one in variants}, shares) if set(names) == set(shares) else None
+    odd = (
+        sample_ratio_mismatch({one.variant: one.users for one in variants}, shares)
+        if set(names) == set(shares)
+        else None
+    )
     if odd is not None:
         say(f"variant {odd} has a number of users that its share does not explain: do not trust the differences")
 

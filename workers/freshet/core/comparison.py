@@ -37,7 +37,7 @@ class Comparison(msgspec.Struct, frozen=True):
     candidate_ms: float = 0.0
 
 
-class Bands(msgspec.Struct, frozen=True):
+class Thresholds(msgspec.Struct, frozen=True):
     """Within what a canary must stay once `lists` users were compared."""
 
     lists: int
@@ -46,7 +46,7 @@ class Bands(msgspec.Struct, frozen=True):
     overlap: float
 
 
-class Comparing:
+class ComparisonWindow:
     """Takes comparisons in."""
 
     def __init__(self, at_least: int) -> None:
@@ -105,7 +105,7 @@ def average_overlap(one: Sequence[str], other: Sequence[str]) -> float:
     return total / depths if depths else 1.0
 
 
-def out_of_band(comparison: Comparison, bands: Bands) -> str:
+def out_of_band(comparison: Comparison, bands: Thresholds) -> str:
     """Why a canary must go, in a sentence; empty while it may stay."""
     if comparison.lists + comparison.failed < bands.lists:
         return ""

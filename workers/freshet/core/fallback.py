@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshet.core.features import FIRST_ITEM, TOP_K
-from freshet.core.ranking import ItemSpace, faded
+from freshet.core.ranking import ItemSpace, decay_weights
 
-FADING = 0.5
+DECAY = 0.5
 """How much less an event counts for each one that came after it, on a log scale: .6 of the next."""
 
 
@@ -34,7 +34,7 @@ def stand_in(
     index = np.empty((len(history), candidates), np.int32)
     score = np.empty((len(history), candidates), np.float32)
     embedding = np.zeros((len(history), table.shape[1]), np.float32)
-    weights = faded(history.shape[1], FADING)
+    weights = decay_weights(history.shape[1], DECAY)
     for user, rows in enumerate(history):
         known = rows >= FIRST_ITEM
         # einsum, for a product through BLAS depends on its threads in its last bits

@@ -29,7 +29,7 @@ POOL = 5
 """Diversity and exploration pick among this many times the list's size."""
 MARKS = 1 << 18
 """Rows times users that are marked together."""
-FADING = 0.1
+DECAY = 0.1
 """With it the first reason is the event whose loss moves the item most in .52 of the cases on films (without it .22)
 and .69 on beauty (.58)."""
 LOOK_AHEAD = 32
@@ -43,7 +43,7 @@ class RankConfig:
     `diversity` is 0 for pure score to 1 for pure dissimilarity (MMR, SIGIR
     1998); `exploration` is the chance that a list is changed at random. Items have
     `reasons` unless nobody reads them: they are a seventh of the work. Lifts are added
-    to the score by `value_weight` and `novelty_weight`. `fading` is how much less an event
+    to the score by `value_weight` and `novelty_weight`. `decay` is how much less an event
     counts as a reason for each one that came after it, on a log scale.
     """
 
@@ -54,7 +54,7 @@ class RankConfig:
     reasons: bool = True
     value_weight: float = 0.0
     novelty_weight: float = 0.0
-    fading: float = FADING
+    decay: float = DECAY
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,9 +294,9 @@ def rank_popular(space: ItemSpace, state: UserState | None, list_size: int, prio
     return items
 
 
-def faded(length: int, fading: float) -> NDArray[np.float32]:
-    """Weights `[length]` of events, the oldest first: e^-`fading` for each one that came after."""
-    weights: NDArray[np.float32] = np.exp(-fading * np.arange(length)[::-1]).astype(np.float32)
+def decay_weights(length: int, decay: float) -> NDArray[np.float32]:
+    """Weights `[length]` of events, the oldest first: e^-`decay` for each one that came after."""
+    weights: NDArray[np.float32] = np.exp(-decay * np.arange(length)[::-1]).astype(np.float32)
     return weights
 
 
@@ -370,13 +370,13 @@ def _strongest_events(
     """Per user and slot the two history positions that pull the item most, `[B, size, 2]`, and their shares.
 
     An event pulls by its item's positive dot product with the list's, the less the longer ago
-    (`fading`): what leaving it out would show, at the cost of a product (`attribution` does leave it out).
+    (`decay`): what leaving it out would show, at the cost of a product (`attribution` does leave it out).
     """
     batch, size = len(picks), config.list_size
     rows = np.zeros((batch, size), np.int64)
     for user, picked in enumerate(picks):
         rows[user, : len(picked)] = picked
-    weights = faded(history.shape[1], config.fading)
+    weights = decay_weights(history.shape[1], config.decay)
     pull = np.maximum(np.matmul(vectors[rows], vectors[history].transpose(0, 2, 1)), 0.0) * weights
     whole = np.maximum(pull.sum(axis=2), 1e-9)
     positions = np.empty((batch, size, 2), np.int64)

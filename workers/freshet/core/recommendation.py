@@ -45,14 +45,14 @@ class AsOf(msgspec.Struct, frozen=True, gc=False):
 class SideInputs(msgspec.Struct, frozen=True, gc=False):
     """The newest offsets of the side-input topics that the list was made with, -1 for none.
 
-    `charted` is the items-topic offset up to which cold items have their place:
+    `items_embedded` is the items-topic offset up to which cold items have their place:
     an item is available or not at once, but placed only when its text is encoded.
     """
 
     items: int
     popularity: int
     models: int
-    charted: int = -1
+    items_embedded: int = -1
 
 
 class Timings(msgspec.Struct, frozen=True, gc=False):

@@ -20,7 +20,7 @@ TICK_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
 
-def die(error: BaseException) -> NoReturn:
+def fail_fast(error: BaseException) -> NoReturn:
     """End the process at once, without a commit: what was not committed is read again after a restart.
 
     For what fails inside Faust, which would log it and go on, or end one task of many.
@@ -32,7 +32,7 @@ def die(error: BaseException) -> NoReturn:
     os._exit(EXIT_FAILED)
 
 
-class Pulse:
+class Watchdog:
     """Ends a process that stood still for longer than its group waits for it, as one that was frozen and wakes up.
 
     Its partitions are others' by then, and what it was about to publish is older than what these have published; what
@@ -51,7 +51,9 @@ class Pulse:
         now = time.monotonic()
         still = now - self._last
         if still > self._limit:
-            die(TimeoutError(f"the process stood still for {still:.0f} s: its partitions may be another worker's"))
+            fail_fast(
+                TimeoutError(f"the process stood still for {still:.0f} s: its partitions may be another worker's")
+            )
         self._last = now
 
     def _run(self) -> None:

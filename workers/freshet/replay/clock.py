@@ -63,7 +63,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Standing(Generic[T]):
+class AtBoundary(Generic[T]):
     """A value that changes, and what it was at the last boundary of a period; boundaries only go forward."""
 
     now: T

@@ -287,7 +287,7 @@ async def _model(job: Job, version: int, encoder: Encoder, knob: tuple[str, floa
     settings, name = job.settings, f"version {version}"
     if knob is not None:
         tried = dict([knob])
-        side_inputs.live.bundle.check_weights(tried.get("value_weight"), tried.get("novelty_weight"))
+        side_inputs.live.bundle.require_lifts(tried.get("value_weight"), tried.get("novelty_weight"))
         settings = msgspec.structs.replace(settings, variants={}, **tried)
         name += f", {knob[0].replace('_', ' ')} {knob[1]:g}"
     catalogue = max(1, len({*space.index, *((record.key or b"").decode() for record in job.items)}))

@@ -15,9 +15,9 @@ from freshet.core.ranking import POPULAR_CANDIDATES, Prior
 from freshet.core.state import Consent, UserState, decode_state, encode_state
 from freshet.ports import Encoded
 from freshet.replay.actions import Act, Action, Moment
-from freshet.replay.clock import Counts, SlotRows, Standing
+from freshet.replay.clock import AtBoundary, Counts, SlotRows
 from freshet.serving.list_maker import ListMaker, MadeList
-from freshet.serving.live_versions import Live, LiveModel
+from freshet.serving.live_versions import LiveModel, ServableVersion
 
 NEW_USER_EVENTS = 5
 """A user with fewer events before is a new one."""
@@ -85,7 +85,7 @@ class _Jobs:
         self.priors.append(prior)
         return len(self.users) - 1
 
-    def make(self, maker: ListMaker, live: Live) -> list[MadeList]:
+    def make(self, maker: ListMaker, live: ServableVersion) -> list[MadeList]:
         if not self.users:
             return []
         states, history, index, score, embedding = zip(*self.latest, strict=True)
@@ -113,8 +113,8 @@ class ReplayedModel:
         self.live = self.side_inputs.live
         self._rows = SlotRows(self.live.space)
         self._remembers = any(view.period is not None for view in self.judges)
-        self._profiles: dict[str, list[Standing[_Latest | None]]] = {}
-        self._sizes = [Standing(self.live.space.size, self.live.space.size) for _ in self.periods]
+        self._profiles: dict[str, list[AtBoundary[_Latest | None]]] = {}
+        self._sizes = [AtBoundary(self.live.space.size, self.live.space.size) for _ in self.periods]
         self._shown: dict[View, dict[str, Shown]] = {view: {} for view in dict.fromkeys((PUBLISHED, *self.judges))}
         self._asked: dict[View, dict[str, int]] = {view: {} for view in self.judges if view.period}
 
@@ -164,11 +164,11 @@ class ReplayedModel:
                 standing.change(latest, boundary)
         return {PUBLISHED: jobs.add(user, latest, self._prior(moment.counts))}
 
-    def _profile(self, user_id: str) -> list[Standing[_Latest | None]]:
+    def _profile(self, user_id: str) -> list[AtBoundary[_Latest | None]]:
         """The user as of their last moment, and as of the last boundary of each period."""
         known = self._profiles.get(user_id)
         if known is None:
-            known = self._profiles[user_id] = [Standing(None, None) for _ in (0, *self.periods)]
+            known = self._profiles[user_id] = [AtBoundary(None, None) for _ in (0, *self.periods)]
         return known
 
     def _forget(self, moment: Moment) -> None:
@@ -262,7 +262,7 @@ class ReplayedModel:
             self._asked[view] = dict(asked)
         for user, profile in dumped["profiles"]:
             self._profiles[user] = [
-                Standing(_restored(now), _restored(then), boundary) for now, then, boundary in profile
+                AtBoundary(_restored(now), _restored(then), boundary) for now, then, boundary in profile
             ]
         for judge, raw in zip(self.judges.values(), dumped["judges"], strict=True):
             judge.restore(raw)

@@ -14,7 +14,7 @@ import msgspec
 from freshet.adapters.onnx import OnnxEncoder
 from freshet.bundle.bundle import load_bundle
 from freshet.core.evaluation.joining import Joiner
-from freshet.core.evaluation.off_policy import Gathering, Slots
+from freshet.core.evaluation.off_policy import LoggedLists, Slots
 from freshet.core.evaluation.readout import Readout
 from freshet.core.events import BadEvent, decode_event
 from freshet.core.recommendation import Recommendation, decode_recommendation
@@ -23,7 +23,7 @@ from freshet.logs.source import LogError, Window, open_log, read_beside, read_to
 from freshet.ports import Encoder
 from freshet.replay.merge import Log
 from freshet.replay.models import encodable
-from freshet.replay.rebuild import Fold, Recorded, Remaker, SideInputTopics
+from freshet.replay.rebuild import Fold, PublishedList, Rebuilder, SideInputTopics
 from freshet.serving.list_maker import MadeList
 from freshet.settings import KNOBS, Settings
 
@@ -100,7 +100,7 @@ async def off_policy(record: Record, target: Target, kind: str, text_encoder: Pa
             "every list was made without exploration, so they say nothing of another policy: set `exploration`"
         )
     encoder = OnnxEncoder(Path(settings.model_repository), text_encoder)
-    gathering = Gathering(max(len(one.list.items) for one in judged))
+    gathering = LoggedLists(max(len(one.list.items) for one in judged))
     try:
         async for one, made in remade(judged, target, settings, encoder, topics):
             items = one.list.items
@@ -118,18 +118,18 @@ async def off_policy(record: Record, target: Target, kind: str, text_encoder: Pa
 
 
 async def remade(
-    recorded: Sequence[Recorded], target: Target, settings: Settings, encoder: Encoder, topics: SideInputTopics
-) -> AsyncIterator[tuple[Recorded, MadeList]]:
+    recorded: Sequence[PublishedList], target: Target, settings: Settings, encoder: Encoder, topics: SideInputTopics
+) -> AsyncIterator[tuple[PublishedList, MadeList]]:
     """Recorded lists with the target's lists of the same moments. Raises `BundleError`, `Unavailable`."""
-    groups: dict[tuple[int, str], list[Recorded]] = {}
+    groups: dict[tuple[int, str], list[PublishedList]] = {}
     for one in recorded:
         version = one.list.model_version if target.version is None else target.version
         groups.setdefault((version, one.list.variant), []).append(one)
     repository = Path(settings.model_repository)
     for (version, variant), some in sorted(groups.items()):
         if target.value_weight or target.novelty_weight:
-            load_bundle(repository / MODEL / str(version)).check_weights(target.value_weight, target.novelty_weight)
-        remaker = Remaker(target.settings(settings, variant), version, encoder, repository, topics)
+            load_bundle(repository / MODEL / str(version)).require_lifts(target.value_weight, target.novelty_weight)
+        remaker = Rebuilder(target.settings(settings, variant), version, encoder, repository, topics)
         async for pair in remaker.make(some):
             yield pair
 
@@ -188,7 +188,7 @@ def read_lists(record: Record) -> Iterator[Recommendation]:
                 ) from None
 
 
-def _is_judged(one: Recorded, topics: SideInputTopics, until: int, counts: Counter[str]) -> bool:
+def _is_judged(one: PublishedList, topics: SideInputTopics, until: int, counts: Counter[str]) -> bool:
     """Whether a list can be made again and its window is over; counts why it is not judged."""
     if one.list.as_of.ts > until:
         counts["too young"] += 1

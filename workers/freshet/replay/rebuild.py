@@ -28,15 +28,15 @@ from freshet.core.state import UserState, empty_state, fold
 from freshet.ports import Encoded, Encoder, Record
 from freshet.replay.merge import Log
 from freshet.replay.models import encodable
-from freshet.serving.list_maker import ListMaker, MadeList, standing_in
-from freshet.serving.live_versions import Live, LiveModel
+from freshet.serving.list_maker import ListMaker, MadeList, fallback_encoded
+from freshet.serving.live_versions import LiveModel, ServableVersion
 from freshet.settings import Settings
 
 CHUNK = 256
 """Lists made again together."""
 
 
-class Recorded(NamedTuple):
+class PublishedList(NamedTuple):
     """A published list, and its user's state at the event it is as of (None where the log lacks that event)."""
 
     list: Recommendation
@@ -75,7 +75,7 @@ class Fold:
         for one in lists:
             wanted[one.as_of.partition, one.as_of.offset].append(one)
         self.states: dict[str, UserState] = {}
-        self.recorded: list[Recorded] = []
+        self.recorded: list[PublishedList] = []
         self.erased: dict[str, int] = {}
         for partition in log.partitions:
             for run in log.read(partition):
@@ -89,11 +89,11 @@ class Fold:
                         self.erased[event.user_id] = record.offset
                     for one in wanted.pop((partition, record.offset), ()):
                         known = copy.copy(state) if one.user_id == event.user_id else None
-                        self.recorded.append(Recorded(one, known))
-        self.recorded.extend(Recorded(one, None) for ones in wanted.values() for one in ones)
+                        self.recorded.append(PublishedList(one, known))
+        self.recorded.extend(PublishedList(one, None) for ones in wanted.values() for one in ones)
 
 
-class Remaker:
+class Rebuilder:
     """Makes recorded lists again with one model version."""
 
     def __init__(
@@ -110,7 +110,7 @@ class Remaker:
         self._items_read = 0
         self._partials = _partials(topics.popularity)
 
-    async def make(self, recorded: Sequence[Recorded]) -> AsyncIterator[tuple[Recorded, MadeList]]:
+    async def make(self, recorded: Sequence[PublishedList]) -> AsyncIterator[tuple[PublishedList, MadeList]]:
         """The lists again, in the order of their side inputs; each must have a state and readable side inputs.
 
         Raises `BundleError`, `Unavailable`.
@@ -120,13 +120,13 @@ class Remaker:
             for one in await self._chunk(ordered[start : start + CHUNK]):
                 yield one
 
-    async def _chunk(self, chunk: Sequence[Recorded]) -> list[tuple[Recorded, MadeList]]:
+    async def _chunk(self, chunk: Sequence[PublishedList]) -> list[tuple[PublishedList, MadeList]]:
         live = await self._live_at(chunk[0].list.side_inputs)
         profiled = [one for one in chunk if encodable(_state(one))]
         kinds = [(degraded, [one for one in profiled if one.list.degraded is degraded]) for degraded in (False, True)]
         answers = [(degraded, *await self._answer(live, some, degraded)) for degraded, some in kinds if some]
         rows = {id(one): row for _, some in kinds for row, one in enumerate(some)}
-        made: list[tuple[Recorded, MadeList]] = []
+        made: list[tuple[PublishedList, MadeList]] = []
         place = 0
         while place < len(chunk):
             side_inputs = chunk[place].list.side_inputs
@@ -152,20 +152,20 @@ class Remaker:
         return made
 
     async def _answer(
-        self, live: Live, profiled: Sequence[Recorded], degraded: bool
+        self, live: ServableVersion, profiled: Sequence[PublishedList], degraded: bool
     ) -> tuple[NDArray[np.int32], Encoded]:
         """What lists were made from, the encoder's `item_index` first; one that was away then is not asked now."""
         states = [_state(one) for one in profiled]
         tensors = featurise(states, live.item_index, live.type_index, live.length)
         history = tensors["item_index"]
         if degraded:
-            return history, standing_in(live, history)
+            return history, fallback_encoded(live, history)
         return history, await self._encoder.encode(tensors, self.version)
 
-    async def _live_at(self, side_inputs: SideInputs) -> Live:
+    async def _live_at(self, side_inputs: SideInputs) -> ServableVersion:
         """The version with the catalogue as it stood; going back means beginning anew."""
         model = self._model
-        if model is None or side_inputs.items < self._at.items or side_inputs.charted < self._at.charted:
+        if model is None or side_inputs.items < self._at.items or side_inputs.items_embedded < self._at.items_embedded:
             model = self._model = LiveModel(self._encoder, self._repository, text_fields=self._text_fields)
             self._items_read = 0
             await model.start(self.version)
@@ -175,12 +175,12 @@ class Remaker:
             due.append(records[self._items_read])
             self._items_read += 1
         model.apply_items(due)
-        await model.settle(side_inputs.charted)
+        await model.settle(side_inputs.items_embedded)
         self._at = side_inputs
         assert model.live is not None
         return model.live
 
-    def _prior(self, live: Live, offset: int) -> Prior:
+    def _prior(self, live: ServableVersion, offset: int) -> Prior:
         live.space.set_popularity(total(self._partials.get(offset, {}).values()))
         return live.space.prior
 
@@ -197,18 +197,18 @@ def _partials(records: Sequence[Record]) -> dict[int, dict[int, Partial]]:
     return at
 
 
-def _state(one: Recorded) -> UserState:
+def _state(one: PublishedList) -> UserState:
     assert one.state is not None
     return one.state
 
 
-def _side_inputs(one: Recorded) -> tuple[int, int, int]:
+def _side_inputs(one: PublishedList) -> tuple[int, int, int]:
     side_inputs = one.list.side_inputs
-    return side_inputs.items, side_inputs.charted, side_inputs.popularity
+    return side_inputs.items, side_inputs.items_embedded, side_inputs.popularity
 
 
 def _same(one: SideInputs, other: SideInputs) -> bool:
-    return (one.items, one.charted, one.popularity) == (other.items, other.charted, other.popularity)
+    return (one.items, one.items_embedded, one.popularity) == (other.items, other.items_embedded, other.popularity)
 
 
 def embeddings_equal(stored: Sequence[float] | None, made: np.ndarray) -> bool:

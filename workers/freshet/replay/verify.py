@@ -30,7 +30,7 @@ from freshet.core.state import Consent, UserState
 from freshet.logs.source import JsonLinesLog, LogError, Window, behind, open_log, read_topic
 from freshet.ports import Encoder, FeatureStore, Record
 from freshet.replay.models import encodable
-from freshet.replay.rebuild import Fold, Recorded, Remaker, SideInputTopics, embeddings_equal
+from freshet.replay.rebuild import Fold, PublishedList, Rebuilder, SideInputTopics, embeddings_equal
 from freshet.serving.list_maker import MadeList
 from freshet.settings import Settings
 
@@ -64,7 +64,7 @@ async def verify(settings: Settings, source: str, encoder: Encoder, feature_user
     )
     repository = Path(settings.model_repository)
     verifier = Verifier(
-        settings, folded, published, topics, lambda version: Remaker(settings, version, encoder, repository, topics)
+        settings, folded, published, topics, lambda version: Rebuilder(settings, version, encoder, repository, topics)
     )
     await verifier.lists()
     verifier.last_lists()
@@ -113,7 +113,7 @@ def _by_hash(user_id: str) -> bytes:
 
 
 class Verifier:
-    """Compares what a live run left behind with its fold. `remaker` opens a version's `Remaker`."""
+    """Compares what a live run left behind with its fold. `remaker` opens a version's `Rebuilder`."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class Verifier:
         folded: Fold,
         published: Published,
         topics: SideInputTopics,
-        remaker: Callable[[int], Remaker],
+        remaker: Callable[[int], Rebuilder],
     ) -> None:
         self._settings = settings
         self._fold = folded
@@ -143,7 +143,7 @@ class Verifier:
             self._compared["lists"] += 1
             user = (record.key or b"").decode(errors="replace")
             self._note("lists", user, -1, -1, f"record {record.offset} of the topic is no list: {why}")
-        by_version: dict[int, list[Recorded]] = {}
+        by_version: dict[int, list[PublishedList]] = {}
         for one in self._fold.recorded:
             if one.state is None and one.list.as_of.offset <= self._fold.erased.get(one.list.user_id, -1):
                 self._unverifiable += 1  # an archive holds nothing of them any more
@@ -239,7 +239,7 @@ def _offset(state: UserState) -> int:
     return state.offset
 
 
-def _difference(one: Recorded, made: MadeList) -> str:
+def _difference(one: PublishedList, made: MadeList) -> str:
     """What differs between a published list and the same made again; empty where nothing does."""
     published, state = one.list, one.state
     expected_id = recommendation_id(published.user_id, published.as_of, published.model_version, published.degraded)

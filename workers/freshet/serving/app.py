@@ -26,9 +26,9 @@ from freshet.core.rollout import MODEL
 from freshet.ports import Unavailable
 from freshet.process import metrics, watchdog
 from freshet.process.health import Health, HealthServer, JsonFormatter, write_port
-from freshet.serving.canary import Trial
+from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.live_versions import LiveModel
-from freshet.serving.pipeline import Pipeline, Run
+from freshet.serving.pipeline import PartitionBatch, Pipeline
 from freshet.settings import Settings, SettingsError
 
 TABLE = "user_state"
@@ -124,7 +124,7 @@ class Runtime:
     async def start(self) -> None:
         """Open every other edge and make a model live."""
         settings = self.settings
-        self.publisher = KafkaPublisher(settings, watchdog.Pulse(SESSION_SECONDS - HEARTBEAT_SECONDS).check)
+        self.publisher = KafkaPublisher(settings, watchdog.Watchdog(SESSION_SECONDS - HEARTBEAT_SECONDS).check)
         self.encoder = TritonEncoder(settings.triton, settings.triton_deadline)
         self.model = LiveModel(
             self.encoder, Path(settings.model_repository), Path(settings.trusted_keys), settings.text_fields
@@ -137,7 +137,7 @@ class Runtime:
         await asyncio.gather(*(reader.start() for reader in self.readers))
         await self.model.start(self.model.promoted or await first_version(settings, self.encoder, self.model.steps))
         self.trial_encoder = TritonEncoder(settings.triton, settings.triton_deadline, once=True)
-        self.trial = Trial(settings, self.model, self.trial_encoder, self.publisher, instance_id(settings))
+        self.trial = CanaryAnalysis(settings, self.model, self.trial_encoder, self.publisher, instance_id(settings))
         self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher, self.trial)
         self.tasks = [asyncio.create_task(run()) for run in (self.model.run, self.trial.run, self._watch)]
 
@@ -171,10 +171,10 @@ class Runtime:
             self.health.renew(checks)
             for reader in self.readers:
                 if reader.failure is not None:
-                    watchdog.die(reader.failure)
+                    watchdog.fail_fast(reader.failure)
             for task in self.tasks[:-1]:
                 if task.done():
-                    watchdog.die(task.exception() or RuntimeError("a side task ended"))
+                    watchdog.fail_fast(task.exception() or RuntimeError("a side task ended"))
             await asyncio.sleep(HEALTH_SECONDS)
 
     async def _features_verdict(self) -> str:
@@ -248,7 +248,7 @@ class WorkerApp(faust.App):
         try:
             await self.runtime.start()
         except Exception as error:
-            watchdog.die(error)
+            watchdog.fail_fast(error)
         self.table.publisher = self.runtime.publisher
 
     async def on_started(self) -> None:
@@ -259,7 +259,7 @@ class WorkerApp(faust.App):
     async def on_stop(self) -> None:
         """Drain first, then close the edges; where that does not end, end at once."""
         late = TimeoutError(f"the stop took longer than {watchdog.STOP_SECONDS} s")
-        asyncio.get_running_loop().call_later(watchdog.STOP_SECONDS, watchdog.die, late)
+        asyncio.get_running_loop().call_later(watchdog.STOP_SECONDS, watchdog.fail_fast, late)
         await super().on_stop()
         await self.runtime.stop()
 
@@ -282,7 +282,9 @@ class WorkerApp(faust.App):
             for event in events:
                 by_partition.setdefault(event.message.partition, []).append(event)
             runs = [
-                Run(PartitionState(self.table, partition), partition, [r for one in some for r in one.value.records])
+                PartitionBatch(
+                    PartitionState(self.table, partition), partition, [r for one in some for r in one.value.records]
+                )
                 for partition, some in by_partition.items()
             ]
             try:
@@ -293,7 +295,7 @@ class WorkerApp(faust.App):
                     self._note_lag(some[-1].message)
                 await self._commit_soon()
             except Exception as error:
-                watchdog.die(error)
+                watchdog.fail_fast(error)
 
     def _note_lag(self, last: Any) -> None:
         highwater = self.consumer.highwater(last.tp)

@@ -20,14 +20,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.comparison import Bands, Comparing, Comparison, out_of_band
+from freshet.core.comparison import Comparison, ComparisonWindow, Thresholds, out_of_band
 from freshet.core.features import featurise
 from freshet.core.rollout import MODEL, Report, Rollout, encode_record
 from freshet.core.state import UserState
 from freshet.ports import Encoded, Encoder, Message, Publisher, Unavailable
 from freshet.process import metrics
 from freshet.serving.list_maker import ListMaker, MadeList
-from freshet.serving.live_versions import Candidate, Live, LiveModel
+from freshet.serving.live_versions import Candidate, LiveModel, ServableVersion
 from freshet.settings import Settings
 
 TRIAL_SHARE = 0.2
@@ -51,7 +51,7 @@ class _Answer(NamedTuple):
     ms: float
 
 
-class Trial:
+class CanaryAnalysis:
     """Compares, reports and judges; one for a worker, which `worker` names."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Trial:
         self._lists = ListMaker(settings)
         self._bands = bands(settings)
         self._step: Rollout | None = None
-        self._comparing = Comparing(self._bands.lists)
+        self._comparing = ComparisonWindow(self._bands.lists)
         self._sample: list[tuple[str, UserState]] = []
         self._sampled = asyncio.Event()
         self._live_first = False
@@ -153,7 +153,7 @@ class Trial:
             metrics.CANDIDATE.labels(figure).set(getattr(so_far, figure))
         return work
 
-    async def _encode(self, live: Live, users: Users) -> _Answer | None:
+    async def _encode(self, live: ServableVersion, users: Users) -> _Answer | None:
         """What the version's encoder answers; None where it does not."""
         tensors = featurise([state for _, state in users], live.item_index, live.type_index, live.length)
         began = time.perf_counter()
@@ -163,7 +163,7 @@ class Trial:
             return None
         return _Answer(tensors["item_index"], encoded, (time.perf_counter() - began) * 1000)
 
-    def _rank(self, live: Live, users: Users, answer: _Answer) -> list[MadeList]:
+    def _rank(self, live: ServableVersion, users: Users, answer: _Answer) -> list[MadeList]:
         names, states = [user for user, _ in users], [state for _, state in users]
         return self._lists.make(live, names, states, answer.history, answer.encoded)
 
@@ -210,7 +210,7 @@ class Trial:
     def _follow(self, candidate: Candidate) -> None:
         """A new step of a candidate is measured anew."""
         if candidate.step is not self._step:
-            self._step, self._comparing, self._ended = candidate.step, Comparing(self._bands.lists), 0
+            self._step, self._comparing, self._ended = candidate.step, ComparisonWindow(self._bands.lists), 0
 
     async def _publish(self, record: Rollout | Report) -> None:
         await self._publisher.publish([Message(self._settings.models_topic, record.key, encode_record(record))])
@@ -219,8 +219,8 @@ class Trial:
         return int(self._clock() * 1000)
 
 
-def bands(settings: Settings) -> Bands:
+def bands(settings: Settings) -> Thresholds:
     """Within what a canary must stay."""
-    return Bands(
+    return Thresholds(
         settings.canary_lists, settings.canary_error_rate, settings.canary_latency_ratio, settings.canary_overlap
     )

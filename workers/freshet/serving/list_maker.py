@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from freshet.core import fallback
 from freshet.core.assignment import variant
-from freshet.core.ranking import FADING, Prior, RankConfig, rank, rank_popular
+from freshet.core.ranking import DECAY, Prior, RankConfig, rank, rank_popular
 from freshet.core.recommendation import Item, SideInputs
 from freshet.core.state import UserState
 from freshet.ports import Encoded
-from freshet.serving.live_versions import Live
+from freshet.serving.live_versions import ServableVersion
 from freshet.settings import Settings
 
 ONLY_VARIANT = "live"
@@ -32,7 +32,7 @@ class MadeList:
     side_inputs: SideInputs
 
 
-def standing_in(live: Live, history: NDArray[np.int32]) -> Encoded:
+def fallback_encoded(live: ServableVersion, history: NDArray[np.int32]) -> Encoded:
     """What stands in for the version's encoder where that has no answer; slow, as `core.stand_in` says."""
     return Encoded(*fallback.stand_in(live.space, history, live.bundle.manifest.scale))
 
@@ -55,7 +55,7 @@ class ListMaker:
 
     def make(
         self,
-        live: Live,
+        live: ServableVersion,
         users: Sequence[str],
         states: Sequence[UserState],
         history: NDArray[np.int32],
@@ -66,7 +66,7 @@ class ListMaker:
     ) -> list[MadeList]:
         """Lists for B users, in their order; shapes as in `core.ranking.rank`.
 
-        `degraded` says that `encoded` is not the encoder's but `standing_in`.
+        `degraded` says that `encoded` is not the encoder's but `fallback_encoded`.
         """
         by_variant: dict[str, list[int]] = {}
         for place, user in enumerate(users):
@@ -90,12 +90,14 @@ class ListMaker:
                 made[place] = MadeList(name, items, live.side_inputs)
         return [one for one in made if one is not None]
 
-    def make_popular(self, live: Live, user_id: str, state: UserState | None, prior: Prior | None = None) -> MadeList:
+    def make_popular(
+        self, live: ServableVersion, user_id: str, state: UserState | None, prior: Prior | None = None
+    ) -> MadeList:
         """The most popular items that the user has not seen (`state` is None where there is no profile)."""
         items = rank_popular(live.space, state, self._settings.list_size, prior)
         return MadeList(self.variant(user_id), items, live.side_inputs)
 
-    def _config(self, live: Live, name: str, degraded: bool) -> RankConfig:
+    def _config(self, live: ServableVersion, name: str, degraded: bool) -> RankConfig:
         own, fitted = self._by_variant[name], live.bundle.manifest.prior_weight
         return RankConfig(
             own.list_size,
@@ -105,5 +107,5 @@ class ListMaker:
             self._reasons,
             own.value_weight,
             own.novelty_weight,
-            fallback.FADING if degraded else FADING,
+            fallback.DECAY if degraded else DECAY,
         )

@@ -45,7 +45,7 @@ User = TypeVar("User")
 
 
 @dataclass
-class Live:
+class ServableVersion:
     """One version, ready to rank with, and the side inputs that its space reflects."""
 
     version: int
@@ -54,7 +54,7 @@ class Live:
     item_index: dict[str, int]
     type_index: dict[str, int]
     side_inputs: SideInputs
-    uncharted: deque[Text] = field(default_factory=deque)
+    unembedded: deque[Text] = field(default_factory=deque)
     """Texts of cold items, in offset order, that have no place in the space yet; superseded ones too: what stands
     where is then told by two offsets alone, whether the worker has been running or has just begun."""
 
@@ -69,7 +69,7 @@ class Candidate:
     """A version that is being tried beside the live one, ready to rank with."""
 
     step: Rollout
-    ready: Live
+    ready: ServableVersion
 
     def has(self, user_id: str) -> bool:
         """Whether the user is of its share: by hash, so for good, and still so when the share grows."""
@@ -101,22 +101,22 @@ class LiveModel:
         self._work = asyncio.Event()
         self._steps = 0
         self._first = 0
-        self._ready: dict[int, Live] = {}
+        self._ready: dict[int, ServableVersion] = {}
         self._before_start: deque[Text] = deque()
         self._arriving: list[deque[Text]] = [self._before_start]
         """Where texts are kept for versions that are not ready yet."""
         self._versions = Versions()
-        self.live: Live | None = None
+        self.live: ServableVersion | None = None
         self.candidate: Candidate | None = None
 
     @property
     def side_inputs(self) -> SideInputs:
         """The newest applied offset of each side-input topic, and how far cold items have their place."""
-        return self._side_inputs(self.live.uncharted if self.live is not None else deque())
+        return self._side_inputs(self.live.unembedded if self.live is not None else deque())
 
-    def _side_inputs(self, uncharted: deque[Text]) -> SideInputs:
-        charted = uncharted[0].offset - 1 if uncharted else self._offsets["items"]
-        return SideInputs(**self._offsets, charted=charted)
+    def _side_inputs(self, unembedded: deque[Text]) -> SideInputs:
+        items_embedded = unembedded[0].offset - 1 if unembedded else self._offsets["items"]
+        return SideInputs(**self._offsets, items_embedded=items_embedded)
 
     @property
     def promoted(self) -> int | None:
@@ -128,7 +128,7 @@ class LiveModel:
         """Each version's last step."""
         return self._versions.steps
 
-    def parts(self, users: Sequence[User], user_id: Callable[[User], str]) -> list[tuple[Live, list[User]]]:
+    def parts(self, users: Sequence[User], user_id: Callable[[User], str]) -> list[tuple[ServableVersion, list[User]]]:
         """Users by the version that makes their lists; each has one. Raises `RuntimeError` before the start."""
         if self.live is None:
             raise RuntimeError("no model is live: the pipeline was started too early")
@@ -171,7 +171,7 @@ class LiveModel:
             texts.append(text)
         for live in self._ready.values():
             if not live.space.is_trained(text.item_id):
-                live.uncharted.append(text)
+                live.unembedded.append(text)
                 self._work.set()
 
     def apply_popularity(self, records: Sequence[Record]) -> None:
@@ -203,7 +203,7 @@ class LiveModel:
 
     def _note_side_inputs(self) -> None:
         for live in self._ready.values():
-            live.side_inputs = self._side_inputs(live.uncharted)
+            live.side_inputs = self._side_inputs(live.unembedded)
 
     async def start(self, first: int) -> None:
         """Make the first version live: the promoted one, or `first` where none was.
@@ -241,7 +241,7 @@ class LiveModel:
             await self._work.wait()
             self._work.clear()
             waiting = False
-            for step in (self._follow_rollout, self._chart_cold):
+            for step in (self._follow_rollout, self._embed_cold):
                 try:
                     await step()
                 except (Unavailable, BundleError) as error:
@@ -253,7 +253,7 @@ class LiveModel:
 
     async def settle(self, up_to: int | None = None) -> None:
         """Chart every cold item now, or those described up to an offset of the items topic. Raises `Unavailable`."""
-        await self._chart_cold(up_to)
+        await self._embed_cold(up_to)
 
     def _wanted(self) -> list[int]:
         """The versions that have a part, the live one first."""
@@ -294,10 +294,10 @@ class LiveModel:
         space.set_popularity(total(self._partials.values()))
         for item in self._catalogue.items.values():
             space.set_available(item.item_id, self._is_rankable(item, space))
-        uncharted = deque(text for text in texts if not space.is_trained(text.item_id))
-        side_inputs = self._side_inputs(uncharted)
-        self._ready[version] = Live(
-            version, bundle, space, bundle.item_index, bundle.type_index, side_inputs, uncharted
+        unembedded = deque(text for text in texts if not space.is_trained(text.item_id))
+        side_inputs = self._side_inputs(unembedded)
+        self._ready[version] = ServableVersion(
+            version, bundle, space, bundle.item_index, bundle.type_index, side_inputs, unembedded
         )
         self._work.set()
         self._take_effect()
@@ -320,17 +320,17 @@ class LiveModel:
         metrics.CANDIDATE_VERSION.set(self.candidate.step.version if self.candidate is not None else 0)
         self._ready = {v: one for v, one in self._ready.items() if v in wanted or one is self.live}
 
-    async def _chart_cold(self, up_to: int | None = None) -> None:
-        """Give the uncharted items a place in each version's space; a new step of a version goes first."""
+    async def _embed_cold(self, up_to: int | None = None) -> None:
+        """Give the unembedded items a place in each version's space; a new step of a version goes first."""
         steps = self._steps
         for live in list(self._ready.values()):
-            while live.uncharted and self._ready.get(live.version) is live and self._steps == steps:
-                batch = [text for text in islice(live.uncharted, COLD_BATCH) if up_to is None or text.offset <= up_to]
+            while live.unembedded and self._ready.get(live.version) is live and self._steps == steps:
+                batch = [text for text in islice(live.unembedded, COLD_BATCH) if up_to is None or text.offset <= up_to]
                 if not batch:
                     break
                 vectors = await self._encoder.item_vectors([text.text for text in batch], live.version)
                 for _ in batch:
-                    live.uncharted.popleft()
+                    live.unembedded.popleft()
                 live.space.add_cold([text.item_id for text in batch], vectors)
                 for text in batch:
                     item = self._catalogue.items[text.item_id]

@@ -48,9 +48,9 @@ from freshet.ports import (
     Unavailable,
 )
 from freshet.process import metrics
-from freshet.serving.canary import Trial
-from freshet.serving.list_maker import ListMaker, MadeList, standing_in
-from freshet.serving.live_versions import Live, LiveModel
+from freshet.serving.canary import CanaryAnalysis
+from freshet.serving.list_maker import ListMaker, MadeList, fallback_encoded
+from freshet.serving.live_versions import LiveModel, ServableVersion
 from freshet.settings import Settings
 
 FEATURE_RETRIES = 8
@@ -82,7 +82,7 @@ class Touched:
             self.event_ts = self.state.newest_ts or event.ts
 
 
-class Run(NamedTuple):
+class PartitionBatch(NamedTuple):
     """Consecutive records of one partition, and the states of the users in it."""
 
     store: StateStore
@@ -109,14 +109,14 @@ class _Batch:
 class _Inference:
     """A chunk's encoder outputs, or where it was unavailable what stands in for them, with the version they are of."""
 
-    live: Live
+    live: ServableVersion
     history: NDArray[np.int32]
     encoded: Encoded
     degraded: bool
     done_ms: int
 
 
-_Chunk = tuple[Live, list[Touched]]
+_Chunk = tuple[ServableVersion, list[Touched]]
 """Users encoded in one call, and the version they are encoded with."""
 
 
@@ -135,7 +135,7 @@ class Pipeline:
         encoder: Encoder,
         features: FeatureStore,
         publisher: Publisher,
-        trial: Trial,
+        trial: CanaryAnalysis,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
@@ -164,13 +164,13 @@ class Pipeline:
             self._popularity.pop(partition, None)
             self._popularity_due.pop(partition, None)
 
-    async def process(self, runs: Sequence[Run]) -> None:
+    async def process(self, runs: Sequence[PartitionBatch]) -> None:
         """Process a run of each of some partitions. Raises on anything unexpected; nothing is then to be committed."""
         self._folded = folded = asyncio.create_task(self._fold_next(runs, self._folded))
         self._done = done = asyncio.create_task(self._take_effect(folded, self._done))
         await done
 
-    async def _fold_next(self, runs: Sequence[Run], before: asyncio.Task[_Batch] | None) -> _Batch:
+    async def _fold_next(self, runs: Sequence[PartitionBatch], before: asyncio.Task[_Batch] | None) -> _Batch:
         """Fold the runs and start to write the states, when those of the batch before can be read."""
         if before is not None:
             await (await before).written
@@ -190,7 +190,7 @@ class Pipeline:
         written = asyncio.ensure_future(_all(writing))
         return _Batch([run.partition for run in runs], touched, dead, self._now_ms(), written)
 
-    def fold(self, run: Run) -> tuple[list[Touched], list[Message]]:
+    def fold(self, run: PartitionBatch) -> tuple[list[Touched], list[Message]]:
         """Decode and fold a run: the users it touches with their new states, and its dead letters."""
         store, partition, records = run
         behaviours = self._settings.behaviours
@@ -323,7 +323,7 @@ class Pipeline:
                 inference_task.cancel()
             await _all(pending)
 
-    async def _infer(self, live: Live, chunk: list[Touched]) -> _Inference:
+    async def _infer(self, live: ServableVersion, chunk: list[Touched]) -> _Inference:
         tensors = featurise([user.state for user in chunk], live.item_index, live.type_index, live.length)
         history, degraded = tensors["item_index"], False
         with metrics.STEP.labels("encode").time():
@@ -331,7 +331,7 @@ class Pipeline:
                 encoded = await self._encoder.encode(tensors, live.version)
             except Unavailable as error:
                 log.warning("degraded", extra={"why": str(error), "users": len(chunk)})
-                degraded, encoded = True, await asyncio.to_thread(standing_in, live, history)
+                degraded, encoded = True, await asyncio.to_thread(fallback_encoded, live, history)
         return _Inference(live, history, encoded, degraded, self._now_ms())
 
     async def _deliver(self, batch: _Batch, chunk: list[Touched], inference: _Inference) -> None:

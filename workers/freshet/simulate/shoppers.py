@@ -42,7 +42,7 @@ THRIFT = 0.4
 """What one standard deviation of price above the department's mean costs, on average."""
 LEVELS = (-1.4, -2.4, -3.4)
 """Log odds of view, click and purchase for an item that leaves a shopper cold."""
-FADING = 0.8
+DECAY = 0.8
 
 
 class Shoppers:
@@ -52,7 +52,7 @@ class Shoppers:
         """`origin` is the time (ms) at which day 0 begins; what is drawn for about so many `users` is remembered."""
         self.catalogue = catalogue
         self.origin = origin
-        self.looks = np.round(1.0 / np.arange(1, SLOTS + 1) ** FADING, 6)
+        self.looks = np.round(1.0 / np.arange(1, SLOTS + 1) ** DECAY, 6)
         self._seed = seed
         blocks = users // BLOCK + 2
         self._block = lru_cache(maxsize=5 * blocks)(self._drawn)

@@ -115,7 +115,7 @@ def resampled(groups: int, seed: int, replicates: int = GROUP_REPLICATES) -> NDA
     return picks.astype(np.float64)
 
 
-def centred(value: float, replicates: NDArray[np.float64], n: int, highest: float = 1.0) -> Estimate:
+def recentred(value: float, replicates: NDArray[np.float64], n: int, highest: float = 1.0) -> Estimate:
     """An estimate within 0 and `highest` from its replicates, moved so that their mean is the value.
 
     A resampled crowd has fewer different users, so what is counted over all of

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.evaluation.buckets import GROUPS, centred, resampled
+from freshet.core.evaluation.buckets import GROUPS, recentred, resampled
 from freshet.core.evaluation.results import CalibrationBin, Estimate
 
 RATE = 0.02
@@ -74,10 +74,10 @@ class Calibration:
         for place, (predicted, hits, slots) in enumerate(whole):
             there = drawn[:, place, 2] > 0
             shares = drawn[there, place, 1] / drawn[there, place, 2]
-            found.append(CalibrationBin(float(predicted / slots), centred(float(hits / slots), shares, int(slots))))
+            found.append(CalibrationBin(float(predicted / slots), recentred(float(hits / slots), shares, int(slots))))
         errors = np.abs(drawn[:, :, 0] - drawn[:, :, 1]).sum(axis=1) / drawn[:, :, 2].sum(axis=1)
         error = float(np.abs(whole[:, 0] - whole[:, 1]).sum() / whole[:, 2].sum())
-        return found, centred(error, errors, int(whole[:, 2].sum()))
+        return found, recentred(error, errors, int(whole[:, 2].sum()))
 
     def dump(self) -> dict[str, Any]:
         """Everything, as plain values."""

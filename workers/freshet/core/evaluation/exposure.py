@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.evaluation.buckets import GROUPS, Sums, bucket, centred, resampled
+from freshet.core.evaluation.buckets import GROUPS, Sums, bucket, recentred, resampled
 from freshet.core.evaluation.results import Estimate
 
 SAMPLE = 500
@@ -74,8 +74,8 @@ class Exposure:
         uneven = np.array([gini(one, self._catalogue) for one in whole])
         [novelty], [diversity] = self._novelty.estimates(seed), self._diversity.estimates(seed)
         found = {
-            "coverage": centred(float(covered[0]), covered[1:], self._lists),
-            "gini": centred(float(uneven[0]), uneven[1:], self._lists),
+            "coverage": recentred(float(covered[0]), covered[1:], self._lists),
+            "gini": recentred(float(uneven[0]), uneven[1:], self._lists),
             "novelty": novelty,
         }
         if diversity.n:
@@ -143,4 +143,4 @@ def personalisation(lists: Sequence[Sequence[str]], cutoff: int, seed: int) -> E
     overlaps = ((draws @ shared) * draws).sum(axis=1) - squares @ own
     pairs = draws.sum(axis=1) ** 2 - squares.sum(axis=1)
     values = 1 - overlaps / np.maximum(pairs, 1.0) / cutoff
-    return centred(float(values[0]), values[1:], len(lists))
+    return recentred(float(values[0]), values[1:], len(lists))

@@ -55,7 +55,7 @@ class Slots:
     known: int
 
 
-class Gathering:
+class LoggedLists:
     """Gathers lists for `Slots`. Memory grows with the lists."""
 
     def __init__(self, size: int) -> None:
@@ -142,12 +142,12 @@ def weights_of(slots: Slots) -> NDArray[np.float64]:
 
 
 def _robust(slots: Slots) -> Sums:
-    model = ModelOfRewards(slots)
+    model = RewardModel(slots)
     corrections = weights_of(slots) * (slots.rewards - model.predict(slots.items))
     return _sums(slots.buckets, (model.predict(slots.targets) + corrections).sum(axis=1))
 
 
-class ModelOfRewards:
+class RewardModel:
     """Slot times item: a slot's mean reward, and how an item fares against the mean of the slots it was in."""
 
     def __init__(self, slots: Slots) -> None:

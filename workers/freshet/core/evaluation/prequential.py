@@ -41,7 +41,7 @@ class Judgement(NamedTuple):
     segments: Sequence[str]
 
 
-class Part:
+class SliceSums:
     """What is gathered of one slice."""
 
     def __init__(self, cutoff: int, catalogue: int) -> None:
@@ -90,7 +90,7 @@ class Prequential:
         self._catalogue = catalogue
         self._vectors = vectors
         self._seed = seed
-        self._parts: dict[tuple[str, str], Part] = {}
+        self._parts: dict[tuple[str, str], SliceSums] = {}
         self._gains = [(1.0, 1 / float(np.log2(place + 2)), 1 / (place + 1)) for place in range(cutoff)]
         self._calibration = Calibration(label_delay_ms)
         self._interactions: Counter[str] = Counter()
@@ -130,10 +130,10 @@ class Prequential:
         self._interactions[item_id] += 1
         self._total += 1
 
-    def _part(self, name: tuple[str, str]) -> Part:
+    def _part(self, name: tuple[str, str]) -> SliceSums:
         part = self._parts.get(name)
         if part is None:
-            part = self._parts[name] = Part(self.cutoff, self._catalogue)
+            part = self._parts[name] = SliceSums(self.cutoff, self._catalogue)
         return part
 
     def _come_to(self, ts: int) -> None:

@@ -86,7 +86,7 @@ class Readout:
         }
 
 
-def uneven(users: Mapping[str, int], shares: Mapping[str, float]) -> str | None:
+def sample_ratio_mismatch(users: Mapping[str, int], shares: Mapping[str, float]) -> str | None:
     """The variant whose number of users its share does not explain, if there is one (a sample ratio mismatch).
 
     Fabijan et al., KDD 2019: a readout of such an experiment is not to be trusted.
