@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
-import msgspec
 from freshet.core.catalogue import CatalogueItem, encode_item
 from freshet.core.events import Event, encode_event
 from freshet.core.recommendation import decode_recommendation
@@ -123,9 +122,10 @@ class Lists(_Background):
                     now = time.monotonic()
                     for record in records:
                         if record.value:
-                            self._tracker.consumed(decode_recommendation(record.value), now)
-        except msgspec.DecodeError as error:
-            raise ValueError(f"the worker published an unreadable list: {error}") from error
+                            made = decode_recommendation(record.value)
+                            if isinstance(made, str):
+                                raise ValueError(f"record {record.offset} of {record.topic} is {made}")
+                            self._tracker.consumed(made, now)
         finally:
             self._consumer.close()
 

@@ -477,7 +477,31 @@ async def test_popularity_is_the_sum_of_the_newest_counts(model: LiveModel) -> N
     assert model.live.space.prior.values[7] == pytest.approx(np.log1p(3.0))
 
 
-BAD = (b"", b"junk", b"{}", b"[]", b'{"item_id":""}', b'{"model":"user_encoder","version":0}')
+DEEP = b"[" * 1200 + b"]" * 1200
+BAD = (
+    *(b"", b"junk", b"{}", b"[]", b'{"item_id":""}', b'{"model":"user_encoder","version":0}'),
+    *('{"item_id":"key","title":"é"}'.encode("latin-1"), b'{"item_id":"key","x":%s}' % DEEP, DEEP),
+)
+
+
+async def test_a_record_that_code_fails_at_holds_up_no_other(
+    model: LiveModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error nobody thought of counts as the record's, is logged with its place, and the rest of the run holds."""
+
+    def fails(_: Record) -> str | None:
+        raise ZeroDivisionError
+
+    before = bad_side_inputs("items")
+    with monkeypatch.context() as broken:
+        broken.setattr(model, "_apply_item", fails)
+        model.apply_items([item(7, ITEMS[0])])
+    model.apply_items([item(8, ITEMS[0], available=False)])
+    assert bad_side_inputs("items") == before + 1
+    assert ("items", 0, 7) in {
+        (entry.topic, entry.partition, entry.offset) for entry in caplog.records if entry.message == "bad side input"
+    }
+    assert not model.live.space.available[model.live.space.index[ITEMS[0]]]
 
 
 @pytest.mark.parametrize(

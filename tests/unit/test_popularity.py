@@ -1,6 +1,5 @@
 """Popularity, case by case."""
 
-import msgspec
 import pytest
 from freshet.core.popularity import KEPT_ITEMS, Partial, PartialPopularity, decode_partial, encode_partial, total
 
@@ -49,9 +48,8 @@ def test_partials_are_summed_at_the_newest_time() -> None:
 
 
 def test_records_survive_the_codec() -> None:
-    """Decoding what was encoded gives the same partial; other bytes raise."""
+    """Decoding what was encoded gives the same partial; other bytes are a reason."""
     partial = Partial(partition=0, offset=9, ts=NOW, half_life=3.5, counts={"ä": 4.25})
     assert decode_partial(encode_partial(partial)) == partial
     for raw in (b"", b"{}", b'{"partition":"x"}'):
-        with pytest.raises(msgspec.DecodeError):
-            decode_partial(raw)
+        assert isinstance(decode_partial(raw), str)

@@ -129,6 +129,20 @@ def test_a_file_that_is_no_log_is_refused(tmp_path: Path, line: bytes, reason: s
         read(tmp_path / "log")
 
 
+def test_hostile_lines_are_counted_as_bad(tmp_path: Path) -> None:
+    """A line in Latin-1, or nested deep, is left out as `freshet replay` and `freshet produce` leave it out."""
+    path = write(tmp_path / "log", [event(number, number) for number in range(9)])
+    deep = b"[" * 1200 + b"]" * 1200
+    with path.open("ab") as file:
+        file.write(b'{"user_id":"\xe9"}\n' + b'{"user_id":"u","context":{"x":%s}}\n' % deep)
+    log = read(path)
+    assert (len(log.events), log.cleaning) == (9, {"unreadable": 2})
+    items = tmp_path / "items"
+    items.write_bytes(b'{"item_id":"a","x":%s}\n' % deep)
+    with pytest.raises(DatasetError, match="items:1: nested"):
+        read_items(items)
+
+
 def test_no_log_is_said(tmp_path: Path) -> None:
     """A missing or empty file, and one of too few users, is one line, not a traceback from deep inside."""
     with pytest.raises(DatasetError, match="No such file"):

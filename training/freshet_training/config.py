@@ -150,7 +150,7 @@ def load_config(file: Path | None, **flags: Any) -> Config:
             raw = tomllib.loads(file.read_text())
         except OSError as error:
             raise ConfigError(f"settings file {file}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"settings file {file}: {error}") from None
         own = raw.get("training", {})
         if not isinstance(own, dict) or (twice := sorted(set(own) & set(SHARED))):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 from freshet.core.catalogue import CatalogueItem, decode_item
+from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, BadReason, Event, decode_event, encode_event
 
 from freshet_training.config import Config
@@ -37,6 +38,10 @@ class _Key(msgspec.Struct):
 
 class _ItemKey(msgspec.Struct):
     item_id: str
+
+
+_key = msgspec.json.Decoder(_Key)
+_item_key = msgspec.json.Decoder(_ItemKey)
 
 
 @dataclass(frozen=True)
@@ -110,21 +115,19 @@ class _Reader:
         self.lines = 0
 
     def events(self) -> Iterator[Event]:
-        key_of = msgspec.json.Decoder(_Key)
         for number, line in _lines(self._path):
             self.lines += 1
-            try:
-                key = key_of.decode(line).user_id.encode()
-            except msgspec.DecodeError as error:
-                self._note(number, "unreadable", str(error))
+            head = decode(_key, line)
+            if isinstance(head, Undecodable):
+                self._note(number, "unreadable", head.why)
                 continue
-            event = decode_event(line, key, self._types)
+            event = decode_event(line, head.user_id.encode(), self._types)
             if not isinstance(event, BadEvent):
                 self.known.add(event.type)
                 yield event
                 continue
             if event.reason is BadReason.UNKNOWN_TYPE:
-                self.unknown[msgspec.json.decode(line, type=_Type).type] += 1
+                self.unknown[msgspec.json.decode(line, type=_Type).type] += 1  # it has just been decoded
             reason = event.reason.words
             self._note(number, reason, f"{reason}: {event.detail}")
 
@@ -193,14 +196,10 @@ def _without_floods(events: Iterable[Event], most: int, cleaning: Counter[str]) 
 
 def read_items(path: Path) -> dict[str, CatalogueItem]:
     """Decode an items file; a later line replaces an earlier one of the same id, as on the compacted topic."""
-    key_of = msgspec.json.Decoder(_ItemKey)
     items: dict[str, CatalogueItem] = {}
     for number, line in _lines(path):
-        try:
-            key = key_of.decode(line).item_id.encode()
-        except msgspec.DecodeError as error:
-            raise DatasetError(f"{path}:{number}: {error}") from None
-        item = decode_item(line, key)
+        head = decode(_item_key, line)
+        item = head.why if isinstance(head, Undecodable) else decode_item(line, head.item_id.encode())
         if isinstance(item, str):
             raise DatasetError(f"{path}:{number}: {item}")
         items[item.item_id] = item

@@ -179,7 +179,7 @@ def check_parity(folder: Path) -> float:
     Raises `ExportError` where that is too far.
     """
     worst = 0.0
-    item_vectors = np.load(folder / bundle.ITEM_VECTORS, allow_pickle=False)
+    item_vectors = bundle.read_table(folder / bundle.ITEM_VECTORS)
     try:
         golden = read_golden(folder)
     except GoldenError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from freshet.core.decoding import Undecodable, decode
 from freshet.core.state import UserState, decode_state, encode_state
 from freshet.files import write_whole
 
@@ -56,9 +57,8 @@ def canary_pairs(path: Path, forgotten: Collection[str]) -> frozenset[tuple[str,
 
     Who has since asked to be forgotten is taken out of the file.
     """
-    try:
-        frozen = _read(path)
-    except (FileNotFoundError, msgspec.DecodeError):
+    frozen = _read(path)
+    if frozen is None or isinstance(frozen, Undecodable):
         return frozenset()
     kept = [case for case in frozen.cases if case.user_id not in forgotten]
     if len(kept) < len(frozen.cases):
@@ -72,11 +72,10 @@ def canaries(path: Path, ground: EvaluationSet, config: Config) -> tuple[list[Ca
     That is where there is none, or one of another domain: of another name, or with most of its items unknown here.
     """
     anew = ""
-    try:
-        frozen = _read(path)
-    except FileNotFoundError:
+    frozen = _read(path)
+    if frozen is None:
         frozen, anew = _freeze(ground, config), "; frozen now"
-    except msgspec.DecodeError:
+    elif isinstance(frozen, Undecodable):
         frozen, anew = _freeze(ground, config), "; frozen anew, the former set cannot be read"
     catalogue = set(ground.catalogue)
     known = sum(case.item in catalogue for case in frozen.cases)
@@ -93,8 +92,12 @@ def _keep(path: Path, frozen: _Frozen) -> None:
     write_whole(path, msgspec.json.encode(frozen))
 
 
-def _read(path: Path) -> _Frozen:
-    return msgspec.json.decode(path.read_bytes(), type=_Frozen)
+def _read(path: Path) -> _Frozen | Undecodable | None:
+    """The set as it was kept; None where there is none."""
+    return decode(_decoder, path.read_bytes()) if path.exists() else None
+
+
+_decoder = msgspec.json.Decoder(_Frozen)
 
 
 def _freeze(ground: EvaluationSet, config: Config) -> _Frozen:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from freshet.core.decoding import Undecodable, decode
 from freshet.files import write_json
 
 from freshet_training.config import Config
@@ -42,6 +43,9 @@ class _Kept(msgspec.Struct, frozen=True):
     config: Config
 
 
+_decoder = msgspec.json.Decoder(_Kept)
+
+
 class Found:
     """The settings that a search found, on disk; `run` is the digest of the log, the start and the settings given."""
 
@@ -52,10 +56,10 @@ class Found:
     def load(self) -> Config | None:
         """What was found for this run, or None."""
         try:
-            kept = msgspec.json.decode(self._path.read_bytes(), type=_Kept)
-        except (OSError, msgspec.DecodeError):
+            kept = decode(_decoder, self._path.read_bytes())
+        except OSError:
             return None
-        return kept.config if kept.run == self._run else None
+        return None if isinstance(kept, Undecodable) or kept.run != self._run else kept.config
 
     def save(self, config: Config) -> None:
         """Replace what is there. Raises `OSError`."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from freshet.core.catalogue import TEXT_FIELDS, TextField
+from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import DEFAULT_BEHAVIOURS, Weight, wrong_behaviours
 from freshet.core.state import HISTORY
 
@@ -191,7 +192,7 @@ def _from_file(file: Path, names: Collection[str]) -> dict[str, Any]:
         raise SettingsError(f"settings file {file} does not exist") from None
     except OSError as error:
         raise SettingsError(f"settings file {file}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingsError(f"settings file {file}: {error}") from None
     found.pop(TRAINING, None)
     if unknown := found.keys() - names:
@@ -203,7 +204,10 @@ def _structured(variable: str, name: str, value: str) -> Any:
     """A mapping or list is written as JSON in its environment variable."""
     if name not in _EXAMPLES:
         return value
-    try:
-        return msgspec.json.decode(value)
-    except msgspec.DecodeError:
-        raise SettingsError(f"environment variable {variable}: not JSON such as {_EXAMPLES[name]}") from None
+    found = decode(_json, value.encode(errors="surrogateescape"))
+    if isinstance(found, Undecodable):
+        raise SettingsError(f"environment variable {variable}: not JSON such as {_EXAMPLES[name]}")
+    return found
+
+
+_json = msgspec.json.Decoder()

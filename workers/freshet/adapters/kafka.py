@@ -207,10 +207,21 @@ class SideInputReader:
                     self._loop.call_soon_threadsafe(self._caught_up.set)
                 records = _records(self._consumer.consume(READ_BATCH, timeout=0.1))
                 if records:
-                    self._loop.call_soon_threadsafe(self._apply, records)
-        except BaseException as error:  # handed to whoever waits or checks
-            self.failure = error
-            self._loop.call_soon_threadsafe(self._caught_up.set)
+                    self._loop.call_soon_threadsafe(self._hand_on, records)
+        except BaseException as error:
+            self._loop.call_soon_threadsafe(self._fail, error)
+
+    def _hand_on(self, records: Sequence[Record]) -> None:
+        """Apply a run; the event loop would only log what goes wrong, and the rest of the run would be missing."""
+        try:
+            self._apply(records)
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Hand the error to whoever waits or checks."""
+        self.failure = self.failure or error
+        self._caught_up.set()
 
     def _position(self) -> int:
         [at] = self._consumer.position([TopicPartition(self._topic, 0)])

@@ -22,7 +22,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from freshet.bundle.arrays import load_array
 from freshet.core.catalogue import TEXT_FIELDS
+from freshet.core.decoding import Undecodable, decode
 from freshet.core.features import FIRST_ITEM
 from freshet.files import write_json
 
@@ -171,6 +173,10 @@ class Bundle(msgspec.Struct, frozen=True):
         raise BundleError(f"{self.path}: the gate refused it ({failed}): {remedy}")
 
 
+_manifest = msgspec.json.Decoder(Manifest)
+_item_ids = msgspec.json.Decoder(list[str])
+
+
 def version_numbers(model: Path) -> list[int]:
     """The versions that have a folder in a model's folder, in order; none where there is no such folder."""
     return sorted(int(folder.name) for folder in model.glob("*/") if folder.name.isdigit())
@@ -190,12 +196,11 @@ def load_bundle(path: Path) -> Bundle:
     it is not asked: whoever serves it calls `freshet.bundle.signature.load_trusted`.
     """
     manifest = _verified_manifest(path)
-    try:
-        item_ids = msgspec.json.decode((path / "item_ids.json").read_bytes(), type=list[str])
-        vectors = np.load(path / ITEM_VECTORS, allow_pickle=False)
-        lifts = np.load(path / LIFTS, allow_pickle=False) if LIFTS in manifest.files else None
-    except (msgspec.DecodeError, ValueError, EOFError) as error:
-        raise BundleError(f"{path}: its items cannot be read: {error}") from None
+    item_ids = decode(_item_ids, (path / "item_ids.json").read_bytes())
+    if isinstance(item_ids, Undecodable):
+        raise BundleError(f"{path}: its items cannot be read: {item_ids.why}")
+    vectors = read_table(path / ITEM_VECTORS)
+    lifts = read_table(path / LIFTS) if LIFTS in manifest.files else None
     if len(set(item_ids)) < len(item_ids):
         twice, _ = Counter(item_ids).most_common(1)[0]
         raise BundleError(f"{path}: item_ids.json names {twice!r} twice: export it again with each item once")
@@ -203,6 +208,14 @@ def load_bundle(path: Path) -> Bundle:
     if lifts is not None:
         _check_table(path, "item lifts", lifts, (len(item_ids) + 1, 2))
     return Bundle(path, manifest, item_ids, vectors, lifts)
+
+
+def read_table(path: Path) -> NDArray[Any]:
+    """A table of the bundle, its shape unseen. Raises `BundleError`."""
+    table = load_array(path)
+    if isinstance(table, Undecodable):
+        raise BundleError(f"{path} cannot be read: {table.why}")
+    return table
 
 
 def _check_table(path: Path, what: str, table: NDArray[np.float32], shape: tuple[int, int]) -> None:
@@ -215,11 +228,12 @@ def _check_table(path: Path, what: str, table: NDArray[np.float32], shape: tuple
 def read_manifest(path: Path) -> Manifest:
     """What the bundle at `path` says of itself; nothing of it is verified. Raises `BundleError`."""
     try:
-        return msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        manifest = decode(_manifest, (path / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise BundleError(f"{path} has no {MANIFEST}: it is no complete bundle") from None
-    except msgspec.DecodeError as error:
-        raise BundleError(f"{path / MANIFEST} cannot be read: {error}") from None
+    if isinstance(manifest, Undecodable):
+        raise BundleError(f"{path / MANIFEST} cannot be read: {manifest.why}")
+    return manifest
 
 
 def _verified_manifest(path: Path) -> Manifest:

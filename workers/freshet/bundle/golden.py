@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from freshet.bundle.arrays import load_arrays
 from freshet.bundle.bundle import Bundle, BundleError
+from freshet.core.decoding import Undecodable
 from freshet.core.features import (
     FIRST_ITEM,
     ITEM_TOWER_INPUTS,
@@ -40,11 +41,9 @@ class GoldenError(Exception):
 
 def read_golden(folder: Path) -> Tensors:
     """The golden tensors of both graphs of the bundle at `folder`, by name. Raises `GoldenError`."""
-    try:
-        with np.load(folder / GOLDEN, allow_pickle=False) as stored:
-            golden = dict(stored)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise GoldenError(f"{GOLDEN} cannot be read: {error}") from None
+    golden = load_arrays(folder / GOLDEN)
+    if isinstance(golden, Undecodable):
+        raise GoldenError(f"{GOLDEN} cannot be read: {golden.why}")
     for spec in (*USER_ENCODER_INPUTS, *USER_ENCODER_OUTPUTS, *ITEM_TOWER_INPUTS, *ITEM_TOWER_OUTPUTS):
         if spec.name not in golden:
             raise GoldenError(f"{GOLDEN} lacks {spec.name}")

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from freshet.bundle.bundle import MANIFEST, SIGNATURE, Bundle, BundleError, write_manifest
 from freshet.bundle.verify import load_sound
+from freshet.core.decoding import Undecodable, decode
 from freshet.files import write_whole
 
 
@@ -38,6 +39,9 @@ class _Signature(msgspec.Struct, frozen=True):
 
     key: str
     signature: bytes
+
+
+_decoder = msgspec.json.Decoder(_Signature)
 
 
 def load_trusted(folder: Path, trusted: Path) -> Bundle:
@@ -57,11 +61,11 @@ def verify(folder: Path, trusted: Path) -> None:
     except OSError:
         raise SignatureError(f"{folder} has no {MANIFEST}: it is no complete bundle") from None
     try:
-        stored = msgspec.json.decode((folder / SIGNATURE).read_bytes(), type=_Signature)
+        stored = decode(_decoder, (folder / SIGNATURE).read_bytes())
     except FileNotFoundError:
         raise SignatureError(f"{folder} is not signed: `freshet sign {folder}`") from None
-    except msgspec.DecodeError as error:
-        raise SignatureError(f"{folder / SIGNATURE} cannot be read: {error}") from None
+    if isinstance(stored, Undecodable):
+        raise SignatureError(f"{folder / SIGNATURE} cannot be read: {stored.why}")
     key = keys.get(stored.key)
     if key is None:
         raise SignatureError(f"{folder} is signed by {stored.key[:16]}, no key of {trusted}")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshet.bundle.bundle import WEIGHTS, Bundle, BundleError
+from freshet.core.decoding import Undecodable, decode
 from freshet.core.features import FIRST_ITEM, GAP_BUCKETS, TEXT_DIM
 
 _DTYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
@@ -54,6 +55,9 @@ class _Stored(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
+_header = msgspec.json.Decoder(dict[str, Any])
+
+
 def check_weights(bundle: Bundle) -> None:
     """See that every trained weight is there, finite, and of the shape that the manifest implies.
 
@@ -62,7 +66,7 @@ def check_weights(bundle: Bundle) -> None:
     path, manifest = bundle.path / WEIGHTS, bundle.manifest
     try:
         weights = dict(_safetensors(path))
-    except (OSError, msgspec.DecodeError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise BundleError(f"{path} cannot be read as safetensors: {error}") from None
     for name, values in weights.items():
         if not np.isfinite(values).all():
@@ -89,10 +93,12 @@ def check_weights(bundle: Bundle) -> None:
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Every tensor of a safetensors file by name. Raises `ValueError`, `KeyError`, `msgspec.DecodeError`."""
+    """Every tensor of a safetensors file by name. Raises `ValueError`, `KeyError`."""
     raw = path.read_bytes()
     start = 8 + int.from_bytes(raw[:8], "little")
-    header = msgspec.json.decode(raw[8:start], type=dict[str, Any])
+    header = decode(_header, raw[8:start])
+    if isinstance(header, Undecodable):
+        raise ValueError(header.why)  # noqa: TRY004 - it is the file that is wrong
     header.pop("__metadata__", None)
     for name, stored in msgspec.convert(header, dict[str, _Stored]).items():
         begin, end = stored.data_offsets

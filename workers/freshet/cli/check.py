@@ -78,11 +78,18 @@ def judge(part: str, test: Callable[[Settings], str], settings: Settings) -> Ver
 
 
 def _kafka(settings: Settings) -> str:
+    from confluent_kafka.admin import AdminClient
+
+    from freshet.adapters.kafka import client_config
+    from freshet.adapters.topics import side_input_faults
+
     names = [getattr(settings, name) for name in settings.__struct_fields__ if name.endswith("_topic")]
     with open_consumer(settings) as consumer:
         counts = {name: len(consumer.partitions_for_topic(name) or ()) for name in names}
     if missing := [name for name, count in counts.items() if not count]:
         raise Failed(f"{settings.kafka} answers, without the topics {', '.join(missing)}")
+    if faults := side_input_faults(settings, AdminClient(client_config(settings))):
+        raise Failed("; ".join(faults))
     events, lists = counts[settings.events_topic], counts[settings.recommendations_topic]
     return f"{settings.kafka}, {len(counts)} topics, {events} partitions of events, {lists} of recommendations"
 

@@ -66,6 +66,8 @@ def explain(
     if state is None or state.consent is not Consent.GIVEN or not state.length:
         raise UserError(f"no events are held of user {user}: their lists are the popular items, nothing of theirs")
     made = decode_recommendation(last[0].value) if last and last[0].value else None
+    if isinstance(made, str):
+        raise UserError(f"the last record of user {user} in {settings.recommendations_topic} is {made}")
     version = made.model_version if made is not None else live_version(settings)
     wanted = [item] if item is not None else [one.item_id for one in made.items] if made is not None else []
     if not wanted:

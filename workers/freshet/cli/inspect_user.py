@@ -80,7 +80,7 @@ def read_state(consumer: Any, settings: Settings, key: bytes) -> UserState | Non
         return None
     try:
         return decode_state(found[0].value)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise UserError(f"{topic} offset {found[0].offset} holds no user state: {error}") from None
 
 

@@ -152,6 +152,6 @@ def _file_names(config: Path | None) -> list[str]:
         return []
     try:
         names = set(tomllib.loads(config.read_text()))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError):
         return []
     return [name for name in Settings.__struct_fields__ if name in names]

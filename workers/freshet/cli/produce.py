@@ -18,6 +18,7 @@ from freshet.cli.console import emit, plain, progress, say
 from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
 from freshet.core.catalogue import decode_item
+from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import BadEvent, decode_event
 
 SHOWN_BAD_LINES = 20
@@ -59,10 +60,8 @@ def event_judge(behaviours: Collection[str]) -> Judge:
 
 def judge_item(line: bytes) -> Line:
     """Judge a catalogue line."""
-    try:
-        key = _item_key.decode(line).item_id.encode()
-    except (msgspec.DecodeError, UnicodeError):
-        key = b""
+    head = decode(_item_key, line)
+    key = b"" if isinstance(head, Undecodable) else head.item_id.encode()
     item = decode_item(line, key)
     return Line(key, item if isinstance(item, str) else None)
 
@@ -116,10 +115,8 @@ def produce(
 
 
 def _key_of_event(line: bytes) -> bytes | None:
-    try:
-        return _user_key.decode(line).user_id.encode()
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return None
+    head = decode(_user_key, line)
+    return None if isinstance(head, Undecodable) else head.user_id.encode()
 
 
 class _Sender:

@@ -17,6 +17,7 @@ from freshet.cli.console import command_line, emit, plain, progress, rows, say
 from freshet.cli.errors import UserError
 from freshet.cli.options import Config, Directory, Json, Kafka, Triton, resolve
 from freshet.cli.sweep import read_tried, tell_tried
+from freshet.core.decoding import Int64, Undecodable, decode
 from freshet.settings import KNOBS, Settings, SettingsError
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
@@ -289,17 +290,19 @@ def _items(source: str | None, settings: Settings) -> list[Record]:
         raise UserError(f"{source}: {error.strerror}") from None
     records = []
     for number, line in enumerate(lines):
-        try:
-            head = msgspec.json.decode(line, type=_Head)
-        except msgspec.DecodeError as error:
-            raise UserError(f"{source}:{number + 1}: not a catalogue item: {error}") from None
+        head = decode(_head, line)
+        if isinstance(head, Undecodable):
+            raise UserError(f"{source}:{number + 1}: not a catalogue item: {head.why}")
         records.append(Record(number, head.ts, head.item_id.encode(), line))
     return records
 
 
 class _Head(msgspec.Struct):
     item_id: str
-    ts: int = -1
+    ts: Int64 = -1
+
+
+_head = msgspec.json.Decoder(_Head)
 
 
 def _tell(summary: Summary, folder: Path, tried: Settings | None) -> None:

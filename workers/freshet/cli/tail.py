@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -18,6 +17,7 @@ from freshet.cli.connections import open_consumer, partition_of, partitions_of, 
 from freshet.cli.console import clock, duration, emit, moment, out, plain
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
 from freshet.core.catalogue import decode_item
+from freshet.core.decoding import Undecodable, decode
 from freshet.core.recommendation import Item, decode_recommendation
 from freshet.settings import Settings
 
@@ -25,6 +25,7 @@ SHORT_ITEMS = 3
 SOURCE_STYLES = {"model": "green", "cold": "cyan", "popular": "yellow", "explore": "magenta"}
 
 Titles = Mapping[str, str]
+_json = msgspec.json.Decoder()
 
 
 def tail(
@@ -88,9 +89,8 @@ def read_titles(consumer: Any, settings: Settings) -> dict[str, str]:
 
 def as_object(record: ConsumerRecord) -> dict[str, Any]:
     """A record of the recommendations topic as a JSON object; `list` is null for an erased user."""
-    try:
-        value = json.loads(record.value) if record.value else None
-    except ValueError:
+    value = decode(_json, record.value) if record.value else None
+    if isinstance(value, Undecodable):
         value = record.value.decode(errors="backslashreplace")
     return {
         "user_id": (record.key or b"").decode(errors="backslashreplace"),
@@ -119,10 +119,9 @@ def show_list(record: ConsumerRecord, titles: Titles, *, whole: bool) -> None:
     if not record.value:
         out.print(line.append("  erased", "red"), soft_wrap=True)
         return
-    try:
-        made = decode_recommendation(record.value)
-    except msgspec.DecodeError as error:
-        out.print(line.append(f"  unreadable list: {error}", "red"), soft_wrap=True)
+    made = decode_recommendation(record.value)
+    if isinstance(made, str):
+        out.print(line.append(f"  unreadable: {plain(made)}", "red"), soft_wrap=True)
         return
     line.append(f"  v{made.model_version}")
     line.append(f"  {duration(max(0, made.timings.publish - made.timings.broker)):>6}", "cyan")

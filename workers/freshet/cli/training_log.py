@@ -19,6 +19,7 @@ import msgspec
 from freshet.cli.console import moment, progress, say
 from freshet.cli.errors import UserError
 from freshet.core.catalogue import Catalogue, encode_item
+from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, Event, decode_event, encode_event
 from freshet.files import write_json, write_whole, written_whole
 from freshet.logs.source import ArchiveLog, JsonLinesLog, KafkaLog, LogError, Window, open_log, read_topic
@@ -110,13 +111,16 @@ def over(source: Source, work: Path) -> None:
 def _stopped(work: Path, asked: str) -> _Kept | None:
     """What was exported for a run of the same words that has got as far as a checkpoint."""
     try:
-        kept = msgspec.json.decode((work / _KEPT).read_bytes(), type=_Kept)
+        kept = decode(_decoder, (work / _KEPT).read_bytes())
         exported = (work / _KEPT).stat().st_mtime_ns
         if all(checkpoint.stat().st_mtime_ns < exported for checkpoint in work.glob(CHECKPOINTS)):
             return None
-    except (OSError, msgspec.DecodeError):
+    except OSError:
         return None
-    return kept if kept.asked == asked else None
+    return None if isinstance(kept, Undecodable) or kept.asked != asked else kept
+
+
+_decoder = msgspec.json.Decoder(_Kept)
 
 
 def _has_left(source: Source, kept: _Kept) -> bool:

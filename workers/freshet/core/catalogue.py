@@ -7,6 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import Id
 
 TextField = Literal["title", "category", "description"]
@@ -78,10 +79,9 @@ _encoder = msgspec.json.Encoder()
 
 def decode_item(value: bytes, key: bytes | None) -> CatalogueItem | str:
     """Decode an upsert, or say in a sentence why it is none."""
-    try:
-        item = _decoder.decode(value)
-    except msgspec.DecodeError as error:
-        return f"not a catalogue item: {error}"
+    item = decode(_decoder, value)
+    if isinstance(item, Undecodable):
+        return f"not a catalogue item: {item.why}"
     if key != item.item_id.encode():
         return "the record's key is not its item_id"
     return item

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from freshet.core.decoding import Undecodable, decode
+
 MAX_EVENT_BYTES = 65_536
 MAX_ID_LENGTH = 256
 ID_SEPARATOR = "\x1f"
@@ -84,6 +86,7 @@ _ZonedTime = Annotated[datetime, msgspec.Meta(tz=True)]
 """CloudEvents times are RFC 3339: one without a zone would mean another moment on another machine."""
 
 _decoder = msgspec.json.Decoder(Event)
+_body_decoder = msgspec.json.Decoder(dict[str, Any])
 _encoder = msgspec.json.Encoder()
 
 
@@ -111,13 +114,16 @@ def decode_event(
         return BadEvent(BadReason.EMPTY, "the record has no value")
     if len(value) > MAX_EVENT_BYTES:
         return BadEvent(BadReason.TOO_LARGE, f"{len(value)} bytes, at most {MAX_EVENT_BYTES}")
-    try:
-        event = _from_cloudevent(value, headers) if headers and _is_cloudevent(headers) else _decoder.decode(value)
-    except msgspec.ValidationError as error:
-        return BadEvent(BadReason.INVALID, str(error))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        return BadEvent(BadReason.NOT_JSON, str(error))
+    event = _decoded(value, headers)
+    if isinstance(event, Undecodable):
+        return BadEvent(BadReason.INVALID if event.well_formed else BadReason.NOT_JSON, event.why)
     return _refused(event, key, behaviours) or event
+
+
+def _decoded(value: bytes, headers: Collection[tuple[str, bytes | None]]) -> Event | Undecodable:
+    if headers and _is_cloudevent(headers):
+        return _from_cloudevent(value, headers)
+    return decode(_decoder, value)
 
 
 def _refused(event: Event, key: bytes | None, behaviours: Collection[str]) -> BadEvent | None:
@@ -148,9 +154,20 @@ def _is_cloudevent(headers: Collection[tuple[str, bytes | None]]) -> bool:
     return any(name == "ce_specversion" for name, _ in headers)
 
 
-def _from_cloudevent(value: bytes, headers: Collection[tuple[str, bytes | None]]) -> Event:
-    body = msgspec.json.decode(value, type=dict)
-    attributes = {name: raw.decode() for name, raw in headers if name.startswith("ce_") and raw is not None}
+def _from_cloudevent(value: bytes, headers: Collection[tuple[str, bytes | None]]) -> Event | Undecodable:
+    body = decode(_body_decoder, value)
+    if isinstance(body, Undecodable):
+        return body
+    try:
+        return _filled(body, {name: raw.decode() for name, raw in headers if name.startswith("ce_") and raw})
+    except UnicodeDecodeError as error:
+        return Undecodable(f"a ce_ header is not UTF-8: {error}")
+    except msgspec.ValidationError as error:
+        return Undecodable(str(error), well_formed=True)
+
+
+def _filled(body: dict[str, Any], attributes: Mapping[str, str]) -> Event:
+    """The event of a body whose missing fields a CloudEvent's attributes fill. Raises `msgspec.ValidationError`."""
     if "ce_id" in attributes:
         body.setdefault("event_id", attributes["ce_id"])
     if "ce_type" in attributes:

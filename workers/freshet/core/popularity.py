@@ -14,6 +14,9 @@ from typing import Annotated
 
 import msgspec
 
+from freshet.core.decoding import Undecodable, decode
+from freshet.core.events import MAX_TS_MS, Id
+
 KEPT_ITEMS = 1000
 """Items kept per partition when it is published; the tail is forgotten."""
 MAX_EXPONENT = 64.0
@@ -22,11 +25,11 @@ MAX_EXPONENT = 64.0
 class Partial(msgspec.Struct, frozen=True):
     """One partition's counts as of event time `ts` (ms); a record of the popularity topic, keyed by partition."""
 
-    partition: int
-    offset: int
-    ts: int
+    partition: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+    offset: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    ts: Annotated[int, msgspec.Meta(ge=0, le=MAX_TS_MS)]
     half_life: Annotated[float, msgspec.Meta(gt=0)]
-    counts: dict[str, float]
+    counts: dict[Id, Annotated[float, msgspec.Meta(ge=0, le=1e12)]]
 
 
 class PartialPopularity:
@@ -94,6 +97,7 @@ def encode_partial(partial: Partial) -> bytes:
     return _encoder.encode(partial)
 
 
-def decode_partial(value: bytes) -> Partial:
-    """Inverse of `encode_partial`. Raises `msgspec.DecodeError`."""
-    return _decoder.decode(value)
+def decode_partial(value: bytes) -> Partial | str:
+    """Decode a record of the popularity topic, or say in a sentence why it is none."""
+    partial = decode(_decoder, value)
+    return f"no counts of a partition: {partial.why}" if isinstance(partial, Undecodable) else partial

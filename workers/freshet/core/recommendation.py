@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Annotated
 
 import msgspec
+
+from freshet.core.decoding import Int64, Undecodable, decode
+from freshet.core.events import MAX_TS_MS
+
+Time = Annotated[int, msgspec.Meta(ge=0, le=MAX_TS_MS)]
+"""A moment that can be shown, ms since the epoch."""
 
 
 class Reason(msgspec.Struct, frozen=True, gc=False):
@@ -15,7 +22,7 @@ class Reason(msgspec.Struct, frozen=True, gc=False):
 
     item_id: str
     type: str
-    ts: int
+    ts: Time
     weight: float
 
 
@@ -37,9 +44,9 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 class AsOf(msgspec.Struct, frozen=True, gc=False):
     """The newest event that the list knows of; `ts` is its event time in ms."""
 
-    partition: int
-    offset: int
-    ts: int
+    partition: Int64
+    offset: Int64
+    ts: Time
 
 
 class SideInputs(msgspec.Struct, frozen=True, gc=False):
@@ -49,20 +56,20 @@ class SideInputs(msgspec.Struct, frozen=True, gc=False):
     an item is available or not at once, but placed only when its text is encoded.
     """
 
-    items: int
-    popularity: int
-    models: int
-    items_embedded: int = -1
+    items: Int64
+    popularity: Int64
+    models: Int64
+    items_embedded: Int64 = -1
 
 
 class Timings(msgspec.Struct, frozen=True, gc=False):
     """Wall-clock times of that event's way, ms since the epoch."""
 
-    event: int
-    broker: int
-    state: int
-    inference: int
-    publish: int
+    event: Int64
+    broker: Int64
+    state: Int64
+    inference: Int64
+    publish: Int64
 
 
 class Recommendation(msgspec.Struct, frozen=True, gc=False):
@@ -76,7 +83,7 @@ class Recommendation(msgspec.Struct, frozen=True, gc=False):
     recommendation_id: str
     user_id: str
     items: list[Item]
-    model_version: int
+    model_version: Int64
     as_of: AsOf
     side_inputs: SideInputs
     timings: Timings
@@ -100,6 +107,7 @@ def encode_recommendation(recommendation: Recommendation) -> bytes:
     return _encoder.encode(recommendation)
 
 
-def decode_recommendation(value: bytes) -> Recommendation:
-    """Inverse of `encode_recommendation`. Raises `msgspec.DecodeError`."""
-    return _decoder.decode(value)
+def decode_recommendation(value: bytes) -> Recommendation | str:
+    """Decode a record of the recommendations topic, or say in a sentence why it is none."""
+    made = decode(_decoder, value)
+    return f"no list: {made.why}" if isinstance(made, Undecodable) else made

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from freshet.core.comparison import Comparison
+from freshet.core.decoding import Int64, Undecodable, decode
 
 MODEL = "user_encoder"
 """The model whose version names a bundle; its item tower shares the number."""
@@ -34,12 +35,12 @@ class Rollout(msgspec.Struct, frozen=True, tag_field="record", tag="rollout"):
     """
 
     model: str
-    version: Annotated[int, msgspec.Meta(ge=1)]
+    version: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     stage: Stage
-    ts: int
+    ts: Int64
     share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     reason: str = ""
-    judged: int | None = None
+    judged: Int64 | None = None
 
     @property
     def key(self) -> bytes:
@@ -53,9 +54,9 @@ class Report(msgspec.Struct, frozen=True, tag_field="record", tag="report"):
 
     model: str
     worker: str
-    ts: int
-    live: int
-    candidate: int = 0
+    ts: Int64
+    live: Int64
+    candidate: Int64 = 0
     comparison: Comparison = Comparison()
 
     @property
@@ -69,10 +70,8 @@ _decoder: msgspec.json.Decoder[Rollout | Report] = msgspec.json.Decoder(Rollout 
 
 def decode_record(value: bytes) -> Rollout | Report | str:
     """Decode a record of the models topic, or say in a sentence why it is none."""
-    try:
-        return _decoder.decode(value)
-    except msgspec.DecodeError as error:
-        return f"no record of a rollout: {error}"
+    record = decode(_decoder, value)
+    return f"no record of a rollout: {record.why}" if isinstance(record, Undecodable) else record
 
 
 def encode_record(record: Rollout | Report) -> bytes:

@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from freshet.adapters.kafka import client_config, record_of
 from freshet.archive.chain import ArchiveError, Segment, chains, date_name, day_of, lost
 from freshet.archive.rows import PARTITION_KEY, SCHEMA_KEY, SCHEMA_VERSION, read_records
+from freshet.core.decoding import Int64, Undecodable, decode
 from freshet.ports import Record
 from freshet.settings import Settings
 
@@ -96,7 +97,7 @@ def _check(window: Window) -> None:
 
 class _Head(msgspec.Struct):
     user_id: str
-    ts: int = 0
+    ts: Int64 = 0
 
 
 _head = msgspec.json.Decoder(_Head)
@@ -140,11 +141,12 @@ class JsonLinesLog:
 
 
 def _record(offset: int, line: bytes) -> Record:
-    try:
-        head = _head.decode(line)
-        return Record(offset, head.ts, head.user_id.encode(), line)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return Record(offset, 0, None, line)
+    head = decode(_head, line)
+    return (
+        Record(offset, 0, None, line)
+        if isinstance(head, Undecodable)
+        else Record(offset, head.ts, head.user_id.encode(), line)
+    )
 
 
 def _topic_folder(path: Path, topic: str) -> Path:

@@ -106,7 +106,7 @@ def _beside(repository: Path) -> Path:
 
 def _clear(repository: Path, beside: Path) -> None:
     note = beside / PLACING
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         remove(repository, [int(json.loads(note.read_text())["version"])])
     note.unlink(missing_ok=True)
     for left in beside.iterdir():

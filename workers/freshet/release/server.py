@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from freshet.bundle.bundle import ITEM_VECTORS
+from freshet.bundle.bundle import ITEM_VECTORS, BundleError, read_table
 from freshet.bundle.golden import TOLERANCE, GoldenError, check_answers, read_golden
 from freshet.core.features import (
     ITEM_TOWER_INPUTS,
@@ -91,19 +90,18 @@ class Server:
         Raises:
             ReleaseError: It does not answer, or not with the golden outputs.
         """
-        item_vectors = np.load(folder / ITEM_VECTORS, allow_pickle=False)
         stamp = folder / STAMP
         model = MODEL
         try:
             tolerance = decode_stamp(stamp.read_bytes()).tolerance if stamp.is_file() else TOLERANCE
-            golden = read_golden(folder)
+            golden, item_vectors = read_golden(folder), read_table(folder / ITEM_VECTORS)
             for model, inputs, outputs in (
                 (MODEL, USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
                 (TOWER, ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
             ):
                 answers = self._infer(model, version, golden, inputs, outputs)
                 check_answers(answers, golden, outputs, item_vectors, tolerance)
-        except (GoldenError, StampError) as error:
+        except (BundleError, GoldenError, StampError) as error:
             raise ReleaseError(f"{model} version {version}: {error}") from None
 
     def _infer(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshet.core.evaluation.interleaving import Interleaver
-from freshet.core.events import BadEvent, Event
+from freshet.core.events import BadEvent, Event, encode_event
 from freshet.core.features import featurise
 from freshet.core.fold_run import fold_run
 from freshet.core.snapshots import TICK_MS
@@ -310,7 +310,7 @@ class Replay:
             "forgotten": self.forgotten,
             "counts": dict(self.counts),
             "clock": self._clock.dump(),
-            "open": {user: msgspec.msgpack.encode(event) for user, (_, event) in self._open.items()},
+            "open": {user: encode_event(event) for user, (_, event) in self._open.items()},
             "digests": {name: str(digest) for name, digest in self.digests.items()},
             "models": [model.dump() for model in self._models],
             "interleavers": [one.dump() for one in self.interleavers.values()],
@@ -326,7 +326,7 @@ class Replay:
         self._clock.restore(dumped["clock"])
         states = self._states.of(dumped["open"])
         self._open = {
-            user: (states[user], msgspec.msgpack.decode(raw, type=Event)) for user, raw in dumped["open"].items()
+            user: (states[user], msgspec.json.decode(raw, type=Event)) for user, raw in dumped["open"].items()
         }
         self.digests = {name: Digest(int(value, 16)) for name, value in dumped["digests"].items()}
         for model, one in zip(self._models, dumped["models"], strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from freshet.replay.models import encodable
 from freshet.replay.rebuild import Fold, PublishedList, Rebuilder, SideInputTopics
 from freshet.serving.list_maker import MadeList
 from freshet.settings import KNOBS, Settings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +174,11 @@ def read_lists(record: Record) -> Iterator[Recommendation]:
     """Published lists, from the topic or from a file of one a line. Raises `LogError`."""
     if record.lists == "kafka":
         for one in read_topic(record.settings, record.settings.recommendations_topic):
-            if one.value is not None:
-                yield decode_recommendation(one.value)
+            made = None if one.value is None else decode_recommendation(one.value)
+            if isinstance(made, str):
+                log.warning("record left out", extra={"offset": one.offset, "why": made})
+            elif made is not None:
+                yield made
         return
     try:
         lines = Path(record.lists).read_bytes().splitlines()
@@ -180,12 +186,10 @@ def read_lists(record: Record) -> Iterator[Recommendation]:
         raise LogError(f"{record.lists}: {error.strerror}") from None
     for number, line in enumerate(lines, 1):
         if line.strip():
-            try:
-                yield decode_recommendation(line)
-            except msgspec.DecodeError as error:
-                raise LogError(
-                    f"{record.lists}:{number}: not a list as `freshet tail --raw` writes it: {error}"
-                ) from None
+            made = decode_recommendation(line)
+            if isinstance(made, str):
+                raise LogError(f"{record.lists}:{number}: not a list as `freshet tail --raw` writes it: {made}")
+            yield made
 
 
 def _is_judged(one: PublishedList, topics: SideInputTopics, until: int, counts: Counter[str]) -> bool:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -190,8 +188,8 @@ def _partials(records: Sequence[Record]) -> dict[int, dict[int, Partial]]:
     newest: dict[int, Partial] = {}
     at: dict[int, dict[int, Partial]] = {}
     for record in records:
-        with suppress(msgspec.DecodeError):  # a worker counts a bad one and goes on
-            partial = decode_partial(record.value or b"")
+        partial = decode_partial(record.value or b"")
+        if not isinstance(partial, str):  # a worker counts a bad record and goes on
             newest = {**newest, partial.partition: partial}
         at[record.offset] = newest
     return at

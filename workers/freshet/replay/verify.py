@@ -18,8 +18,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from freshet.adapters.feast import open_feature_store
 from freshet.bundle.bundle import Bundle, load_bundle
 from freshet.core.evaluation.results import Mismatch, Verification
@@ -99,12 +97,12 @@ class Published:
         for record in records:
             made = None
             if record.value is not None:
-                try:
-                    made = decode_recommendation(record.value)
-                except msgspec.DecodeError as error:
-                    self.unreadable.append((record, str(error)))
+                decoded = decode_recommendation(record.value)
+                if isinstance(decoded, str):
+                    self.unreadable.append((record, decoded))
                     continue
-                self.lists.append(made)
+                self.lists.append(decoded)
+                made = decoded
             self.newest[(record.key or b"").decode(errors="replace")] = made
 
 
@@ -142,7 +140,7 @@ class Verifier:
         for record, why in self._published.unreadable:
             self._compared["lists"] += 1
             user = (record.key or b"").decode(errors="replace")
-            self._note("lists", user, -1, -1, f"record {record.offset} of the topic is no list: {why}")
+            self._note("lists", user, -1, -1, f"record {record.offset} of the topic is {why}")
         by_version: dict[int, list[PublishedList]] = {}
         for one in self._fold.recorded:
             if one.state is None and one.list.as_of.offset <= self._fold.erased.get(one.list.user_id, -1):

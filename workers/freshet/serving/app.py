@@ -21,6 +21,7 @@ from confluent_kafka.admin import AdminClient
 from freshet.adapters.faust import FlowControl, Inbox, PartitionState, RunSchema, RunTransport, StateTable, StateTables
 from freshet.adapters.feast import open_feature_store
 from freshet.adapters.kafka import KafkaPublisher, SideInputReader, client_config
+from freshet.adapters.topics import side_input_faults
 from freshet.adapters.triton import TritonEncoder
 from freshet.core.rollout import MODEL
 from freshet.ports import Unavailable
@@ -87,21 +88,22 @@ _LOGGING: dict[str, Any] = {
 
 
 def events_partitions(settings: Settings) -> int:
-    """The number of partitions of the events topic; proves on the way that all topics are there."""
+    """The number of partitions of the events topic; sees on the way that all topics are as they should be."""
+    admin = AdminClient(client_config(settings))
     try:
-        topics = AdminClient(client_config(settings)).list_topics(timeout=10).topics
+        topics = admin.list_topics(timeout=10).topics
+        faults = side_input_faults(settings, admin)
     except KafkaException as error:
         raise StartError(f"Kafka at {settings.kafka} does not answer: {error.args[0].str()}") from None
     for name in (
         settings.events_topic,
-        settings.items_topic,
         settings.recommendations_topic,
         settings.dlq_topic,
-        settings.models_topic,
-        settings.popularity_topic,
     ):
         if name not in topics:
-            raise StartError(f"topic {name} does not exist: create it, or run `freshet up`")
+            faults.append(f"topic {name} does not exist: create it, or run `freshet up`")
+    if faults:
+        raise StartError("; ".join(faults))
     return len(topics[settings.events_topic].partitions)
 
 

@@ -19,8 +19,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
-
 from freshet.bundle.bundle import Bundle, BundleError, load_bundle
 from freshet.bundle.signature import load_trusted
 from freshet.core.assignment import variant
@@ -153,18 +151,34 @@ class LiveModel:
 
     def apply_items(self, records: Sequence[Record]) -> None:
         """Fold catalogue upserts; a tombstone makes the item unavailable."""
-        for record in records:
-            self._offsets["items"] = record.offset
-            item = self._catalogue.apply(record.value, record.key, record.offset)
-            if isinstance(item, str):
-                _bad("items", record, item)
-                continue
-            text = self._catalogue.texts.get(item.item_id)
-            if text is not None and text.offset == record.offset:
-                self._describe(text)
-            for live in self._ready.values():
-                live.space.set_available(item.item_id, self._is_rankable(item, live.space))
+        self._apply_each("items", records, self._apply_item)
         self._note_side_inputs()
+
+    def _apply_item(self, record: Record) -> str | None:
+        item = self._catalogue.apply(record.value, record.key, record.offset)
+        if isinstance(item, str):
+            return item
+        text = self._catalogue.texts.get(item.item_id)
+        if text is not None and text.offset == record.offset:
+            self._describe(text)
+        for live in self._ready.values():
+            live.space.set_available(item.item_id, self._is_rankable(item, live.space))
+        return None
+
+    def _apply_each(self, topic: str, records: Sequence[Record], apply: Callable[[Record], str | None]) -> None:
+        """Apply a run record by record. A record that `apply` finds fault with, or fails at, holds up no other."""
+        for record in records:
+            self._offsets[topic] = record.offset
+            try:
+                why = apply(record)
+            except Exception as error:
+                log.exception("side input failed", extra={"topic": topic, "offset": record.offset})
+                why = repr(error)
+            if why is not None:
+                metrics.BAD_SIDE_INPUTS.labels(topic).inc()
+                log.warning(
+                    "bad side input", extra={"topic": topic, "partition": 0, "offset": record.offset, "why": why}
+                )
 
     def _describe(self, text: Text) -> None:
         for texts in self._arriving:
@@ -176,30 +190,29 @@ class LiveModel:
 
     def apply_popularity(self, records: Sequence[Record]) -> None:
         """Fold partial counts into the prior."""
-        for record in records:
-            self._offsets["popularity"] = record.offset
-            try:
-                partial = decode_partial(record.value or b"")
-            except msgspec.DecodeError as error:
-                _bad("popularity", record, str(error))
-                continue
-            self._partials[partial.partition] = partial
+        self._apply_each("popularity", records, self._apply_partial)
         for live in self._ready.values() if records else ():
             live.space.set_popularity(total(self._partials.values()))
         self._note_side_inputs()
 
+    def _apply_partial(self, record: Record) -> str | None:
+        partial = decode_partial(record.value or b"")
+        if isinstance(partial, str):
+            return partial
+        self._partials[partial.partition] = partial
+        return None
+
     def apply_models(self, records: Sequence[Record]) -> None:
         """Fold rollout records; a version that is not ready has no part in anything until it is."""
-        for record in records:
-            self._offsets["models"] = record.offset
-            applied = self._versions.apply(record.value, record.key)
-            if isinstance(applied, str):
-                _bad("models", record, applied)
-            elif isinstance(applied, Rollout):
-                self._steps += 1
+        self._apply_each("models", records, self._apply_step)
         self._take_effect()
         self._work.set()
         self._note_side_inputs()
+
+    def _apply_step(self, record: Record) -> str | None:
+        applied = self._versions.apply(record.value, record.key)
+        self._steps += isinstance(applied, Rollout)
+        return applied if isinstance(applied, str) else None
 
     def _note_side_inputs(self) -> None:
         for live in self._ready.values():
@@ -351,8 +364,3 @@ class LiveModel:
 
     def _is_rankable(self, item: CatalogueItem, space: ItemSpace) -> bool:
         return item.available and (bool(self._catalogue.text(item)) or space.is_trained(item.item_id))
-
-
-def _bad(topic: str, record: Record, why: str) -> None:
-    metrics.BAD_SIDE_INPUTS.labels(topic).inc()
-    log.warning("bad side input", extra={"topic": topic, "offset": record.offset, "why": why})

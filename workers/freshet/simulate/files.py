@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from freshet.core.catalogue import CatalogueItem
+from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import encode_event
 from freshet.files import aside
 from freshet.simulate.catalogue import Offer
@@ -80,11 +81,11 @@ def write(folder: Path, shop: Shop, advanced: Callable[[int, int], None]) -> int
 def open_shop(folder: Path) -> Shop:
     """The shop that a folder's truth tells of. Raises `SimulationError`."""
     try:
-        truth = msgspec.json.decode((folder / TRUTH).read_bytes(), type=Truth)
+        truth = decode(_truth, (folder / TRUTH).read_bytes())
     except FileNotFoundError:
         raise SimulationError(f"{folder} has no {TRUTH}: make it with `freshet simulate --out {folder}`") from None
-    except msgspec.DecodeError as error:
-        raise SimulationError(f"{folder / TRUTH} cannot be read: {error}") from None
+    if isinstance(truth, Undecodable):
+        raise SimulationError(f"{folder / TRUTH} cannot be read: {truth.why}")
     shop = Shop(truth.plan, read_offers(folder / ITEMS, truth.plan.origin))
     for was, now in zip(truth.samples, _samples(shop), strict=True):
         if was.item_id != now.item_id or abs(was.click - now.click) > AGREES:
@@ -103,10 +104,11 @@ def read_offers(path: Path, origin: int) -> list[Offer]:
         raise SimulationError(f"{path}: {error.strerror}") from None
     offers = []
     for number, line in enumerate(lines, 1):
-        try:
-            item, head = msgspec.json.decode(line, type=CatalogueItem), msgspec.json.decode(line, type=_Head)
-        except msgspec.DecodeError as error:
-            raise SimulationError(f"{path}:{number}: not a catalogue item: {error}") from None
+        item, head = decode(_item, line), decode(_head, line)
+        if isinstance(item, Undecodable):
+            raise SimulationError(f"{path}:{number}: not a catalogue item: {item.why}")
+        if isinstance(head, Undecodable):
+            raise SimulationError(f"{path}:{number}: not a catalogue item: {head.why}")
         offers.append(Offer(item, max(0, (head.ts - origin) // DAY_MS)))
     if not offers:
         raise SimulationError(f"{path} holds no items")
@@ -115,6 +117,11 @@ def read_offers(path: Path, origin: int) -> list[Offer]:
 
 class _Head(msgspec.Struct):
     ts: int = 0
+
+
+_truth = msgspec.json.Decoder(Truth)
+_item = msgspec.json.Decoder(CatalogueItem)
+_head = msgspec.json.Decoder(_Head)
 
 
 def _samples(shop: Shop) -> list[Sample]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from freshet.core.decoding import Undecodable, decode
 from freshet.files import write_json
 
 
@@ -165,8 +166,12 @@ def write_results(path: Path, results: Results) -> None:
 def read_results(path: Path) -> Results:
     """Read a results file. Raises `ResultsError`."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Results)
-    except FileNotFoundError:
-        raise ResultsError(f"{path} does not exist") from None
-    except msgspec.DecodeError as error:
-        raise ResultsError(f"{path} holds no results: {error}") from None
+        results = decode(_decoder, path.read_bytes())
+    except OSError as error:
+        raise ResultsError(f"{path}: {error.strerror}") from None
+    if isinstance(results, Undecodable):
+        raise ResultsError(f"{path} holds no results: {results.why}")
+    return results
+
+
+_decoder = msgspec.json.Decoder(Results)

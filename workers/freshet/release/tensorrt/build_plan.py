@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from freshet.bundle import golden as golden_tensors
-from freshet.bundle.bundle import ITEM_VECTORS
+from freshet.bundle.bundle import ITEM_VECTORS, read_table
 from freshet.bundle.golden import GoldenError, check_answers, read_golden
 from freshet.core.features import USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS
 from freshet.release.tensorrt import trtexec
@@ -103,7 +103,7 @@ def parity(folder: Path, plan: Path, inputs: trtexec.Dims, program: str, toleran
     Raises `StampError`, also where that is more than `tolerance`.
     """
     golden = read_golden(folder)
-    item_vectors = np.load(folder / ITEM_VECTORS, allow_pickle=False)
+    item_vectors = read_table(folder / ITEM_VECTORS)
     with tempfile.TemporaryDirectory(prefix="freshet-plan-") as work:
         files = {spec.name: Path(work) / f"{spec.name}.bin" for spec in USER_ENCODER_INPUTS}
         for name, file in files.items():

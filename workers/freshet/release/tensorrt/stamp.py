@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from freshet.core.decoding import Undecodable, decode
+
 
 class StampError(Exception):
     """A plan cannot be built here, or must not be served here; the message is one line that says why."""
@@ -45,12 +47,14 @@ def encode_stamp(stamp: Stamp) -> str:
     return msgspec.json.format(msgspec.json.encode(stamp), indent=2).decode() + "\n"
 
 
+_decoder = msgspec.json.Decoder(Stamp)
+
+
 def decode_stamp(text: bytes | str) -> Stamp:
     """Inverse of `encode_stamp`; its numbers are finite, as all of JSON's. Raises `StampError`."""
-    try:
-        stamp = msgspec.json.decode(text, type=Stamp)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StampError(f"plan.json is no stamp of a plan ({error}): build it again") from None
+    stamp = decode(_decoder, text.encode() if isinstance(text, str) else text)
+    if isinstance(stamp, Undecodable):
+        raise StampError(f"plan.json is no stamp of a plan ({stamp.why}): build it again")
     if not 0 <= stamp.off <= stamp.tolerance:
         raise StampError("plan.json says that the plan is off its golden outputs: build it again")
     return stamp

@@ -1,0 +1,108 @@
+"""Side-input topics at a real broker: their shape is told, and no record of theirs keeps a later one from a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+from freshet.adapters.kafka import KafkaPublisher, SideInputReader, client_config
+from freshet.adapters.topics import side_input_faults
+from freshet.cli.check import TESTS, judge
+from freshet.core.catalogue import CatalogueItem, encode_item
+from freshet.ports import Message, Record
+from freshet.serving.app import StartError, events_partitions
+from freshet.serving.live_versions import LiveModel
+from freshet.settings import Settings
+
+from tests.contract.topics import make_topic
+from tests.simulation.fakes import ITEMS, FakeEncoder, make_bundle, write_bundle
+
+pytestmark = pytest.mark.integration
+
+TOPICS = ("events", "items", "recommendations", "dlq", "models", "popularity")
+COMPACTED = {"cleanup.policy": "compact"}
+
+
+@pytest.fixture
+def settings(broker: str, unique: Callable[[str], str]) -> Settings:
+    """Settings whose topics do not exist yet."""
+    return Settings(kafka=broker, group=unique("group"), **{f"{name}_topic": unique(name) for name in TOPICS})
+
+
+def make_topics(settings: Settings, **shapes: tuple[int, dict[str, str]]) -> None:
+    """Make all topics, those named in a shape (partitions, configuration) of their own."""
+    for name in TOPICS:
+        compacted = COMPACTED if name in {"items", "models", "popularity"} else {}
+        partitions, config = shapes.get(name, (1, compacted))
+        make_topic(settings.kafka, NewTopic(getattr(settings, f"{name}_topic"), partitions, config=config))
+
+
+def test_topics_as_they_should_be_are_taken(settings: Settings) -> None:
+    """By a worker and by `freshet check`."""
+    make_topics(settings)
+    assert side_input_faults(settings, AdminClient(client_config(settings))) == []
+    assert events_partitions(settings) == 1
+    assert judge("kafka", TESTS["kafka"], settings).ok
+
+
+@pytest.mark.parametrize("name", ["items", "models", "popularity"])
+def test_a_side_input_of_another_shape_is_refused(settings: Settings, name: str) -> None:
+    """Records of other partitions would never be read, and retention would take what still holds: both say the cure."""
+    make_topics(settings, **{name: (3, {"cleanup.policy": "compact,delete"})})
+    topic = getattr(settings, f"{name}_topic")
+    with pytest.raises(StartError) as refused:
+        events_partitions(settings)
+    verdict = judge("kafka", TESTS["kafka"], settings)
+    assert not verdict.ok
+    for said in (str(refused.value), verdict.detail):
+        assert f"topic {topic} has 3 partitions" in said
+        assert "create it with 1 partition" in said
+        assert "set cleanup.policy=compact" in said
+
+
+async def test_hostile_records_keep_no_later_one_from_a_worker(settings: Settings, tmp_path: Path) -> None:
+    """A Latin-1 title, a deep one, junk and a tombstone stand in one fetch with a withdrawal, which holds."""
+    make_topics(settings)
+    write_bundle(tmp_path, 1)
+    model = LiveModel(FakeEncoder(make_bundle(1)), tmp_path)
+    await model.start(1)
+    deep = b"[" * 1200 + b"]" * 1200
+    withdrawn = CatalogueItem(ITEMS[0], "A title", available=False)
+    messages = [
+        Message(settings.items_topic, b"x", '{"item_id":"x","title":"é"}'.encode("latin-1")),
+        Message(settings.items_topic, b"x", b'{"item_id":"x","title":%s}' % deep),
+        Message(settings.items_topic, b"\xff", None),
+        Message(settings.items_topic, ITEMS[0].encode(), encode_item(withdrawn)),
+    ]
+    publisher = KafkaPublisher(settings)
+    await publisher.publish(messages)
+    reader = SideInputReader(settings, settings.items_topic, model.apply_items)
+    try:
+        await reader.start()
+        await asyncio.sleep(0)
+        assert model.side_inputs.items == len(messages) - 1
+        assert not model.live.space.available[model.live.space.index[ITEMS[0]]]
+        assert reader.failure is None
+    finally:
+        await asyncio.to_thread(reader.close)
+        await asyncio.to_thread(publisher.close)
+
+
+async def test_what_a_reader_cannot_hand_on_is_its_failure(settings: Settings) -> None:
+    """The event loop would log it and go on without the rest of the run; a worker ends at a reader's failure."""
+
+    def fails(_: Sequence[Record]) -> None:
+        raise msgspec.DecodeError("nobody thought of this")
+
+    make_topics(settings)
+    publisher = KafkaPublisher(settings)
+    await publisher.publish([Message(settings.items_topic, b"x", b"x")])
+    reader = SideInputReader(settings, settings.items_topic, fails)
+    with pytest.raises(msgspec.DecodeError):
+        await reader.start()
+    await asyncio.to_thread(reader.close)
+    await asyncio.to_thread(publisher.close)

@@ -1,0 +1,54 @@
+"""The shape of the side-input topics: what a worker relies on, told before it starts."""
+
+from __future__ import annotations
+
+import logging
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+
+from freshet.settings import Settings
+
+SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+def side_input_faults(settings: Settings, admin: AdminClient) -> list[str]:
+    """What is wrong with the topics of items, versions and popularity, a sentence each that says what to do.
+
+    A worker reads each of them whole, in the order of one partition, at every start. Retention would take away what
+    was written long ago and still holds. Raises `KafkaException` where the broker does not answer.
+    """
+    names = (settings.items_topic, settings.models_topic, settings.popularity_topic)
+    topics = admin.list_topics(timeout=SECONDS).topics
+    faults = []
+    for name in names:
+        if name not in topics:
+            faults.append(f"topic {name} does not exist: create it, or run `freshet up`")
+            continue
+        if (count := len(topics[name].partitions)) != 1:
+            faults.append(
+                f"topic {name} has {count} partitions, of which only the first would be read: "
+                f"delete it, create it with 1 partition, and produce its records again"
+            )
+        policy = _cleanup_policy(admin, name)
+        if policy not in {"compact", None}:
+            faults.append(
+                f"topic {name} has cleanup.policy={policy}, so that records which still hold would be deleted: "
+                f"set cleanup.policy=compact"
+            )
+    return faults
+
+
+def _cleanup_policy(admin: AdminClient, topic: str) -> str | None:
+    """The topic's cleanup policy; None where this user may not read it."""
+    resource = ConfigResource(ResourceType.TOPIC, topic)
+    try:
+        config = admin.describe_configs([resource], request_timeout=SECONDS)[resource].result(SECONDS)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise
+        log.warning("cleanup policy unknown", extra={"topic": topic, "why": error.args[0].str()})
+        return None
+    return str(config["cleanup.policy"].value)
