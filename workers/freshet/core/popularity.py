@@ -26,7 +26,7 @@ class Partial(msgspec.Struct, frozen=True):
     """One partition's counts as of event time `ts` (ms); a record of the popularity topic, keyed by partition."""
 
     partition: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-    offset: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    offset: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
     ts: Annotated[int, msgspec.Meta(ge=0, le=MAX_TS_MS)]
     half_life: Annotated[float, msgspec.Meta(gt=0)]
     counts: dict[Id, Annotated[float, msgspec.Meta(ge=0, le=1e12)]]

@@ -167,8 +167,8 @@ def read_results(path: Path) -> Results:
     """Read a results file. Raises `ResultsError`."""
     try:
         results = decode(_decoder, path.read_bytes())
-    except OSError as error:
-        raise ResultsError(f"{path}: {error.strerror}") from None
+    except FileNotFoundError:
+        raise ResultsError(f"{path} does not exist") from None
     if isinstance(results, Undecodable):
         raise ResultsError(f"{path} holds no results: {results.why}")
     return results
