@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, replace
 from random import Random
+from unittest.mock import patch
 
 import msgspec
 import numpy as np
+from freshet.core import ranking
 from freshet.core.features import FIRST_ITEM, TOP_K, featurise
 from freshet.core.ranking import ItemSpace, Prior, RankConfig, _common_candidates, rank, rank_popular
 from freshet.core.recommendation import Item
@@ -50,7 +52,7 @@ class World:
         scores: dict[int, float] = {}
         embedding = self.encoded.embedding[user]
         graph = dict(zip(self.encoded.topk_index[user].tolist(), self.encoded.topk_score[user], strict=True))
-        for row in {*graph, *_common_candidates(space, [space.prior])[0].tolist()}:
+        for row in {*graph, *_common_candidates(space, [space.prior], cold=True)[0].tolist()}:
             value, novelty = self.lifts[row - FIRST_ITEM if row < space.trained else -1]
             lift = config.value_weight * value + config.novelty_weight * novelty
             prior = np.float32(config.prior_weight) * space.prior.values[row]
@@ -184,3 +186,34 @@ def test_the_fallback_is_the_popular_order(world: World, size: int) -> None:
         assert places == sorted(places)
         assert all(space.available[row] and space.ids[row] not in seen for _, row in places)
         assert all(item.source == "popular" for item in items)
+
+
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 6),
+    st.sampled_from((300, 2000, 9000)),
+    st.builds(RankConfig, st.sampled_from((1, 10, 50)), st.sampled_from((0.0, 0.5)), weights, **lifted),
+)
+def test_many_cold_items_are_ranked_as_if_all_were_scored(seed: int, users: int, cold: int, config: RankConfig) -> None:
+    """The product that finds each user's best changes no bit of a list, whatever the weights, priors and the seen."""
+    rng = np.random.default_rng(seed)
+    world = make_world(seed, users, 0.0)
+    names = [f"cold-{number}" for number in range(cold)]
+    vectors = rng.normal(size=(cold, DIM)).astype(np.float32)
+    vectors[rng.integers(0, cold, cold // 3)] = vectors[0]  # texts that are the same
+    world.space.add_cold(names, vectors)
+    for name in rng.choice(names, cold // 10, replace=False):
+        world.space.set_available(name, available=False)
+    world.space.set_popularity({name: float(rng.integers(1, 50)) for name in rng.choice(names, 40, replace=False)})
+    seen = [names[at] for at in rng.integers(0, cold, 120)]
+    world.states = [make_state(seen[:50], range(50), seen[50:]) for _ in world.states]
+    world.history = featurise(world.states, {}, {"view": 1}, LENGTH)["item_index"]
+    sizes = rng.integers(world.space.trained, world.space.size + 1, users)
+    index = np.array([world.space.index[name] for name in names[:30]])
+    priors = [
+        world.space.prior_of(index[index < size], np.full((index < size).sum(), 3.0), int(size)) for size in sizes
+    ]
+    for own in (None, priors):
+        made = rank(world.space, config, world.states, world.history, *world.encoded, own)
+        with patch.object(ranking, "FEW_COLD", cold + COLD):
+            assert made == rank(world.space, config, world.states, world.history, *world.encoded, own)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from freshet.core.events import Event
 from freshet.core.features import FIRST_ITEM, TOP_K
-from freshet.core.ranking import COLD_CANDIDATES, ItemSpace, RankConfig, _common_candidates, rank, rank_popular
+from freshet.core.ranking import ItemSpace, RankConfig, rank, rank_popular
 from freshet.core.recommendation import Item
 from freshet.core.state import HISTORY, UserState, empty_state, fold
 
@@ -142,16 +142,25 @@ def test_a_cold_item_is_ranked_by_its_vector() -> None:
     assert "new" not in names(one_list(over, {}, RankConfig(50, 0.0, 0.0), state_of("new")))
 
 
-def test_only_the_newest_cold_items_are_candidates() -> None:
-    """Of very many new items the latest are candidates, and all keep a place."""
+@pytest.mark.parametrize("place", [0, 1, 2500, 4999])
+def test_every_cold_item_is_a_candidate(place: int) -> None:
+    """A perfect match is first, were it the oldest of five thousand new items."""
     over = space()
-    many = [f"new-{number}" for number in range(COLD_CANDIDATES + 300)]
-    over.add_cold(many, np.stack([axis(number % DIM) for number in range(len(many))]))
-    common = {over.ids[row] for row in _common_candidates(over, [over.prior])[0].tolist()}
-    assert {*many[-COLD_CANDIDATES:]} <= common
-    assert not {*many[:300]} & common
-    assert all(over.vectors[over.index[item], number % DIM] == 1.0 for number, item in enumerate(many))
-    assert over.available[over.index[many[0]]]
+    many = [f"new-{number}" for number in range(5000)]
+    vectors = np.stack([axis(7 + number % 9) for number in range(len(many))])
+    vectors[place] = axis(3)
+    over.add_cold(many, vectors)
+    assert one_list(over, {}, embedding=2 * axis(3))[0].item_id == many[place]
+
+
+def test_of_equal_cold_items_the_oldest_unseen_are_listed() -> None:
+    """Ten thousand items of one text, of which the user has seen the first sixty and two are out."""
+    over = space()
+    many = [f"new-{number}" for number in range(10_000)]
+    over.add_cold(many, np.broadcast_to(axis(3), (len(many), DIM)))
+    for gone in many[60:62]:
+        over.set_available(gone, available=False)
+    assert names(one_list(over, {}, PLAIN, state_of(*many[:60]), axis(3))) == many[62:67]
 
 
 @pytest.mark.parametrize("item", ["i5", "new"])

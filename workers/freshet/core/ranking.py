@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from freshet.core.cold_items import best_rows, order_keys
 from freshet.core.events import ID_SEPARATOR
 from freshet.core.exploration import explore
 from freshet.core.features import FIRST_ITEM, UNKNOWN
@@ -23,8 +24,8 @@ from freshet.core.recommendation import Item, Reason
 from freshet.core.state import UserState
 
 POPULAR_CANDIDATES = 50
-COLD_CANDIDATES = 200
-"""The newest items beyond the version's own that are candidates for everybody."""
+FEW_COLD = 200
+"""As many items beyond the version's own are scored for everybody; of more, each user's best are found first."""
 POOL = 5
 """Diversity and exploration pick among this many times the list's size."""
 MARKS = 1 << 18
@@ -91,6 +92,8 @@ class ItemSpace:
         self.available[:FIRST_ITEM] = False
         self._lifts = np.zeros((len(item_ids) + 1, 2), np.float32) if lifts is None else lifts
         self._lifted: dict[tuple[float, float], NDArray[np.float32]] = {}
+        self.longest_cold = 0.0
+        """A bound of the lengths of cold items' vectors."""
         self._popularity: Mapping[str, float] = {}
         self.set_popularity({})
 
@@ -101,6 +104,7 @@ class ItemSpace:
             if row is None:
                 row = self._append(item)
             self.vectors[row] = vector
+        self.longest_cold = max(self.longest_cold, float(np.linalg.norm(vectors, axis=1).max(initial=0.0)))
         self.set_popularity(self._popularity)
 
     def _append(self, item: str) -> int:
@@ -164,7 +168,7 @@ class ItemSpace:
         if candidates is not None and candidates < len(rankable):
             lowest = np.partition(rankable, -candidates)[-candidates]
             highest = np.flatnonzero(rankable >= lowest).astype(np.int32)
-        keys = np.sort(_order_keys(rankable[highest], highest + np.int32(FIRST_ITEM)))[:candidates]
+        keys = np.sort(order_keys(rankable[highest], highest + np.int32(FIRST_ITEM)))[:candidates]
         return Prior(values, keys & 0xFFFFFFFF, size)
 
 
@@ -190,18 +194,25 @@ def rank(
     if not states:
         return []
     priors = priors if priors is not None else [space.prior] * len(states)
-    common, shared = _common_candidates(space, priors)
+    few_cold = max(prior.size for prior in priors) - space.trained <= FEW_COLD
+    common, shared = _common_candidates(space, priors, cold=few_cold)
     # einsum, for a product through BLAS depends on the shape of the batch in its last bits
     extra = np.einsum("bd,cd->bc", embedding, space.vectors[common])
-    candidates = np.concatenate([topk_index, np.broadcast_to(common.astype(np.int32), extra.shape)], axis=1)
-    popularity, struck = _by_user(space, priors, history, topk_index, common, candidates)
-    scores = np.concatenate([topk_score, extra], axis=1) + config.prior_weight * popularity
+    rows, products = [topk_index, np.broadcast_to(common.astype(np.int32), extra.shape)], [topk_score, extra]
+    if not few_cold:
+        cold, product = _best_cold(space, config, states, embedding, priors)
+        rows.append(cold)
+        products.append(product)
+    candidates = np.concatenate(rows, axis=1)
+    popularity, struck = _by_user(space, priors, history, topk_index, candidates)
+    scores = np.concatenate(products, axis=1) + config.prior_weight * popularity
     if config.value_weight or config.novelty_weight:
         scores += space.lift(config.value_weight, config.novelty_weight).take(candidates)
     rankable = np.isfinite(scores) & space.available[candidates] & ~struck
-    rankable[:, topk_index.shape[1] :] &= shared
+    top = topk_index.shape[1]
+    rankable[:, top : top + len(common)] &= shared
     scores[~rankable] = -np.inf
-    ranking = _order_keys(scores, candidates)
+    ranking = order_keys(scores, candidates)
     ranking.sort(axis=1)
     pool = config.list_size * (POOL if config.diversity or config.exploration else 1)
     picks, values = _ranked(ranking[:, : max(pool, LOOK_AHEAD)])
@@ -226,22 +237,63 @@ def rank(
     return [_items(space, *parts) for parts in zip(picks, values, propensities, explored, reasons, strict=True)]
 
 
-def _common_candidates(space: ItemSpace, priors: Sequence[Prior]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The rows C that are candidates for some user, ascending: the popular, the newest cold; and whose, `[B, C]`."""
+def _common_candidates(
+    space: ItemSpace, priors: Sequence[Prior], *, cold: bool
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The rows C that are candidates for some user, ascending, and whose, `[B, C]`: the popular rows, all cold ones.
+
+    Without `cold` no cold row is among them.
+    """
     different = {id(prior): prior for prior in priors}
-    place = {identity: number for number, identity in enumerate(different)}
-    cold = {prior.size: np.arange(max(space.trained, prior.size - COLD_CANDIDATES), prior.size) for prior in priors}
+    slot = {identity: number for number, identity in enumerate(different)}
+    end = space.size if cold else space.trained
+    rows = {
+        identity: np.union1d(prior.popular[prior.popular < end], np.arange(space.trained, prior.size if cold else 0))
+        for identity, prior in different.items()
+    }
     wanted = np.zeros(space.size, np.bool_)
-    for rows in (*cold.values(), *(prior.popular for prior in different.values())):
-        wanted[rows] = True
+    for mine in rows.values():
+        wanted[mine] = True
     common = np.flatnonzero(wanted)
     column = np.zeros(space.size, np.int64)
     column[common] = np.arange(len(common))
     shared = np.zeros((len(different), len(common)), np.bool_)
-    for mine, prior in zip(shared, different.values(), strict=True):
-        mine[column[prior.popular]] = True
-        mine[column[cold[prior.size]]] = True
-    return common, shared[[place[id(prior)] for prior in priors]]
+    for whose, mine in zip(shared, rows.values(), strict=True):
+        whose[column[mine]] = True
+    return common, shared[[slot[id(prior)] for prior in priors]]
+
+
+def _best_cold(
+    space: ItemSpace,
+    config: RankConfig,
+    states: Sequence[UserState],
+    embedding: NDArray[np.float32],
+    priors: Sequence[Prior],
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Cold rows `[B, M]` among which each user's best are, and their dot products; row 0, never rankable, for none.
+
+    There are as many as a list may need, and as a user may have seen.
+    """
+    first, end = space.trained, max(prior.size for prior in priors)
+    seen = max(state.length + state.seen_log.count(ID_SEPARATOR) for state in states)
+    wanted = min(end - first, config.list_size * (POOL if config.diversity or config.exploration else 1) + seen)
+    cold = np.arange(first, end)
+    available = space.available[first:end]
+    popularity = {id(prior): config.prior_weight * prior.values.take(cold, mode="clip") for prior in priors}
+    rankable = {id(prior): available & (cold < prior.size) for prior in priors}
+    lift: NDArray[np.float32] | np.float32 = np.float32(0)
+    if config.value_weight or config.novelty_weight:
+        lift = space.lift(config.value_weight, config.novelty_weight)[first:end]
+    rows, products = best_rows(
+        embedding,
+        space.vectors[first:end],
+        space.longest_cold,
+        [popularity[id(prior)] for prior in priors],
+        lift,
+        [rankable[id(prior)] for prior in priors],
+        wanted,
+    )
+    return np.where(rows < 0, 0, rows + first).astype(np.int32), products
 
 
 def _by_user(
@@ -249,10 +301,9 @@ def _by_user(
     priors: Sequence[Prior],
     history: NDArray[np.int32],
     topk_index: NDArray[np.int32],
-    common: NDArray[np.int64],
     candidates: NDArray[np.int32],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Each candidate's popularity, and whether it is out: in the user's history, or common and in their top-K.
+    """Each candidate's popularity, and whether it is out: in the user's history, or in the top-K and here once more.
 
     Some users at a time with marks on rows, whose cost depends neither on the size of the space nor on the
     history's length times the candidates' number.
@@ -275,7 +326,7 @@ def _by_user(
         marks[own] = True
         struck[some, :top] = marks[mine]
         marks[mine] = True
-        struck[some, top:] = marks[first + common]
+        struck[some, top:] = marks[first + candidates[some, top:]]
         marks[own] = False
         marks[mine] = False
     return popularity, struck
@@ -298,13 +349,6 @@ def decay_weights(length: int, decay: float) -> NDArray[np.float32]:
     """Weights `[length]` of events, the oldest first: e^-`decay` for each one that came after."""
     weights: NDArray[np.float32] = np.exp(-decay * np.arange(length)[::-1]).astype(np.float32)
     return weights
-
-
-def _order_keys(scores: NDArray[np.float32], candidates: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Integers that rise as the score falls, then with the row, and hold both: sorting them moves all at once."""
-    bits = (scores.astype(np.float32, copy=False) + np.float32(0)).view(np.int32).astype(np.int64)  # -0.0 becomes 0.0
-    ascending = np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (-ascending << 32) | candidates
 
 
 def _ranked(keys: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
