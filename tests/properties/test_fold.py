@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from random import Random
 
-from freshet.core.events import CONTROL_TYPES, Event
-from freshet.core.fold_run import OpenState
+from freshet.core.events import CONTROL_TYPES, MAX_BEHAVIOURS, MAX_ID_LENGTH, MAX_TS_MS, Event
+from freshet.core.fold_run import OpenState, fold_run
 from freshet.core.state import (
     EVENT_IDS,
     HISTORY,
+    LOG_CHARS,
+    MAX_STATE_BYTES,
     SEEN,
     Consent,
     Outcome,
@@ -17,7 +19,7 @@ from freshet.core.state import (
     encode_state,
     fold,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.properties.strategies import PARTITION, START_MS, Entry, logs, split, states
@@ -161,3 +163,68 @@ def test_an_open_state_forgets_the_same_items(seed: int, history: int) -> None:
         assert opened.fold(event, PARTITION, number, history) is fold(closed, event, PARTITION, number, history)
     assert len(closed.seen) == SEEN
     assert encode_state(opened.close()) == encode_state(closed)
+
+
+def wide_log(seed: int) -> list[Entry]:
+    """A log of a user whose ids and types have any width, up to the widest that an event may have."""
+    random = Random(seed)
+    letter, longest = random.choice("a\u754c\U0001f600"), random.choice((20, 100, MAX_ID_LENGTH))
+
+    def name(number: int, longest: int) -> str:
+        return f"{number}{letter * longest}"[: random.randint(5, longest)]
+
+    return [
+        Entry(
+            number,
+            Event(
+                name(number, MAX_ID_LENGTH),
+                "ann",
+                name(10_000 + random.randrange(MAX_BEHAVIOURS), 64)[:5] + letter * 59,
+                MAX_TS_MS,
+                name(random.randrange(3000), longest),
+                1e12,
+            ),
+        )
+        for number in range(2500)
+    ]
+
+
+@settings(max_examples=8)
+@given(st.integers(0, 99), st.sampled_from((1, HISTORY, 1000)))
+def test_a_state_fits_into_a_record_of_the_changelog(seed: int, history: int) -> None:
+    """Whatever is folded, in whatever batches, open or closed: the same bytes, within the bound."""
+    log, random = wide_log(seed), Random(seed)
+    closed, opened = empty_state(PARTITION), empty_state(PARTITION)
+    reached = 0
+    while reached < len(log):
+        entries = log[reached : reached + random.randint(1, 600)]
+        reached += len(entries)
+        batch = [(PARTITION, entry, entry.event) for entry in entries]
+        fold_run({"ann": opened}, {"ann": len(entries)}, batch, history)
+        for entry in entries:
+            fold(closed, entry.event, PARTITION, entry.offset, history)
+        assert encode_state(opened) == encode_state(closed)
+        assert len(encode_state(closed)) <= MAX_STATE_BYTES
+
+
+def test_the_widest_state_is_close_to_its_bound() -> None:
+    """The widest ids fill both sequences; the newest event and all event ids are kept, and the state is full."""
+    state = empty_state(PARTITION)
+    for number in range(1000):
+        wide = f"{number}".ljust(MAX_ID_LENGTH, "\U0001f600")
+        fold(state, Event(wide, "ann", "\U0001f600" * 64, MAX_TS_MS, wide), PARTITION, number, 1000)
+        assert state.items[-1] == wide
+    assert MAX_STATE_BYTES * 0.8 < len(encode_state(state)) <= MAX_STATE_BYTES
+    assert len(state.event_ids) == EVENT_IDS
+    assert state.full
+    assert state.length == len(state.types) == len(state.times) < 1000
+
+
+def test_ordinary_ids_are_not_cut() -> None:
+    """1,000 events with ids of 64 characters are all kept, and so are the seen items behind them."""
+    state = empty_state(PARTITION)
+    for number in range(1000 + SEEN):
+        fold(state, Event(f"{number:064}", "ann", "purchase", MAX_TS_MS, f"{number:064}"), PARTITION, number, 1000)
+    assert (state.length, len(state.seen)) == (1000, SEEN)
+    assert len(state.item_log) < LOG_CHARS
+    assert not state.full

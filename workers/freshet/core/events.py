@@ -17,6 +17,8 @@ from freshet.core.decoding import Undecodable, decode
 
 MAX_EVENT_BYTES = 65_536
 MAX_ID_LENGTH = 256
+MAX_BEHAVIOURS = 100
+"""Most behaviour types: a user's state counts each."""
 ID_SEPARATOR = "\x1f"
 """ASCII's unit separator; no id holds it, so ids can be stored joined."""
 MIN_TS_MS = 100_000_000_000  # 1973-03-03: anything smaller was written in seconds
@@ -94,6 +96,8 @@ def wrong_behaviours(behaviours: Collection[str]) -> str:
     """What is wrong with the behaviour types of some settings, in a sentence; empty where nothing is."""
     if not behaviours or CONTROL_TYPES & set(behaviours):
         return f"behaviours: name at least one type, and none of {', '.join(sorted(CONTROL_TYPES))}"
+    if len(behaviours) > MAX_BEHAVIOURS:
+        return f"behaviours: {len(behaviours)} types, at most {MAX_BEHAVIOURS}"
     return ""
 
 

@@ -19,6 +19,7 @@ from freshet.core.state import (
     EVENT_IDS,
     FIRST_TOUCH,
     HISTORY,
+    LOG_CHARS,
     REDELIVERED,
     SEEN,
     Outcome,
@@ -67,7 +68,7 @@ def fold_run(
 class OpenState:
     """The sequences of `state`, open; `close` writes them back. The position and the counts are kept in `state`."""
 
-    __slots__ = ("_event_ids", "_items", "_seen", "_times", "_types", "_within", "state")
+    __slots__ = ("_chars", "_event_ids", "_items", "_seen", "_seen_chars", "_times", "_types", "_within", "state")
 
     def __init__(self, state: UserState) -> None:
         self.state = state
@@ -79,6 +80,8 @@ class OpenState:
         self._items, self._types, self._times = state.items, state.types, state.times
         self._seen = dict.fromkeys(state.seen)
         self._within = Counter(self._items)
+        self._chars = len(state.item_log) + len(state.type_log)
+        self._seen_chars = len(state.seen_log)
 
     def fold(self, event: Event, partition: int, offset: int, history: int = HISTORY) -> Outcome:
         """Fold `event` as `state.fold` does; returns what that returns."""
@@ -105,22 +108,29 @@ class OpenState:
         items.append(item)
         self._types.append(event.type)
         self._times.append(event.ts)
-        while len(items) > history:
+        self._chars += len(item) + len(event.type) + 2
+        while len(items) > history or self._chars > LOG_CHARS:
             self._drop_oldest()
         return FIRST_TOUCH if first else APPLIED
 
     def _drop_oldest(self) -> None:
-        del self._types[0], self._times[0]
-        item = self._items.pop(0)
+        item, kind = self._items.pop(0), self._types.pop(0)
+        del self._times[0]
+        self._chars -= len(item) + len(kind) + 2
         if self._within[item] > 1:
             self._within[item] -= 1
             return
         del self._within[item]
         seen = self._seen
-        seen.pop(item, None)
+        if item in seen:
+            del seen[item]
+        else:
+            self._seen_chars += len(item) + 1
         seen[item] = None
-        if len(seen) > SEEN:
-            del seen[next(iter(seen))]
+        while len(seen) > SEEN or self._seen_chars > LOG_CHARS:
+            oldest = next(iter(seen))
+            del seen[oldest]
+            self._seen_chars -= len(oldest) + 1
 
     def close(self) -> UserState:
         """Write the sequences back; returns the state."""

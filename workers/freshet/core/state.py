@@ -13,7 +13,7 @@ from enum import IntEnum
 
 import msgspec
 
-from freshet.core.events import CONTROL_TYPES, ERASE, ID_SEPARATOR, OPT_IN, OPT_OUT, Event
+from freshet.core.events import CONTROL_TYPES, ERASE, ID_SEPARATOR, MAX_ID_LENGTH, OPT_IN, OPT_OUT, Event
 
 HISTORY = 50
 """Recent events kept per user unless the settings say otherwise; a model version reads the last of them."""
@@ -21,6 +21,14 @@ SEEN = 500
 """Distinct items older than the history that are still filtered as seen."""
 EVENT_IDS = 32
 """Recent event ids kept per user to recognise a producer's duplicates."""
+LOG_CHARS = 80_000
+"""Most characters of a user's history (items and types), and of the seen items: 1,000 events with ids of 64."""
+MAX_STATE_BYTES = 750_000
+"""An encoded state is never larger. librdkafka and the broker take 1,000,000 bytes with key and headers.
+
+Two sequences of `LOG_CHARS` at 4 bytes a character are 640,000 bytes. `EVENT_IDS` ids are 33,000, the times of 1,000
+events 8,000, and counts and sums of `MAX_BEHAVIOURS` types 60,000.
+"""
 
 
 class Consent(IntEnum):
@@ -39,6 +47,11 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     some 150. `items`, `types` and `times` read them as parallel lists, oldest
     first, in log order, at most as long as the fold keeps; times are event times in ms.
     `seen` are distinct items that fell out of `items`, at most `SEEN`.
+
+    Both are bounded in characters too, so that a state fits into a record of the
+    changelog (`MAX_STATE_BYTES`). Where the history is over `LOG_CHARS`, its
+    oldest events go, and their items are among the seen ones. Where the seen
+    items are over `LOG_CHARS`, the oldest go. Event ids are always kept.
 
     `feature_ts` is the strictly increasing timestamp in µs under which features
     are written to the online store, which drops older ones. `folded` counts
@@ -90,6 +103,12 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
         return len(self.time_log) // 8
 
     @property
+    def full(self) -> bool:
+        """Whether the next event may find no room in `LOG_CHARS`, whatever number of events is to be kept."""
+        room = LOG_CHARS - 2 * MAX_ID_LENGTH
+        return len(self.item_log) + len(self.type_log) > room or len(self.seen_log) > room
+
+    @property
     def newest_ts(self) -> int:
         """Event time of the newest of the recent items, ms; 0 where there is none."""
         return int.from_bytes(self.time_log[-8:], "little")
@@ -125,7 +144,7 @@ def fold(state: UserState, event: Event, partition: int, offset: int, history: i
     """Fold `event`, read at `offset` of `partition`, into `state` in place; `history` recent events are kept.
 
     The caller owns `state` (it has just been decoded from the table), so no
-    copy is made. Returns what was done. A state last written under another
+    copy is made. Its encoding stays within `MAX_STATE_BYTES`. Returns what was done. A state last written under another
     partition (the topic was re-partitioned) has no comparable offset; the event
     ids still protect it.
     """
@@ -146,7 +165,7 @@ def fold(state: UserState, event: Event, partition: int, offset: int, history: i
     state.item_log += marked_item[1:]
     state.type_log += event.type + ID_SEPARATOR
     state.time_log += event.ts.to_bytes(8, "little")
-    while len(state.time_log) > 8 * history:
+    while len(state.time_log) > 8 * history or len(state.item_log) + len(state.type_log) > LOG_CHARS:
         _drop_oldest(state)
     return FIRST_TOUCH if first else APPLIED
 
@@ -186,7 +205,10 @@ def _drop_oldest(state: UserState) -> None:
         seen = state.seen_log
         if marked_item in seen:
             seen = seen.replace(marked_item, ID_SEPARATOR, 1)
-        state.seen_log = _append(seen, marked_item, SEEN)
+        seen = _append(seen, marked_item, SEEN)
+        while len(seen) > LOG_CHARS:
+            seen = _without_first(seen)
+        state.seen_log = seen
 
 
 def _append(log: str, marked: str, limit: int) -> str:

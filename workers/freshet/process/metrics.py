@@ -19,6 +19,9 @@ BATCH_EVENTS = Histogram(
 )
 FOLDED = Counter("freshet_events_folded_total", "Events folded into user state.")
 SKIPPED = Counter("freshet_events_skipped_total", "Events that changed no state.", ["reason"])
+STATES_FULL = Counter(
+    "freshet_states_full_total", "States written whose history or seen items had no room left (LOG_CHARS)."
+)
 DEAD_LETTERS = Counter("freshet_dead_letters_total", "Records sent to the dead-letter topic.", ["reason"])
 LISTS = Counter("freshet_lists_published_total", "Recommendation lists published.", ["kind"])
 LAG = Gauge("freshet_lag_events", "Records behind the end of the source partition.", ["partition"])

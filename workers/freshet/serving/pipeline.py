@@ -233,7 +233,9 @@ class Pipeline:
     async def write_state(self, store: StateStore, touched: list[Touched]) -> None:
         """Write the states that changed."""
         with metrics.STEP.labels("state").time():
-            await store.write({user.user_id: encode_state(user.state) for user in touched if user.changed})
+            states = {user.user_id: user.state for user in touched if user.changed}
+            metrics.STATES_FULL.inc(sum(state.full for state in states.values()))
+            await store.write({user_id: encode_state(state) for user_id, state in states.items()})
 
     def _partition_popularity(self, partition: int) -> PartialPopularity:
         popularity = self._popularity.get(partition)
