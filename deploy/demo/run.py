@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from freshet.errors import FreshetError
 from freshet.settings import Settings
 from kafka.errors import KafkaError
 from rich.console import Console
@@ -20,7 +21,7 @@ DRAIN_SECONDS = 20.0
 INTERRUPTED_DRAIN_SECONDS = 3.0
 
 
-class DemoError(Exception):
+class DemoError(FreshetError):
     """The demo did not do what it should have; the message is one line."""
 
 

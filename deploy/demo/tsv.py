@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
+from freshet.errors import FreshetError
 
-class RawDataError(Exception):
+
+class RawDataError(FreshetError):
     """The raw files are missing or are not what they should be; the message says which line."""
 
     remedy: ClassVar[str] = ""

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from freshet.errors import FreshetError
 
-class StackError(Exception):
+
+class StackError(FreshetError):
     """Anything a local stack can fail with."""
 
 

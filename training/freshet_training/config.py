@@ -18,6 +18,7 @@ import msgspec
 from freshet.core.catalogue import TEXT_FIELDS, TextField
 from freshet.core.events import DEFAULT_BEHAVIOURS, Weight, wrong_behaviours
 from freshet.core.state import HISTORY
+from freshet.errors import FreshetError
 
 SHARED = ("behaviours", "history", "popularity_half_life", "text_fields")
 """Settings of the worker that training reads too."""
@@ -28,7 +29,7 @@ Rate = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 Part = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
-class ConfigError(Exception):
+class ConfigError(FreshetError):
     """A settings file cannot be used; the message names the setting."""
 
 

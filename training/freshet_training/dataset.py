@@ -17,6 +17,7 @@ import msgspec
 from freshet.core.catalogue import CatalogueItem, decode_item
 from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, BadReason, Event, decode_event, encode_event
+from freshet.errors import FreshetError
 
 from freshet_training.config import Config
 from freshet_training.examples import histories
@@ -28,7 +29,7 @@ UNREADABLE_SHARE = 0.5
 """With more of the lines than this unreadable the file is no log."""
 
 
-class DatasetError(Exception):
+class DatasetError(FreshetError):
     """The log or the items file cannot be used; the message says which line and why."""
 
 

@@ -34,6 +34,7 @@ from freshet.core.features import (
     Tensors,
     TensorSpec,
 )
+from freshet.errors import FreshetError
 from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ GOLDEN_ROWS = 64
 GOLDEN_UNKNOWN = 0.05
 
 
-class ExportError(Exception):
+class ExportError(FreshetError):
     """The model cannot be exported, or ONNX Runtime disagrees with torch."""
 
 

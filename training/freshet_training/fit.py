@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from freshet.core.features import FIRST_ITEM, PADDING
+from freshet.errors import FreshetError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -70,7 +71,7 @@ class Options:
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
-class FitError(Exception):
+class FitError(FreshetError):
     """The training cannot go on; the message says what to change."""
 
 

@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 import numpy as np
 import onnxruntime
 from freshet.core.features import TEXT_DIM
+from freshet.errors import FreshetError
 from freshet.files import written_whole
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -25,7 +26,7 @@ STORED_EVERY = 5000
 """Texts: a run that is killed while it reads them has lost no more."""
 
 
-class TextError(Exception):
+class TextError(FreshetError):
     """There is no text encoder to read items with."""
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from freshet.errors import FreshetError
 from freshet.files import write_whole
 
 from freshet_training.console import say
@@ -28,7 +29,7 @@ MAX_PARAMETER = 500
 """MLflow's own limit on a parameter's length."""
 
 
-class TrackingError(Exception):
+class TrackingError(FreshetError):
     """MLflow's store cannot be used; the message is its first line."""
 
 

@@ -35,8 +35,9 @@ from pathlib import Path
 
 import msgspec
 import torch
-from freshet.bundle.bundle import WEIGHTS, Bundle, BundleError, Data, Privacy, load_bundle, write_manifest
+from freshet.bundle.bundle import WEIGHTS, Bundle, Data, Privacy, load_bundle, write_manifest
 from freshet.core.events import encode_event
+from freshet.errors import FreshetError
 from freshet.files import HeldError, held, write_whole
 
 from freshet_training import gate
@@ -45,8 +46,8 @@ from freshet_training.config import Config, ConfigError, load_config
 from freshet_training.console import Advance, progress, say
 from freshet_training.dataset import DatasetError
 from freshet_training.evaluate import EvaluationSet, Replay
-from freshet_training.export import ExportError, export_bundle
-from freshet_training.fit import Epoch, FitError, Fitted, Options, fit, teacher_seeds
+from freshet_training.export import export_bundle
+from freshet_training.fit import Epoch, Fitted, Options, fit, teacher_seeds
 from freshet_training.lifts import item_lifts
 from freshet_training.measure import UNTIED, measure, table, validator
 from freshet_training.model import Config as ModelConfig
@@ -54,25 +55,14 @@ from freshet_training.model import UserEncoder
 from freshet_training.model_card import model_card
 from freshet_training.regression_set import CANARY_FILE
 from freshet_training.search import Found, Objective, search
-from freshet_training.text import TextError
-from freshet_training.tracking import Tracker, TrackingError
+from freshet_training.tracking import Tracker
 from freshet_training.training_set import Material, NothingNewError, epoch_rows, gather, model_config, private_users
-from freshet_training.warm_start import WarmStartError, warm_start
+from freshet_training.warm_start import warm_start
 
 REFUSED = 3
 REFUSED_FILE = "refused"
 """In the work folder: the digest of what the last incremental run whose candidate the gate refused was asked."""
 ROOT = Path(__file__).resolve().parents[2]
-EXPECTED = (
-    BundleError,
-    ConfigError,
-    DatasetError,
-    ExportError,
-    FitError,
-    TextError,
-    TrackingError,
-    WarmStartError,
-)
 
 
 @dataclass(frozen=True)
@@ -98,7 +88,7 @@ class Job:
 
 
 def train(job: Job, config: Config) -> bool:
-    """Run every step; returns whether the gate accepted. Raises one of `EXPECTED`, `NothingNewError`, `OSError`."""
+    """Run every step; returns whether the gate accepted. Raises `FreshetError`, `NothingNewError`, `OSError`."""
     _check_out(job.out)
     _check_model(config)
     if config.privacy is not None and (job.incremental or job.search_seconds):
@@ -459,7 +449,7 @@ def main(arguments: list[str] | None = None) -> int:
     except NothingNewError as nothing:
         say(str(nothing))
         return 0
-    except EXPECTED as error:
+    except FreshetError as error:
         sys.stderr.write(f"freshet: {error}\n")
         return 1
     except OSError as error:

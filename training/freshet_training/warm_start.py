@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from freshet.bundle.bundle import Bundle
 from freshet.core.features import FIRST_ITEM
+from freshet.errors import FreshetError
 from safetensors.torch import load_file
 
 from freshet_training.model import UserEncoder
@@ -16,7 +17,7 @@ TYPE_ROWS = {"type_embedding.weight": 1, "type_head.weight": 0, "type_head.bias"
 """Tensors with a row per behaviour type, and the rows that stand before the first type's."""
 
 
-class WarmStartError(Exception):
+class WarmStartError(FreshetError):
     """The version's weights do not fit the settings; the message says which and what to do."""
 
 

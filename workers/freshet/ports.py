@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshet.core.features import Tensors
+from freshet.errors import FreshetError
 
 
 class Fetched(Protocol):
@@ -79,11 +80,11 @@ class FeatureRow(NamedTuple):
     values: tuple[Any, ...]
 
 
-class DeliveryError(Exception):
+class DeliveryError(FreshetError):
     """The broker did not take a record; the message names the topic and why."""
 
 
-class Unavailable(Exception):
+class Unavailable(FreshetError):
     """A served part (encoder, feature store) cannot answer now; the message says why."""
 
 

@@ -19,6 +19,7 @@ from freshet.core.catalogue import TEXT_FIELDS, TextField
 from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import DEFAULT_BEHAVIOURS, Weight, wrong_behaviours
 from freshet.core.state import HISTORY
+from freshet.errors import FreshetError
 
 PREFIX = "FRESHET_"
 TRAINING = "training"
@@ -30,7 +31,7 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
-class SettingsError(Exception):
+class SettingsError(FreshetError):
     """A setting is unknown or has a bad value; the message names it and its source."""
 
 

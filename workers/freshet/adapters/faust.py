@@ -27,6 +27,7 @@ from rocksdict import WriteBatch
 
 from freshet.adapters.kafka import KafkaPublisher
 from freshet.core.state import decode_state
+from freshet.errors import FreshetError
 from freshet.ports import Message
 from freshet.process.watchdog import fail_fast
 
@@ -264,7 +265,7 @@ class Inbox:
             return taken
 
 
-class RecoveryError(Exception):
+class RecoveryError(FreshetError):
     """States cannot be recovered from the changelog; the message says why."""
 
 

@@ -37,6 +37,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from freshet.errors import FreshetError
 from freshet.files import sync
 
 ROW_GROUP = 16_384
@@ -56,7 +57,7 @@ _HAS_FILES = b"has files"
 """What the lock of a partition holds once there is a file."""
 
 
-class ArchiveError(Exception):
+class ArchiveError(FreshetError):
     """The archive cannot be read or written; the message says why and what to do."""
 
 

@@ -26,6 +26,7 @@ from freshet.bundle.arrays import load_array
 from freshet.core.catalogue import TEXT_FIELDS
 from freshet.core.decoding import Undecodable, decode
 from freshet.core.features import FIRST_ITEM
+from freshet.errors import FreshetError
 from freshet.files import write_json
 
 MANIFEST = "manifest.json"
@@ -37,7 +38,7 @@ SIGNATURE = "manifest.sig"
 """The one file that the manifest cannot list: who vouches for it (`workers/freshet/bundle/signature.py`)."""
 
 
-class BundleError(Exception):
+class BundleError(FreshetError):
     """The folder is no usable bundle; the message says what is wrong."""
 
 

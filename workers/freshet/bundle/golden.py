@@ -28,6 +28,7 @@ from freshet.core.features import (
     TensorSpec,
     sized,
 )
+from freshet.errors import FreshetError
 
 GOLDEN = "golden.npz"
 TOLERANCE = 1e-3
@@ -35,7 +36,7 @@ TOLERANCE = 1e-3
 TOPK_INDEX, TOPK_SCORE, EMBEDDING = (spec.name for spec in USER_ENCODER_OUTPUTS)
 
 
-class GoldenError(Exception):
+class GoldenError(FreshetError):
     """Golden tensors cannot be read, or were not given again; the message is one line that says which."""
 
 

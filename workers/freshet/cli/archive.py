@@ -8,7 +8,6 @@ from typing import Annotated
 import msgspec
 import typer
 
-from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Group, HealthPort, Kafka, StateDir, resolve
 
 
@@ -41,10 +40,6 @@ def archive(
     if effective.sources["data_dir"] in ("default", str(directory / "stack.json")):  # that is a stream worker's
         settings = msgspec.structs.replace(settings, data_dir=str(directory / "archiver"))
     from freshet.archive.archiver import run
-    from freshet.archive.chain import ArchiveError
 
-    try:
-        status = run(settings)
-    except ArchiveError as error:
-        raise UserError(str(error)) from None
+    status = run(settings)
     raise typer.Exit(status)

@@ -11,24 +11,19 @@ from typing import NamedTuple
 import typer
 from rich.text import Text
 
-from freshet.bundle.bundle import BundleError, load_bundle, version_numbers
+from freshet.bundle.bundle import load_bundle, version_numbers
 from freshet.cli.connections import open_consumer
 from freshet.cli.console import emit, out, plain, rows
-from freshet.cli.errors import EXPECTED
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Effective, Json, Kafka, Triton, resolve
 from freshet.core.rollout import MODEL
-from freshet.ports import Unavailable
+from freshet.errors import FreshetError
 from freshet.settings import Settings, Variant
 
 MODELS = ("user_encoder", "item_tower", "text_encoder")
 
 
-class Failed(Exception):
+class Failed(FreshetError):
     """A part does not do what it should; the message says what."""
-
-
-PLAIN: tuple[type[Exception], ...] = (Failed, BundleError, Unavailable, *EXPECTED)
-"""Errors whose message is the verdict; any other one is named by its type too."""
 
 
 class Verdict(NamedTuple):
@@ -71,7 +66,7 @@ def judge(part: str, test: Callable[[Settings], str], settings: Settings) -> Ver
     """Run one test; whatever goes wrong in it is its verdict."""
     try:
         return Verdict(part, ok=True, detail=test(settings))
-    except PLAIN as error:
+    except FreshetError as error:
         return Verdict(part, ok=False, detail=str(error))
     except Exception as error:
         return Verdict(part, ok=False, detail=f"{type(error).__name__}: {error}")

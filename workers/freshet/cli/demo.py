@@ -13,8 +13,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.demo import movielens
-from deploy.demo.run import DemoError, Outcome, PlayedOut, play
+from deploy.demo.run import Outcome, PlayedOut, play
 from deploy.local import AlreadyRunning, NotRunning, Stack, load, stop
 from freshet.cli.bring_up import LocalWorker, bring_up, last_words, undisturbed
 from freshet.cli.console import out, say
@@ -97,13 +96,8 @@ def _stream(
         dead = next((worker for worker in workers if not worker.process.is_alive()), None)
         return None if dead is None else f"{dead.name} ended ({dead.log}): {last_words(dead.log)}"
 
-    try:
-        with _gently(stopping):
-            return play(
-                settings, rate=speed, seconds=seconds, stop=stopping, fault=fault, console=out, in_order=in_order
-            )
-    except (DemoError, movielens.MovieLensError) as error:
-        raise UserError(str(error)) from None
+    with _gently(stopping):
+        return play(settings, rate=speed, seconds=seconds, stop=stopping, fault=fault, console=out, in_order=in_order)
 
 
 def _stop(stack: Stack) -> None:

@@ -10,23 +10,19 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from deploy.local.errors import StackError
 from freshet.cli.console import plain
-from freshet.settings import SettingsError
+from freshet.errors import FreshetError
 
 USAGE = 2
 FAILED = 1
 
 
-class UserError(Exception):
-    """Something the user can mend; the message is one line and says how where that is not plain."""
-
-
-EXPECTED: tuple[type[Exception], ...] = (UserError, SettingsError, StackError)
+class UserError(FreshetError):
+    """What was asked on the command line cannot be done; the message is one line that says what to do."""
 
 
 class Group(TyperGroup):
-    """All verbs; turns expected errors, and usage errors, into one line each."""
+    """All verbs; turns errors written for a user, and usage errors, into one line each."""
 
     def main(
         self,
@@ -40,7 +36,7 @@ class Group(TyperGroup):
         """Parse, run and exit."""
         try:
             status = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
-        except EXPECTED as error:
+        except FreshetError as error:
             _end(str(error), FAILED)
         except TyperException as error:
             context = getattr(error, "ctx", None)

@@ -54,10 +54,6 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Say which of a user's own events raised an item: its score with all of them, and without each."""
-    from freshet.bundle.bundle import BundleError
-    from freshet.logs.source import LogError
-    from freshet.ports import Unavailable
-
     settings = resolve(config, directory, kafka=kafka).settings
     with open_consumer(settings) as consumer:
         state = read_state(consumer, settings, user.encode())
@@ -72,10 +68,7 @@ def explain(
     wanted = [item] if item is not None else [one.item_id for one in made.items] if made is not None else []
     if not wanted:
         raise UserError(f"user {user} has no list: name an item")
-    try:
-        found = asyncio.run(_explained(settings, version, state, wanted, top))
-    except (LogError, BundleError, Unavailable) as error:
-        raise UserError(str(error)) from None
+    found = asyncio.run(_explained(settings, version, state, wanted, top))
     if as_json:
         emit({"user_id": user, "model_version": version, "items": msgspec.to_builtins(found)})
     else:

@@ -11,7 +11,6 @@ import msgspec
 import typer
 
 from freshet.cli.console import emit, progress, rows
-from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, resolve
 
 
@@ -30,18 +29,12 @@ def features(
     """
     settings = resolve(config, directory, archive_dir=str(archive) if archive is not None else None).settings
     from freshet.adapters.feast import apply_history
-    from freshet.archive.chain import ArchiveError
     from freshet.archive.feature_history import FOLDER, extend
-    from freshet.logs.source import LogError
-    from freshet.ports import Unavailable
 
-    try:
-        with ExitStack() as stack:
-            bar = _Bar(stack)
-            done = asyncio.run(extend(settings, bar.start, bar.advance))
-        file = apply_history(settings)
-    except (ArchiveError, LogError, Unavailable) as error:
-        raise UserError(str(error)) from None
+    with ExitStack() as stack:
+        bar = _Bar(stack)
+        done = asyncio.run(extend(settings, bar.start, bar.advance))
+    file = apply_history(settings)
     if as_json:
         emit(msgspec.to_builtins(done) | {"feature_store": str(file)})
         return

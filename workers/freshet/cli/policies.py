@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,10 +66,10 @@ def ope(
     from freshet.replay import policies
 
     target = policies.Target(model, diversity, prior_weight, value_weight, novelty_weight)
-    with _said_plainly(to):
-        found = asyncio.run(
-            policies.off_policy(_record(settings, source, lists, window), target, reward, text_encoder_folder(settings))
-        )
+    _see_that_free(to)
+    found = asyncio.run(
+        policies.off_policy(_record(settings, source, lists, window), target, reward, text_encoder_folder(settings))
+    )
     estimates = [served(found.slots), *off_policy(target.name, found.slots)]
     difference = against_served(target.name, found.slots, f"{reward} per list")
     results = Results(source=source, command=command_line(), off_policy=estimates, comparisons=[difference])
@@ -118,8 +117,8 @@ def compare(
     from freshet.replay import policies
 
     kinds = list(settings.behaviours)
-    with _said_plainly(to):
-        found, counts = asyncio.run(policies.readout(_record(settings, source, lists, window), kinds))
+    _see_that_free(to)
+    found, counts = asyncio.run(policies.readout(_record(settings, source, lists, window), kinds))
     variants = found.variants()
     names = [one.variant for one in variants]
     if baseline is not None and baseline not in names:
@@ -159,19 +158,10 @@ def _record(settings: Settings, source: str, lists: str, window: str) -> Record:
     return Record(settings=settings, source=source, lists=lists, window_ms=window_ms)
 
 
-@contextmanager
-def _said_plainly(to: Path | None) -> Iterator[None]:
-    """Errors of the parts as `UserError`, after seeing that the results have a place to go."""
-    from freshet.bundle.bundle import BundleError
-    from freshet.logs.source import LogError
-    from freshet.ports import Unavailable
-
+def _see_that_free(to: Path | None) -> None:
+    """See that the results have a place to go. Raises `UserError`."""
     if to is not None and to.exists():
         raise UserError(f"{to} exists: choose another --out")
-    try:
-        yield
-    except (LogError, BundleError, Unavailable) as error:
-        raise UserError(str(error)) from None
 
 
 def _behaviour(option: str, kind: str, settings: Settings) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -53,16 +51,15 @@ def publish(
     from freshet.release.publish import publish_bundle
 
     settings = resolve(config, directory, kafka=kafka, triton=triton).settings
-    with _plainly():
-        taken = publish_bundle(
-            bundle,
-            _service(settings),
-            ModelsTopic(settings),
-            stage=stage,
-            share=_share(stage, share),
-            version=version,
-            step=steps,
-        )
+    taken = publish_bundle(
+        bundle,
+        _service(settings),
+        ModelsTopic(settings),
+        stage=stage,
+        share=_share(stage, share),
+        version=version,
+        step=steps,
+    )
     _tell(taken, taken.version if stage == "promoted" else None, as_json=as_json)
     for difference in _differences(read_manifest(bundle), settings):
         say(f"{difference}: workers need the settings file that it was trained by")
@@ -99,9 +96,8 @@ def promote(
 
     settings = resolve(config, directory, kafka=kafka, triton=triton).settings
     records = ModelsTopic(settings)
-    with _plainly():
-        found = records.read()
-        taken = move_on(_service(settings), records, stage, _share(stage, share), step=steps, version=version)
+    found = records.read()
+    taken = move_on(_service(settings), records, stage, _share(stage, share), step=steps, version=version)
     compared = _compared(found, taken.version)
     _tell(taken, taken.version if stage == "promoted" else None, as_json=as_json)
     if stage == "promoted" and compared < settings.canary_lists:
@@ -120,8 +116,7 @@ def rollback(
     from freshet.release.publish import roll_back
 
     settings = resolve(config, directory, kafka=kafka, triton=triton).settings
-    with _plainly():
-        taken, live = roll_back(_service(settings), ModelsTopic(settings), reason, steps)
+    taken, live = roll_back(_service(settings), ModelsTopic(settings), reason, steps)
     _tell(taken, live, as_json=as_json)
 
 
@@ -149,16 +144,6 @@ def models(
         _show_workers(found)
         if found.candidate is not None and found.candidate.stage == "canary":
             out.print(_bands(settings), style="dim", soft_wrap=True)
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    from freshet.release.errors import ReleaseError
-
-    try:
-        yield
-    except ReleaseError as error:
-        raise UserError(str(error)) from None
 
 
 def _service(settings: Settings) -> Any:

@@ -18,7 +18,7 @@ from freshet.cli.errors import UserError
 from freshet.cli.options import Config, Directory, Json, Kafka, Triton, resolve
 from freshet.cli.sweep import read_tried, tell_tried
 from freshet.core.decoding import Int64, Undecodable, decode
-from freshet.settings import KNOBS, Settings, SettingsError
+from freshet.settings import KNOBS, Settings
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
     from freshet.core.evaluation.results import Estimate, Verification
@@ -151,10 +151,7 @@ def replay(
     json_: Json = False,
 ) -> None:
     """Replay a log through the serving code: lists, features, evaluation; or verify a live run."""
-    try:
-        settings = resolve(config, directory, kafka=kafka, triton=triton).settings
-    except SettingsError as error:
-        raise UserError(str(error)) from None
+    settings = resolve(config, directory, kafka=kafka, triton=triton).settings
     for name, value, allowed in (("--encoder", encoder, ("onnx", "triton")), ("--state", state, ("memory", "rocksdb"))):
         if value not in allowed:
             raise UserError(f"{name} is {' or '.join(allowed)}, not {value!r}")
@@ -169,38 +166,32 @@ def replay(
         raise UserError("--fold-only makes no lists: leave out --model, --evaluate, --freshness, --try and --topic")
     if topic and (tried or len(model or ()) > 1):
         raise UserError("--topic takes the lists of one --model: a user's newest list is the one that counts")
-    from freshet.bundle.bundle import BundleError
-    from freshet.logs.source import LogError, Window
-    from freshet.ports import DeliveryError, Unavailable
-    from freshet.replay.checkpoint import CheckpointError
-    from freshet.replay.job import Job, OutputTaken, run_job
+    from freshet.logs.source import Window
+    from freshet.replay.job import Job, run_job
 
-    try:
-        job = Job(
-            settings=settings,
-            source=source,
-            folder=to,
-            versions=[] if fold_only else model or [_version(source, settings)],
-            window=Window(*window),
-            tried=read_tried(tried or []),
-            items=_items(items, settings),
-            through_triton=encoder == "triton",
-            text_encoder=text_encoder_folder(settings),
-            states_on_disk=state == "rocksdb",
-            speed=_speed(speed),
-            judged=evaluate or freshness or bool(tried),
-            freshness=freshness,
-            burn_in=burn_in,
-            label_delay=label_delay,
-            features=features,
-            training_rows=training_rows,
-            topic=topic,
-            batch=batch,
-        )
-        with _bar() as bar:
-            summary = asyncio.run(run_job(job, command, resume=resume, started=bar.start, advanced=bar.advance))
-    except (LogError, OutputTaken, CheckpointError, BundleError, Unavailable, DeliveryError) as error:
-        raise UserError(str(error)) from None
+    job = Job(
+        settings=settings,
+        source=source,
+        folder=to,
+        versions=[] if fold_only else model or [_version(source, settings)],
+        window=Window(*window),
+        tried=read_tried(tried or []),
+        items=_items(items, settings),
+        through_triton=encoder == "triton",
+        text_encoder=text_encoder_folder(settings),
+        states_on_disk=state == "rocksdb",
+        speed=_speed(speed),
+        judged=evaluate or freshness or bool(tried),
+        freshness=freshness,
+        burn_in=burn_in,
+        label_delay=label_delay,
+        features=features,
+        training_rows=training_rows,
+        topic=topic,
+        batch=batch,
+    )
+    with _bar() as bar:
+        summary = asyncio.run(run_job(job, command, resume=resume, started=bar.start, advanced=bar.advance))
     if json_:
         emit(msgspec.to_builtins(summary))
     else:
@@ -350,17 +341,11 @@ def _verify(
     through_triton: bool,
     as_json: bool,
 ) -> None:
-    from freshet.bundle.bundle import BundleError
     from freshet.core.evaluation.results import Results, write_results
-    from freshet.logs.source import LogError
-    from freshet.ports import Unavailable
 
     if to is not None and to.exists():
         raise UserError(f"{to} exists: choose another --out")
-    try:
-        found = asyncio.run(_verified(settings, source, feature_users, through_triton=through_triton))
-    except (LogError, BundleError, Unavailable, SettingsError) as error:
-        raise UserError(str(error)) from None
+    found = asyncio.run(_verified(settings, source, feature_users, through_triton=through_triton))
     if to is not None:
         write_results(to, Results(source=source, command=command, verification=found))
     if as_json:

@@ -29,7 +29,7 @@ def report(
     json_: Json = False,
 ) -> None:
     """Draw results as one self-contained page: curves, slices, comparisons, live against replay."""
-    from freshet.core.evaluation.results import ResultsError, read_results
+    from freshet.core.evaluation.results import read_results
     from freshet.report.page import freshness_figure, page
 
     if name and len(name) != len(results):
@@ -38,10 +38,7 @@ def report(
         raise UserError(f"--out is FILE.html or FILE.svg, not {str(to)!r}")
     if to.exists():
         raise UserError(f"{to} exists: choose another --out")
-    try:
-        read = [read_results(path) for path in results]
-    except ResultsError as error:
-        raise UserError(str(error)) from None
+    read = [read_results(path) for path in results]
     named = list(zip(name or [one.source for one in read], read, strict=True))
     if to.suffix == FIGURE and not any(one.freshness for one in read):
         raise UserError("no file has a freshness curve: `freshet replay … --freshness` makes one")

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from deploy.local.parts import SHIPPED_KEYS
-from freshet.bundle.bundle import BundleError
 from freshet.cli.console import say
 from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Directory
@@ -37,25 +36,20 @@ def keys(
     key: Annotated[Path, typer.Argument(metavar="FILE.key", help="The private key; the public one is put beside it.")],
 ) -> None:
     """Make a key pair to sign bundles with; put FILE.pub into the folder that the setting `trusted_keys` names."""
-    from freshet.bundle.signature import SignatureError, make_keys
+    from freshet.bundle.signature import make_keys
 
     if key.suffix != ".key":
         raise UserError(f"{key} does not end in .key")
-    try:
-        make_keys(key)
-    except SignatureError as error:
-        raise UserError(str(error)) from None
+    make_keys(key)
     say(f"{key} signs (keep it to yourself), {key.with_suffix('.pub')} verifies")
 
 
 def sign_bundle(bundle: Path, key: Path, ungated: str = "") -> str:
-    """Sign; returns the key's fingerprint. Raises `UserError`."""
+    """Sign; returns the key's fingerprint. Raises `BundleError`, `UserError`."""
     from freshet.bundle.signature import sign
 
     try:
         return sign(bundle, key, ungated)
-    except BundleError as error:
-        raise UserError(str(error)) from None
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
 

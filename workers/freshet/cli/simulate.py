@@ -39,7 +39,7 @@ def simulate(
     `freshet train` read them.
     """
     from freshet.simulate.catalogue import invent
-    from freshet.simulate.files import SimulationError, read_offers, taken, write
+    from freshet.simulate.files import read_offers, taken, write
     from freshet.simulate.shop import Plan, Shop
     from freshet.simulate.shoppers import DAY_MS
 
@@ -62,8 +62,6 @@ def simulate(
         shop = Shop(plan, offers)
         with progress(days * DAY_MS, "events") as advance:
             count = write(to, shop, advance)
-    except SimulationError as error:
-        raise UserError(str(error)) from None
     except BaseException:
         _undo(to, fresh=fresh)
         raise

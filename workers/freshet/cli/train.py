@@ -25,6 +25,7 @@ from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Effective,
 from freshet.cli.replay import newest_version, promoted_version, record_time
 from freshet.cli.signing import local_keys, sign_bundle
 from freshet.cli.training_env import have_training, run_module
+from freshet.errors import FreshetError
 from freshet.files import HeldError, held, write_whole
 from freshet.settings import Settings
 
@@ -200,7 +201,7 @@ def train(
         say(f"run {number}: {bundle}")
         try:
             status = _once(job, bundle, publish=publish, polite=True)
-        except UserError as error:  # a broker that is away, say: it may be back
+        except FreshetError as error:  # a broker that is away, say: it may be back
             say(f"freshet: {error}")
             status = FAILED
         when = f"at {due:%H:%M:%S} UTC" if due > datetime.now(UTC) else "now"
@@ -367,10 +368,7 @@ def _as_toml(kinds: Mapping[str, float]) -> str:
 
 
 def _movielens(directory: Path) -> tuple[str, str]:
-    """MovieLens-100K as a log and a catalogue. Raises `UserError`."""
+    """MovieLens-100K as a log and a catalogue. Raises `MovieLensError`."""
     log = directory / "ml-100k"
-    try:
-        movielens.convert(movielens.FOLDER, log)
-    except movielens.MovieLensError as error:
-        raise UserError(str(error)) from None
+    movielens.convert(movielens.FOLDER, log)
     return str(log / "events.jsonl"), str(log / "items.jsonl")

@@ -17,12 +17,11 @@ from typing import NamedTuple
 import msgspec
 
 from freshet.cli.console import moment, progress, say
-from freshet.cli.errors import UserError
 from freshet.core.catalogue import Catalogue, encode_item
 from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, Event, decode_event, encode_event
 from freshet.files import write_json, write_whole, written_whole
-from freshet.logs.source import ArchiveLog, JsonLinesLog, KafkaLog, LogError, Window, open_log, read_topic
+from freshet.logs.source import ArchiveLog, JsonLinesLog, KafkaLog, Window, open_log, read_topic
 from freshet.ports import Record
 from freshet.settings import Settings
 
@@ -75,28 +74,25 @@ def as_files(source: Source, work: Path, run: str) -> Files:
     """The log and the catalogue as files, in `work` where they are exported; `run` is all else that decides the run.
 
     What was exported for the same run is taken again where there is a checkpoint of it, unless somebody has opted out
-    or was erased since. Raises `UserError`.
+    or was erased since. Raises `LogError`, `UserError`.
     """
     asked = hashlib.sha256(msgspec.json.encode([source, run])).hexdigest()
-    try:
-        if source.is_file:
-            over(source, work)
-            return Files(Path(source.events), _catalogue(source, work), {})
-        kept = _stopped(work, asked)
-        if kept is not None and not _has_left(source, kept):
-            say(
-                f"going on with what was exported at {moment(kept.at)} UTC for the run that was stopped; "
-                f"remove {work / _KEPT} to export anew"
-            )
-            items = work / _ITEMS if source.items == "kafka" else _catalogue(source, work)
-            return Files(work / _EVENTS, items, kept.left_out)
+    if source.is_file:
         over(source, work)
-        at = int(time.time() * 1000)
-        items = _catalogue(source, work)
-        ends, left_out = _export(source, work / _EVENTS, at)
-        write_json(work / _KEPT, _Kept(asked, at, ends, left_out))
-    except LogError as error:
-        raise UserError(str(error)) from None
+        return Files(Path(source.events), _catalogue(source, work), {})
+    kept = _stopped(work, asked)
+    if kept is not None and not _has_left(source, kept):
+        say(
+            f"going on with what was exported at {moment(kept.at)} UTC for the run that was stopped; "
+            f"remove {work / _KEPT} to export anew"
+        )
+        items = work / _ITEMS if source.items == "kafka" else _catalogue(source, work)
+        return Files(work / _EVENTS, items, kept.left_out)
+    over(source, work)
+    at = int(time.time() * 1000)
+    items = _catalogue(source, work)
+    ends, left_out = _export(source, work / _EVENTS, at)
+    write_json(work / _KEPT, _Kept(asked, at, ends, left_out))
     return Files(work / _EVENTS, items, left_out)
 
 

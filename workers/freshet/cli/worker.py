@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from freshet.cli.errors import UserError
 from freshet.cli.options import (
     DEFAULT_DIRECTORY,
     Config,
@@ -43,10 +42,7 @@ def worker(
         data_dir=str(state_dir) if state_dir is not None else None,
         health_port=health_port,
     ).settings
-    from freshet.serving.app import StartError, run
+    from freshet.serving.app import run
 
-    try:
-        status = run(settings)
-    except StartError as error:
-        raise UserError(str(error)) from None
+    status = run(settings)
     raise typer.Exit(status)

@@ -18,6 +18,7 @@ from freshet.adapters.kafka import client_config, record_of
 from freshet.archive.chain import ArchiveError, Segment, chains, date_name, day_of, lost
 from freshet.archive.rows import PARTITION_KEY, SCHEMA_KEY, SCHEMA_VERSION, read_records
 from freshet.core.decoding import Int64, Undecodable, decode
+from freshet.errors import FreshetError
 from freshet.ports import Record
 from freshet.settings import Settings
 
@@ -35,7 +36,7 @@ POLL_SECONDS = 0.1
 """How long a run may take to fill."""
 
 
-class LogError(Exception):
+class LogError(FreshetError):
     """The log cannot be read; the message says why and what to do."""
 
 

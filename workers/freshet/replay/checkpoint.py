@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from freshet.adapters.rocks import RocksStateStore
+from freshet.errors import FreshetError
 from freshet.files import aside, write_whole
 from freshet.replay.engine import Replay
 from freshet.replay.merge import Log, Step, steps
@@ -27,7 +28,7 @@ BEGUN = "begun"
 CHECKPOINT_SECONDS = 30.0
 
 
-class CheckpointError(Exception):
+class CheckpointError(FreshetError):
     """The folder's checkpoint is of another replay or cannot be read; the message says so."""
 
 

@@ -22,6 +22,7 @@ from freshet.core.evaluation.compare import difference
 from freshet.core.evaluation.prequential import Prequential
 from freshet.core.evaluation.results import FreshnessPoint, Results, write_results
 from freshet.core.ranking import ItemSpace
+from freshet.errors import FreshetError
 from freshet.files import write_json
 from freshet.logs.source import Window, open_log
 from freshet.ports import Encoder, Record
@@ -43,7 +44,7 @@ PERIODS = (60, 3600, 86_400)
 PERIODIC = (View("every minute", 60), View("every hour", 3600), View("every day", 86_400))
 
 
-class OutputTaken(Exception):
+class OutputTaken(FreshetError):
     """The output folder or topic is in use; the message says what to do."""
 
 

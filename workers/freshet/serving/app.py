@@ -24,13 +24,14 @@ from freshet.adapters.kafka import KafkaPublisher, SideInputReader, client_confi
 from freshet.adapters.topics import side_input_faults
 from freshet.adapters.triton import TritonEncoder
 from freshet.core.rollout import MODEL
+from freshet.errors import FreshetError
 from freshet.ports import Unavailable
 from freshet.process import metrics, watchdog
 from freshet.process.health import Health, HealthServer, JsonFormatter, write_port
 from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.live_versions import LiveModel
 from freshet.serving.pipeline import PartitionBatch, Pipeline
-from freshet.settings import Settings, SettingsError
+from freshet.settings import Settings
 
 TABLE = "user_state"
 COMMIT_SECONDS = 0.25
@@ -45,18 +46,18 @@ FIRST_TRIES = 20
 log = logging.getLogger(__name__)
 
 
-class StartError(Exception):
+class StartError(FreshetError):
     """The worker cannot start; the message says what to do."""
 
 
 def run(settings: Settings) -> int:
-    """Run a worker until SIGTERM or SIGINT. Returns the exit status. Raises `StartError`."""
+    """Run a worker until SIGTERM or SIGINT; the exit status. Raises `StartError`, `SettingsError`, `Unavailable`."""
     logging.config.dictConfig(_LOGGING)
     partitions = events_partitions(settings)
     runtime = Runtime(settings)
     try:
         runtime.open()
-    except (OSError, SettingsError, Unavailable) as error:
+    except OSError as error:
         raise StartError(str(error)) from None
     return run_app(WorkerApp(settings, partitions, runtime))
 

@@ -16,6 +16,7 @@ import msgspec
 from freshet.core.catalogue import CatalogueItem
 from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import encode_event
+from freshet.errors import FreshetError
 from freshet.files import aside
 from freshet.simulate.catalogue import Offer
 from freshet.simulate.shop import Plan, Shop
@@ -27,7 +28,7 @@ AGREES = 1e-5
 WRITTEN_TOGETHER = 4096
 
 
-class SimulationError(Exception):
+class SimulationError(FreshetError):
     """The folder or catalogue cannot be used; the message says why."""
 
 

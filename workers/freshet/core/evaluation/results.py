@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from freshet.core.decoding import Undecodable, decode
+from freshet.errors import FreshetError
 from freshet.files import write_json
 
 
@@ -154,7 +155,7 @@ class Results(msgspec.Struct, frozen=True):
     verification: Verification | None = None
 
 
-class ResultsError(Exception):
+class ResultsError(FreshetError):
     """The file holds no results; the message says why."""
 
 

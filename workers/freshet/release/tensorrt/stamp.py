@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import msgspec
 
 from freshet.core.decoding import Undecodable, decode
+from freshet.errors import FreshetError
 
 
-class StampError(Exception):
+class StampError(FreshetError):
     """A plan cannot be built here, or must not be served here; the message is one line that says why."""
 
 
