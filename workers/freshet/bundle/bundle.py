@@ -242,6 +242,8 @@ def _verified_manifest(path: Path) -> Manifest:
     manifest = read_manifest(path)
     for name, digest in manifest.files.items():
         file = path / name
+        if name != file.name or name == ".." or file.is_symlink():
+            raise BundleError(f"{path}: the manifest lists {name!r}, which is no plain file of the bundle's folder")
         if not file.is_file():
             raise BundleError(f"{path} lacks {name}, which its manifest lists")
         if sha256(file) != digest:

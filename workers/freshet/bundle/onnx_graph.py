@@ -1,8 +1,11 @@
 """What a bundle's graphs declare and hold, read without running them.
 
-ONNX is protocol buffers (onnx.proto, IR version 3 and later); the few fields that
+ONNX is protocol buffers (onnx.proto, IR version 3 and later). The few fields that
 matter here are read from the bytes, so that whoever is asked to serve a bundle can
-refuse it first.
+refuse the bundle first. A protocol buffer may hold a message in parts, which a parser
+merges. This reader refuses such parts, and every form of a constant that it does not
+read: functions, training graphs, sparse tensors, tensors in files of their own. What is
+checked here is therefore all that ONNX Runtime sees.
 """
 
 from __future__ import annotations
@@ -28,15 +31,22 @@ from freshet.core.features import (
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # field numbers of onnx.proto
 _MODEL_GRAPH = 7
+_MODEL_REFUSED = {20: "training graphs", 25: "functions"}
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
+_GRAPH_SPARSE = 15
 _NODE_OPERATOR, _NODE_ATTRIBUTE = 4, 5
-_ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = frozenset({5, 10}), frozenset({6, 11})
-_TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 2, 8, 9, 14
+_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH = 5, 6
+_ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS = frozenset({_ATTRIBUTE_TENSOR, 10}), frozenset({_ATTRIBUTE_GRAPH, 11})
+_ATTRIBUTE_SPARSE = frozenset({22, 23})
+_TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_EXTERNAL, _TENSOR_LOCATION = 2, 8, 9, 13, 14
 _TENSOR_PACKED = frozenset({4, 10})
 _TENSOR_HALVES = 5
 """Where 16-bit floats stand as integers."""
 _ELEMENT_TYPES = {1: "FP32", 6: "INT32", 7: "INT64", 8: "BYTES", 10: "FP16", 11: "FP64", 16: "BF16"}
 _FLOATS = {1: "F32", 10: "F16", 11: "F64", 16: "BF16"}
+_DEEPEST = 8
+"""Graphs within graphs; an exported version has none."""
+_VARINT_BYTES = 10
 Field = tuple[int, int | memoryview]
 
 
@@ -57,7 +67,7 @@ def check_graphs(bundle: Bundle) -> None:
 def operators(path: Path) -> set[str]:
     """The operators that an ONNX file's graph uses, inner graphs left out. Raises `ValueError`, `IndexError`."""
     nodes = (_bytes(value) for number, value in _fields(_graph(path)) if number == _GRAPH_NODE)
-    return {bytes(_message(_fields(node), _NODE_OPERATOR)).decode() for node in nodes}
+    return {bytes(_single(node, _NODE_OPERATOR)).decode() for node in nodes}
 
 
 def constants(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -66,7 +76,11 @@ def constants(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def _graph(path: Path) -> memoryview:
-    return _message(_fields(memoryview(path.read_bytes())), _MODEL_GRAPH)
+    model = memoryview(path.read_bytes())
+    for number, _ in _fields(model):
+        if number in _MODEL_REFUSED:
+            raise ValueError(f"it holds {_MODEL_REFUSED[number]}")
+    return _single(model, _MODEL_GRAPH)
 
 
 def _check_onnx(path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
@@ -85,25 +99,41 @@ def _check_onnx(path: Path, inputs: Sequence[TensorSpec], outputs: Sequence[Tens
         raise BundleError(f"{path}: weight {bad} holds NaN")
 
 
-def _tensors(graph: memoryview) -> Iterator[tuple[str, NDArray[Any]]]:
+def _tensors(graph: memoryview, depth: int = 0) -> Iterator[tuple[str, NDArray[Any]]]:
     """Every floating-point constant of a graph: its initialisers, its nodes' attributes, its inner graphs'."""
+    if depth > _DEEPEST:
+        raise ValueError(f"its graphs stand within each other more than {_DEEPEST} deep")
     for number, value in _fields(graph):
+        if number == _GRAPH_SPARSE:
+            raise ValueError("it holds sparse tensors")
         if number == _GRAPH_INITIALIZER:
             yield from _values(_bytes(value))
         elif number == _GRAPH_NODE:
-            for attribute in (_bytes(inner) for field, inner in _fields(_bytes(value)) if field == _NODE_ATTRIBUTE):
-                for field, inner in _fields(attribute):
-                    if field in _ATTRIBUTE_TENSORS:
-                        yield from _values(_bytes(inner))
-                    elif field in _ATTRIBUTE_GRAPHS:
-                        yield from _tensors(_bytes(inner))
+            for field, attribute in _fields(_bytes(value)):
+                if field == _NODE_ATTRIBUTE:
+                    yield from _attribute_tensors(_bytes(attribute), depth)
+
+
+def _attribute_tensors(attribute: memoryview, depth: int) -> Iterator[tuple[str, NDArray[Any]]]:
+    fields = list(_fields(attribute))
+    if any(number in _ATTRIBUTE_SPARSE for number, _ in fields):
+        raise ValueError("it holds sparse tensors")
+    for once in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH):
+        _refuse_parts(fields, once)
+    for number, value in fields:
+        if number in _ATTRIBUTE_TENSORS:
+            yield from _values(_bytes(value))
+        elif number in _ATTRIBUTE_GRAPHS:
+            yield from _tensors(_bytes(value), depth + 1)
 
 
 def _values(tensor: memoryview) -> Iterator[tuple[str, NDArray[Any]]]:
     fields = list(_fields(tensor))
+    for once in (_TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW):
+        _refuse_parts(fields, once)
     named = dict(fields)
     name = bytes(_bytes(named.get(_TENSOR_NAME, memoryview(b"?")))).decode(errors="replace")
-    if named.get(_TENSOR_LOCATION):
+    if _TENSOR_EXTERNAL in named or named.get(_TENSOR_LOCATION):
         raise ValueError(f"{name} lies in a file of its own")
     dtype = _FLOATS.get(_number(named.get(_TENSOR_TYPE, 0)))
     if dtype is None:
@@ -121,12 +151,12 @@ def _values(tensor: memoryview) -> Iterator[tuple[str, NDArray[Any]]]:
 def _tensor_spec(value: int | memoryview) -> TensorSpec:
     """A graph's input or output, without its batch axis."""
     info = _bytes(value)
-    name = bytes(_message(_fields(info), 1)).decode()
-    tensor = list(_fields(_message(_fields(_message(_fields(info), 2)), 1)))
-    kind = next((_number(part) for number, part in tensor if number == 1), 0)
+    name = bytes(_single(info, 1)).decode()
+    tensor = _single(_single(info, 2), 1)
+    kind = next((_number(part) for number, part in _fields(tensor) if number == 1), 0)
     sizes = [
         next((_number(size) for field, size in _fields(_bytes(dim)) if field == 1), 0)
-        for number, dim in _fields(_message(iter(tensor), 2))
+        for number, dim in _fields(_single(tensor, 2))
         if number == 1
     ]
     return TensorSpec(name, _ELEMENT_TYPES.get(kind, f"type {kind}"), tuple(sizes[1:]))
@@ -155,13 +185,13 @@ def _fields(data: memoryview) -> Iterator[Field]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+    value = 0
+    for count in range(_VARINT_BYTES):
+        byte = data[at + count]
+        value |= (byte & 0x7F) << 7 * count
         if byte < 0x80:  # noqa: PLR2004 - no continuation bit
-            return value, at
+            return value, at + count + 1
+    raise ValueError(f"a number at byte {at} takes more than {_VARINT_BYTES} bytes")
 
 
 def _varints(data: memoryview) -> Iterator[int]:
@@ -171,11 +201,19 @@ def _varints(data: memoryview) -> Iterator[int]:
         yield value
 
 
-def _message(fields: Iterator[Field], wanted: int) -> memoryview:
+def _single(message: memoryview, wanted: int) -> memoryview:
+    """The bytes of a field that a message must hold once."""
+    fields = list(_fields(message))
+    _refuse_parts(fields, wanted)
     for number, value in fields:
         if number == wanted:
             return _bytes(value)
     raise ValueError(f"field {wanted} is missing")
+
+
+def _refuse_parts(fields: Sequence[Field], wanted: int) -> None:
+    if sum(number == wanted for number, _ in fields) > 1:
+        raise ValueError(f"field {wanted} stands more than once where a parser would merge its parts")
 
 
 def _bytes(value: int | memoryview) -> memoryview:

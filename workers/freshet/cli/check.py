@@ -11,7 +11,8 @@ from typing import NamedTuple
 import typer
 from rich.text import Text
 
-from freshet.bundle.bundle import load_bundle, version_numbers
+from freshet.bundle.bundle import version_numbers
+from freshet.bundle.signature import load_trusted
 from freshet.cli.connections import open_consumer
 from freshet.cli.console import emit, out, plain, rows
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Effective, Json, Kafka, Triton, resolve
@@ -134,10 +135,10 @@ def _bundle(settings: Settings) -> str:
         raise Failed(f"{folder} holds no version")
     arms: list[Settings | Variant] = [settings, *settings.variants.values()]
     for version in versions:
-        bundle = load_bundle(folder / str(version))
+        bundle = load_trusted(folder / str(version), Path(settings.trusted_keys))
         for arm in arms:
             bundle.require_lifts(arm.value_weight, arm.novelty_weight)
-    return f"{folder}, {_versions(versions)} verified, {len(bundle.item_ids):,} items in the newest"
+    return f"{folder}, {_versions(versions)} signed and sound, {len(bundle.item_ids):,} items in the newest"
 
 
 TESTS: dict[str, Callable[[Settings], str]] = {
