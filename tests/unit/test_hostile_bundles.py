@@ -169,7 +169,11 @@ SIZES: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "25 TB of vectors": (ITEM_VECTORS, lambda: npy_header((10**11, 64)), "cannot be read"),
     "an unknown format": (ITEM_VECTORS, lambda: b"\x93NUMPY\x09\x00" + bytes(100), "cannot be read"),
     "a golden bomb": (GOLDEN, bomb, "unpacks to"),
-    "25 TB of golden tensors": (GOLDEN, lambda: zipped({"item_index": npy_header((10**11, 64))}), "golden.npz cannot be read"),
+    "25 TB of golden tensors": (
+        GOLDEN,
+        lambda: zipped({"item_index": npy_header((10**11, 64))}),
+        "golden.npz cannot be read",
+    ),
     "item ids nested without end": ("item_ids.json", lambda: b"[" * 100_000, "its items cannot be read"),
     "item ids that are no text": ("item_ids.json", lambda: b'["\xe9"]', "its items cannot be read"),
 }

@@ -12,9 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from freshet.bundle.bundle import MANIFEST, sha256
+from freshet.bundle.signature import sign_file
 from freshet.cli import app
+from freshet.cli.signing import local_keys
 from freshet.release import publish
 from freshet.release.errors import ReleaseError
 from freshet.release.server import Server
@@ -22,7 +25,7 @@ from freshet.release.tensorrt import build_plan, network
 from freshet.release.tensorrt.stamp import Host, Stamp, StampError, check_stamp, decode_stamp, encode_stamp
 from typer.testing import CliRunner
 
-from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
+from deploy.local.parts import TRITON_MODELS
 
 HOST = Host("10.4.0", "560.35.03", "9.0")
 STAMP = Stamp("10.4.0", "560.35.03", "9.0", "onnx", "plan", fp16=False, tolerance=1e-3, off=1e-5)
@@ -97,6 +100,7 @@ SPOILT = [
     (b'"off": 0.00001', b'"off": "0.01"', "Expected `float`, got `str`"),
     (b'"off": 0.00001', b'"off": null', "Expected `float`, got `null`"),
     (b'"off": 0.00001', b'"off": 0.01', "off its golden outputs"),
+    (b'"tolerance": 0.001', b'"tolerance": 1000000000.0', "more than 0.001"),
     (b'"tolerance": 0.001', b'"tolerance": "x"', "Expected `float`, got `str`"),
     (b'"tolerance": 0.001', b'"tolerance": Infinity', "malformed"),
     (b'"tolerance": 0.001', b'"tolerance": 1e999', "out of range"),
@@ -116,10 +120,12 @@ def test_a_malformed_stamp_is_refused_in_one_line(
     assert sound in stamp
     (bundle / "model.plan").write_bytes(b"plan")
     (bundle / "plan.json").write_bytes(stamp.replace(sound, spoilt))
+    key = local_keys(tmp_path)
+    sign_file(bundle / "plan.json", bundle / "plan.sig", key)
     with pytest.raises(
         ReleaseError, match=r"model\.plan cannot be served here: plan\.json .*: build it again"
     ) as refused:
-        publish._verify(bundle, SHIPPED_KEYS)
+        publish._verify(bundle, key.parent)
     assert why in str(refused.value)
     assert "\n" not in str(refused.value)
     server = Server("127.0.0.1:1")
@@ -134,12 +140,33 @@ def test_a_driver_that_is_no_number_is_older_than_any() -> None:
         check_stamp(STAMP, replace(HOST, driver="56²"), "onnx", "plan")
 
 
-def test_an_endless_tolerance_is_refused(gpu: Path, bundle: Path) -> None:
-    """Before anything is built: no stamp could hold it."""
-    result = run(bundle, "--tolerance", "inf")
+@pytest.mark.parametrize("tolerance", ["inf", "0.1"])
+def test_a_tolerance_beyond_the_version_s_is_refused(gpu: Path, bundle: Path, tolerance: str) -> None:
+    """Before anything is built: a plan that is off by so much serves other lists."""
+    result = run(bundle, "--tolerance", tolerance)
     assert result.exit_code == 1
-    assert "a tolerance of inf holds the plan to nothing" in result.stderr
+    assert f"a tolerance of {tolerance} is more than 0.05" in result.stderr
     assert not (gpu / "commands").exists()
+
+
+def test_a_plan_counts_where_the_host_that_built_it_is_trusted(gpu: Path, bundle: Path, tmp_path: Path) -> None:
+    """Bytes that were put beside a signed bundle are refused, with or without a stamp of their own."""
+    assert run(bundle).exit_code == 0
+    local = tmp_path / "stack" / "keys"
+    publish._verify(bundle, local)
+    signature = (bundle / "plan.sig").read_bytes()
+    (bundle / "plan.sig").unlink()
+    with pytest.raises(ReleaseError, match=r"plan\.json is not signed"):
+        publish._verify(bundle, local)
+    (bundle / "plan.sig").write_bytes(signature)
+    (bundle / "model.plan").write_bytes(b"other bytes")
+    with pytest.raises(ReleaseError, match="not the file that was stamped"):
+        publish._verify(bundle, local)
+    stamp = decode_stamp((bundle / "plan.json").read_text())
+    forged = msgspec.structs.replace(stamp, plan_sha256=sha256(bundle / "model.plan"))
+    (bundle / "plan.json").write_text(encode_stamp(forged))
+    with pytest.raises(ReleaseError, match=r"the signature does not fit plan\.json"):
+        publish._verify(bundle, local)
 
 
 @pytest.fixture
@@ -166,8 +193,11 @@ def bundle(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SHIPPED, tmp_path / "bundle"))
 
 
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["build-plan", *map(str, arguments)])
+def run(bundle: Path, *arguments: object) -> Any:
+    """`build-plan` with the keys of a local stack's folder beside the bundle."""
+    command = ["build-plan", bundle, "--dir", bundle.parent / "stack", *arguments]
+    trusted = {"FRESHET_TRUSTED_KEYS": str(bundle.parent / "stack" / "keys")}
+    return CliRunner().invoke(app, [*map(str, command)], env=trusted)
 
 
 def commands(tools: Path) -> list[list[str]]:
@@ -191,7 +221,7 @@ def test_a_plan_is_built_tried_and_stamped(gpu: Path, bundle: Path) -> None:
         assert f"--{bound}Shapes={shapes}" in built
     assert {"--fp16", "--skipInference", "--timingCacheFile=/var/cache/freshet.timing"} <= set(built)
     assert "--shapes=item_index:64x50,event_type:64x50,time_gap:64x50" in tried
-    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "tools"]
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "stack", "tools"]
     assert run(bundle, "--check").exit_code == 0
 
 
@@ -213,8 +243,8 @@ def test_a_plan_that_answers_otherwise_is_not_kept(gpu: Path, bundle: Path) -> N
         assert result.exit_code == 1
         assert result.stderr.count("\n") == 1
         assert (bundle / "plan.json").read_bytes() == before
-    (gpu / "off").write_text("0.06")
-    assert run(bundle, "--tolerance", "0.1").exit_code == 0
+    (gpu / "off").write_text("0.01")
+    assert run(bundle, "--tolerance", "0.005").exit_code == 1
     assert run(bundle, "--check").exit_code == 0
 
 
@@ -236,7 +266,7 @@ def test_a_build_that_fails_leaves_nothing(gpu: Path, bundle: Path) -> None:
     assert "trtexec built no plan" in result.stderr
     assert "without a plan ONNX Runtime serves it" in result.stderr
     assert sorted(path.name for path in bundle.iterdir()) == files
-    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "tools"]
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "stack", "tools"]
 
 
 def test_a_host_without_a_gpu_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

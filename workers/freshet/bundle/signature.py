@@ -35,7 +35,7 @@ class SignatureError(BundleError):
 
 
 class _Signature(msgspec.Struct, frozen=True):
-    """The content of `manifest.sig`: the signing key's fingerprint, and the signature in base64."""
+    """The content of a signature's file: the signing key's fingerprint, and the signature in base64."""
 
     key: str
     signature: bytes
@@ -55,24 +55,38 @@ def load_trusted(folder: Path, trusted: Path) -> Bundle:
 
 def verify(folder: Path, trusted: Path) -> None:
     """See that the bundle's manifest is signed by a key of `trusted`. Raises `SignatureError`."""
+    if not (folder / MANIFEST).is_file():
+        raise SignatureError(f"{folder} has no {MANIFEST}: it is no complete bundle")
+    verify_file(folder / MANIFEST, folder / SIGNATURE, trusted, f"{folder} is not signed: `freshet sign {folder}`")
+
+
+def verify_file(file: Path, signature: Path, trusted: Path, unsigned: str) -> None:
+    """See that a file is signed by a key of `trusted`. `unsigned` is what to say where there is no signature.
+
+    Raises `SignatureError`, and `OSError` for a file that cannot be read.
+    """
     keys = _public_keys(trusted)
     try:
-        manifest = (folder / MANIFEST).read_bytes()
-    except OSError:
-        raise SignatureError(f"{folder} has no {MANIFEST}: it is no complete bundle") from None
-    try:
-        stored = decode(_decoder, (folder / SIGNATURE).read_bytes())
+        stored = decode(_decoder, signature.read_bytes())
     except FileNotFoundError:
-        raise SignatureError(f"{folder} is not signed: `freshet sign {folder}`") from None
+        raise SignatureError(unsigned) from None
     if isinstance(stored, Undecodable):
-        raise SignatureError(f"{folder / SIGNATURE} cannot be read: {stored.why}")
+        raise SignatureError(f"{signature} cannot be read: {stored.why}")
     key = keys.get(stored.key)
     if key is None:
-        raise SignatureError(f"{folder} is signed by {stored.key[:16]}, no key of {trusted}")
+        raise SignatureError(f"{file.parent} is signed by {stored.key[:16]}, no key of {trusted}")
     try:
-        key.verify(stored.signature, manifest)
+        key.verify(stored.signature, file.read_bytes())
     except InvalidSignature:
-        raise SignatureError(f"{folder}: the signature does not fit {MANIFEST}") from None
+        raise SignatureError(f"{file.parent}: the signature does not fit {file.name}") from None
+
+
+def sign_file(file: Path, signature: Path, key: Path) -> str:
+    """Sign a file's bytes with a private key; returns the key's fingerprint. Raises `SignatureError`, `OSError`."""
+    private = _private_key(key)
+    mark = fingerprint(private.public_key())
+    write_whole(signature, msgspec.json.encode(_Signature(mark, private.sign(file.read_bytes()))) + b"\n")
+    return mark
 
 
 def sign(folder: Path, key: Path, ungated: str = "") -> str:
@@ -82,15 +96,12 @@ def sign(folder: Path, key: Path, ungated: str = "") -> str:
     manifest. Raises `BundleError`.
     """
     bundle = load_sound(folder)
-    private = _private_key(key)
+    _private_key(key)  # a key that cannot be used changes nothing
     if ungated:
         bundle = msgspec.structs.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, ungated=ungated))
         write_manifest(folder, bundle.manifest)
     bundle.check_gate()
-    mark = fingerprint(private.public_key())
-    made = _Signature(mark, private.sign((folder / MANIFEST).read_bytes()))
-    write_whole(folder / SIGNATURE, msgspec.json.encode(made) + b"\n")
-    return mark
+    return sign_file(folder / MANIFEST, folder / SIGNATURE, key)
 
 
 def make_keys(key: Path) -> None:

@@ -10,7 +10,8 @@ import typer
 
 from freshet.cli.console import emit, say
 from freshet.cli.errors import UserError
-from freshet.cli.options import Json
+from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, resolve
+from freshet.cli.signing import Key, local_keys
 
 SERVED = "start Triton with --model-config-name=tensorrt"
 WITHOUT = "; without a plan ONNX Runtime serves it"
@@ -21,27 +22,34 @@ def build_plan(
     fp16: Annotated[bool, typer.Option(help="Allow half precision.")] = True,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, help="Largest difference from the golden outputs; 0.05 in half precision, else 0.001."),
+        typer.Option(
+            min=0, help="Largest difference from the golden outputs, at most 0.05 in half precision, else 0.001."
+        ),
     ] = None,
     timing_cache: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Kept between builds: the next one times less.")
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Build nothing: does the plan there fit this host?")] = False,
+    key: Key = None,
+    config: Config = None,
+    directory: Directory = DEFAULT_DIRECTORY,
     as_json: Json = False,
 ) -> None:
     """Build a bundle's TensorRT plan here, on the GPU host that serves it, and compare it with ONNX.
 
     Then publish the bundle as ever. Exit status 1: there is no plan that fits this host, and ONNX Runtime serves.
     """
+    from freshet.bundle.signature import SignatureError
     from freshet.release.tensorrt import build_plan as plans
     from freshet.release.tensorrt.stamp import StampError
 
     try:
         if check:
-            stamp = plans.check(bundle)
+            stamp = plans.check(bundle, Path(resolve(config, directory).settings.trusted_keys))
         else:
-            stamp = plans.build(bundle, plans.Options(fp16=fp16, tolerance=tolerance, timing_cache=timing_cache))
-    except StampError as error:
+            options = plans.Options(key or local_keys(directory), fp16, tolerance, timing_cache)
+            stamp = plans.build(bundle, options)
+    except (StampError, SignatureError) as error:
         raise UserError(f"{error}{WITHOUT if (bundle / 'model.onnx').is_file() else ''}") from None
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None

@@ -24,9 +24,11 @@ from freshet.release.errors import ReleaseError
 from freshet.release.records import Records
 from freshet.release.server import Server
 from freshet.release.tensorrt import build_plan
-from freshet.release.tensorrt.build_plan import PLAN, STAMP
+from freshet.release.tensorrt.build_plan import PLAN, STAMP, STAMP_SIGNATURE
 from freshet.release.tensorrt.stamp import StampError
 
+PLANNED = frozenset({PLAN, STAMP, STAMP_SIGNATURE})
+"""What `freshet build-plan` puts beside a bundle's own files."""
 Step = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -144,13 +146,13 @@ def _verify(folder: Path, trusted: Path) -> Bundle:
         bundle = load_trusted(folder, trusted)
         bundle.check_gate()
         extra = {file.name for file in folder.iterdir()} - {*bundle.manifest.files, MANIFEST, SIGNATURE}
-        if extra & {PLAN, STAMP}:  # made on the serving host, after the manifest was signed
-            build_plan.check(folder)
+        if extra & PLANNED:  # made on the serving host, after the manifest was signed
+            build_plan.check(folder, trusted)
     except StampError as error:
         raise ReleaseError(f"{folder / PLAN} cannot be served here: {error}") from None
     except (BundleError, OSError, ValueError) as error:
         raise ReleaseError(str(error)) from None
-    if unknown := extra - {PLAN, STAMP}:
+    if unknown := extra - PLANNED:
         raise ReleaseError(f"{folder / min(unknown)} is not in the manifest")
     return bundle
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import hashlib
-import math
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -24,36 +23,34 @@ from pathlib import Path
 
 import numpy as np
 
-from freshet.bundle import golden as golden_tensors
 from freshet.bundle.bundle import ITEM_VECTORS, read_table
 from freshet.bundle.golden import GoldenError, check_answers, read_golden
+from freshet.bundle.signature import SignatureError, sign_file, verify_file
 from freshet.core.features import USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS
 from freshet.release.tensorrt import trtexec
 from freshet.release.tensorrt.network import read_network
-from freshet.release.tensorrt.stamp import Host, Stamp, StampError, check_stamp, decode_stamp, encode_stamp
+from freshet.release.tensorrt.stamp import TOLERANCE, Host, Stamp, StampError, check_stamp, decode_stamp, encode_stamp
 
-PLAN, STAMP = "model.plan", "plan.json"
-TOLERANCE = {False: golden_tensors.TOLERANCE, True: 0.05}
-"""Largest difference from the golden outputs, by whether half precision is allowed. Scores are cosines times a scale of
-some 10 to 20, and half precision keeps three digits."""
+PLAN, STAMP, STAMP_SIGNATURE = "model.plan", "plan.json", "plan.sig"
 PACKED_10 = 100_000
 """TensorRT 10.0.0 as its library packs it; older ones are packed by thousands."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to build."""
+    """How to build, and the private key that signs the stamp."""
 
+    key: Path
     fp16: bool = True
     tolerance: float | None = None
     timing_cache: Path | None = None
 
 
 def build(folder: Path, options: Options) -> Stamp:
-    """Build, try and stamp the plan of the version at `folder`. Raises `StampError`, and `OSError`."""
+    """Build, try and stamp the plan of the version at `folder`. Raises `StampError`, `SignatureError`, `OSError`."""
     tolerance = TOLERANCE[options.fp16] if options.tolerance is None else options.tolerance
-    if not math.isfinite(tolerance):
-        raise StampError(f"a tolerance of {tolerance} holds the plan to nothing: give a finite one")
+    if not tolerance <= TOLERANCE[options.fp16]:
+        raise StampError(f"a tolerance of {tolerance:g} is more than {TOLERANCE[options.fp16]:g}: give a smaller one")
     inputs = read_network(folder, fp16=options.fp16)
     facts, program = host(), trtexec.find()
     onnx, plan, stamp = folder / "model.onnx", folder / PLAN, folder / STAMP
@@ -74,18 +71,28 @@ def build(folder: Path, options: Options) -> Stamp:
             tolerance,
             off,
         )
+        (Path(beside) / STAMP).write_text(encode_stamp(built))
+        sign_file(Path(beside) / STAMP, Path(beside) / STAMP_SIGNATURE, options.key)
         stamp.unlink(missing_ok=True)  # never an old stamp beside a new plan
         made.rename(plan)
-        (Path(beside) / STAMP).write_text(encode_stamp(built))
+        (Path(beside) / STAMP_SIGNATURE).rename(folder / STAMP_SIGNATURE)
         (Path(beside) / STAMP).rename(stamp)
     return built
 
 
-def check(folder: Path) -> Stamp:
-    """The stamp of the plan in `folder`. Raises `StampError` unless it can be served on this host."""
+def check(folder: Path, trusted: Path) -> Stamp:
+    """The stamp of the plan in `folder`, signed by a key of the folder `trusted`.
+
+    Raises `StampError` unless the plan can be served on this host.
+    """
     for name in ("model.onnx", PLAN, STAMP):
         if not (folder / name).is_file():
             raise StampError(f"{folder / name} does not exist")
+    unsigned = f"{folder / STAMP} is not signed: `freshet build-plan` signs it on the host that builds the plan"
+    try:
+        verify_file(folder / STAMP, folder / STAMP_SIGNATURE, trusted, unsigned)
+    except SignatureError as error:
+        raise StampError(str(error)) from None
     stamp = decode_stamp((folder / STAMP).read_bytes())
     check_stamp(stamp, host(), _sha256(folder / "model.onnx"), _sha256(folder / PLAN))
     return stamp

@@ -10,8 +10,14 @@ from dataclasses import dataclass
 
 import msgspec
 
+from freshet.bundle import golden
 from freshet.core.decoding import Undecodable, decode
 from freshet.errors import FreshetError
+
+TOLERANCE = {False: golden.TOLERANCE, True: 0.05}
+"""Largest difference from the golden outputs that a plan may have, by whether half precision is allowed.
+
+Scores are cosines times a scale of some 10 to 20, and half precision keeps three digits."""
 
 
 class StampError(FreshetError):
@@ -30,7 +36,8 @@ class Host:
 class Stamp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`plan.json`: the host that built the plan, the digest of the ONNX file and of the plan, and the precision.
 
-    `off` is how far its outputs were off the golden ones at most, `tolerance` how far they may be.
+    `off` is how far the plan's outputs were off the golden ones at most. `tolerance` is how far they may be,
+    which is never more than `TOLERANCE`.
     """
 
     tensorrt: str
@@ -56,6 +63,8 @@ def decode_stamp(text: bytes | str) -> Stamp:
     stamp = decode(_decoder, text.encode() if isinstance(text, str) else text)
     if isinstance(stamp, Undecodable):
         raise StampError(f"plan.json is no stamp of a plan ({stamp.why}): build it again")
+    if stamp.tolerance > TOLERANCE[stamp.fp16]:
+        raise StampError(f"plan.json allows {stamp.tolerance:g}, more than {TOLERANCE[stamp.fp16]:g}: build it again")
     if not 0 <= stamp.off <= stamp.tolerance:
         raise StampError("plan.json says that the plan is off its golden outputs: build it again")
     return stamp
