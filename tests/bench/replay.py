@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from freshet.logs.source import Window
+from freshet.ports import WHOLE
 from freshet.replay.job import Job, run_job
 from freshet.settings import Settings
 
@@ -36,7 +36,7 @@ def measure(
             source=file or f"kafka:{topic}",
             folder=Path(folder) / "out",
             versions=[1] if models else [],
-            window=Window(None, None, {}),
+            window=WHOLE,
             text_encoder=TEXT_ENCODER,
             states_on_disk=state == "rocksdb",
         )

@@ -95,7 +95,7 @@ async def truth(world: World, over: Shop, looked: dict[str, int], target: polici
     """What judged lists are worth in truth, as shown and as the target would have made them, by clicks a list."""
     settings = load_settings(environ=world.settings)
     lists = {one.recommendation_id: one for one in _published(settings)}
-    log = policies.open_log("kafka", settings, policies.Window(None, None, {}))
+    log = policies.open_log("kafka", settings)
     folded = Fold(log, settings, lists.values())
     topics = SideInputTopics([], list(read_topic(settings, settings.popularity_topic)))
     young = opened_at(over, ROUNDS) + LOOKS_AFTER_MS

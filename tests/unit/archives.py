@@ -13,12 +13,11 @@ from freshet.archive.chain import Appender, Chain
 from freshet.archive.feature_history import FOLDER
 from freshet.archive.rows import event_rows
 from freshet.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
-from freshet.logs.source import Window, open_log
-from freshet.ports import Record
+from freshet.logs.source import open_log
+from freshet.ports import WHOLE, Record, Window
 from freshet.settings import Settings
 
 START = 890_000_000_000
-WHOLE = Window(None, None, {})
 FILE_SIZE = 1 << 20
 
 

@@ -6,7 +6,8 @@ Every implementation in `adapters` passes the contract suite of its protocol
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -80,6 +81,10 @@ class FeatureRow(NamedTuple):
     values: tuple[Any, ...]
 
 
+RUN_RECORDS = 2048
+"""Most records of a log that are read at once."""
+
+
 class DeliveryError(FreshetError):
     """The broker did not take a record; the message names the topic and why."""
 
@@ -130,3 +135,64 @@ class Publisher(Protocol):
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Return once every message is acknowledged by the broker. Raises when one is not."""
+
+
+class LogError(FreshetError):
+    """The log cannot be read; the message says why and what to do."""
+
+
+class EmptyLog(LogError):
+    """The log is there and holds nothing in the window."""
+
+
+class Window(NamedTuple):
+    """The part of a log: record times in ms, the end left out, and offsets `(first, last)` by partition."""
+
+    start_ms: int | None = None
+    end_ms: int | None = None
+    offsets: Mapping[int, tuple[int, int | None]] = MappingProxyType({})
+
+    def holds(self, partition: int, record: Record) -> bool:
+        """Whether the record is in the window."""
+        if self.start_ms is not None and record.timestamp < self.start_ms:
+            return False
+        if self.end_ms is not None and record.timestamp >= self.end_ms:
+            return False
+        if not self.offsets:
+            return True
+        first, last = self.offsets.get(partition, (0, -1))
+        return first <= record.offset and (last is None or record.offset <= last)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left out."""
+        return self.start_ms is None and self.end_ms is None and not self.offsets
+
+
+WHOLE = Window()
+
+
+class Log(Protocol):
+    """A log of events: a topic, an archive of a topic, or a file."""
+
+    @property
+    def name(self) -> str:
+        """What the log is called in messages."""
+
+    @property
+    def partitions(self) -> Sequence[int]:
+        """The numbers of the partitions, in order."""
+
+    @property
+    def total(self) -> int | None:
+        """How many records the window holds; None where only reading the log tells."""
+
+    @property
+    def starts(self) -> Mapping[int, int] | None:
+        """The first offset of each partition that has records; None where the source has no offsets of its own."""
+
+    def read(self, partition: int, start: int = 0) -> Iterator[list[Record]]:
+        """Runs of one partition from an offset on, in offset order, none empty. Raises `LogError`."""
+
+    def close(self) -> None:
+        """Let go of what reading holds open."""

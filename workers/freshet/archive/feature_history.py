@@ -30,11 +30,11 @@ import pyarrow.parquet as pq
 
 from freshet.adapters.rocks import RocksStateStore
 from freshet.archive.chain import Appender, ArchiveError, Chain
-from freshet.core.events import ERASE, OPT_OUT, Event, decode_event
+from freshet.core.events import ERASE, OPT_OUT, BadEvent, Event
 from freshet.core.features import behaviour_features, behaviour_row
 from freshet.core.state import Outcome, UserState, decode_state, empty_state, encode_state, fold
 from freshet.files import HeldError, held
-from freshet.logs.source import Window, open_log
+from freshet.logs.source import decoded, open_log
 from freshet.ports import Record
 from freshet.settings import Settings
 
@@ -69,7 +69,7 @@ async def extend(settings: Settings, started: Callable[[int | None], Any], advan
     run of them had. Raises `LogError` for the archive, `ArchiveError` for the history.
     """
     began = time.monotonic()
-    log = open_log(settings.archive_dir, settings, Window(None, None, {}))
+    log = open_log(settings.archive_dir, settings)
     folder = Path(settings.archive_dir) / FOLDER
     done = Extended()
     with _alone(folder):
@@ -83,7 +83,7 @@ async def extend(settings: Settings, started: Callable[[int | None], Any], advan
             started(log.total)
             for partition, chain in chains.items():
                 one = _Partition(settings, chain, states, done)
-                for run in log.read(partition, states.positions.get(partition, 0)):
+                for run in decoded(log, partition, settings.behaviours, states.positions.get(partition, 0)):
                     await one.take(run)
                     advanced(len(run))
                 await one.save()
@@ -109,15 +109,15 @@ class _Partition:
         self._forgotten: dict[str, int] = {}
         self._unsaved = 0
 
-    async def take(self, run: Sequence[Record]) -> None:
+    async def take(self, run: Sequence[tuple[Record, Event | BadEvent]]) -> None:
         """Fold a run."""
-        for record in run:
-            row = self._fold(record)
+        for record, event in run:
+            row = self._fold(record, event) if isinstance(event, Event) else None
             if record.offset >= self._first:
                 self._appender.take(record.offset, record.timestamp, ROW_BYTES, row)
                 self._done.rows += row is not None
         self._done.events += len(run)
-        self._states.positions[self._chain.partition] = run[-1].offset + 1
+        self._states.positions[self._chain.partition] = run[-1][0].offset + 1
         self._unsaved += len(run)
         if self._unsaved >= CHUNK:
             await self.save()
@@ -131,12 +131,9 @@ class _Partition:
             self._chain.merge(self._file_size)
             self._forgotten, self._unsaved = {}, 0
 
-    def _fold(self, record: Record) -> Row | None:
-        """The user's row after a record; None where it changed nothing that may be kept."""
+    def _fold(self, record: Record, event: Event) -> Row | None:
+        """The user's row after an event; None where the event changed nothing that may be kept."""
         partition = self._chain.partition
-        event = decode_event(record.value, record.key, self._behaviours, record.headers)
-        if not isinstance(event, Event):
-            return None
         state = self._states.get(event.user_id, partition)
         if fold(state, event, partition, record.offset, self._length) not in _CHANGED:
             return None

@@ -166,7 +166,7 @@ def replay(
         raise UserError("--fold-only makes no lists: leave out --model, --evaluate, --freshness, --try and --topic")
     if topic and (tried or len(model or ()) > 1):
         raise UserError("--topic takes the lists of one --model: a user's newest list is the one that counts")
-    from freshet.logs.source import Window
+    from freshet.ports import Window
     from freshet.replay.job import Job, run_job
 
     job = Job(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +19,10 @@ import msgspec
 from freshet.cli.console import moment, progress, say
 from freshet.core.catalogue import Catalogue, encode_item
 from freshet.core.decoding import Undecodable, decode
-from freshet.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, Event, decode_event, encode_event
+from freshet.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, Event, encode_event
 from freshet.files import write_json, write_whole, written_whole
-from freshet.logs.source import ArchiveLog, JsonLinesLog, KafkaLog, Window, open_log, read_topic
-from freshet.ports import Record
+from freshet.logs.source import decoded, open_log, read_topic
+from freshet.ports import Window
 from freshet.settings import Settings
 
 CHECKPOINTS = "*.safetensors"
@@ -121,12 +121,13 @@ _decoder = msgspec.json.Decoder(_Kept)
 
 def _has_left(source: Source, kept: _Kept) -> bool:
     """Whether somebody's events in what was exported must not be learned from any more."""
-    log = open_log(source.events, source.settings, Window(None, None, {}))
+    log = open_log(source.events, source.settings)
     left = (OPT_OUT, ERASE)
     return any(
         isinstance(event, Event) and event.type in left
         for partition in log.partitions
-        for _, event in _decoded(log, partition, source.settings, kept.ends.get(partition, 0))
+        for run in decoded(log, partition, source.settings.behaviours, kept.ends.get(partition, 0))
+        for _, event in run
     )
 
 
@@ -137,14 +138,14 @@ def _export(source: Source, path: Path, now_ms: int) -> tuple[dict[int, int], di
     """
     start, end = source.window
     window = Window(start if source.newest is None else now_ms - int(source.newest * 1000), end, {})
-    log = open_log(source.events, source.settings, Window(None, None, {}))
+    log = open_log(source.events, source.settings)
     bad: Counter[str] = Counter()
     example: dict[str, str] = {}
     ends: dict[int, int] = {}
     kept = read = 0
     with written_whole(path) as partial, partial.open("wb") as file, progress(None, "events") as advance:
         for partition in log.partitions:
-            for record, event in _decoded(log, partition, source.settings):
+            for record, event in chain.from_iterable(decoded(log, partition, source.settings.behaviours)):
                 read += 1
                 ends[partition] = record.offset + 1
                 if isinstance(event, BadEvent):
@@ -162,14 +163,6 @@ def _export(source: Source, path: Path, now_ms: int) -> tuple[dict[int, int], di
         say(f"left out of {source.events}: {count:,} dead letters, {reason}, such as: {example[reason]}")
     say(f"{kept:,} of {read:,} records of {source.events} are in the window")
     return ends, dict(bad)
-
-
-def _decoded(
-    log: KafkaLog | ArchiveLog | JsonLinesLog, partition: int, settings: Settings, start: int = 0
-) -> Iterator[tuple[Record, Event | BadEvent]]:
-    for run in log.read(partition, start):
-        for record in run:
-            yield record, decode_event(record.value, record.key, settings.behaviours, record.headers)
 
 
 def _catalogue(source: Source, work: Path) -> Path | None:

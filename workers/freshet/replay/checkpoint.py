@@ -15,8 +15,9 @@ import msgspec
 from freshet.adapters.rocks import RocksStateStore
 from freshet.errors import FreshetError
 from freshet.files import aside, write_whole
+from freshet.ports import Log
 from freshet.replay.engine import Replay
-from freshet.replay.merge import Log, Step, steps
+from freshet.replay.merge import Step, steps
 from freshet.replay.output import FolderOutput
 from freshet.replay.states import MemoryStates, States, StoredStates
 from freshet.settings import Settings

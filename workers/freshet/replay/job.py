@@ -24,8 +24,8 @@ from freshet.core.evaluation.results import FreshnessPoint, Results, write_resul
 from freshet.core.ranking import ItemSpace
 from freshet.errors import FreshetError
 from freshet.files import write_json
-from freshet.logs.source import Window, open_log
-from freshet.ports import Encoder, Record
+from freshet.logs.source import open_log
+from freshet.ports import Encoder, Log, Record, Window
 from freshet.replay.checkpoint import BATCH_RECORDS, BEGUN, CHECKPOINT, Folder, run
 from freshet.replay.clock import Clock
 from freshet.replay.engine import Replay
@@ -124,7 +124,7 @@ async def run_job(
 async def _run(
     job: Job,
     command: str,
-    log: Any,
+    log: Log,
     encoder: Encoder,
     topic: ListTopic | None,
     *,

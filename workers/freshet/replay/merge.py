@@ -11,23 +11,13 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
-from freshet.core.events import BadEvent, Event, decode_event
-from freshet.ports import Fetched
-
-
-class Log(Protocol):
-    """A log to read: what `adapters.logs.open_log` opens."""
-
-    @property
-    def partitions(self) -> Sequence[int]:
-        """The partitions that there are."""
-
-    def read(self, partition: int, start: int = 0) -> Iterator[Sequence[Fetched]]:
-        """Runs of one partition from an offset on, in offset order, none empty."""
+from freshet.core.events import BadEvent, Event
+from freshet.logs.source import decoded
+from freshet.ports import Fetched, Log
 
 
 class Position(NamedTuple):
@@ -85,11 +75,10 @@ _clock = attrgetter("clock")
 
 def _partition(log: Log, partition: int, start: Position, behaviours: Collection[str]) -> Iterator[list[Step]]:
     clock = start.clock
-    for run in log.read(partition, start.offset):
-        decoded = []
-        for record in run:
-            event = decode_event(record.value, record.key, behaviours, record.headers)
+    for run in decoded(log, partition, behaviours, start.offset):
+        steps_of_run = []
+        for record, event in run:
             if isinstance(event, Event) and event.ts > clock:
                 clock = event.ts
-            decoded.append(Step(partition, record, event, clock))
-        yield decoded
+            steps_of_run.append(Step(partition, record, event, clock))
+        yield steps_of_run

@@ -17,12 +17,10 @@ from freshet.bundle.bundle import load_bundle
 from freshet.core.evaluation.joining import Joiner
 from freshet.core.evaluation.off_policy import LoggedLists, Slots
 from freshet.core.evaluation.readout import Readout
-from freshet.core.events import BadEvent, decode_event
 from freshet.core.recommendation import Recommendation, decode_recommendation
 from freshet.core.rollout import MODEL
-from freshet.logs.source import LogError, Window, open_log, read_beside, read_topic
-from freshet.ports import Encoder
-from freshet.replay.merge import Log
+from freshet.logs.source import events, open_log, read_beside, read_topic
+from freshet.ports import Encoder, Log, LogError
 from freshet.replay.models import encodable
 from freshet.replay.rebuild import Fold, PublishedList, Rebuilder, SideInputTopics
 from freshet.serving.list_maker import MadeList
@@ -84,7 +82,7 @@ async def off_policy(record: Record, target: Target, kind: str, text_encoder: Pa
     `kind` is the behaviour type that is rewarded. Raises `LogError`, `BundleError`, `Unavailable`.
     """
     settings = record.settings
-    log = open_log(record.source, settings, Window(None, None, {}))
+    log = open_log(record.source, settings)
     try:
         joiner, newest = _joined(record, log, (kind,))
         folded = Fold(log, settings, joiner.lists.values())
@@ -139,7 +137,7 @@ async def remade(
 
 async def readout(record: Record, kinds: Sequence[str]) -> tuple[Readout, dict[str, int]]:
     """What users did with the lists of each variant, and how acts were joined. Raises `LogError`."""
-    log = await asyncio.to_thread(open_log, record.source, record.settings, Window(None, None, {}))
+    log = await asyncio.to_thread(open_log, record.source, record.settings)
     try:
         joiner, newest = _joined(record, log, kinds)
     finally:
@@ -160,13 +158,9 @@ def _joined(record: Record, log: Log, kinds: Collection[str]) -> tuple[Joiner, i
     joiner, newest = Joiner(read_lists(record), record.window_ms), 0
     if not joiner.lists:
         raise LogError(f"there are no lists at {record.lists}")
-    for partition in log.partitions:
-        for run in log.read(partition):
-            for one in run:
-                event = decode_event(one.value, one.key, record.settings.behaviours, one.headers)
-                if not isinstance(event, BadEvent):
-                    newest = max(newest, event.ts)
-                    joiner.add(event, kinds)
+    for _, _, event in events(log, record.settings.behaviours):
+        newest = max(newest, event.ts)
+        joiner.add(event, kinds)
     return joiner, newest
 
 

@@ -17,14 +17,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.events import ERASE, BadEvent, decode_event
+from freshet.core.events import ERASE
 from freshet.core.features import featurise
 from freshet.core.popularity import Partial, decode_partial, total
 from freshet.core.ranking import Prior
 from freshet.core.recommendation import Recommendation, SideInputs
 from freshet.core.state import UserState, empty_state, fold
-from freshet.ports import Encoded, Encoder, Record
-from freshet.replay.merge import Log
+from freshet.logs.source import events
+from freshet.ports import Encoded, Encoder, Log, Record
 from freshet.replay.models import encodable
 from freshet.serving.list_maker import ListMaker, MadeList, fallback_encoded
 from freshet.serving.live_versions import LiveModel, ServableVersion
@@ -75,19 +75,14 @@ class Fold:
         self.states: dict[str, UserState] = {}
         self.recorded: list[PublishedList] = []
         self.erased: dict[str, int] = {}
-        for partition in log.partitions:
-            for run in log.read(partition):
-                for record in run:
-                    event = decode_event(record.value, record.key, settings.behaviours, record.headers)
-                    if isinstance(event, BadEvent):
-                        continue
-                    state = self.states.setdefault(event.user_id, empty_state(partition))
-                    fold(state, event, partition, record.offset, settings.history)
-                    if event.type == ERASE:
-                        self.erased[event.user_id] = record.offset
-                    for one in wanted.pop((partition, record.offset), ()):
-                        known = copy.copy(state) if one.user_id == event.user_id else None
-                        self.recorded.append(PublishedList(one, known))
+        for partition, record, event in events(log, settings.behaviours):
+            state = self.states.setdefault(event.user_id, empty_state(partition))
+            fold(state, event, partition, record.offset, settings.history)
+            if event.type == ERASE:
+                self.erased[event.user_id] = record.offset
+            for one in wanted.pop((partition, record.offset), ()):
+                known = copy.copy(state) if one.user_id == event.user_id else None
+                self.recorded.append(PublishedList(one, known))
         self.recorded.extend(PublishedList(one, None) for ones in wanted.values() for one in ones)
 
 

@@ -25,8 +25,9 @@ from freshet.core.features import behaviour_features, behaviour_row, featurise
 from freshet.core.recommendation import Recommendation, decode_recommendation, recommendation_id
 from freshet.core.rollout import MODEL
 from freshet.core.state import Consent, UserState
-from freshet.logs.source import JsonLinesLog, LogError, Window, behind, open_log, read_topic
-from freshet.ports import Encoder, FeatureStore, Record
+from freshet.logs.kafka import behind
+from freshet.logs.source import open_log, read_topic
+from freshet.ports import Encoder, FeatureStore, LogError, Record
 from freshet.replay.models import encodable
 from freshet.replay.rebuild import Fold, PublishedList, Rebuilder, SideInputTopics, embeddings_equal
 from freshet.serving.list_maker import MadeList
@@ -46,12 +47,13 @@ async def verify(settings: Settings, source: str, encoder: Encoder, feature_user
     `BundleError`, `Unavailable`, `SettingsError`.
     """
     await _idle(settings)
-    with closing(open_log(source, settings, Window(None, None, {}))) as log:
-        if isinstance(log, JsonLinesLog):
+    with closing(open_log(source, settings)) as log:
+        starts = log.starts
+        if starts is None:
             raise LogError(f"{source} has no offsets: --verify reads `kafka`, or the archive of the events topic")
         published = Published(read_topic(settings, settings.recommendations_topic))
         folded = Fold(log, settings, published.lists)
-    for partition, first in log.starts.items():
+    for partition, first in starts.items():
         if first:
             raise LogError(
                 f"{source}, partition {partition}, begins at offset {first}: no state can be folded from its "

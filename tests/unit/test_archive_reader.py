@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from freshet.archive.chain import MERGE_FILES
-from freshet.logs.source import EmptyLog, LogError, Window, open_log
+from freshet.logs.source import open_log
+from freshet.ports import EmptyLog, LogError, Window
 from freshet.settings import Settings
 
 from tests.unit.archives import FILE_SIZE, START, read, record, write
@@ -27,7 +28,7 @@ def offsets(folder: Path, window: Window) -> dict[int, list[int]]:
 
 def test_the_total_is_known(archive: Path) -> None:
     """Before anything is read, windows included."""
-    assert open_log(str(archive), Settings(), Window(None, None, {})).total == 130
+    assert open_log(str(archive), Settings()).total == 130
     assert open_log(str(archive), Settings(), Window(None, None, {0: (15, 44)})).total == 30
     assert open_log(str(archive), Settings(), Window(START + 95_000, None, {})).total == 5
 
@@ -89,7 +90,7 @@ def test_offsets_with_holes(tmp_path: Path) -> None:
 
 def test_files_merged_while_it_reads(archive: Path) -> None:
     """The merged file is read on from where the reader was."""
-    log = open_log(str(archive), Settings(), Window(None, None, {}))
+    log = open_log(str(archive), Settings())
     runs = log.read(0)
     found = [one.offset for one in next(runs)]
     [chain] = [write(archive, [])]
@@ -100,7 +101,7 @@ def test_files_merged_while_it_reads(archive: Path) -> None:
 
 def test_a_file_that_goes_while_it_reads(archive: Path) -> None:
     """Is missed, in a line, rather than passed over."""
-    log = open_log(str(archive), Settings(), Window(None, None, {}))
+    log = open_log(str(archive), Settings())
     runs = log.read(0)
     next(runs)
     [file] = (archive / "events").glob("*/00000-*50-*.parquet")

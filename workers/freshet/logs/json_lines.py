@@ -1,0 +1,67 @@
+"""A file of JSON lines as a log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+from freshet.core.decoding import Int64, Undecodable, decode
+from freshet.ports import RUN_RECORDS, WHOLE, EmptyLog, LogError, Record, Window
+
+
+class _Head(msgspec.Struct):
+    user_id: str
+    ts: Int64 = 0
+
+
+_head = msgspec.json.Decoder(_Head)
+
+
+class JsonLinesLog:
+    """Events one a line: partition 0, the offset counts lines from 0, the time is the event's own.
+
+    A line whose user id cannot be read has no key, and becomes a dead letter as
+    it would on the stream.
+    """
+
+    def __init__(self, path: Path, window: Window = WHOLE) -> None:
+        self.name = str(path)
+        self.partitions = [0]
+        self._window = window
+        try:
+            with path.open("rb") as file:
+                lines = sum(1 for line in file if line.strip())
+        except OSError as error:
+            raise LogError(f"{path}: {error.strerror}") from None
+        if not lines:
+            raise EmptyLog(f"{path} holds no events")
+        self.total = lines if window.is_whole else None
+        self._path = path
+        self.starts = None
+
+    def read(self, partition: int, start: int = 0) -> Iterator[list[Record]]:
+        """Runs of lines from a line number on."""
+        window = None if self._window.is_whole else self._window
+        with self._path.open("rb") as file:
+            lines = islice(enumerate(line for raw in file if (line := raw.strip())), start, None)
+            while some := list(islice(lines, RUN_RECORDS)):
+                run = [_record(offset, line) for offset, line in some]
+                if window is not None:
+                    run = [record for record in run if window.holds(partition, record)]
+                if run:
+                    yield run
+
+    def close(self) -> None:
+        """Files are open only while they are read."""
+
+
+def _record(offset: int, line: bytes) -> Record:
+    head = decode(_head, line)
+    return (
+        Record(offset, 0, None, line)
+        if isinstance(head, Undecodable)
+        else Record(offset, head.ts, head.user_id.encode(), line)
+    )
