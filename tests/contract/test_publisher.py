@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import NewTopic
 from freshet.adapters import kafka as kafka_adapter
 from freshet.adapters.kafka import KafkaPublisher
-from freshet.ports import DeliveryError, Message, Publisher
+from freshet.ports import DeliveryError, Message, Publisher, TooLargeError
 from freshet.settings import Settings
 
 from tests.contract.topics import make_topic
@@ -157,14 +157,23 @@ def test_murmur2_is_kafkas() -> None:
 
 
 @pytest.mark.integration
-async def test_one_refused_record_fails_the_batch(kafka: Kafka) -> None:
-    """Too large for the topic: `publish` raises, naming the topic, once all the others are settled."""
+@pytest.mark.parametrize("size", [300_000, 2_000_000])
+async def test_a_record_too_large_is_named_and_the_others_are_published(kafka: Kafka, size: int) -> None:
+    """Refused by the broker or by librdkafka: `publish` raises with the record, once all others are there."""
     good = [Message(kafka.topic, b"ann", b"x"), Message(kafka.topic, b"bob", b"y")]
-    large = Random(1).randbytes(300_000)  # no compression makes it small
-    with pytest.raises(DeliveryError, match=kafka.topic):
-        await kafka.publisher.publish([good[0], Message(kafka.topic, b"cyd", large), good[1]])
-    await kafka.publisher.publish(good[:1])
-    assert b"cyd" not in by_key(kafka.published())
+    large = Message(kafka.topic, b"ann", Random(1).randbytes(size))  # no compression makes it small
+    with pytest.raises(TooLargeError, match=kafka.topic) as refused:
+        await kafka.publisher.publish([good[0], large, good[1]])
+    assert refused.value.messages == [large]
+    assert by_key(kafka.published()) == {b"ann": [b"x"], b"bob": [b"y"]}
+
+
+@pytest.mark.integration
+async def test_a_batch_larger_than_the_topic_takes_is_published(kafka: Kafka) -> None:
+    """Records that fit by themselves, and that the client sends in one batch."""
+    messages = [Message(kafka.topic, b"ann", Random(number).randbytes(60_000)) for number in range(4)]
+    await kafka.publisher.publish(messages)
+    assert sorted(by_key(kafka.published())[b"ann"]) == sorted(message.value for message in messages)
 
 
 @pytest.mark.integration
@@ -175,15 +184,6 @@ async def test_a_topic_that_is_not_there_fails_the_batch(broker: str, monkeypatc
     with pytest.raises(DeliveryError, match="nowhere"):
         await publisher.publish([Message("nowhere", b"ann", b"x")])
     publisher.close()
-
-
-@pytest.mark.integration
-async def test_what_the_client_itself_refuses_fails_the_batch(kafka: Kafka) -> None:
-    """A record that librdkafka does not even take fails as one that the broker refuses."""
-    too_large = Message(kafka.topic, b"ann", b"x" * 2_000_000)
-    with pytest.raises(DeliveryError, match=kafka.topic):
-        await kafka.publisher.publish([too_large])
-    await kafka.publisher.publish([Message(kafka.topic, b"ann", b"x")])
 
 
 @pytest.mark.integration

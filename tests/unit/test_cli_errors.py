@@ -29,7 +29,7 @@ VERBS = [
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A broker that is away is given up soon; the working directory holds no stack."""
-    monkeypatch.setattr("freshet.cli.connections.BOOTSTRAP_SECONDS", 0.3)
+    monkeypatch.setattr("freshet.adapters.kafka_python.BOOTSTRAP_SECONDS", 0.3)
     monkeypatch.chdir(tmp_path)
 
 

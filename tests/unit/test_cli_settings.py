@@ -122,7 +122,7 @@ def test_bad_settings_are_refused(stack: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_check_masks_secrets_and_names_each_failing_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`check --json` never shows the password, and fails with a verdict per part."""
-    monkeypatch.setattr("freshet.cli.connections.BOOTSTRAP_SECONDS", 0.3)
+    monkeypatch.setattr("freshet.adapters.kafka_python.BOOTSTRAP_SECONDS", 0.3)
     monkeypatch.setenv("FRESHET_KAFKA_PASSWORD", "hunter2")
     monkeypatch.setenv("FRESHET_KAFKA", "127.0.0.1:1")
     monkeypatch.setenv("FRESHET_TRITON", "127.0.0.1:1")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from freshet.core.events import ERASE, MAX_EVENT_BYTES, OPT_IN, OPT_OUT, BadReason, Event
+from freshet.core.events import ERASE, MAX_EVENT_BYTES, OPT_IN, OPT_OUT, BadReason, Event, Unreadable
 from freshet.core.features import Tensors
 from freshet.core.popularity import decode_partial
 from freshet.core.state import Consent
@@ -283,6 +283,7 @@ BAD: dict[BadReason, Record] = {
     BadReason.UNKNOWN_TYPE: record(14, event(1, kind="like")),
     BadReason.MISSING_ITEM: record(15, Event(event_id="e", user_id="u", type="view", ts=NOW)),
     BadReason.KEY_MISMATCH: replace(record(16, event(1)), key=b"somebody else"),
+    BadReason.UNREADABLE: Record(17, NOW, None, Unreadable("batch 17 to 19: garbage", 20)),
 }
 
 
@@ -293,16 +294,19 @@ async def test_bad_records_become_dead_letters(world: World, reason: BadReason) 
     before = sample("freshet_dead_letters_total", reason=reason)
     await world.process([record(1, event(0)), bad, record(20, event(1))])
     [letter] = world.messages("events.dlq")
-    assert (letter.key, letter.value) == (bad.key, bad.value)
+    unreadable = isinstance(bad.value, Unreadable)
+    value = None if unreadable else bad.value
+    assert (letter.key, letter.value) == (bad.key, value)
     headers = dict(letter.headers)
     assert headers.pop("detail")
+    assert headers.pop("origin_end", None) == (b"20" if unreadable else None)
     assert headers == {
         **dict(bad.headers),
         "reason": reason.encode(),
         "origin_topic": b"events",
         "origin_partition": str(PARTITION).encode(),
         "origin_offset": str(bad.offset).encode(),
-        "sha256": digest(bad.value),
+        "sha256": digest(value),
     }
     assert sample("freshet_dead_letters_total", reason=reason) == before + 1
     assert world.state().folded == 2

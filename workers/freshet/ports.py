@@ -38,7 +38,7 @@ class Fetched(Protocol):
         """The raw value."""
 
     @property
-    def headers(self) -> Sequence[tuple[str, bytes]]:
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
         """Names and raw values."""
 
 
@@ -49,7 +49,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     timestamp: int
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]] = ()
+    headers: Sequence[tuple[str, bytes | None]] = ()
 
 
 class Message(NamedTuple):
@@ -58,7 +58,7 @@ class Message(NamedTuple):
     topic: str
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]] = ()
+    headers: Sequence[tuple[str, bytes | None]] = ()
 
 
 class Encoded(NamedTuple):
@@ -87,6 +87,14 @@ RUN_RECORDS = 2048
 
 class DeliveryError(FreshetError):
     """The broker did not take a record; the message names the topic and why."""
+
+
+class TooLargeError(DeliveryError):
+    """The broker refused records as too large; all others of the call were delivered."""
+
+    def __init__(self, messages: Sequence[Message], why: str) -> None:
+        super().__init__(why)
+        self.messages = messages
 
 
 class Unavailable(FreshetError):
@@ -134,7 +142,7 @@ class Publisher(Protocol):
     """The output topics."""
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        """Return once every message is acknowledged by the broker. Raises when one is not."""
+        """Return once every message is acknowledged by the broker. Raises `DeliveryError`, `TooLargeError`."""
 
 
 class LogError(FreshetError):

@@ -26,6 +26,7 @@ from mode.utils.queues import FlowControlEvent
 from rocksdict import WriteBatch
 
 from freshet.adapters.kafka import KafkaPublisher
+from freshet.adapters.wire_batches import WireBatches
 from freshet.core.state import decode_state
 from freshet.errors import FreshetError
 from freshet.ports import Message
@@ -62,7 +63,7 @@ class RecordBatch:
 
 
 class ParsedRecords(fetching.PartitionRecords):
-    """aiokafka's records of a fetch, as its parser made them.
+    """aiokafka's records of a fetch, as the parser made them.
 
     A copy of each with its topic, partition and sizes would cost a twelfth of a fold's time; a run knows its own.
     """
@@ -98,7 +99,9 @@ class RunConsumerThread(aiokafka.AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         fetching.PartitionRecords = ParsedRecords
+        fetching.MemoryRecords = WireBatches
         consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from freshet.ports import DeliveryError, Message, Record
+from freshet.ports import DeliveryError, Message, Record, TooLargeError
 from freshet.settings import Settings
 
 DELIVERY_SECONDS = 30.0
@@ -23,6 +24,7 @@ LINGER_MS = 0.5
 """How long a record waits for others: a batch's are handed over together, and each stage waits for the one before."""
 POLL_SECONDS = 0.001
 """How often delivery reports are asked for while any is awaited."""
+_TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 
 
 def client_config(settings: Settings) -> dict[str, Any]:
@@ -86,45 +88,54 @@ class KafkaPublisher:
         self._polling = False
 
     async def publish(self, messages: Sequence[Message]) -> None:
-        """Publish and await all. Raises `DeliveryError`."""
-        if messages:
+        """Publish and await all. Raises `DeliveryError`, and `TooLargeError` where all others were delivered.
+
+        A broker refuses a batch of records whole, so the records of a refused batch are sent again one by one.
+        """
+        if not messages:
+            return
+        try:
             await self.publish_to(None, messages)
+        except TooLargeError as error:
+            refused = error.messages
+            if len(messages) > 1:
+                refused = [message for message in refused if not await self._fits(message)]
+            if refused:
+                raise TooLargeError(refused, str(error)) from None
+
+    async def _fits(self, message: Message) -> bool:
+        """Publish one record; returns False where the record is too large by itself. Raises `DeliveryError`."""
+        try:
+            await self.publish_to(None, [message])
+        except TooLargeError:
+            return False
+        return True
 
     async def publish_to(self, partition: int | None, messages: Sequence[Message]) -> int:
         """Publish to one partition (None: by key) and await all; returns the highest offset written.
 
-        Raises `DeliveryError`.
+        Raises `DeliveryError`, and `TooLargeError` where all others were delivered.
         """
         loop = asyncio.get_running_loop()
         delivered: asyncio.Future[int] = loop.create_future()
-        left, highest, failure = len(messages), -1, ""
+        left, highest, failure, refused = len(messages), -1, "", []
 
-        def on_delivery(error: KafkaError | None, message: Any) -> None:
+        def note(number: int, error: KafkaError | None, message: Any) -> None:
             nonlocal left, highest, failure
             left -= 1
-            if error is not None:
-                failure = failure or f"{message.topic()}: {error}"
-            else:
+            if error is None:
                 highest = max(highest, message.offset())
+            elif error.code() in _TOO_LARGE:
+                refused.append(messages[number])
+            else:
+                failure = failure or f"{message.topic()}: {error}"
             if left == 0:
-                _settle(delivered, highest, failure)
+                _settle(delivered, highest, failure, refused)
 
         if self._check is not None:
             self._check()
-        produce = self._producer.produce
-        where = {} if partition is None else {"partition": partition}
-        try:
-            for message in messages:
-                produce(
-                    message.topic,
-                    message.value,
-                    message.key,
-                    on_delivery=on_delivery,
-                    headers=list(message.headers) if message.headers else None,
-                    **where,
-                )
-        except KafkaException as error:  # what librdkafka itself refuses, as a partition that it knows not to be there
-            raise DeliveryError(f"{message.topic}: {error.args[0].str()}") from None
+        for number, message in enumerate(messages):
+            self._produce(message, partition, partial(note, number))
         self._waiting += 1
         if not self._polling:
             self._polling = True
@@ -133,6 +144,19 @@ class KafkaPublisher:
             return await delivered
         finally:
             self._waiting -= 1
+
+    def _produce(self, message: Message, partition: int | None, note: Callable[[KafkaError | None, Any], None]) -> None:
+        """Hand a record over. Raises `DeliveryError`."""
+        where = {} if partition is None else {"partition": partition}
+        headers = list(message.headers) if message.headers else None
+        try:
+            self._producer.produce(
+                message.topic, message.value, message.key, on_delivery=note, headers=headers, **where
+            )
+        except KafkaException as error:  # what librdkafka itself refuses, as a partition that it knows not to be there
+            if error.args[0].code() not in _TOO_LARGE:
+                raise DeliveryError(f"{message.topic}: {error.args[0].str()}") from None
+            asyncio.get_running_loop().call_soon(note, error.args[0], None)
 
     def close(self) -> None:
         """Flush what is queued and stop."""
@@ -145,11 +169,13 @@ class KafkaPublisher:
             loop.call_later(POLL_SECONDS, self._poll, loop)
 
 
-def _settle(delivered: asyncio.Future[int], highest: int, failure: str) -> None:
+def _settle(delivered: asyncio.Future[int], highest: int, failure: str, refused: Sequence[Message]) -> None:
     if delivered.done():
         return
     if failure:
         delivered.set_exception(DeliveryError(failure))
+    elif refused:
+        delivered.set_exception(TooLargeError(refused, f"{refused[0].topic}: {len(refused)} records are too large"))
     else:
         delivered.set_result(highest)
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaProducer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 from kafka.partitioner.default import murmur2
 
+from freshet.adapters.kafka_python import client_config, new_consumer
 from freshet.cli.errors import UserError
 from freshet.settings import Settings
 
-BOOTSTRAP_SECONDS = 5.0
 STALLED_SECONDS = 15.0
 """A read that brings nothing for this long has failed."""
 FIRST_WINDOW = 2_000
@@ -24,24 +24,6 @@ WINDOW_GROWTH = 4
 
 class NoTopicError(UserError):
     """The broker has no topic of this name."""
-
-
-def client_config(settings: Settings) -> dict[str, Any]:
-    """kafka-python's connection settings."""
-    config: dict[str, Any] = {
-        "bootstrap_servers": settings.kafka.split(","),
-        "bootstrap_timeout_ms": int(BOOTSTRAP_SECONDS * 1000),
-        "security_protocol": settings.kafka_security,
-    }
-    if settings.kafka_ca:
-        config["ssl_cafile"] = settings.kafka_ca
-    if settings.kafka_security == "SASL_SSL":
-        config |= {
-            "sasl_mechanism": "SCRAM-SHA-512",
-            "sasl_plain_username": settings.kafka_username,
-            "sasl_plain_password": settings.kafka_password,
-        }
-    return config
 
 
 @contextmanager
@@ -67,9 +49,14 @@ def why(error: BaseException) -> str:
 @contextmanager
 def open_consumer(settings: Settings, **options: Any) -> Iterator[Any]:
     """A consumer outside any group. Raises `UserError` where the broker does not answer."""
-    config = {"enable_auto_commit": False, "allow_auto_create_topics": False, "fetch_max_wait_ms": 100, **options}
+    config = {
+        "enable_auto_commit": False,
+        "allow_auto_create_topics": False,
+        "fetch_max_wait_ms": 100,
+        **options,
+    }
     with said_plainly(settings):
-        consumer = KafkaConsumer(**client_config(settings), **config)
+        consumer = new_consumer(settings, **config)
         try:
             yield consumer
         finally:

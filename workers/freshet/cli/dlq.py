@@ -16,7 +16,7 @@ from freshet.cli.connections import open_consumer, open_producer, partitions_of,
 from freshet.cli.console import emit, moment, out, plain, progress, say
 from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
-from freshet.core.events import DEAD_LETTER_HEADERS
+from freshet.core.events import DEAD_LETTER_HEADERS, TRUNCATED, BadReason
 from freshet.settings import Settings
 
 REPLAYED_FROM = "replayed_from"
@@ -42,6 +42,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
     origin_partition: str
     origin_offset: str
     sha256: str
+    truncated: bool = False
+    """Whether key, value or headers are cut, so that the record cannot be sent again."""
     own_headers: tuple[tuple[str, bytes | None], ...] = ()
     """The headers that the record had to begin with."""
 
@@ -106,7 +108,8 @@ def replay(
     meanwhile is skipped by its event id: repeating a replay does no harm.
     """
     settings = resolve(config, directory, kafka=kafka).settings
-    letters = list(_read(settings, reason))
+    found = list(_read(settings, reason))
+    letters = [letter for letter in found if not letter.truncated]
     distinct = {(letter.origin_topic, letter.key, letter.value): letter for letter in reversed(letters)}
     sent: Counter[str] = Counter()
     if not dry_run and distinct:
@@ -115,13 +118,27 @@ def replay(
         sent.update(letter.reason for letter in distinct.values())
     total = sum(sent.values())
     repeats = len(letters) - len(distinct)
+    cut = len(found) - len(letters)
     if as_json:
-        emit({"replayed": total, "repeats_left_out": repeats, "reasons": dict(sent), "dry_run": dry_run})
+        emit(
+            {
+                "replayed": total,
+                "repeats_left_out": repeats,
+                "truncated_left_out": cut,
+                "reasons": dict(sent),
+                "dry_run": dry_run,
+            }
+        )
         return
     verb = "would be sent again" if dry_run else "sent again"
     reasons = ", ".join(f"{count:,} {plain(name)}" for name, count in sent.most_common())
     left_out = f"; {repeats:,} repeats left out" if repeats else ""
     say(f"{total:,} {verb}" + (f": {reasons}" if reasons else "") + left_out)
+    if cut:
+        say(
+            f"{cut:,} cannot be sent again, for they do not hold the whole record: "
+            "`freshet dlq list` says where the record stands"
+        )
 
 
 def _read(settings: Settings, reason: str | None) -> Iterator[DeadLetter]:
@@ -142,6 +159,7 @@ def _letter(record: ConsumerRecord) -> DeadLetter:
         record.key,
         record.value,
         **{name: headers.get(name, "?") for name in DEAD_LETTER_HEADERS},
+        truncated=headers.get("reason") == BadReason.UNREADABLE or TRUNCATED in headers,
         own_headers=own,
     )
 

@@ -6,7 +6,8 @@ import time
 
 from kafka import KafkaAdminClient, TopicPartition
 
-from freshet.cli.connections import client_config, open_consumer, open_producer, read_all, require_topics, said_plainly
+from freshet.adapters.kafka_python import client_config
+from freshet.cli.connections import open_consumer, open_producer, read_all, require_topics, said_plainly
 from freshet.core.rollout import Report, Rollout, Versions, encode_record
 from freshet.settings import Settings
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import msgspec
 
@@ -36,24 +36,13 @@ Weight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 """Of a behaviour type, or of what is added to a score; the upper bound keeps infinity out."""
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
-Digits = Annotated[str, msgspec.Meta(pattern="^[0-9]+$")]
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """Something that a user did, or asked for: a record of the events topic, keyed by user id.
+    """One thing a user did (or asked for, see `CONTROL_TYPES`).
 
-    Unknown fields are dropped.
-
-    Attributes:
-        event_id: Names the event. A second event of the same id is not folded again.
-        user_id: The user; the record's key in UTF-8.
-        type: A behaviour type of the settings (`view`, `click` and `purchase` by default), or `user.opt_out`,
-            `user.opt_in` or `user.erase`.
-        ts: When it happened, ms since the Unix epoch.
-        item_id: The item; every behaviour needs it.
-        amount: What was spent, in the shop's own currency.
-        session_id: The visit. The log keeps it; no list depends on it.
-        context: Anything else, such as the `recommendation_id` of the list that was shown. The log keeps it.
+    Unknown fields are dropped. `ts` is event time in milliseconds since the
+    Unix epoch.
     """
 
     event_id: Id
@@ -66,6 +55,21 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     context: dict[str, Any] | None = None
 
 
+class Unreadable(bytes):
+    """The value of a record that stands for what cannot be read of a batch: the bytes say why.
+
+    `end` is the offset after the last record of the batch.
+    """
+
+    end: int
+
+    def __new__(cls, why: str, end: int) -> Self:
+        """Make the value."""
+        value = super().__new__(cls, why.encode(errors="backslashreplace"))
+        value.end = end
+        return value
+
+
 class BadReason(StrEnum):
     """Why a record became a dead letter; the `reason` header of `events.dlq`."""
 
@@ -76,6 +80,7 @@ class BadReason(StrEnum):
     UNKNOWN_TYPE = "unknown_type"
     MISSING_ITEM = "missing_item"
     KEY_MISMATCH = "key_mismatch"
+    UNREADABLE = "unreadable"
 
     @property
     def words(self) -> str:
@@ -83,28 +88,11 @@ class BadReason(StrEnum):
         return self.value.replace("_", " ")
 
 
-class DeadLetterHeaders(msgspec.Struct, frozen=True):
-    """Headers of a dead letter, a record of the dead-letter topic; its key, value and other headers are the record's.
-
-    Attributes:
-        reason: Why the record is no event.
-        detail: The same in a sentence, at most 500 bytes.
-        origin_topic: The topic that the record was read from.
-        origin_partition: The partition, in decimal digits.
-        origin_offset: The offset, in decimal digits.
-        sha256: SHA-256 of the value, in hexadecimal digits.
-    """
-
-    reason: BadReason
-    detail: str
-    origin_topic: str
-    origin_partition: Digits
-    origin_offset: Digits
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-
-
-DEAD_LETTER_HEADERS = DeadLetterHeaders.__struct_fields__
-"""Names of the headers, in their order."""
+DEAD_LETTER_HEADERS = ("reason", "detail", "origin_topic", "origin_partition", "origin_offset", "sha256")
+"""Headers of every dead letter, behind the record's own."""
+TRUNCATED, ORIGIN_SIZE, ORIGIN_END = "truncated", "origin_size", "origin_end"
+"""Headers of some dead letters: `truncated` is "true" where key, value or headers are cut or left out, `origin_size`
+is the size in bytes that the value had, and `origin_end` is the offset after the last record of an unreadable batch."""
 
 
 class BadEvent(msgspec.Struct, frozen=True):
@@ -147,6 +135,8 @@ def decode_event(
     """
     if not value:
         return BadEvent(BadReason.EMPTY, "the record has no value")
+    if isinstance(value, Unreadable):
+        return BadEvent(BadReason.UNREADABLE, value.decode())
     if len(value) > MAX_EVENT_BYTES:
         return BadEvent(BadReason.TOO_LARGE, f"{len(value)} bytes, at most {MAX_EVENT_BYTES}")
     event = _decoded(value, headers)
@@ -178,6 +168,11 @@ def encode_event(event: Event) -> bytes:
     """The JSON bytes of an event; absent optional fields are left out."""
     fields = {name: value for name in event.__struct_fields__ if (value := getattr(event, name)) is not None}
     return _encoder.encode(fields)
+
+
+def event_schema() -> dict[str, Any]:
+    """The published JSON Schema of the events topic."""
+    return msgspec.json.schema(Event)
 
 
 def _is_cloudevent(headers: Collection[tuple[str, bytes | None]]) -> bool:

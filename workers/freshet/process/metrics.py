@@ -22,6 +22,7 @@ SKIPPED = Counter("freshet_events_skipped_total", "Events that changed no state.
 STATES_FULL = Counter(
     "freshet_states_full_total", "States written whose history or seen items had no room left (LOG_CHARS)."
 )
+REFUSED = Counter("freshet_refused_records_total", "Outputs that the broker refused as too large.", ["topic"])
 DEAD_LETTERS = Counter("freshet_dead_letters_total", "Records sent to the dead-letter topic.", ["reason"])
 LISTS = Counter("freshet_lists_published_total", "Recommendation lists published.", ["kind"])
 LAG = Gauge("freshet_lag_events", "Records behind the end of the source partition.", ["partition"])

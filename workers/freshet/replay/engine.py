@@ -31,8 +31,8 @@ from freshet.replay.clock import Clock
 from freshet.replay.merge import Position, Step
 from freshet.replay.models import ReplayedModel, encodable
 from freshet.replay.states import States
+from freshet.serving.dead_letters import dead_letter
 from freshet.serving.list_maker import MadeList
-from freshet.serving.pipeline import dead_letter
 from freshet.settings import Settings
 
 BATCH_ACTIONS = 1024

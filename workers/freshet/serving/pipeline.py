@@ -8,7 +8,6 @@ committed; when it raises, nothing may be.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections import Counter, deque
@@ -20,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.events import DEAD_LETTER_HEADERS, BadEvent, Event, decode_event
+from freshet.core.events import BadEvent, Event, decode_event
 from freshet.core.features import behaviour_row, featurise
 from freshet.core.fold_run import fold_run
 from freshet.core.popularity import Partial, PartialPopularity, encode_partial
@@ -49,6 +48,7 @@ from freshet.ports import (
 )
 from freshet.process import metrics
 from freshet.serving.canary import CanaryAnalysis
+from freshet.serving.dead_letters import dead_letter, publish_dead_letters, publish_or_tell
 from freshet.serving.list_maker import ListMaker, MadeList, fallback_encoded
 from freshet.serving.live_versions import LiveModel, ServableVersion
 from freshet.settings import Settings
@@ -261,7 +261,7 @@ class Pipeline:
                 value = encode_partial(popularity.snapshot())
                 messages.append(Message(self._settings.popularity_topic, str(partition).encode(), value))
         if messages:
-            await self._publisher.publish(messages)
+            await publish_or_tell(self._publisher, messages)
 
     async def _write_features(self, users: list[Touched], embedding: Sequence[FeatureRow] = ()) -> None:
         """Write the users' behaviour, and their vectors where there are any; who withdrew consent has no features."""
@@ -297,7 +297,7 @@ class Pipeline:
                 await before
             effects: list[Awaitable[None]] = [batch.written, self._publish_due_popularity(batch.partitions)]
             if batch.dead:
-                effects.append(self._publisher.publish(batch.dead))
+                effects.append(publish_dead_letters(self._publisher, batch.dead))
             if plain:
                 effects += [self._write_features(plain), self._publish_plain(batch, plain)]
             if first is not None:
@@ -393,7 +393,7 @@ class Pipeline:
             )
             messages.append(Message(topic, user.user_id.encode(), encode_recommendation(recommendation)))
         with metrics.STEP.labels("publish").time():
-            await self._publisher.publish(messages)
+            await publish_or_tell(self._publisher, messages)
         acknowledged = self._now_ms()
         for user in users:
             metrics.EVENT_TO_PUBLISH.observe(max(0, acknowledged - user.broker_ts) / 1000)
@@ -402,22 +402,6 @@ class Pipeline:
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
-
-
-def dead_letter(settings: Settings, partition: int, record: Fetched, bad: BadEvent) -> Message:
-    """The record as it came, with headers that say where it came from and what is wrong with it."""
-    metrics.DEAD_LETTERS.labels(bad.reason).inc()
-    value = record.value or b""
-    headers = [
-        *((name, raw) for name, raw in record.headers if name not in DEAD_LETTER_HEADERS),
-        ("reason", bad.reason.encode()),
-        ("detail", bad.detail.encode(errors="backslashreplace")[:500]),
-        ("origin_topic", settings.events_topic.encode()),
-        ("origin_partition", str(partition).encode()),
-        ("origin_offset", str(record.offset).encode()),
-        ("sha256", hashlib.sha256(value).hexdigest().encode()),
-    ]
-    return Message(settings.dlq_topic, record.key, record.value, headers)
 
 
 def _user_id(user: Touched) -> str:

@@ -1,0 +1,109 @@
+"""Records of every kind on the topics: the worker, the verbs and the archiver go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from freshet.core.events import Event, encode_event
+
+from deploy.local import Stack
+from tests.integration.world import World, until
+from tests.raw_batches import CODECS, batch, produce, record, records
+
+pytestmark = pytest.mark.integration
+
+TS = 890_000_000_000
+
+
+@pytest.fixture
+def world(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[World]:
+    """A world with one partition of events."""
+    world = World(stack, tmp_path, unique("poison"), 1)
+    yield world
+    world.close()
+
+
+def event(number: int, user: str) -> tuple[bytes, bytes]:
+    """Key and value of a view."""
+    made = Event(f"e{number}", user, "view", TS + number, str(number % 100 + 1))
+    return user.encode(), encode_event(made)
+
+
+def send(world: World, data: bytes, topic: str = "events") -> None:
+    """Produce a batch to partition 0 of a topic; the broker takes it."""
+    assert produce(world.stack.bootstrap, world.topics[topic], 0, data) == 0
+
+
+def listed(world: World, user: str) -> Callable[[], bool]:
+    """Whether the user has a list."""
+    return lambda: user in world.lists()
+
+
+def now() -> int:
+    """The time in ms, which the broker's retention goes by."""
+    return int(time.time() * 1000)
+
+
+def test_batches_of_every_codec_and_header_are_folded(world: World) -> None:
+    """By any client: the users are folded, the verbs read the lists' and items' topics, the archive has the rows."""
+    odd = [(b"\xff\xfe", b"x"), (b"", None), (b"n" * 1000, b"\xff")]
+    for number, codec in enumerate(CODECS.values()):
+        pairs = [event(10 * number + n, f"user-{codec}") for n in range(5)]
+        send(world, batch(records(pairs), 5, codec, timestamp=now()))
+        item = b'{"item_id": "%d", "title": "item of codec %d"}' % (number + 1, codec)
+        send(world, batch(records([(b"%d" % (number + 1), item)], odd), 1, codec, timestamp=now()), "items")
+    send(world, batch(records([event(100, "odd")], odd), 1, timestamp=now()))
+    worker = world.worker()
+    until(listed(world, "odd"), "the last user has a list", worker)
+    states = world.states()
+    assert {user: state.folded for user, state in states.items()} == {
+        **{f"user-{codec}": 5 for codec in CODECS.values()},
+        "odd": 1,
+    }
+    assert len(world.freshet("inspect", "user-4")["lists"]) == 1
+    assert worker.terminate() == 0
+
+
+def test_oversized_records_and_bombs_become_dead_letters(world: World) -> None:
+    """A value that the broker takes and librdkafka would not, 3 MB in a batch, 300 MB in a batch, and a small topic."""
+    key = b"user-1"
+    send(world, batch(record(0, key, b"x" * 1_020_000), 1, timestamp=now()))
+    send(world, batch(record(0, key, b"y" * 3_000_000), 1, CODECS["gzip"], timestamp=now()))
+    send(world, batch(record(0, key, bytes(300_000_000)), 1, CODECS["gzip"], timestamp=now()))
+    send(world, batch(record(0, key, b"z", [(b"h", None)] * 100_000), 1, timestamp=now()))
+    send(world, batch(records([event(1, "user-2")]), 1, timestamp=now()))
+    worker = world.worker()
+    until(listed(world, "user-2"), "the stream goes on", worker)
+    letters = [dict(letter.headers) for letter in world.records("events.dlq")]
+    assert [(one["origin_offset"], one["reason"], one.get("origin_size")) for one in letters] == [
+        (b"0", b"too_large", b"1020000"),
+        (b"1", b"too_large", b"3000000"),
+        (b"2", b"unreadable", None),
+        (b"3", b"not_json", b"1"),
+    ]
+    assert letters[2]["origin_end"] == b"3"
+    replayed = world.freshet("dlq", "replay", "--dry-run")
+    assert (replayed["replayed"], replayed["truncated_left_out"]) == (0, 4)
+    assert worker.terminate() == 0
+
+
+def test_an_aborted_transaction_is_never_folded(world: World) -> None:
+    """Events of an aborted transaction have no effect, those of a committed one do; its marker ends nothing."""
+    producer = Producer({"bootstrap.servers": world.stack.bootstrap, "transactional.id": world.group})
+    producer.init_transactions()
+    for user, end in (("aborted", producer.abort_transaction), ("committed", producer.commit_transaction)):
+        producer.begin_transaction()
+        for number in range(5):
+            key, value = event(number, user)
+            producer.produce(world.topics["events"], value, key, partition=0)
+        producer.flush()
+        end()
+    worker = world.worker()
+    until(listed(world, "committed"), "the committed user has a list", worker)
+    assert {user: state.folded for user, state in world.states().items()} == {"committed": 5}
+    assert set(world.lists()) == {"committed"}
+    assert worker.terminate() == 0
