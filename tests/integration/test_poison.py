@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,9 @@ def event(number: int, user: str) -> tuple[bytes, bytes]:
 
 
 def send(world: World, data: bytes, topic: str = "events") -> None:
-    """Produce a batch to partition 0 of a topic; the broker takes it."""
-    assert produce(world.stack.bootstrap, world.topics[topic], 0, data) == 0
+    """Produce a batch to partition 0 of a topic; the broker takes it once the partition has a leader."""
+    taken = partial(produce, world.stack.bootstrap, world.topics[topic], 0, data)
+    until(lambda: taken() == 0, "the broker takes the batch")
 
 
 def listed(world: World, user: str) -> Callable[[], bool]:
