@@ -1,11 +1,8 @@
 """Events, case by case."""
 
-from pathlib import Path
-
 import msgspec
 import pytest
-from freshet.core import events
-from freshet.core.events import MAX_EVENT_BYTES, BadEvent, BadReason, Event, decode_event, encode_event, event_schema
+from freshet.core.events import MAX_EVENT_BYTES, BadEvent, BadReason, Event, decode_event, encode_event
 
 GOOD = {"event_id": "e1", "user_id": "u", "item_id": "i", "type": "click", "ts": 1_700_000_000_000}
 SPEC = ("ce_specversion", b"1.0")
@@ -100,16 +97,3 @@ def test_a_header_without_value_is_no_attribute() -> None:
 def test_absent_fields_are_not_written() -> None:
     """The JSON holds the fields an event has."""
     assert msgspec.json.decode(encode_event(msgspec.convert(GOOD, Event))) == GOOD
-
-
-def test_the_schema_names_what_is_required() -> None:
-    """The published JSON Schema has every field, and the four that each event needs."""
-    [schema] = event_schema()["$defs"].values()
-    assert set(schema["properties"]) == set(Event.__struct_fields__)
-    assert schema["required"] == ["event_id", "user_id", "type", "ts"]
-
-
-def test_published_schema_is_the_decoders() -> None:
-    """The JSON Schema beside the module is the one that the decoder enforces."""
-    file = Path(events.__file__).with_name("events.schema.json")
-    assert msgspec.json.decode(file.read_bytes()) == msgspec.json.decode(msgspec.json.encode(event_schema()))

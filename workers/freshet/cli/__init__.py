@@ -23,6 +23,7 @@ from freshet.cli import (
     release,
     replay,
     report,
+    schemas,
     signing,
     simulate,
     stack,
@@ -60,6 +61,7 @@ app.command("report", rich_help_panel="Streams")(report.report)
 app.command("ope", rich_help_panel="Models")(policies.ope)
 app.command("compare", rich_help_panel="Models")(policies.compare)
 app.command("simulate", rich_help_panel="Streams")(simulate.simulate)
+app.command("schemas", rich_help_panel="Streams")(schemas.schemas)
 app.add_typer(dlq.app, name="dlq", rich_help_panel="Streams")
 app.command("train", rich_help_panel="Models")(train.train)
 app.command(

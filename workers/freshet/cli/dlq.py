@@ -16,12 +16,14 @@ from freshet.cli.connections import open_consumer, open_producer, partitions_of,
 from freshet.cli.console import emit, moment, out, plain, progress, say
 from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
-from freshet.core.events import DEAD_LETTER_HEADERS, TRUNCATED, BadReason
+from freshet.core.events import DEAD_LETTER_HEADERS, BadReason, DeadLetterHeaders
 from freshet.settings import Settings
 
 REPLAYED_FROM = "replayed_from"
 """Header of a replayed record: topic, partition and offset of its dead letter."""
 PREVIEW = 100
+ALWAYS = tuple(field.name for field in msgspec.structs.fields(DeadLetterHeaders) if field.required)
+"""Headers that every dead letter has."""
 
 app = typer.Typer(help="Dead letters: bad input with its reason.", no_args_is_help=True)
 
@@ -158,8 +160,8 @@ def _letter(record: ConsumerRecord) -> DeadLetter:
         record.timestamp,
         record.key,
         record.value,
-        **{name: headers.get(name, "?") for name in DEAD_LETTER_HEADERS},
-        truncated=headers.get("reason") == BadReason.UNREADABLE or TRUNCATED in headers,
+        **{name: headers.get(name, "?") for name in ALWAYS},
+        truncated=headers.get("reason") == BadReason.UNREADABLE or "truncated" in headers,
         own_headers=own,
     )
 

@@ -16,7 +16,18 @@ TEXT_FIELDS: tuple[TextField, ...] = ("title", "category", "description")
 
 
 class CatalogueItem(msgspec.Struct, frozen=True, gc=False):
-    """One record of the items topic, keyed by item id; unknown fields are dropped."""
+    """An item of the catalogue: a record of the items topic, keyed by item id. A record without value withdraws it.
+
+    A newer record replaces an older one whole. Unknown fields are dropped.
+
+    Attributes:
+        item_id: The item; the record's key in UTF-8.
+        title: Its name.
+        description: Its text.
+        category: Its kind, in words.
+        price: What it costs, in the shop's own currency.
+        available: Whether lists may hold it.
+    """
 
     item_id: Id
     title: str = ""

@@ -20,12 +20,17 @@ TIMES = 64
 class Comparison(msgspec.Struct, frozen=True):
     """What a worker measured since the candidate's stage began.
 
-    `lists` were made with both versions, `failed` are users whom the candidate
-    alone had no answer for: totals. The others are figures of the newest users,
-    so that an old canary is judged as soon as a new one: `error_rate` the share
-    that failed, `overlap` the mean average overlap of two lists, `score_gap` the
-    mean difference of the scores in the same slot; the times are the encoder's
-    medians for the same batches, in ms.
+    `lists` and `failed` are totals. The others are figures of the newest users, so that an old canary is judged as
+    soon as a new one.
+
+    Attributes:
+        lists: Lists that were made with both versions.
+        failed: Users whom the candidate alone had no answer for.
+        error_rate: Share of the users whom the candidate failed, 0 to 1.
+        overlap: Mean average overlap of the two versions' lists, 0 to 1.
+        score_gap: Mean difference of the scores in the same slot.
+        live_ms: Median time that the live version's encoder takes for a batch, in ms.
+        candidate_ms: Median time that the candidate's encoder takes for the same batches, in ms.
     """
 
     lists: int = 0

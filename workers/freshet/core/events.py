@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 
@@ -36,13 +36,24 @@ Weight = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 """Of a behaviour type, or of what is added to a score; the upper bound keeps infinity out."""
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_LENGTH)]
+Digits = Annotated[str, msgspec.Meta(pattern="^[0-9]+$")]
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """One thing a user did (or asked for, see `CONTROL_TYPES`).
+    """Something that a user did, or asked for: a record of the events topic, keyed by user id.
 
-    Unknown fields are dropped. `ts` is event time in milliseconds since the
-    Unix epoch.
+    Unknown fields are dropped.
+
+    Attributes:
+        event_id: Names the event. A second event of the same id is not folded again.
+        user_id: The user; the record's key in UTF-8.
+        type: A behaviour type of the settings (`view`, `click` and `purchase` by default), or `user.opt_out`,
+            `user.opt_in` or `user.erase`.
+        ts: When it happened, ms since the Unix epoch.
+        item_id: The item; every behaviour needs it.
+        amount: What was spent, in the shop's own currency.
+        session_id: The visit. The log keeps it; no list depends on it.
+        context: Anything else, such as the `recommendation_id` of the list that was shown. The log keeps it.
     """
 
     event_id: Id
@@ -88,11 +99,34 @@ class BadReason(StrEnum):
         return self.value.replace("_", " ")
 
 
-DEAD_LETTER_HEADERS = ("reason", "detail", "origin_topic", "origin_partition", "origin_offset", "sha256")
-"""Headers of every dead letter, behind the record's own."""
-TRUNCATED, ORIGIN_SIZE, ORIGIN_END = "truncated", "origin_size", "origin_end"
-"""Headers of some dead letters: `truncated` is "true" where key, value or headers are cut or left out, `origin_size`
-is the size in bytes that the value had, and `origin_end` is the offset after the last record of an unreadable batch."""
+class DeadLetterHeaders(msgspec.Struct, frozen=True):
+    """Headers of a dead letter, a record of the dead-letter topic; its key, value and other headers are the record's.
+
+    Attributes:
+        reason: Why the record is no event.
+        detail: The same in a sentence, at most 500 bytes.
+        origin_topic: The topic that the record was read from.
+        origin_partition: The partition, in decimal digits.
+        origin_offset: The offset, in decimal digits.
+        sha256: SHA-256 of the value, in hexadecimal digits.
+        truncated: "true" where key, value or headers of the record are cut or left out.
+        origin_size: The size in bytes that a cut value had, in decimal digits.
+        origin_end: The offset after the last record of an unreadable batch, in decimal digits.
+    """
+
+    reason: BadReason
+    detail: str
+    origin_topic: str
+    origin_partition: Digits
+    origin_offset: Digits
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    truncated: Literal["true"] | None = None
+    origin_size: Digits | None = None
+    origin_end: Digits | None = None
+
+
+DEAD_LETTER_HEADERS = DeadLetterHeaders.__struct_fields__
+"""Names of the headers, in their order."""
 
 
 class BadEvent(msgspec.Struct, frozen=True):
@@ -168,11 +202,6 @@ def encode_event(event: Event) -> bytes:
     """The JSON bytes of an event; absent optional fields are left out."""
     fields = {name: value for name in event.__struct_fields__ if (value := getattr(event, name)) is not None}
     return _encoder.encode(fields)
-
-
-def event_schema() -> dict[str, Any]:
-    """The published JSON Schema of the events topic."""
-    return msgspec.json.schema(Event)
 
 
 def _is_cloudevent(headers: Collection[tuple[str, bytes | None]]) -> bool:

@@ -23,7 +23,15 @@ MAX_EXPONENT = 64.0
 
 
 class Partial(msgspec.Struct, frozen=True):
-    """One partition's counts as of event time `ts` (ms); a record of the popularity topic, keyed by partition."""
+    """Counts of one partition of the events topic: a record of the popularity topic, keyed by partition number.
+
+    Attributes:
+        partition: The partition of the events topic.
+        offset: Offset of the newest event that is counted, -1 for none.
+        ts: Event time that the counts are decayed to, ms since the epoch.
+        half_life: Half-life of a count, in seconds of event time.
+        counts: Decayed number of distinct users by item id.
+    """
 
     partition: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
     offset: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]

@@ -15,9 +15,15 @@ Time = Annotated[int, msgspec.Meta(ge=0, le=MAX_TS_MS)]
 
 
 class Reason(msgspec.Struct, frozen=True, gc=False):
-    """One of the user's own events that moved an item; `weight` is its share of what they all pull, 0 to 1.
+    """One of the user's own events that moved an item.
 
     An event pulls by how near its item is, the less the longer ago (`core.ranking`).
+
+    Attributes:
+        item_id: The item of the event.
+        type: The type of the event.
+        ts: When it happened, ms since the epoch.
+        weight: The event's share of what all events pull, 0 to 1.
     """
 
     item_id: str
@@ -29,9 +35,13 @@ class Reason(msgspec.Struct, frozen=True, gc=False):
 class Item(msgspec.Struct, frozen=True, gc=False):
     """One ranked item.
 
-    `source` is `model` (the version's own candidates), `cold` (newer than the
-    version, placed by its text), `explore` (put there at random) or `popular`. `propensity` is the chance that
-    this slot held this item under the policy that made the list.
+    Attributes:
+        item_id: The item.
+        score: What the list is ranked by, the higher the better; comparable within a list alone.
+        source: `model` (a candidate of the version), `cold` (newer than the version, placed by its text), `explore`
+            (put there at random) or `popular`.
+        propensity: The chance, 0 to 1, that this slot held this item under the policy that made the list.
+        reasons: The user's own events that moved the item, the strongest first.
     """
 
     item_id: str
@@ -42,7 +52,13 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 
 
 class AsOf(msgspec.Struct, frozen=True, gc=False):
-    """The newest event that the list knows of; `ts` is its event time in ms."""
+    """The newest event that the list knows of.
+
+    Attributes:
+        partition: Its partition of the events topic.
+        offset: Its offset there.
+        ts: When it happened, ms since the epoch.
+    """
 
     partition: Int64
     offset: Int64
@@ -52,8 +68,12 @@ class AsOf(msgspec.Struct, frozen=True, gc=False):
 class SideInputs(msgspec.Struct, frozen=True, gc=False):
     """The newest offsets of the side-input topics that the list was made with, -1 for none.
 
-    `items_embedded` is the items-topic offset up to which cold items have their place:
-    an item is available or not at once, but placed only when its text is encoded.
+    Attributes:
+        items: Offset in the items topic.
+        popularity: Offset in the popularity topic.
+        models: Offset in the models topic.
+        items_embedded: Offset in the items topic up to which cold items have their place: an item is available or not
+            at once, but placed only when its text is encoded.
     """
 
     items: Int64
@@ -63,7 +83,15 @@ class SideInputs(msgspec.Struct, frozen=True, gc=False):
 
 
 class Timings(msgspec.Struct, frozen=True, gc=False):
-    """Wall-clock times of that event's way, ms since the epoch."""
+    """Times of that event's way, ms since the epoch.
+
+    Attributes:
+        event: When it happened, as the event says.
+        broker: When the broker took the event.
+        state: When the user's new state was durable.
+        inference: When the encoder had answered.
+        publish: When the list was handed to the broker.
+    """
 
     event: Int64
     broker: Int64
@@ -73,11 +101,19 @@ class Timings(msgspec.Struct, frozen=True, gc=False):
 
 
 class Recommendation(msgspec.Struct, frozen=True, gc=False):
-    """One record of the recommendations topic.
+    """A user's list: a record of the recommendations topic, keyed by user id. A record without value is an erasure.
 
-    `degraded` means that the encoder could not be asked and nearness in the version's item
-    table stood in (`core/stand_in.py`); `personalised` is False where there is no profile
-    of the user, and the list is the popular items.
+    Attributes:
+        recommendation_id: The same for the same user, event, model and `degraded`: a list that appears again has it.
+        user_id: The user.
+        items: The ranked items, the best first.
+        model_version: The version that the list was made with.
+        as_of: The newest event that the list knows of.
+        side_inputs: The catalogue, popularity and rollout that the list knows of.
+        timings: How long that took.
+        degraded: The encoder could not be asked, and nearness in the version's item table stood in (`core.fallback`).
+        personalised: False where there is no profile of the user, and the list is the popular items.
+        variant: The arm of the experiment that the user is in; `live` without an experiment.
     """
 
     recommendation_id: str

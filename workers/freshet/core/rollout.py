@@ -27,11 +27,16 @@ Stage = Literal["shadow", "canary", "promoted", "rolled_back"]
 
 
 class Rollout(msgspec.Struct, frozen=True, tag_field="record", tag="rollout"):
-    """A step of a version; `ts` is ms since the epoch.
+    """A step of a version: a record of the models topic, keyed by model and version.
 
-    `share` of the users, by hash, have lists made with it in canary, and compared
-    with it in shadow. `reason` says why it was taken, where somebody said. `judged`
-    is the `ts` of the step that a worker takes back by itself; None for an operator's.
+    Attributes:
+        model: Name of the model.
+        version: Number of the version.
+        stage: What the step makes of the version.
+        ts: When the step was taken, ms since the epoch.
+        share: Share of the users, by hash, whose lists are made with the version in canary, and compared in shadow.
+        reason: Why the step was taken, where somebody said.
+        judged: The `ts` of the step that a worker takes back by itself; null for an operator's.
     """
 
     model: str
@@ -50,7 +55,16 @@ class Rollout(msgspec.Struct, frozen=True, tag_field="record", tag="rollout"):
 
 
 class Report(msgspec.Struct, frozen=True, tag_field="record", tag="report"):
-    """What a worker makes lists with now, and how its candidate (0 for none) compares so far."""
+    """What a worker makes lists with now: a record of the models topic, keyed by model and worker.
+
+    Attributes:
+        model: Name of the model.
+        worker: Name of the worker.
+        ts: When the report was made, ms since the epoch.
+        live: Number of the live version.
+        candidate: Number of the version that is being tried, 0 for none.
+        comparison: How the candidate compares so far.
+    """
 
     model: str
     worker: str

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from freshet.core.events import DEAD_LETTER_HEADERS, ORIGIN_END, ORIGIN_SIZE, TRUNCATED, BadEvent, Unreadable
+from freshet.core.events import DEAD_LETTER_HEADERS, BadEvent, Unreadable
 from freshet.ports import Fetched, Message, Publisher, TooLargeError
 from freshet.process import metrics
 from freshet.settings import Settings
@@ -18,8 +18,6 @@ HEADS = (16_384, 256, 0)
 """What is kept of key, value and headers, in bytes each: the next where the broker refuses the one before."""
 HEADER_BYTES = 10
 """At most what a header costs beside its name and value."""
-
-_ALL_HEADERS = frozenset({*DEAD_LETTER_HEADERS, TRUNCATED, ORIGIN_SIZE, ORIGIN_END})
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +31,7 @@ def dead_letter(settings: Settings, partition: int, record: Fetched, bad: BadEve
     unreadable = record.value if isinstance(record.value, Unreadable) else None
     value = None if unreadable is not None else record.value
     headers = [
-        *((name, raw) for name, raw in record.headers if name not in _ALL_HEADERS),
+        *((name, raw) for name, raw in record.headers if name not in DEAD_LETTER_HEADERS),
         ("reason", bad.reason.encode()),
         ("detail", bad.detail.encode(errors="backslashreplace")[:500]),
         ("origin_topic", settings.events_topic.encode()),
@@ -42,7 +40,7 @@ def dead_letter(settings: Settings, partition: int, record: Fetched, bad: BadEve
         ("sha256", hashlib.sha256(value or b"").hexdigest().encode()),
     ]
     if unreadable is not None:
-        headers.append((ORIGIN_END, str(unreadable.end).encode()))
+        headers.append(("origin_end", str(unreadable.end).encode()))
         log.error("records cannot be read", extra={"partition": partition, "offset": record.offset, "why": bad.detail})
     letter = Message(settings.dlq_topic, record.key, value, headers)
     return letter if _size(letter) <= MAX_LETTER_BYTES else truncated(letter, HEADS[0])
@@ -52,12 +50,12 @@ def truncated(letter: Message, head: int) -> Message:
     """A dead letter with at most `head` bytes of its key, its value and the record's own headers each."""
     own, ours, left = [], [], head
     for name, raw in letter.headers:
-        if name in _ALL_HEADERS:
+        if name in DEAD_LETTER_HEADERS:
             ours.append((name, raw))
         elif left > 0 and (left := left - _header_size(name, raw)) >= 0:
             own.append((name, raw))
-    if TRUNCATED not in dict(ours):
-        ours += [(TRUNCATED, b"true"), (ORIGIN_SIZE, str(len(letter.value or b"")).encode())]
+    if "truncated" not in dict(ours):
+        ours += [("truncated", b"true"), ("origin_size", str(len(letter.value or b"")).encode())]
     key, value = (raw[:head] if raw and head else None for raw in (letter.key, letter.value))
     return Message(letter.topic, key, value, [*own, *ours])
 
