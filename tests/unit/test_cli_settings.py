@@ -145,7 +145,7 @@ def test_a_weight_that_would_move_nothing_fails_the_check(tmp_path: Path, knob: 
     keys = Keys(tmp_path / "keys")
     models = without_lifts(tmp_path / "models", keys.private)
     plain = Settings(model_repository=str(models), trusted_keys=str(keys.folder))
-    assert "v1 verified" in TESTS["bundle"](plain)
+    assert "v1 signed and sound" in TESTS["bundle"](plain)
     arms = {"rare": Variant(share=1.0, **{knob: 0.5})}  # type: ignore[arg-type]
     for change in ({knob: 0.5}, {"variants": arms}):
         with pytest.raises(BundleError, match="version 1 does not know its items' value and novelty"):

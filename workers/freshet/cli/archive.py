@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Group, HealthPort, Kafka, StateDir, resolve
+from freshet.cli.stack_file import STACK_FILE
 
 
 def archive(
@@ -37,7 +38,7 @@ def archive(
         health_port=health_port,
     )
     settings = effective.settings
-    if effective.sources["data_dir"] in ("default", str(directory / "stack.json")):  # that is a stream worker's
+    if effective.sources["data_dir"] in ("default", str(directory / STACK_FILE)):  # that is a stream worker's
         settings = msgspec.structs.replace(settings, data_dir=str(directory / "archiver"))
     from freshet.archive.archiver import run
 

@@ -7,10 +7,11 @@ import sys
 
 import typer
 
-from deploy.local.parts import ROOT
+from freshet.cli.options import require_checkout
 
 
 def bench(context: typer.Context) -> None:
     """Measure on real parts, beside baselines. All arguments go to `python -m tests.bench`."""
+    root = require_checkout("bench")
     command = [sys.executable, "-m", "tests.bench", *context.args]
-    raise typer.Exit(subprocess.run(command, cwd=ROOT, check=False).returncode)
+    raise typer.Exit(subprocess.run(command, cwd=root, check=False).returncode)

@@ -20,8 +20,9 @@ import msgspec
 from deploy.local import Stack, StackError, add_process, create_topics, start, stop
 from deploy.local.process import Process, spawn, wait_until_ready
 from freshet.cli.connections import said_plainly
-from freshet.cli.options import FOLDERS, addresses, as_environment, keep_settings, resolve
+from freshet.cli.options import FOLDERS, as_environment, keep_settings, resolve
 from freshet.cli.signing import local_keys
+from freshet.cli.stack_file import stack_settings
 from freshet.settings import Settings
 
 READY_SECONDS = 90.0
@@ -168,7 +169,7 @@ def last_words(log: Path) -> str:
 
 def _own(stack: Stack) -> dict[str, Any]:
     """The addresses of what was just started win over any other source; its folders do not."""
-    return {name: value for name, value in addresses(stack).items() if name not in FOLDERS}
+    return {name: value for name, value in stack_settings(stack.directory).items() if name not in FOLDERS}
 
 
 @contextmanager

@@ -9,18 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.demo.run import Outcome, PlayedOut, play
-from deploy.local import AlreadyRunning, NotRunning, Stack, load, stop
-from freshet.cli.bring_up import LocalWorker, bring_up, last_words, undisturbed
 from freshet.cli.console import out, say
 from freshet.cli.errors import UserError
-from freshet.cli.options import DEFAULT_DIRECTORY
+from freshet.cli.options import DEFAULT_DIRECTORY, require_checkout
 from freshet.cli.stack import steps
 from freshet.settings import Settings
+
+if TYPE_CHECKING:  # a local stack is of a checkout alone
+    from deploy.demo.run import Outcome
+    from deploy.local import Stack
+    from freshet.cli.bring_up import LocalWorker
 
 DEMO_DIRECTORY = DEFAULT_DIRECTORY / "demo"
 
@@ -43,6 +45,9 @@ def demo(
 
     Goes on where the last run stopped. Exits 0 only if every user's list came out as of their last event.
     """
+    require_checkout("demo")
+    from deploy.demo.run import PlayedOut
+
     with _interrupts() as interrupted:
         if fresh:
             _wipe(directory)
@@ -73,6 +78,9 @@ def _play(
     stopping: threading.Event,
 ) -> Outcome:
     """Bring the stack up, play, and stop all that was started."""
+    from deploy.local import AlreadyRunning
+    from freshet.cli.bring_up import bring_up
+
     try:
         stack, settings, workers = bring_up(directory, steps, redis=redis, workers=1)
     except AlreadyRunning:
@@ -92,6 +100,9 @@ def _stream(
     in_order: bool,
     stopping: threading.Event,
 ) -> Outcome:
+    from deploy.demo.run import play
+    from freshet.cli.bring_up import last_words
+
     def fault() -> str | None:
         dead = next((worker for worker in workers if not worker.process.is_alive()), None)
         return None if dead is None else f"{dead.name} ended ({dead.log}): {last_words(dead.log)}"
@@ -101,12 +112,17 @@ def _stream(
 
 
 def _stop(stack: Stack) -> None:
+    from deploy.local import stop
+    from freshet.cli.bring_up import undisturbed
+
     with undisturbed(), steps("stopped"):
         stop(stack)
 
 
 def _wipe(directory: Path) -> None:
     """Remove a demo's folder. Raises `UserError` for one that is in use or is none."""
+    from deploy.local import NotRunning, load
+
     try:
         stack = load(directory)
     except NotRunning:

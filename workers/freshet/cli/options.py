@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from deploy.local import NotRunning, Stack, load
-from deploy.local.parts import ROOT, SHIPPED_KEYS
+from freshet import resources
 from freshet.cli.errors import UserError
+from freshet.cli.stack_file import STACK_FILE, stack_settings
 from freshet.settings import PREFIX, Settings, load_settings
 
 DEFAULT_DIRECTORY = Path(".freshet")
@@ -73,16 +73,16 @@ def resolve(config: Path | None, directory: Path, **flags: Any) -> Effective:
     named = config is not None
     config = config or kept_settings(directory)
     given = {name: value for name, value in flags.items() if value is not None}
-    stack = stack_defaults(directory)
+    stack = stack_settings(directory)
     sources = dict.fromkeys(Settings.__struct_fields__, "default")
-    of_stack = dict.fromkeys(stack, str(directory / "stack.json"))
+    of_stack = dict.fromkeys(stack, str(directory / STACK_FILE))
     of_file = dict.fromkeys(_file_names(config), str(config))
     sources |= of_stack | of_file
     if not named:
         sources |= {name: source for name, source in of_stack.items() if name not in FOLDERS}
     sources |= {variable[len(PREFIX) :].lower(): variable for variable in os.environ if variable.startswith(PREFIX)}
     sources |= dict.fromkeys(given, "flag")
-    beneath = {name: value for name, value in stack.items() if sources[name] == str(directory / "stack.json")}
+    beneath = {name: value for name, value in stack.items() if sources[name] == str(directory / STACK_FILE)}
     settings = load_settings(config, {**beneath, **given}, os.environ)
     return Effective(settings, {name: sources[name] for name in Settings.__struct_fields__}, config)
 
@@ -100,31 +100,14 @@ def keep_settings(directory: Path, config: Path) -> None:
     link.symlink_to(config.resolve())
 
 
-def stack_defaults(directory: Path) -> dict[str, Any]:
-    """Settings that reach the local stack of a folder; none where it has none."""
-    try:
-        stack = load(directory)
-    except (NotRunning, NotADirectoryError):
-        return {}
-    return addresses(stack)
-
-
-def addresses(stack: Stack) -> dict[str, Any]:
-    """Settings that reach a local stack."""
-    found: dict[str, Any] = {
-        "feature_repo": str(ROOT / "feature_repo"),
-        "data_dir": str(stack.directory / "worker"),
-        "feast_dir": str(stack.directory / "feast"),
-        "trusted_keys": str(keys if (keys := stack.directory / "keys").is_dir() else SHIPPED_KEYS),
-        "archive_dir": str(stack.directory / "archive"),
-    }
-    if "kafka" in stack.parts:
-        found["kafka"] = stack.bootstrap
-    if "triton" in stack.parts:
-        found |= {"triton": stack.triton_grpc, "model_repository": str(stack.models)}
-    if "redis" in stack.parts:
-        found["online_store"] = f"redis://{stack.redis}"
-    return found
+def require_checkout(verb: str) -> Path:
+    """The checkout that Freshet runs from. Raises `UserError` in an installed wheel, which has no local stack."""
+    if resources.CHECKOUT is None:
+        raise UserError(
+            f"`freshet {verb}` needs a checkout of Freshet, in which `make setup` works; "
+            "`freshet init DIR` lays out a folder for a Kafka, Triton and Redis of your own"
+        )
+    return resources.CHECKOUT
 
 
 def read_seconds(option: str, text: str) -> float:

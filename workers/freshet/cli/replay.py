@@ -260,10 +260,9 @@ def newest_version(settings: Settings) -> int:
 
 def text_encoder_folder(settings: Settings) -> Path:
     """The text encoder's folder: the served one, or the one that set-up fetched."""
-    from deploy.local.parts import TEXT_ENCODER
+    from freshet import resources
 
-    served = Path(settings.model_repository) / "text_encoder" / "1"
-    return served if (served / "model.onnx").is_file() else TEXT_ENCODER
+    return resources.text_encoder_folder(Path(settings.model_repository))
 
 
 def _items(source: str | None, settings: Settings) -> list[Record]:

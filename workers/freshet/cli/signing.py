@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.local.parts import SHIPPED_KEYS
+from freshet import resources
 from freshet.cli.console import say
 from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Directory
@@ -61,6 +61,6 @@ def local_keys(directory: Path) -> Path:
     key = directory / "keys" / "signing.key"
     if not key.exists():
         make_keys(key)
-    for file in SHIPPED_KEYS.glob("*.pub"):
+    for file in resources.KEYS.glob("*.pub"):
         shutil.copy(file, key.parent)
     return key

@@ -6,16 +6,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.local import NotRunning, Stack, is_running, load
-from deploy.local import stop as stop_stack
-from freshet.cli.bring_up import bring_up, undisturbed
 from freshet.cli.console import emit, err, rows, say
 from freshet.cli.errors import UserError
-from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, kept_settings
+from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, kept_settings, require_checkout
+
+if TYPE_CHECKING:  # a local stack is of a checkout alone
+    from deploy.local import Stack
 
 PORT_NAMES = ("kafka", "kafka_controller", "triton_grpc", "triton_http", "triton_metrics", "redis")
 HIGHEST_PORT = 65_535
@@ -45,6 +45,9 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start Kafka, Triton, the topics, the features and workers, on loopback and free ports."""
+    require_checkout("up")
+    from freshet.cli.bring_up import bring_up
+
     ports = _ports(port or [])
     if (running := _running(directory)) is not None:
         if config is not None and config.resolve() != kept_settings(directory):
@@ -67,11 +70,15 @@ def up(
 
 def down(directory: Directory = DEFAULT_DIRECTORY) -> None:
     """Stop the local stack and its workers; the data stays."""
+    require_checkout("down")
+    from deploy.local import NotRunning, load, stop
+    from freshet.cli.bring_up import undisturbed
+
     stack = load(directory)
     if not _alive(stack):
         raise NotRunning(stack.directory)
     with steps("stopping"), undisturbed():
-        stop_stack(stack)
+        stop(stack)
 
 
 @contextmanager
@@ -89,6 +96,8 @@ def steps(name: str) -> Iterator[None]:
 
 def _running(directory: Path) -> Stack | None:
     """The stack of a directory where all of it runs. Raises `UserError` where only some of it does."""
+    from deploy.local import NotRunning, is_running, load
+
     try:
         stack = load(directory)
     except NotRunning:

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.demo import movielens
-from deploy.local.parts import ROOT, TEXT_ENCODER
+from freshet import resources
 from freshet.bundle.bundle import MANIFEST, SIGNATURE
 from freshet.cli.console import say
 from freshet.cli.errors import FAILED, UserError
@@ -32,7 +31,7 @@ from freshet.settings import Settings
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
     from freshet.cli.training_log import Source
 
-FILMS = ROOT / "deploy" / "domains" / "films.toml"
+FILMS = resources.DOMAINS / "films.toml"
 REFUSED = 3
 """Exit status of a training whose candidate the gate refused."""
 STOPPED = 130
@@ -155,8 +154,8 @@ def train(
             raise UserError("--items is the catalogue of the log that --events names")
         if types is not None:
             raise UserError("--types are those of the log that --events names")
-        events, items = _movielens(directory)
-        config, name, data_terms = config or FILMS, name or "movielens-100k", data_terms or movielens.TERMS
+        events, items, terms = _movielens(directory)
+        config, name, data_terms = config or FILMS, name or "movielens-100k", data_terms or terms
     else:
         config = effective.config
     if types is not None:
@@ -177,11 +176,18 @@ def train(
     }
     reach = {"config": config, "dir": directory, "kafka": kafka, "triton": triton}
     window = record_time("--from", start), record_time("--until", end)
+    text_encoder = resources.text_encoder_folder(Path(settings.model_repository))
     job = _Job(
         settings,
         Source(settings, events, items, window, read_seconds("--window", newest) if newest else None),
         work,
-        ["--work", str(work), "--text-encoder", str(TEXT_ENCODER), *_flags({"config": config, **tuning})],
+        [
+            "--work",
+            str(work),
+            "--text-encoder",
+            str(text_encoder),
+            *_flags({"config": config, **tuning}),
+        ],
         threads or _threads(config),
         live,
         incremental,
@@ -367,8 +373,12 @@ def _as_toml(kinds: Mapping[str, float]) -> str:
     return f"# Behaviour types, and what an event of each is worth.\n[behaviours]\n{''.join(lines)}"
 
 
-def _movielens(directory: Path) -> tuple[str, str]:
-    """MovieLens-100K as a log and a catalogue. Raises `MovieLensError`."""
+def _movielens(directory: Path) -> tuple[str, str, str]:
+    """MovieLens-100K as a log and a catalogue, and the data's terms. Raises `MovieLensError`, `UserError`."""
+    if resources.CHECKOUT is None:
+        raise UserError("--events says what to learn from: MovieLens-100K comes with a checkout alone")
+    from deploy.demo import movielens
+
     log = directory / "ml-100k"
     movielens.convert(movielens.FOLDER, log)
-    return str(log / "events.jsonl"), str(log / "items.jsonl")
+    return str(log / "events.jsonl"), str(log / "items.jsonl"), movielens.TERMS

@@ -8,29 +8,39 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 
 import typer
 
-from deploy.local.parts import PARTS, ROOT
+from freshet import resources
 from freshet.cli.console import say
 from freshet.cli.errors import UserError
 
-TRAINING_PYTHON = PARTS / "training-env" / "bin" / "python"
-STAMP = PARTS / "stamps" / "training environment"
-"""There when the environment is whole: the step of this name in `deploy/setup/bootstrap.py` writes it last."""
-BOOTSTRAP = ROOT / "deploy" / "setup" / "bootstrap.py"
+FETCHED = resources.FETCHED
+TRAINING_PYTHON = FETCHED / "training-env" / "bin" / "python" if FETCHED is not None else Path(sys.executable)
+"""What runs the training job: a checkout's environment for it, or the interpreter that an installed wheel is in."""
+STAMP = FETCHED / "stamps" / "training environment" if FETCHED is not None else TRAINING_PYTHON
+"""There when a checkout's environment is whole: the step of this name in `deploy/setup/bootstrap.py` writes it last."""
+NEEDED = ("torch", "onnx", "onnxscript", "mlflow", "optuna", "scipy", "dp_accounting")
+"""Modules of the extra `train` that the training job imports."""
 
 
 def have_training() -> None:
-    """Fetch the training environment where it is not there. Raises `UserError`; exits where it cannot be had."""
+    """See that the training job can run: a checkout fetches its environment where it is not there.
+
+    Raises `UserError`; exits where the environment cannot be had.
+    """
+    checkout = resources.CHECKOUT
+    if checkout is None:
+        if missing := [name for name in NEEDED if find_spec(name) is None]:
+            raise UserError(f"training needs {', '.join(missing)}: pip install 'freshet[train]'")
+        return
     if STAMP.exists() and TRAINING_PYTHON.exists():
         return
-    if not (ROOT / "training").is_dir():
-        raise UserError(
-            f"{ROOT} holds no training: run this verb from a checkout, in which `make setup-training` works"
-        )
     say("fetching the training environment, once: torch and what goes with it, 6 GB on disk")
-    status = subprocess.run([sys.executable, str(BOOTSTRAP), "--training"], stdout=sys.stderr, check=False).returncode
+    bootstrap = [sys.executable, str(checkout / "deploy" / "setup" / "bootstrap.py"), "--training"]
+    status = subprocess.run(bootstrap, stdout=sys.stderr, check=False).returncode
     if status:
         raise typer.Exit(status)  # it has said why, in one line
 
@@ -43,7 +53,10 @@ def run_module(
     `threads` bounds what numerical libraries take, `polite` leaves the CPU to all others first, and `keep` are
     descriptors that the module has as well.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    environment = dict(os.environ)
+    if resources.CHECKOUT is not None:  # modules of tests/ run there as well
+        paths = (str(resources.CHECKOUT), os.environ.get("PYTHONPATH"))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if threads is not None:
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     command = [*(("nice", "-n", "19") if polite else ()), str(TRAINING_PYTHON), "-m", module, *arguments]
