@@ -23,7 +23,7 @@ from typing import Any
 import faust
 import msgspec
 from faust.types import TP
-from freshet.adapters import faust as adapter
+from freshet.adapters import state_table
 from freshet.adapters.faust import Inbox, RunConsumer
 from freshet.adapters.kafka import KafkaPublisher
 from freshet.core.state import decode_state, empty_state, encode_state
@@ -136,7 +136,7 @@ def main(folder: Path) -> int:
     """Run until told to stop."""
     note_what_is_queued()
     if (folder / "impatient").exists():
-        adapter.PATIENCE_SECONDS = watchdog.STOP_SECONDS = 3
+        state_table.PATIENCE_SECONDS = watchdog.STOP_SECONDS = 3
     if (folder / "deaf").exists():
         hear_no_changelog()
     if (folder / "slow-seek").exists():

@@ -405,7 +405,7 @@ def test_a_write_is_durable_with_the_offset_it_is_good_for(make_worker: Callable
     assert max(last.values()) >= max(worker.done(0))
 
 
-@pytest.mark.parametrize("harm", ["garbage in every file", "no CURRENT", "torn tables and logs"])
+@pytest.mark.parametrize("harm", ["garbage in every file", "no CURRENT", "torn tables and logs", "flipped data"])
 def test_a_corrupt_partition_folder_is_rebuilt(make_worker: Callable[..., StubWorker], harm: str) -> None:
     """A partition whose files cannot be opened is read from the changelog again, and the worker runs."""
     worker = make_worker()
@@ -422,6 +422,10 @@ def test_a_corrupt_partition_folder_is_rebuilt(make_worker: Callable[..., StubWo
     elif harm == "garbage in every file":
         for path in files:
             path.write_bytes(b"garbage" * 100)
+    elif harm == "flipped data":
+        for path in folder.glob("*.sst"):
+            content = path.read_bytes()
+            path.write_bytes(bytes(byte ^ 0xFF for byte in content[:20]) + content[20:])
     else:
         for path in files:
             if path.suffix in (".sst", ".log") or path.name.startswith("MANIFEST"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from faust.tables.recovery import Recovery, ServiceStopped
-from freshet.adapters import faust as adapter
+from freshet.adapters import state_table
 
 
 def recovery(kind: type[Recovery]) -> Recovery:
@@ -24,14 +24,14 @@ def end(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail_fast(error: BaseException) -> None:
         raise SystemExit(str(error))
 
-    monkeypatch.setattr(adapter, "fail_fast", fail_fast)
+    monkeypatch.setattr(state_table, "fail_fast", fail_fast)
 
 
 def test_a_step_that_takes_too_long_ends_the_worker() -> None:
     """The process ends, and the reason says what took too long."""
 
     async def step() -> None:
-        await recovery(adapter.StateRecovery)._wait(asyncio.sleep(60), timeout=0.05)
+        await recovery(state_table.StateRecovery)._wait(asyncio.sleep(60), timeout=0.05)
 
     with pytest.raises(SystemExit, match=r"longer than 0\.05 s"):
         asyncio.run(step())
@@ -51,7 +51,7 @@ def test_a_stop_ends_nothing_else() -> None:
     """A recovery that is told to stop stops as Faust's does."""
 
     async def stop() -> None:
-        stopping = recovery(adapter.StateRecovery)
+        stopping = recovery(state_table.StateRecovery)
         asyncio.get_running_loop().call_later(0.05, stopping._stopped.set)
         await stopping._wait(asyncio.sleep(60), timeout=5)
 

@@ -43,7 +43,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> StateStore:
     if request.param == "rocks":
         return RocksStateStore(tmp_path / "states")
     table = request.getfixturevalue("table")
-    from freshet.adapters.faust import PartitionState  # noqa: PLC0415
+    from freshet.adapters.state_table import PartitionState  # noqa: PLC0415
 
     return PartitionState(table, PARTITION)
 
@@ -98,7 +98,7 @@ async def test_many_users_at_once(store: StateStore) -> None:
 @pytest.mark.integration
 async def test_partitions_are_apart(table: Any) -> None:
     """A user written in one partition is unknown in another."""
-    from freshet.adapters.faust import PartitionState  # noqa: PLC0415
+    from freshet.adapters.state_table import PartitionState  # noqa: PLC0415
 
     await PartitionState(table, 0).write({"ann": state(1)})
     assert PartitionState(table, 1).read(["ann"]) == [None]
@@ -109,7 +109,7 @@ async def test_partitions_are_apart(table: Any) -> None:
 async def test_the_local_files_name_the_changelog_offset(table: Any) -> None:
     """After each write the persisted offset is that of the last changelog record."""
     from faust.types import TP  # noqa: PLC0415
-    from freshet.adapters.faust import PartitionState  # noqa: PLC0415
+    from freshet.adapters.state_table import PartitionState  # noqa: PLC0415
 
     store, tp = PartitionState(table, PARTITION), TP(table.changelog_topic_name, PARTITION)
     assert table.data.persisted_offset(tp) is None
@@ -123,7 +123,7 @@ async def test_the_local_files_name_the_changelog_offset(table: Any) -> None:
 async def test_what_another_worker_wrote_in_between_is_still_to_be_recovered(table: Any) -> None:
     """Behind a foreign record the local files hold what is written, and the offset that they are good for stays."""
     from faust.types import TP  # noqa: PLC0415
-    from freshet.adapters.faust import PartitionState  # noqa: PLC0415
+    from freshet.adapters.state_table import PartitionState  # noqa: PLC0415
 
     store, tp = PartitionState(table, PARTITION), TP(table.changelog_topic_name, PARTITION)
     await store.write({"ann": state(1)})
@@ -138,7 +138,7 @@ async def test_what_another_worker_wrote_in_between_is_still_to_be_recovered(tab
 @pytest.mark.integration
 async def test_a_write_that_the_changelog_refuses_raises_and_stays_out(table: Any) -> None:
     """Nothing is stored locally that is not in the changelog."""
-    from freshet.adapters.faust import PartitionState  # noqa: PLC0415
+    from freshet.adapters.state_table import PartitionState  # noqa: PLC0415
 
     store = PartitionState(table, 7)  # the changelog has three partitions
     with pytest.raises(DeliveryError):

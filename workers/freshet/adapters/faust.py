@@ -1,4 +1,4 @@
-"""Faust's seams: the transport that hands on runs, and the table that holds user state.
+"""Faust's seams: the transport that hands on runs, and the inbox that gathers them.
 
 Imported by `freshet.serving.app` alone: importing faust reads `sys.argv`.
 """
@@ -7,39 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import faust
 from aiokafka.consumer import fetcher as fetching
-from faust.stores.rocksdb import Store
-from faust.tables.manager import TableManager
-from faust.tables.recovery import Recovery, ServiceStopped
-from faust.tables.table import Table
 from faust.transport.drivers import aiokafka
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
-from mode import Service
 from mode.utils.queues import FlowControlEvent
-from rocksdict import WriteBatch
 
-from freshet.adapters.kafka import KafkaPublisher
 from freshet.adapters.wire_batches import WireBatches
-from freshet.core.state import decode_state
-from freshet.errors import FreshetError
-from freshet.ports import Message
-from freshet.process.watchdog import fail_fast
-
-ROCKSDB_OPTIONS: Mapping[str, Any] = {
-    "driver": "rocksdict",
-    "block_cache_size": 16 * 1024 * 1024,
-    "write_buffer_size": 8 * 1024 * 1024,
-    "max_write_buffer_number": 2,
-    "max_open_files": 256,
-}
-"""Per partition; Faust's defaults are 2 GiB of cache and 3 × 64 MiB of memtables."""
 
 FETCH_WAIT_MS = 500
 """How long a fetch waits at the broker for something new."""
@@ -47,9 +26,6 @@ GATHER_SECONDS = 0.005
 """How long records gather at the broker before the next fetch."""
 BUFFERED_SECONDS = 0.01
 """How long a fetch waits for other partitions while one is held back because its queue is full."""
-PATIENCE_SECONDS = 120
-"""A recovery that gets nothing of what it waits for in so long ends the worker."""
-
 log = logging.getLogger(__name__)
 
 
@@ -266,165 +242,3 @@ class Inbox:
             self._size = sum(len(event.value.records) for event in self._events)
             self._changed.notify_all()
             return taken
-
-
-class RecoveryError(FreshetError):
-    """States cannot be recovered from the changelog; the message says why."""
-
-
-class StateRecovery(Recovery):
-    """Faust's recovery, which ends the worker where it does not go on.
-
-    Faust takes a step that is not done in time for its own stop, and ends the
-    recovery without a word; and for records of the changelog it waits without end.
-    The worker would hold its partitions and read nothing.
-    """
-
-    @Service.task
-    async def _expect_records(self) -> None:
-        """See to it that the changelog comes in."""
-        left = quiet = 0
-        async for _ in self.itertimer(1.0):
-            reading = self.in_recovery and self.app.consumer.flow_active
-            before, left = left, self.active_remaining_total() if reading else 0
-            quiet = quiet + 1 if left and left == before else 0
-            if quiet >= PATIENCE_SECONDS:
-                fail_fast(RecoveryError(f"{left} records of the changelog did not come in {quiet} s"))
-
-    async def _wait(self, coro: Any, timeout: float | None = None) -> None:
-        try:
-            await super()._wait(coro, timeout)
-        except ServiceStopped:
-            if self.should_stop:
-                raise
-            fail_fast(RecoveryError(f"a step of the recovery of states took longer than {timeout} s"))
-
-
-class StateTables(TableManager):
-    """Faust's tables with that recovery."""
-
-    @property
-    def recovery(self) -> StateRecovery:
-        """The recovery of all tables."""
-        if self._recovery is None:
-            self._recovery = StateRecovery(self.app, self, beacon=self.beacon, loop=self.loop)
-        return self._recovery
-
-
-class RocksDBStore(Store):
-    """Faust's RocksDB store, mended in three places.
-
-    A partition folder that cannot be opened is deleted and rebuilt from the
-    changelog; a changelog record, of which a recovery gets runs, never replaces a
-    newer state, for a zombie worker may have written an older one behind it; and
-    one that cannot be taken ends the worker, where Faust logs it and waits for ever.
-    """
-
-    def _open_for_partition(self, partition: int) -> Any:
-        try:
-            return super()._open_for_partition(partition)
-        except Exception as error:
-            if "lock" in str(error).lower():
-                raise
-            path = self.partition_path(partition)
-            log.warning("state files unreadable, rebuilding from the changelog", extra={"why": str(error)[:200]})
-            shutil.rmtree(path, ignore_errors=True)
-            return super()._open_for_partition(partition)
-
-    def apply_changelog_batch(self, batch: Any, to_key: Any, to_value: Any) -> None:
-        """Write runs of changelog records during recovery, newest source offset winning, each run in one batch."""
-        for event in batch:
-            message = event.message
-            try:
-                database = self._db_for_partition(message.partition)
-                _write(database, _newest(database, message.value.records), self.offset_key, message.offset)
-            except Exception as error:
-                where = f"topic {message.topic}, partition {message.partition}, up to offset {message.offset}"
-                fail_fast(RecoveryError(f"states cannot be taken from the changelog ({where}): {error!r}"))
-
-
-def _newest(database: Any, records: Sequence[Any]) -> dict[bytes, bytes]:
-    """The newest value of each key among changelog records, where it is no older than the stored one."""
-    keys = list({record.key for record in records})
-    reached = dict(zip(keys, map(_source_offset, database.get(keys)), strict=True))
-    newest: dict[bytes, bytes] = {}
-    for record in records:
-        offset = _source_offset(record.value)
-        if record.value is not None and offset >= reached[record.key]:
-            reached[record.key] = offset
-            newest[record.key] = record.value
-    return newest
-
-
-def _source_offset(value: bytes | None) -> int:
-    return decode_state(value).offset if value else -1
-
-
-def _write(database: Any, values: Mapping[bytes, bytes], offset_key: bytes, offset: int) -> None:
-    """Write values and the changelog offset they are good for, in one atomic batch."""
-    batch = WriteBatch(raw_mode=True)
-    for key, value in values.items():
-        batch.put(key, value)
-    batch.put(offset_key, str(offset).encode())
-    database.write(batch)
-
-
-class StateTable(Table):
-    """A Faust table read and written a run at a time.
-
-    Faust recovers it, assigns its partitions and creates its changelog. Its
-    per-key path costs 60 µs a user and only logs a failed changelog send, so
-    runs are written here: first the changelog, awaited through librdkafka, then
-    RocksDB, in one atomic batch with the changelog offset it is good for. The
-    local files thus always hold the changelog up to that offset: where another
-    worker has written in between, it stays, and the next recovery reads on from it.
-    """
-
-    def __init__(self, *args: Any, publisher: KafkaPublisher | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.publisher = publisher
-
-    def _new_store(self) -> RocksDBStore:
-        return RocksDBStore(
-            "rocksdb://",
-            self.app,
-            self,
-            table_name=self.name,
-            key_type=self.key_type,
-            key_serializer=self.key_serializer,
-            value_type=self.value_type,
-            value_serializer=self.value_serializer,
-            options=dict(ROCKSDB_OPTIONS),
-        )
-
-    def read(self, partition: int, keys: list[bytes]) -> list[bytes | None]:
-        """The values of a partition's keys, None where there is none."""
-        return self.data._db_for_partition(partition).get(keys)
-
-    async def write(self, partition: int, values: Mapping[bytes, bytes]) -> None:
-        """Write to the changelog, then to RocksDB. Raises `DeliveryError`."""
-        assert self.publisher is not None
-        topic = self.changelog_topic_name
-        messages = [Message(topic, key, value) for key, value in values.items()]
-        highest = await self.publisher.publish_to(partition, messages)
-        database, offset_key = self.data._db_for_partition(partition), self.data.offset_key
-        reached = int(database.get(offset_key) or -1)
-        follows = highest - len(messages) == reached
-        _write(database, values, offset_key, highest if follows else reached)
-
-
-class PartitionState:
-    """A `freshet.ports.RocksDBStore` over one partition of the table."""
-
-    def __init__(self, table: StateTable, partition: int) -> None:
-        self._table = table
-        self._partition = partition
-
-    def read(self, user_ids: Sequence[str]) -> list[bytes | None]:
-        """The stored states in the given order, None where there is none."""
-        return self._table.read(self._partition, [user_id.encode() for user_id in user_ids])
-
-    async def write(self, states: Mapping[str, bytes]) -> None:
-        """Write to the changelog and RocksDB; durable on return. Raises `DeliveryError`."""
-        if states:
-            await self._table.write(self._partition, {user.encode(): state for user, state in states.items()})

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from freshet.archive.chain import Appender, ArchiveError, Chain
 from freshet.archive.rows import erasures, event_rows, holds, item_rows, record_rows, without
 from freshet.ports import Record
 from freshet.process import metrics
+from freshet.process.data_dir import instance_id
 from freshet.process.health import Health, HealthServer, json_logs, write_port
 from freshet.process.watchdog import EXIT_FAILED
 from freshet.settings import Settings
@@ -97,7 +97,7 @@ class Archiver:
             client_config(settings)
             | {
                 "group.id": f"{settings.group}-archive",
-                "group.instance.id": f"{socket.gethostname()}-{Path(settings.data_dir).resolve().name}",
+                "group.instance.id": instance_id(f"{settings.group}-archive", settings.data_dir),
                 "session.timeout.ms": int(SESSION_SECONDS * 1000),
                 "partition.assignment.strategy": "cooperative-sticky",
                 "enable.auto.commit": False,

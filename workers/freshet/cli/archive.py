@@ -10,6 +10,7 @@ import typer
 
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Group, HealthPort, Kafka, StateDir, resolve
 from freshet.cli.stack_file import STACK_FILE
+from freshet.process.data_dir import held_data_dir
 
 
 def archive(
@@ -42,5 +43,6 @@ def archive(
         settings = msgspec.structs.replace(settings, data_dir=str(directory / "archiver"))
     from freshet.archive.archiver import run
 
-    status = run(settings)
+    with held_data_dir(settings.data_dir):
+        status = run(settings)
     raise typer.Exit(status)

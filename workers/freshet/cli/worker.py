@@ -17,6 +17,7 @@ from freshet.cli.options import (
     Triton,
     resolve,
 )
+from freshet.process.data_dir import held_data_dir
 
 
 def worker(
@@ -44,5 +45,6 @@ def worker(
     ).settings
     from freshet.serving.app import run
 
-    status = run(settings)
+    with held_data_dir(settings.data_dir):
+        status = run(settings)
     raise typer.Exit(status)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging.config
-import socket
 import ssl
 import time
 from collections.abc import Callable, Container
@@ -18,15 +17,17 @@ import faust.worker
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from freshet.adapters.faust import FlowControl, Inbox, PartitionState, RunSchema, RunTransport, StateTable, StateTables
+from freshet.adapters.faust import FlowControl, Inbox, RunSchema, RunTransport
 from freshet.adapters.feast import open_feature_store
 from freshet.adapters.kafka import KafkaPublisher, SideInputReader, client_config
+from freshet.adapters.state_table import PartitionState, StateTable, StateTables
 from freshet.adapters.topics import side_input_faults
 from freshet.adapters.triton import TritonEncoder
 from freshet.core.rollout import MODEL
 from freshet.errors import FreshetError
 from freshet.ports import Unavailable
 from freshet.process import metrics, watchdog
+from freshet.process.data_dir import instance_id
 from freshet.process.health import Health, HealthServer, JsonFormatter, write_port
 from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.live_versions import LiveModel
@@ -140,7 +141,8 @@ class Runtime:
         await asyncio.gather(*(reader.start() for reader in self.readers))
         await self.model.start(self.model.promoted or await first_version(settings, self.encoder, self.model.steps))
         self.trial_encoder = TritonEncoder(settings.triton, settings.triton_deadline, once=True)
-        self.trial = CanaryAnalysis(settings, self.model, self.trial_encoder, self.publisher, instance_id(settings))
+        instance = instance_id(settings.group, settings.data_dir)
+        self.trial = CanaryAnalysis(settings, self.model, self.trial_encoder, self.publisher, instance)
         self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher, self.trial)
         self.tasks = [asyncio.create_task(run()) for run in (self.model.run, self.trial.run, self._watch)]
 
@@ -214,7 +216,7 @@ class WorkerApp(faust.App):
             broker_request_timeout=60.0,
             producer_request_timeout=30.0,
             consumer_auto_offset_reset="earliest",
-            consumer_group_instance_id=instance_id(settings),
+            consumer_group_instance_id=instance_id(settings.group, settings.data_dir),
             stream_buffer_maxsize=16,
             stream_wait_empty=True,
             stream_recovery_delay=0.0,
@@ -348,8 +350,3 @@ def _credentials(settings: Settings) -> Any:
         mechanism="SCRAM-SHA-512",
         ssl_context=context,
     )
-
-
-def instance_id(settings: Settings) -> str:
-    """Static membership: a restarted worker takes its partitions back without a session timeout."""
-    return f"{settings.group}-{socket.gethostname()}-{Path(settings.data_dir).resolve().name}"
