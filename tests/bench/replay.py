@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from freshet.ports import WHOLE
-from freshet.replay.job import Job, run_job
+from freshet.replay.job import ReplayJob, run_job
 from freshet.settings import Settings
 
 from deploy.local.parts import TEXT_ENCODER
@@ -31,7 +31,7 @@ def measure(
     """Replay the whole log at full speed."""
     settings = Settings(kafka=kafka or "", model_repository=models or "")
     with tempfile.TemporaryDirectory(prefix="freshet-bench-") as folder:
-        job = Job(
+        job = ReplayJob(
             settings=settings,
             source=file or f"kafka:{topic}",
             folder=Path(folder) / "out",

@@ -14,12 +14,13 @@ import msgspec
 import pytest
 from freshet.adapters.onnx import OnnxEncoder
 from freshet.core.evaluation.off_policy import off_policy, served
-from freshet.core.evaluation.results import Estimate, read_results
+from freshet.core.evaluation.results import Estimate
 from freshet.core.events import Event
 from freshet.core.recommendation import Recommendation, decode_recommendation
 from freshet.logs.source import read_topic
 from freshet.replay import policies
 from freshet.replay.rebuild import Fold, SideInputTopics
+from freshet.report.results_file import read_results
 from freshet.settings import Settings, load_settings
 from freshet.simulate.catalogue import Offer
 from freshet.simulate.shop import Plan, Shop, shopper_number, user_id

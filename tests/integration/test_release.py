@@ -253,7 +253,7 @@ def test_from_shadow_to_promotion_and_back(world: World, service: Service, keys:
     canary = {user for user, (version, _) in made.items() if version == candidate}
     assert {version for version, _ in made.values()} == {live, candidate}
     assert users * 0.15 < len(canary) < users * 0.45
-    verified = world.freshet("replay", "kafka", "--verify", "--feature-users", "0")
+    verified = world.freshet("verify", "kafka", "--feature-users", "0")
     assert verified["compared"]["lists"] == len(world.records("recommendations"))
     assert (verified["unverifiable"], verified["examples"]) == (0, [])
     world.send(stream(1, 900, users=users, start=2000))

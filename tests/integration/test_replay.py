@@ -104,7 +104,7 @@ def replayed(*arguments: str) -> dict[str, Any]:
 
 def verified(*arguments: str) -> tuple[int, dict[str, Any]]:
     """Exit status and finding of a verification."""
-    result = freshet("replay", "kafka", "--verify", "--json", *arguments)
+    result = freshet("verify", "kafka", "--json", *arguments)
     return result.exit_code, json.loads(result.stdout)
 
 
@@ -125,7 +125,7 @@ def test_a_live_run_with_kills_is_what_the_code_says(world: World) -> None:
 def test_an_archive_verifies_the_run_and_holds_nothing_of_who_was_erased(world: World) -> None:
     """Verified against the archive nothing differs; lists of the erased user, whose events are gone, are not judged."""
     archive = world.archived()
-    result = freshet("replay", str(archive), "--verify", "--json", "--feature-users", "0")
+    result = freshet("verify", str(archive), "--json", "--feature-users", "0")
     found = json.loads(result.stdout)
     assert (result.exit_code, found["examples"]) == (0, [])
     lists = [decode_recommendation(record.value) for record in world.records("recommendations") if record.value]
@@ -292,12 +292,13 @@ def test_what_cannot_be_replayed_is_one_line(world: World, tmp_path: Path) -> No
         ("kafka", "--topic", "x", "--model", "1", "--model", "2", *out): "--topic takes the lists of one --model",
         ("kafka", "--fold-only", "--evaluate", *out): "--fold-only makes no lists",
         ("kafka", "--speed", "fast", *out): "--speed is a number of times",
-        ("kafka",): "--out DIR says where",
-        (str(lines), "--verify"): "has no offsets",
-        ("kafka", "--verify", "--out", str(lines)): "exists: choose another --out",
+        ("kafka", "--verify"): "`freshet verify SOURCE` compares a live run with its log",
     }
-    for arguments, line in refusals.items():
-        result = freshet("replay", *arguments)
+    commands = {("replay", *arguments): line for arguments, line in refusals.items()}
+    commands["verify", str(lines)] = "has no offsets"
+    commands["verify", "kafka", "--out", str(lines)] = "exists: choose another --out"
+    for arguments, line in commands.items():
+        result = freshet(*arguments)
         assert result.exit_code == 1, arguments
         assert line in result.stderr, (arguments, result.stderr)
         assert len(result.stderr.splitlines()) == 1, result.stderr
@@ -322,7 +323,7 @@ def test_the_readme_s_transcript_runs(stack: Stack, tmp_path: Path) -> None:
     """Every command of the replay section, as it stands there, beside a worker; a verification reads 0."""
     section = (ROOT / "README.md").read_text().partition("## Replay\n")[2].partition("\n## ")[0]
     [block] = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    assert "replay kafka --verify" in block
+    assert "verify kafka" in block
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / ".parts").symlink_to(ROOT / ".parts")
     world = World(stack, tmp_path, f"transcript-{time.time_ns()}", partitions=2)

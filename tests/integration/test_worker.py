@@ -198,7 +198,7 @@ def test_triton_away_and_back(new_world: NewWorld, stack: Stack) -> None:
     world.check()
     lists = world.lists().values()
     assert not any(made["degraded"] for made in lists)
-    verified = world.freshet("replay", "kafka", "--verify", "--feature-users", "0")
+    verified = world.freshet("verify", "kafka", "--feature-users", "0")
     assert (verified["unverifiable"], verified["examples"]) == (0, [])
     assert verified["compared"]["lists"] == len(world.records("recommendations"))
 

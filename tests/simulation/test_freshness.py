@@ -9,7 +9,6 @@ import pytest
 from freshet.adapters.onnx import OnnxEncoder
 from freshet.cli import app
 from freshet.core.evaluation.prequential import Judgement
-from freshet.core.evaluation.results import read_results
 from freshet.core.events import Event, encode_event
 from freshet.core.features import featurise
 from freshet.core.snapshots import TICK_MS
@@ -19,6 +18,7 @@ from freshet.replay.clock import AtBoundary, Clock
 from freshet.replay.engine import Replay
 from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View, encodable
 from freshet.replay.states import MemoryStates
+from freshet.report.results_file import read_results
 from freshet.serving.list_maker import ListMaker
 from freshet.serving.live_versions import LiveModel
 from freshet.settings import Settings

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from freshet.cli import app
-from freshet.core.evaluation.results import read_results
 from freshet.core.events import encode_event
+from freshet.report.results_file import read_results
 from typer.testing import CliRunner
 
 from deploy import local

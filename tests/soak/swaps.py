@@ -69,7 +69,7 @@ def _judge(world: World, windows: list[tuple[float, float]]) -> bool:
     for name, times in (("steady", steady), ("swapping", swapping)):
         print(f"event to list, {name}: p50 {np.percentile(times, 50):.0f} ms, p99 {np.percentile(times, 99):.0f} ms")
     print(f"p99 while swapping {ratio:.2f} × steady")
-    verified = _freshet(world, "replay", "kafka", "--verify", "--feature-users", "200")
+    verified = _freshet(world, "verify", "kafka", "--feature-users", "200")
     for kind, compared in verified["compared"].items():
         print(f"made again from the log, {kind}: {compared:,} compared, {verified['mismatches'][kind]} differ")
     return not degraded and not back and not any(verified["mismatches"].values())

@@ -15,12 +15,12 @@ from freshet.bundle.arrays import load_array, load_arrays
 from freshet.bundle.bundle import BundleError, read_manifest
 from freshet.core.catalogue import CatalogueItem, decode_item
 from freshet.core.decoding import MAX_NESTING, Undecodable, decode
-from freshet.core.evaluation.results import ResultsError, read_results
 from freshet.core.events import BadEvent, BadReason, decode_event, encode_event
 from freshet.core.popularity import Partial, decode_partial
 from freshet.core.recommendation import Recommendation, decode_recommendation
 from freshet.core.rollout import Report, Rollout, decode_record
 from freshet.ports import Record
+from freshet.report.results_file import ResultsError, read_results
 from hypothesis import given
 from hypothesis import strategies as st
 

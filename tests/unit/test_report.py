@@ -20,10 +20,10 @@ from freshet.core.evaluation.results import (
     Slice,
     VariantReadout,
     Verification,
-    write_results,
 )
 from freshet.report import page as pages
 from freshet.report.page import freshness_figure, page
+from freshet.report.results_file import write_results
 from freshet.report.svg import ticks
 from typer.testing import CliRunner
 
@@ -175,7 +175,7 @@ def test_every_plot_is_told_in_words_and_in_numbers() -> None:
 
 def test_only_what_is_there_is_drawn() -> None:
     """Results of a verification alone have no plot, and say that all is equal."""
-    html = page([("live", Results("kafka", "freshet replay kafka --verify", verification=verification()))])
+    html = page([("live", Results("kafka", "freshet verify kafka", verification=verification()))])
     assert plots(html) == {}
     assert "✓ All 570 are equal" in "".join(Reader(html).words)
     assert plots(page([("none", Results("x", "y"))])) == {}

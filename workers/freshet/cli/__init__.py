@@ -29,6 +29,7 @@ from freshet.cli import (
     stack,
     tail,
     train,
+    verify,
     worker,
 )
 from freshet.cli.errors import Group
@@ -57,6 +58,7 @@ app.command("inspect", rich_help_panel="Streams")(inspect_user.inspect_user)
 app.command("features", rich_help_panel="Streams")(features.features)
 app.command("explain", rich_help_panel="Streams")(explain.explain)
 app.command("replay", rich_help_panel="Streams")(replay.replay)
+app.command("verify", rich_help_panel="Streams")(verify.verify)
 app.command("report", rich_help_panel="Streams")(report.report)
 app.command("ope", rich_help_panel="Models")(policies.ope)
 app.command("compare", rich_help_panel="Models")(policies.compare)

@@ -7,7 +7,7 @@ import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -101,3 +101,29 @@ def progress(total: int | None, unit: str) -> Iterator[Callable[[int, int], None
             bar.update(task, completed=position, count=count, rate=count / elapsed if elapsed else 0.0)
 
         yield advance
+
+
+class CountedProgress:
+    """A progress bar over a log whose number of records is known only once the log is open."""
+
+    def __init__(self, stack: ExitStack, unit: str) -> None:
+        self._stack = stack
+        self._unit = unit
+        self._advance: Callable[[int, int], None] = lambda _position, _count: None
+        self._count = 0
+
+    def start(self, total: int | None) -> None:
+        """Show the bar; `total` is the number of records, or None where it is not known."""
+        self._advance = self._stack.enter_context(progress(total, self._unit))
+
+    def advance(self, count: int) -> None:
+        """Move the bar on by a number of records."""
+        self._count += count
+        self._advance(self._count, self._count)
+
+
+@contextmanager
+def counted_progress(unit: str) -> Iterator[CountedProgress]:
+    """A progress bar that is shown once its `start` is called."""
+    with ExitStack() as stack:
+        yield CountedProgress(stack, unit)

@@ -15,8 +15,8 @@ from freshet.cli.console import emit, moment, out, plain
 from freshet.cli.errors import UserError
 from freshet.cli.inspect_user import read_lists, read_state
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
-from freshet.cli.replay import live_version, text_encoder_folder
 from freshet.cli.tail import Titles, read_titles
+from freshet.cli.versions import live_version, text_encoder_folder
 from freshet.core.recommendation import decode_recommendation
 from freshet.core.state import Consent, UserState
 from freshet.settings import Settings

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
 
-from freshet.cli.console import emit, progress, rows
+from freshet.cli.console import counted_progress, emit, rows
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, resolve
 
 
@@ -31,8 +30,7 @@ def features(
     from freshet.adapters.feast import apply_history
     from freshet.archive.feature_history import FOLDER, extend
 
-    with ExitStack() as stack:
-        bar = _Bar(stack)
+    with counted_progress("folded") as bar:
         done = asyncio.run(extend(settings, bar.start, bar.advance))
     file = apply_history(settings)
     if as_json:
@@ -48,21 +46,3 @@ def features(
         ],
         ("", "bold", ""),
     )
-
-
-class _Bar:
-    """How far the fold is, on a terminal."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._count = 0
-        self._advance: Any = lambda _position, _count: None
-
-    def start(self, total: int | None) -> None:
-        """The number of events is known."""
-        self._advance = self._stack.enter_context(progress(total, "folded"))
-
-    def advance(self, count: int) -> None:
-        """So many events more."""
-        self._count += count
-        self._advance(self._count, self._count)

@@ -7,8 +7,9 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -41,6 +42,7 @@ Kafka = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Bootstrap 
 Triton = Annotated[
     str | None, typer.Option(metavar="HOST:PORT", help="Triton's gRPC address.", rich_help_panel="Settings")
 ]
+EncoderKind = Annotated[Literal["onnx", "triton"], typer.Option(help="Encode in process, or through Triton.")]
 Group = Annotated[
     str | None,
     typer.Option(help="The workers' consumer group; archivers are one beside it.", rich_help_panel="Settings"),
@@ -110,12 +112,29 @@ def require_checkout(verb: str) -> Path:
     return resources.CHECKOUT
 
 
+def see_free(to: Path | None) -> None:
+    """See that nothing is where a verb's results go. Raises `UserError`."""
+    if to is not None and to.exists():
+        raise UserError(f"{to} exists: choose another --out")
+
+
 def read_seconds(option: str, text: str) -> float:
     """The seconds of a duration such as 90s, 10m, 1h or 1d; there are no empty ones. Raises `UserError`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if match is None or not float(match[1]):
         raise UserError(f"{option} is a duration such as 30s, 10m, 1h or 30d, not {text!r}")
     return float(match[1]) * SECONDS[match[2]]
+
+
+def record_time(option: str, value: str | None) -> int | None:
+    """A moment in ms, UTC where no zone is given. Raises `UserError`."""
+    if value is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise UserError(f"{option} is a time such as 2026-11-25T04:00, not {value!r}") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def as_environment(settings: Settings) -> dict[str, str]:

@@ -12,13 +12,17 @@ import typer
 
 from freshet.cli.console import command_line, emit, rows, say
 from freshet.cli.errors import UserError
-from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, read_seconds, resolve
-from freshet.cli.replay import text_encoder_folder
+from freshet.cli.evaluations import show_differences, shown
+from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, read_seconds, resolve, see_free
+from freshet.cli.versions import text_encoder_folder
 from freshet.settings import Settings
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
-    from freshet.core.evaluation.results import Difference, Estimate, Results
+    from freshet.core.evaluation.results import OffPolicyEstimate, Results
     from freshet.replay.policies import Record
+
+DIGITS = 4
+"""Digits of a value per list or per user."""
 
 Source = Annotated[
     str,
@@ -61,12 +65,12 @@ def ope(
     """
     settings = resolve(config, directory, kafka=kafka).settings
     _behaviour("--reward", reward, settings)
-    from freshet.core.evaluation.off_policy import TRUSTED, against_served, off_policy, served
+    from freshet.core.evaluation.off_policy import against_served, off_policy, served
     from freshet.core.evaluation.results import Results
     from freshet.replay import policies
 
     target = policies.Target(model, diversity, prior_weight, value_weight, novelty_weight)
-    _see_that_free(to)
+    see_free(to)
     found = asyncio.run(
         policies.off_policy(_record(settings, source, lists, window), target, reward, text_encoder_folder(settings))
     )
@@ -78,20 +82,14 @@ def ope(
         emit(msgspec.to_builtins(results) | {"counts": found.counts})
         return
     table = [("", "estimator", f"{reward} per list", "effective lists")]
-    table += [(one.policy, one.estimator, _shown(one.value), f"{one.effective_sample_size:,.0f}") for one in estimates]
+    table += [
+        (each.policy, each.estimator, shown(each.value, DIGITS), f"{each.effective_sample_size:,.0f}")
+        for each in estimates
+    ]
     rows(table, ("", "", "bold", ""))
-    _tell(difference)
-    _tell_counts(found.counts)
-    last = estimates[-1]
-    if last.effective_sample_size < TRUSTED:
-        say(f"fewer than {TRUSTED} effective lists: the intervals are not to be trusted; explore more, or longer")
-    if last.mean_weight is not None and last.mean_weight.high < 1:
-        say(
-            f"the mean weight is {_shown(last.mean_weight)}: part of the target's lists could not have been shown; "
-            "its value is that of the rest, for which only dr has an estimate"
-        )
-    if last.mean_weight is not None and last.mean_weight.low > 1:
-        say(f"the mean weight is {_shown(last.mean_weight)} where it should be 1: the logged propensities are wrong")
+    show_differences([difference], DIGITS)
+    _show_counts(found.counts)
+    _warn(estimates[-1])
 
 
 def compare(
@@ -117,10 +115,10 @@ def compare(
     from freshet.replay import policies
 
     kinds = list(settings.behaviours)
-    _see_that_free(to)
+    see_free(to)
     found, counts = asyncio.run(policies.readout(_record(settings, source, lists, window), kinds))
     variants = found.variants()
-    names = [one.variant for one in variants]
+    names = [variant.variant for variant in variants]
     if baseline is not None and baseline not in names:
         raise UserError(
             f"--baseline {baseline!r} is none of the variants that lists were made under: {', '.join(names)}"
@@ -132,18 +130,17 @@ def compare(
         emit(msgspec.to_builtins(results) | {"counts": counts})
         return
     metrics = list(variants[0].metrics) if variants else []
-    table = [("", *names), ("users", *(f"{one.users:,}" for one in variants))]
-    table += [("lists", *(f"{one.lists:,}" for one in variants))]
-    table += [(metric, *(_shown(one.metrics[metric]) for one in variants)) for metric in metrics]
+    table = [("", *names), ("users", *(f"{variant.users:,}" for variant in variants))]
+    table += [("lists", *(f"{variant.lists:,}" for variant in variants))]
+    table += [(metric, *(shown(variant.metrics[metric], DIGITS) for variant in variants)) for metric in metrics]
     rows(table, ("", *["bold"] * len(names)))
-    for difference in differences:
-        _tell(difference)
-    _tell_counts(counts)
+    show_differences(differences, DIGITS)
+    _show_counts(counts)
     if found.crossed:
         say(f"{len(found.crossed):,} users had lists of two variants and are left out: was the experiment changed?")
     shares = {name: arm.share for name, arm in settings.variants.items()}
     odd = (
-        sample_ratio_mismatch({one.variant: one.users for one in variants}, shares)
+        sample_ratio_mismatch({variant.variant: variant.users for variant in variants}, shares)
         if set(names) == set(shares)
         else None
     )
@@ -158,34 +155,33 @@ def _record(settings: Settings, source: str, lists: str, window: str) -> Record:
     return Record(settings=settings, source=source, lists=lists, window_ms=window_ms)
 
 
-def _see_that_free(to: Path | None) -> None:
-    """See that the results have a place to go. Raises `UserError`."""
-    if to is not None and to.exists():
-        raise UserError(f"{to} exists: choose another --out")
-
-
 def _behaviour(option: str, kind: str, settings: Settings) -> None:
     if kind not in settings.behaviours:
         raise UserError(f"{option} is one of {', '.join(settings.behaviours)}, not {kind!r}")
 
 
 def _write(to: Path | None, results: Results) -> None:
-    from freshet.core.evaluation.results import write_results
+    from freshet.report.results_file import write_results
 
     if to is not None:
         write_results(to, results)
 
 
-def _tell(difference: Difference) -> None:
-    typer.echo(
-        f"{difference.candidate} against {difference.baseline}, {difference.metric}: "
-        f"{_shown(difference.estimate)}: {difference.verdict}"
-    )
+def _warn(estimate: OffPolicyEstimate) -> None:
+    """Say why an estimate is not to be trusted, where it is not."""
+    from freshet.core.evaluation.off_policy import TRUSTED
+
+    if estimate.effective_sample_size < TRUSTED:
+        say(f"fewer than {TRUSTED} effective lists: the intervals are not to be trusted; explore more, or longer")
+    weight = estimate.mean_weight
+    if weight is not None and weight.high < 1:
+        say(
+            f"the mean weight is {shown(weight, DIGITS)}: part of the target's lists could not have been shown; "
+            "its value is that of the rest, for which only dr has an estimate"
+        )
+    if weight is not None and weight.low > 1:
+        say(f"the mean weight is {shown(weight, DIGITS)} where it should be 1: the logged propensities are wrong")
 
 
-def _tell_counts(counts: Mapping[str, int]) -> None:
+def _show_counts(counts: Mapping[str, int]) -> None:
     say(", ".join(f"{count:,} {what}" for what, count in counts.items()))
-
-
-def _shown(estimate: Estimate) -> str:
-    return f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"

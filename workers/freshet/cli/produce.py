@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple
 
-import msgspec
 import typer
 
 from freshet.cli.connections import open_producer, require_topics, why
@@ -18,8 +17,9 @@ from freshet.cli.console import emit, plain, progress, say
 from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
 from freshet.core.catalogue import decode_item
-from freshet.core.decoding import Undecodable, decode
+from freshet.core.decoding import Undecodable
 from freshet.core.events import BadEvent, decode_event
+from freshet.core.lines import item_line, user_line
 
 SHOWN_BAD_LINES = 20
 """Bad lines reported one by one; the rest are counted."""
@@ -35,18 +35,6 @@ class Line(NamedTuple):
 Judge = Callable[[bytes], Line]
 
 
-class _UserKey(msgspec.Struct):
-    user_id: str
-
-
-class _ItemKey(msgspec.Struct):
-    item_id: str
-
-
-_user_key = msgspec.json.Decoder(_UserKey)
-_item_key = msgspec.json.Decoder(_ItemKey)
-
-
 def event_judge(behaviours: Collection[str]) -> Judge:
     """Judges a line as the worker will."""
 
@@ -60,8 +48,8 @@ def event_judge(behaviours: Collection[str]) -> Judge:
 
 def judge_item(line: bytes) -> Line:
     """Judge a catalogue line."""
-    head = decode(_item_key, line)
-    key = b"" if isinstance(head, Undecodable) else head.item_id.encode()
+    named = item_line(line)
+    key = b"" if isinstance(named, Undecodable) else named.item_id.encode()
     item = decode_item(line, key)
     return Line(key, item if isinstance(item, str) else None)
 
@@ -115,8 +103,8 @@ def produce(
 
 
 def _key_of_event(line: bytes) -> bytes | None:
-    head = decode(_user_key, line)
-    return None if isinstance(head, Undecodable) else head.user_id.encode()
+    named = user_line(line)
+    return None if isinstance(named, Undecodable) else named.user_id.encode()
 
 
 class _Sender:

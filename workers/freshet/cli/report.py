@@ -29,8 +29,8 @@ def report(
     json_: Json = False,
 ) -> None:
     """Draw results as one self-contained page: curves, slices, comparisons, live against replay."""
-    from freshet.core.evaluation.results import read_results
     from freshet.report.page import freshness_figure, page
+    from freshet.report.results_file import read_results
 
     if name and len(name) != len(results):
         raise UserError(f"{len(results)} files, but {len(name)} names: give --name once for each file")

@@ -20,10 +20,20 @@ from freshet import resources
 from freshet.bundle.bundle import MANIFEST, SIGNATURE
 from freshet.cli.console import say
 from freshet.cli.errors import FAILED, UserError
-from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Effective, Kafka, Triton, read_seconds, resolve
-from freshet.cli.replay import newest_version, promoted_version, record_time
+from freshet.cli.options import (
+    DEFAULT_DIRECTORY,
+    Config,
+    Directory,
+    Effective,
+    Kafka,
+    Triton,
+    read_seconds,
+    record_time,
+    resolve,
+)
 from freshet.cli.signing import local_keys, sign_bundle
 from freshet.cli.training_env import have_training, run_module
+from freshet.cli.versions import newest_version, promoted_version
 from freshet.errors import FreshetError
 from freshet.files import HeldError, held, write_whole
 from freshet.settings import Settings

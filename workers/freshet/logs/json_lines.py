@@ -6,18 +6,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import msgspec
-
-from freshet.core.decoding import Int64, Undecodable, decode
+from freshet.core.decoding import Undecodable
+from freshet.core.lines import event_line
 from freshet.ports import RUN_RECORDS, WHOLE, EmptyLog, LogError, Record, Window
-
-
-class _Head(msgspec.Struct):
-    user_id: str
-    ts: Int64 = 0
-
-
-_head = msgspec.json.Decoder(_Head)
 
 
 class JsonLinesLog:
@@ -47,8 +38,8 @@ class JsonLinesLog:
         window = None if self._window.is_whole else self._window
         with self._path.open("rb") as file:
             lines = islice(enumerate(line for raw in file if (line := raw.strip())), start, None)
-            while some := list(islice(lines, RUN_RECORDS)):
-                run = [_record(offset, line) for offset, line in some]
+            while numbered := list(islice(lines, RUN_RECORDS)):
+                run = [_record(offset, line) for offset, line in numbered]
                 if window is not None:
                     run = [record for record in run if window.holds(partition, record)]
                 if run:
@@ -59,9 +50,7 @@ class JsonLinesLog:
 
 
 def _record(offset: int, line: bytes) -> Record:
-    head = decode(_head, line)
-    return (
-        Record(offset, 0, None, line)
-        if isinstance(head, Undecodable)
-        else Record(offset, head.ts, head.user_id.encode(), line)
-    )
+    event = event_line(line)
+    if isinstance(event, Undecodable):
+        return Record(offset, 0, None, line)
+    return Record(offset, event.ts, event.user_id.encode(), line)

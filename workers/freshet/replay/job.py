@@ -20,7 +20,7 @@ from freshet.adapters.onnx import OnnxEncoder
 from freshet.adapters.triton import TritonEncoder
 from freshet.core.evaluation.compare import difference
 from freshet.core.evaluation.prequential import Prequential
-from freshet.core.evaluation.results import FreshnessPoint, Results, write_results
+from freshet.core.evaluation.results import FreshnessPoint, Results
 from freshet.core.ranking import ItemSpace
 from freshet.errors import FreshetError
 from freshet.files import write_json
@@ -32,6 +32,7 @@ from freshet.replay.engine import Replay
 from freshet.replay.list_topic import ListTopic
 from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
 from freshet.replay.output import FolderOutput
+from freshet.report.results_file import write_results
 from freshet.serving.list_maker import ListMaker
 from freshet.serving.live_versions import LiveModel
 from freshet.settings import Settings
@@ -49,10 +50,10 @@ class OutputTaken(FreshetError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ReplayJob:
     """What to replay, with what, and what to write.
 
-    `versions` may be empty: then it only folds. `tried` are settings of the ranking with
+    `versions` may be empty: then it only folds. `sweep` are settings of the ranking with
     a value each: with every one of them the versions' lists are made and judged once more. `speed` is event time per
     wall-clock time. `topic` is where the lists go instead of the folder.
     `burn_in` is the share of the records that is not judged;
@@ -64,7 +65,7 @@ class Job:
     folder: Path
     versions: Sequence[int]
     window: Window
-    tried: Sequence[tuple[str, float]] = ()
+    sweep: Sequence[tuple[str, float]] = ()
     items: Sequence[Record] = ()
     through_triton: bool = False
     text_encoder: Path = Path()
@@ -92,7 +93,7 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 async def run_job(
-    job: Job,
+    job: ReplayJob,
     command: str,
     *,
     resume: bool = False,
@@ -122,7 +123,7 @@ async def run_job(
 
 
 async def _run(
-    job: Job,
+    job: ReplayJob,
     command: str,
     log: Log,
     encoder: Encoder,
@@ -140,7 +141,7 @@ async def _run(
     checkpoint = None if fresh else folder.load()
     states = folder.open_states()
     clock = Clock(settings.popularity_half_life, _periods(job), all_time=job.judged)
-    models = [await _model(job, version, encoder, knob) for version in job.versions for knob in (None, *job.tried)]
+    models = [await _model(job, version, encoder, knob) for version in job.versions for knob in (None, *job.sweep)]
     replay = Replay(settings, models, encoder, states, clock, output, job.items)
     replay.judge_after = int((log.total or 0) * job.burn_in)
     started(log.total)
@@ -192,7 +193,7 @@ def refuse_live(settings: Settings, topic: str) -> None:
 
 
 @asynccontextmanager
-async def _list_topic(job: Job, partitions: int, *, fresh: bool) -> AsyncIterator[ListTopic | None]:
+async def _list_topic(job: ReplayJob, partitions: int, *, fresh: bool) -> AsyncIterator[ListTopic | None]:
     """The topic for the lists, created where the replay begins, and deleted where it ends before its first checkpoint.
 
     Raises `OutputTaken`, `DeliveryError`.
@@ -251,13 +252,13 @@ def _is_begun(folder: Path) -> bool:
     return (folder / CHECKPOINT).exists()
 
 
-def _identity(job: Job) -> dict[str, Any]:
+def _identity(job: ReplayJob) -> dict[str, Any]:
     """What must be the same for a replay to go on."""
     return {
         "source": job.source,
         "window": [job.window.start_ms, job.window.end_ms, sorted(job.window.offsets.items())],
         "versions": list(job.versions),
-        "tried": list(job.tried),
+        "sweep": list(job.sweep),
         "judged": [job.judged, job.freshness, job.burn_in, job.label_delay],
         "written": [job.features, job.training_rows, job.states_on_disk, job.topic],
         "items": len(job.items),
@@ -279,7 +280,7 @@ async def open_encoder(settings: Settings, text_encoder: Path, *, through_triton
             yield encoder
 
 
-async def _model(job: Job, version: int, encoder: Encoder, knob: tuple[str, float] | None) -> ReplayedModel:
+async def _model(job: ReplayJob, version: int, encoder: Encoder, knob: tuple[str, float] | None) -> ReplayedModel:
     side_inputs = LiveModel(encoder, Path(job.settings.model_repository), text_fields=job.settings.text_fields)
     await side_inputs.start(version)
     assert side_inputs.live is not None
@@ -307,7 +308,7 @@ async def _model(job: Job, version: int, encoder: Encoder, knob: tuple[str, floa
     return ReplayedModel(name, side_inputs, maker, judges, _periods(job))
 
 
-def _periods(job: Job) -> tuple[int, ...]:
+def _periods(job: ReplayJob) -> tuple[int, ...]:
     return PERIODS if job.freshness else ()
 
 
@@ -315,7 +316,7 @@ def _vectors(space: ItemSpace) -> Callable[[Sequence[str]], NDArray[np.float32]]
     return lambda items: space.vectors[[space.index.get(item, 0) for item in items]]
 
 
-def _results(job: Job, command: str, replay: Replay, models: Sequence[ReplayedModel]) -> Results:
+def _results(job: ReplayJob, command: str, replay: Replay, models: Sequence[ReplayedModel]) -> Results:
     first, *others = models
     ours = [first.judges[PUBLISHED], *([first.judges[FRESHEST]] if job.freshness else [])]
     pairs = [(first.judges[PUBLISHED], other.judges[PUBLISHED]) for other in others]

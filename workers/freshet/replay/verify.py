@@ -50,7 +50,9 @@ async def verify(settings: Settings, source: str, encoder: Encoder, feature_user
     with closing(open_log(source, settings)) as log:
         starts = log.starts
         if starts is None:
-            raise LogError(f"{source} has no offsets: --verify reads `kafka`, or the archive of the events topic")
+            raise LogError(
+                f"{source} has no offsets: `freshet verify` reads `kafka` or the archive of the events topic"
+            )
         published = Published(read_topic(settings, settings.recommendations_topic))
         folded = Fold(log, settings, published.lists)
     for partition, first in starts.items():

@@ -16,6 +16,7 @@ import msgspec
 from freshet.core.catalogue import CatalogueItem
 from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import encode_event
+from freshet.core.lines import catalogue_line
 from freshet.errors import FreshetError
 from freshet.files import aside
 from freshet.simulate.catalogue import Offer
@@ -105,24 +106,19 @@ def read_offers(path: Path, origin: int) -> list[Offer]:
         raise SimulationError(f"{path}: {error.strerror}") from None
     offers = []
     for number, line in enumerate(lines, 1):
-        item, head = decode(_item, line), decode(_head, line)
+        item, key = decode(_item, line), catalogue_line(line)
         if isinstance(item, Undecodable):
             raise SimulationError(f"{path}:{number}: not a catalogue item: {item.why}")
-        if isinstance(head, Undecodable):
-            raise SimulationError(f"{path}:{number}: not a catalogue item: {head.why}")
-        offers.append(Offer(item, max(0, (head.ts - origin) // DAY_MS)))
+        if isinstance(key, Undecodable):
+            raise SimulationError(f"{path}:{number}: not a catalogue item: {key.why}")
+        offers.append(Offer(item, max(0, ((key.ts or 0) - origin) // DAY_MS)))
     if not offers:
         raise SimulationError(f"{path} holds no items")
     return offers
 
 
-class _Head(msgspec.Struct):
-    ts: int = 0
-
-
 _truth = msgspec.json.Decoder(Truth)
 _item = msgspec.json.Decoder(CatalogueItem)
-_head = msgspec.json.Decoder(_Head)
 
 
 def _samples(shop: Shop) -> list[Sample]:
