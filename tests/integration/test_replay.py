@@ -248,7 +248,7 @@ def test_going_on_after_a_kill_is_as_if_never_cut_off(world: World, tmp_path: Pa
     """SIGKILL behind a checkpoint, `--resume`: the same digest, counts and Parquet rows as without."""
     at = ("kafka", "--items", "kafka", "--state", state, "--features", "--training-rows")
     whole = replayed(*at, "--out", str(tmp_path / "whole"))
-    often = "import freshet.replay.checkpoint as run; run.CHECKPOINT_SECONDS = 0.2; from freshet.cli import app; app()"
+    often = "import freshet.replay.pace as run; run.CHECKPOINT_SECONDS = 0.2; from freshet.cli import app; app()"
     cut = tmp_path / "cut"
     command = [sys.executable, "-c", often, "replay", *at, "--batch", "20", "--speed", "200x", "--out", str(cut)]
     process = subprocess.Popen(command, cwd=ROOT)

@@ -15,10 +15,10 @@ from freshet.core.events import Event, encode_event
 from freshet.core.state import UserState
 from freshet.ports import Message, Record
 from freshet.replay.actions import Moment
-from freshet.replay.checkpoint import run
 from freshet.replay.clock import Clock
 from freshet.replay.engine import Replay
 from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
+from freshet.replay.pace import run
 from freshet.replay.states import MemoryStates
 from freshet.serving.list_maker import ListMaker, MadeList
 from freshet.serving.live_versions import LiveModel

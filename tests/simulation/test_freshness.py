@@ -13,10 +13,10 @@ from freshet.core.events import Event, encode_event
 from freshet.core.features import featurise
 from freshet.core.snapshots import TICK_MS
 from freshet.core.state import Outcome, UserState, empty_state, fold
-from freshet.replay.checkpoint import run
 from freshet.replay.clock import AtBoundary, Clock
 from freshet.replay.engine import Replay
 from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View, encodable
+from freshet.replay.pace import run
 from freshet.replay.states import MemoryStates
 from freshet.report.results_file import read_results
 from freshet.serving.list_maker import ListMaker

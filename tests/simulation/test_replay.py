@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from freshet.core.events import Event
-from freshet.replay.checkpoint import run
+from freshet.replay.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from freshet.replay.clock import Clock
 from freshet.replay.engine import Replay
 from freshet.replay.merge import steps
+from freshet.replay.pace import run
 from freshet.replay.states import MemoryStates
 from freshet_training.examples import states_before
 
@@ -45,7 +47,7 @@ async def test_folding_alone_gives_the_same_states(batch: int) -> None:
     with_lists = await replayed(records(stream()))
     alone = Replay(SETTINGS, [], with_lists._encoder, MemoryStates(), Clock(86_400.0, ()), Kept())
     await run(alone, records(stream()), SETTINGS, batch=batch)
-    assert alone._states.dump() == with_lists._states.dump()
+    assert alone._states.saved() == with_lists._states.saved()
     assert alone.counts["folded"] == with_lists.counts["folded"] > 300
 
 
@@ -96,19 +98,20 @@ async def test_bad_events_are_dead_letters_as_live() -> None:
 
 
 @pytest.mark.parametrize("partitions", [1, 4])
-async def test_going_on_from_a_checkpoint_is_as_if_never_cut_off(partitions: int) -> None:
+async def test_going_on_from_a_checkpoint_is_as_if_never_cut_off(partitions: int, tmp_path: Path) -> None:
     """Lists, digests and the evaluation are equal."""
     log = records(stream(), partitions)
     whole = await replayed(log, judged=True)
     first = await open_replay(Kept(), judged=True)
     await first.feed(list(islice(steps(log, {}, SETTINGS.behaviours), 150)))
     await first.drain()
-    dumped, states = first.dump(), first._states.dump()
+    write_checkpoint(tmp_path / "file", Checkpoint("", 1, {}, first.saved(), first._states.saved()))
+    checkpoint = read_checkpoint(tmp_path / "file")
     second = await open_replay(Kept(), judged=True)
     restored = MemoryStates()
-    restored.restore(states)
+    restored.restore(checkpoint.states)
     second._states = restored
-    await second.restore(dumped)
+    await second.restore(checkpoint.replay)
     await second.feed(list(steps(log, second.positions, SETTINGS.behaviours)))
     await second.finish()
     assert digest(second) == digest(whole)

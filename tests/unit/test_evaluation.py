@@ -3,13 +3,14 @@
 import math
 import random
 
+import msgspec
 import numpy as np
 import pytest
 from freshet.core.evaluation.buckets import BUCKETS, Sums, bucket, paired, verdict
 from freshet.core.evaluation.calibration import Calibration
 from freshet.core.evaluation.compare import difference
 from freshet.core.evaluation.exposure import SAMPLE, Exposure, gini, mean_distance, personalisation
-from freshet.core.evaluation.prequential import DAY_MS, Judgement, Prequential
+from freshet.core.evaluation.prequential import DAY_MS, Judgement, Prequential, SavedJudge
 from freshet.core.evaluation.results import Estimate, Slice
 from numpy.typing import NDArray
 
@@ -244,16 +245,16 @@ def fed(judged: Prequential, days: int, per_day: int) -> Prequential:
 def test_memory_does_not_grow_with_the_log() -> None:
     """Ten times the events take no more room; a day more takes its estimates alone."""
     short, long = fed(judge(), 4, 200), fed(judge(), 4, 2000)
-    assert len(long.dump()) < 1.02 * len(short.dump())
+    assert len(msgspec.msgpack.encode(long.saved())) < 1.02 * len(msgspec.msgpack.encode(short.saved()))
     more_days = fed(judge(), 40, 200)
-    assert len(more_days.dump()) - len(long.dump()) < 36 * 2000
+    assert len(msgspec.msgpack.encode(more_days.saved())) - len(msgspec.msgpack.encode(long.saved())) < 36 * 2000
 
 
 def test_an_evaluation_goes_on_where_it_was_cut_off() -> None:
     """What was dumped and restored finds what the whole finds."""
     halves, once = fed(judge(), 3, 100), fed(judge(), 3, 100)
     again = judge()
-    again.restore(halves.dump())
+    again.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(halves.saved()), type=SavedJudge))
     assert again.evaluation() == once.evaluation()
     for one in (again, once):
         one.shown("ada", 3 * DAY_MS, ["a", "b", "c"], "new user")

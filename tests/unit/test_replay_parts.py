@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -90,7 +91,7 @@ def test_a_clock_is_the_same_after_a_checkpoint() -> None:
             clock.advance(START + minute * 1_800_000)
             clock.add(item)
     again = Clock(3600.0, (3600,), all_time=True)
-    again.restore(clocks[0].dump())
+    again.restore(clocks[0].saved())
     for clock in (again, clocks[1]):
         clock.add("d")
         clock.advance(START + 9_000_000)
@@ -137,7 +138,7 @@ async def test_ten_times_the_users_hold_no_more_states_decoded(monkeypatch: pyte
                 await replay.feed(log[start : start + 64])
                 held.append(len(stored.of(())))
         await stored.write()
-        assert store.states == whole.dump()
+        assert store.states == whole.saved()
         most.append(max(held))
     assert most[1] <= 1.1 * most[0] < 200
 
@@ -151,12 +152,30 @@ async def test_a_checkpoint_is_known_again(tmp_path: Path) -> None:
 
     replay, states = await open_replay(Kept()), MemoryStates()
     await folder(9).save(replay, states)
-    assert folder(9).load()["replay"]["counts"] == {}
+    assert folder(9).load().replay.counts == {}
     with pytest.raises(CheckpointError, match="holds another replay"):
         folder(8).load()
-    (tmp_path / "checkpoint.msgpack").write_bytes(b"\xc1")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        folder(9).load()
+
+
+async def test_a_checkpoint_that_cannot_be_gone_on_from_is_one_line(tmp_path: Path) -> None:
+    """One that is cut off, one with a byte that flipped, one of another version, one from before versions."""
+    folder = Folder(tmp_path, {}, FolderOutput(tmp_path, DEFAULT_BEHAVIOURS), on_disk=False)
+    await folder.save(await open_replay(Kept()), MemoryStates())
+    written = folder.checkpoint.read_bytes()
+    content = msgspec.msgpack.decode(written)
+    flipped = written[:-9] + bytes([written[-9] ^ 1]) + written[-8:]
+    for raw, message in (
+        (written[:-9], "is damaged"),
+        (flipped, "is damaged"),
+        (b"", "is damaged"),
+        (msgspec.msgpack.encode(content | {"version": 1}), "was written by another version of freshet"),
+        (msgspec.msgpack.encode({"identity": {}, "number": 1}), "was written by another version of freshet"),
+    ):
+        folder.checkpoint.write_bytes(raw)
+        with pytest.raises(CheckpointError, match=message) as refused:
+            folder.load()
+        assert str(refused.value).startswith(str(folder.checkpoint))
+        assert "\n" not in str(refused.value)
 
 
 def checkpoints(folder: Path) -> set[str]:

@@ -12,8 +12,8 @@ cannot move a bit.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +21,16 @@ from freshet.core.popularity import MAX_EXPONENT
 
 TICK_MS = 60_000
 """Length of a minute, ms."""
+
+
+class SavedSnapshots(msgspec.Struct, frozen=True):
+    """`Snapshots` in a checkpoint; `open` counts by slot, `closed` is float64 by slot."""
+
+    tick: int
+    items: list[str]
+    open: dict[int, int]
+    reference: int
+    closed: bytes
 
 
 class Snapshots:
@@ -78,21 +88,15 @@ class Snapshots:
         decay: float = 2.0 ** ((self._reference - tick) / self._ticks_per_half_life)
         return decay
 
-    def dump(self) -> dict[str, Any]:
-        """Everything, as plain values."""
-        return {
-            "tick": self.tick,
-            "items": self.items,
-            "open": dict(self._open),
-            "reference": self._reference,
-            "closed": self._closed.tobytes(),
-        }
+    def saved(self) -> SavedSnapshots:
+        """Everything, for a checkpoint."""
+        return SavedSnapshots(self.tick, self.items, dict(self._open), self._reference, self._closed.tobytes())
 
-    def restore(self, dumped: dict[str, Any]) -> None:
-        """Take over what `dump` gave."""
-        self.tick = dumped["tick"]
-        self.items = list(dumped["items"])
+    def restore(self, saved: SavedSnapshots) -> None:
+        """Take over what `saved` gave."""
+        self.tick = saved.tick
+        self.items = list(saved.items)
         self._slots = {item: slot for slot, item in enumerate(self.items)}
-        self._open = Counter({int(slot): count for slot, count in dumped["open"].items()})
-        self._reference = dumped["reference"]
-        self._closed = np.frombuffer(dumped["closed"], np.float64).copy()
+        self._open = Counter(saved.open)
+        self._reference = saved.reference
+        self._closed = np.frombuffer(saved.closed, np.float64).copy()

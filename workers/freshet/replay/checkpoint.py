@@ -1,36 +1,88 @@
-"""Running a replay to its end: pace, progress, and checkpoints to go on from."""
+"""The folder of a replay, and the checkpoints that a replay goes on from."""
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import shutil
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from freshet.adapters.rocks import RocksStateStore
+from freshet.core.decoding import Undecodable, decode
 from freshet.errors import FreshetError
 from freshet.files import aside, write_whole
-from freshet.ports import Log
-from freshet.replay.engine import Replay
-from freshet.replay.merge import Step, steps
+from freshet.replay.engine import Replay, SavedReplay
 from freshet.replay.output import FolderOutput
 from freshet.replay.states import MemoryStates, States, StoredStates
-from freshet.settings import Settings
 
-BATCH_RECORDS = 2048
 CHECKPOINT = "checkpoint.msgpack"
 BEGUN = "begun"
 """Lies in the folder of a replay until it is complete: what is beside it is the replay's own."""
-CHECKPOINT_SECONDS = 30.0
+VERSION = 2
+"""The version of the checkpoints that are written and read; a change to any saved struct raises it."""
 
 
 class CheckpointError(FreshetError):
     """The folder's checkpoint is of another replay or cannot be read; the message says so."""
+
+
+class Checkpoint(msgspec.Struct, frozen=True):
+    """How far a replay has come.
+
+    `identity` is a digest of all that makes it this replay; `number` counts its checkpoints; `parts` are the output
+    parts by kind; `states` the users' encoded states, None where they lie on disk.
+    """
+
+    identity: str
+    number: int
+    parts: dict[str, int]
+    replay: SavedReplay
+    states: dict[str, bytes] | None
+
+
+class _File(msgspec.Struct, frozen=True):
+    """A checkpoint on disk: its version comes first, its digest says whether the rest is whole."""
+
+    version: int
+    digest: bytes
+    content: bytes
+
+
+_file = msgspec.msgpack.Decoder(_File)
+_checkpoint = msgspec.msgpack.Decoder(Checkpoint)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises `CheckpointError` where it is of another version, or damaged."""
+    try:
+        file = decode(_file, path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    if isinstance(file, Undecodable) and not file.well_formed:
+        raise CheckpointError(f"{path} is damaged ({file.why}): {_ANEW}")
+    if isinstance(file, Undecodable) or file.version != VERSION:
+        raise CheckpointError(f"{path} was written by another version of freshet: go on with that version, or {_ANEW}")
+    if _digest(file.content) != file.digest:
+        raise CheckpointError(f"{path} is damaged (its digest differs): {_ANEW}")
+    checkpoint = decode(_checkpoint, file.content)
+    if isinstance(checkpoint, Undecodable):
+        raise CheckpointError(f"{path} cannot be read ({checkpoint.why}): {_ANEW}")
+    return checkpoint
+
+
+_ANEW = "replay anew with another --out"
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint, whole or not at all."""
+    content = msgspec.msgpack.encode(checkpoint)
+    write_whole(path, msgspec.msgpack.encode(_File(VERSION, _digest(content), content)))
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 class Folder:
@@ -41,9 +93,7 @@ class Folder:
 
     def __init__(self, path: Path, identity: dict[str, Any], output: FolderOutput, *, on_disk: bool) -> None:
         self.path = path
-        self.identity = msgspec.msgpack.decode(
-            msgspec.msgpack.encode(identity), strict=False
-        )  # as a checkpoint says it
+        self.identity = _digest(msgspec.msgpack.encode(identity, order="deterministic")).hex()
         self.output = output
         self._store: RocksStateStore | None = None
         self._number = 0
@@ -71,32 +121,23 @@ class Folder:
             await states.write()
             shutil.rmtree(self._saved_states(self._number), ignore_errors=True)  # a save that was cut off left it
             self._store.checkpoint(self._saved_states(self._number))
-        document = {
-            "identity": self.identity,
-            "number": self._number,
-            "parts": parts,
-            "replay": replay.dump(),
-            "states": states.dump() if isinstance(states, MemoryStates) else None,
-        }
-        write_whole(self.checkpoint, msgspec.msgpack.encode(document))
+        in_memory = states.saved() if isinstance(states, MemoryStates) else None
+        write_checkpoint(self.checkpoint, Checkpoint(self.identity, self._number, parts, replay.saved(), in_memory))
         shutil.rmtree(self._saved_states(self._number - 1), ignore_errors=True)
 
-    def load(self) -> dict[str, Any]:
+    def load(self) -> Checkpoint:
         """The last checkpoint, with everything behind it removed. Raises `CheckpointError`."""
-        try:
-            document: dict[str, Any] = msgspec.msgpack.decode(self.checkpoint.read_bytes(), strict=False)
-        except msgspec.DecodeError as error:
-            raise CheckpointError(f"{self.checkpoint} cannot be read: {error}") from None
-        if document["identity"] != self.identity:
+        checkpoint = read_checkpoint(self.checkpoint)
+        if checkpoint.identity != self.identity:
             raise CheckpointError(
                 f"{self.path} holds another replay (source, models or settings differ): choose another --out"
             )
-        self._number = document["number"]
-        self.output.restore(document["parts"])
+        self._number = checkpoint.number
+        self.output.restore(checkpoint.parts)
         if self._on_disk:
             shutil.rmtree(self.path / "state", ignore_errors=True)
             shutil.copytree(self._saved_states(self._number), self.path / "state")
-        return document
+        return checkpoint
 
     def close(self) -> None:
         """Close the states."""
@@ -114,54 +155,3 @@ class Folder:
 
     def _saved_states(self, number: int) -> Path:
         return self.path / f"state-{number}"
-
-
-async def run(
-    replay: Replay,
-    log: Log,
-    settings: Settings,
-    *,
-    batch: int = BATCH_RECORDS,
-    speed: float | None = None,
-    advanced: Callable[[int], None] = lambda _: None,
-    save: Callable[[], Any] | None = None,
-) -> None:
-    """Feed the log to its end. `speed` is event time per wall-clock time; None is as fast as it goes.
-
-    `advanced` is told how many records each batch held; `save` is awaited every
-    `CHECKPOINT_SECONDS` between batches.
-    """
-    stream = steps(log, replay.positions, settings.behaviours)
-    batches = _full_speed(stream, batch) if speed is None else _paced(stream, speed, batch)
-    saved = time.monotonic()
-    async for some in batches:
-        await replay.feed(some)
-        advanced(len(some))
-        if save is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
-            await save()
-            saved = time.monotonic()
-    await replay.finish()
-
-
-async def _full_speed(stream: Iterator[Step], batch: int) -> AsyncIterator[list[Step]]:
-    """Batches as fast as they are taken."""
-    while some := list(islice(stream, batch)):
-        yield some
-
-
-async def _paced(stream: Iterator[Step], speed: float, batch: int) -> AsyncIterator[list[Step]]:
-    """Batches as their event times come up on a clock that runs `speed` times as fast as the wall's."""
-    began, first = time.monotonic(), None
-    waiting: list[Step] = []
-    for step in stream:
-        if first is None and step.clock:
-            first = step.clock
-        due = began + (step.clock - (first or step.clock)) / 1000 / speed
-        if waiting and (due > time.monotonic() or len(waiting) == batch):
-            yield waiting
-            waiting = []
-        if (ahead := due - time.monotonic()) > 0:
-            await asyncio.sleep(ahead)
-        waiting.append(step)
-    if waiting:
-        yield waiting

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from freshet.core.ranking import POPULAR_CANDIDATES, ItemSpace, Prior
-from freshet.core.snapshots import TICK_MS, Snapshots
+from freshet.core.snapshots import TICK_MS, SavedSnapshots, Snapshots
 
 
 @dataclass(eq=False)
@@ -81,6 +82,18 @@ class AtBoundary(Generic[T]):
         return self.then if boundary == self.boundary else self.now
 
 
+class SavedClock(msgspec.Struct, frozen=True):
+    """A `Clock` in a checkpoint; counts are float64 by slot."""
+
+    now: int
+    snapshots: SavedSnapshots
+    undecayed: SavedSnapshots | None
+    counts: bytes
+    all_time: bytes
+    boundaries: list[int]
+    at_boundary: list[bytes]
+
+
 class Clock:
     """Event time, minute by minute, and at the boundaries of longer periods.
 
@@ -116,38 +129,38 @@ class Clock:
         if self._undecayed is not None:
             self._undecayed.advance(ts)
             self.all_time = Counts(self._undecayed.items, self._undecayed.counts())
-        for place, period in enumerate(self._periods):
+        for number, period in enumerate(self._periods):
             boundary = ts - ts % period
-            if boundary != self.boundaries[place]:
-                self.boundaries[place] = boundary
-                self.at_boundary[place] = self._snapshot(boundary // TICK_MS)
+            if boundary != self.boundaries[number]:
+                self.boundaries[number] = boundary
+                self.at_boundary[number] = self._snapshot(boundary // TICK_MS)
 
     def _snapshot(self, tick: int | None = None) -> Counts:
         return Counts(self._snapshots.items, self._snapshots.counts(tick))
 
-    def dump(self) -> dict[str, Any]:
-        """Everything, as plain values."""
-        return {
-            "now": self.now,
-            "snapshots": self._snapshots.dump(),
-            "undecayed": self._undecayed and self._undecayed.dump(),
-            "counts": self.counts.values.tobytes(),
-            "all_time": self.all_time.values.tobytes(),
-            "boundaries": self.boundaries,
-            "at_boundary": [counts.values.tobytes() for counts in self.at_boundary],
-        }
+    def saved(self) -> SavedClock:
+        """Everything, for a checkpoint."""
+        return SavedClock(
+            now=self.now,
+            snapshots=self._snapshots.saved(),
+            undecayed=None if self._undecayed is None else self._undecayed.saved(),
+            counts=self.counts.values.tobytes(),
+            all_time=self.all_time.values.tobytes(),
+            boundaries=self.boundaries,
+            at_boundary=[counts.values.tobytes() for counts in self.at_boundary],
+        )
 
-    def restore(self, dumped: dict[str, Any]) -> None:
-        """Take over what `dump` gave."""
-        self.now = dumped["now"]
-        self._snapshots.restore(dumped["snapshots"])
-        if self._undecayed is not None:
-            self._undecayed.restore(dumped["undecayed"])
-        self.counts = self._restored(dumped["counts"])
-        self.all_time = self._restored(dumped["all_time"])
-        self.boundaries = dumped["boundaries"]
-        self.at_boundary = [self._restored(raw) for raw in dumped["at_boundary"]]
+    def restore(self, saved: SavedClock) -> None:
+        """Take over what `saved` gave."""
+        self.now = saved.now
+        self._snapshots.restore(saved.snapshots)
+        if self._undecayed is not None and saved.undecayed is not None:
+            self._undecayed.restore(saved.undecayed)
+        self.counts = self._restored(saved.counts)
+        self.all_time = self._restored(saved.all_time)
+        self.boundaries = saved.boundaries
+        self.at_boundary = [self._restored(values) for values in saved.at_boundary]
 
-    def _restored(self, raw: bytes) -> Counts:
+    def _restored(self, values: bytes) -> Counts:
         """A snapshot; items have the same slots with decay and without."""
-        return Counts(self._snapshots.items, np.frombuffer(raw, np.float64))
+        return Counts(self._snapshots.items, np.frombuffer(values, np.float64))

@@ -13,13 +13,13 @@ import copy
 import hashlib
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.evaluation.interleaving import Interleaver
+from freshet.core.evaluation.interleaving import Interleaver, SavedInterleaver
 from freshet.core.events import BadEvent, Event, encode_event
 from freshet.core.features import featurise
 from freshet.core.fold_run import fold_run
@@ -27,9 +27,9 @@ from freshet.core.snapshots import TICK_MS
 from freshet.core.state import APPLIED, FIRST_TOUCH, UserState, fold
 from freshet.ports import Encoded, Encoder, Fetched, Message, Record
 from freshet.replay.actions import Act, Action, Moment
-from freshet.replay.clock import Clock
+from freshet.replay.clock import Clock, SavedClock
 from freshet.replay.merge import Position, Step
-from freshet.replay.models import ReplayedModel, encodable
+from freshet.replay.models import ReplayedModel, SavedModel, encodable
 from freshet.replay.states import States
 from freshet.serving.dead_letters import dead_letter
 from freshet.serving.list_maker import MadeList
@@ -82,6 +82,20 @@ class _Encoding(NamedTuple):
 
     history: NDArray[np.int32]
     task: asyncio.Task[Encoded] | None
+
+
+class SavedReplay(msgspec.Struct, frozen=True):
+    """A `Replay` in a checkpoint, all but its states; `open` has the events of open moments as JSON, by user."""
+
+    positions: dict[int, Position]
+    items: int
+    forgotten: dict[str, int]
+    counts: dict[str, int]
+    clock: SavedClock
+    open: dict[str, bytes]
+    digests: dict[str, str]
+    models: list[SavedModel]
+    interleavers: list[SavedInterleaver]
 
 
 class Replay:
@@ -262,7 +276,8 @@ class Replay:
         previous, self._under_way = self._under_way, None
         if self._actions:
             actions, self._actions, self._to_encode = self._actions, [], 0
-            states = [one.state for one in actions if isinstance(one, Moment) and encodable(one.state)]
+            moments = (action for action in actions if isinstance(action, Moment))
+            states = [moment.state for moment in moments if encodable(moment.state)]
             self._under_way = actions, self._encode(states)
             await asyncio.sleep(0)
         if previous is not None:
@@ -302,37 +317,35 @@ class Replay:
                         event.user_id, first, other, event.item_id or "", seed=f"{event.user_id}\x1f{event.ts}"
                     )
 
-    def dump(self) -> dict[str, Any]:
-        """Everything but the states, after `drain`, as plain values."""
-        return {
-            "positions": self.positions,
-            "items": self._items_applied,
-            "forgotten": self.forgotten,
-            "counts": dict(self.counts),
-            "clock": self._clock.dump(),
-            "open": {user: encode_event(event) for user, (_, event) in self._open.items()},
-            "digests": {name: str(digest) for name, digest in self.digests.items()},
-            "models": [model.dump() for model in self._models],
-            "interleavers": [one.dump() for one in self.interleavers.values()],
-        }
+    def saved(self) -> SavedReplay:
+        """Everything but the states, after `drain`, for a checkpoint."""
+        return SavedReplay(
+            positions=self.positions,
+            items=self._items_applied,
+            forgotten=self.forgotten,
+            counts=dict(self.counts),
+            clock=self._clock.saved(),
+            open={user: encode_event(event) for user, (_, event) in self._open.items()},
+            digests={name: str(digest) for name, digest in self.digests.items()},
+            models=[model.saved() for model in self._models],
+            interleavers=[interleaver.saved() for interleaver in self.interleavers.values()],
+        )
 
-    async def restore(self, dumped: Mapping[str, Any]) -> None:
-        """Take over what `dump` gave; settings, items and models are the same."""
-        while self._items_applied < dumped["items"]:
+    async def restore(self, saved: SavedReplay) -> None:
+        """Take over what `saved` gave; settings, items and models are the same."""
+        while self._items_applied < saved.items:
             await self._apply_items(self._items[0].timestamp)
-        self.forgotten = dict(dumped["forgotten"])
-        self._resumed_at = {partition: Position(*at) for partition, at in dumped["positions"].items()}
-        self.counts = Counter(dumped["counts"])
-        self._clock.restore(dumped["clock"])
-        states = self._states.of(dumped["open"])
-        self._open = {
-            user: (states[user], msgspec.json.decode(raw, type=Event)) for user, raw in dumped["open"].items()
-        }
-        self.digests = {name: Digest(int(value, 16)) for name, value in dumped["digests"].items()}
-        for model, one in zip(self._models, dumped["models"], strict=True):
-            model.restore(one)
-        for interleaver, raw in zip(self.interleavers.values(), dumped["interleavers"], strict=True):
-            interleaver.restore(raw)
+        self.forgotten = saved.forgotten
+        self._resumed_at = saved.positions
+        self.counts = Counter(saved.counts)
+        self._clock.restore(saved.clock)
+        states = self._states.of(saved.open)
+        self._open = {user: (states[user], msgspec.json.decode(raw, type=Event)) for user, raw in saved.open.items()}
+        self.digests = {name: Digest(int(value, 16)) for name, value in saved.digests.items()}
+        for model, of_model in zip(self._models, saved.models, strict=True):
+            model.restore(of_model)
+        for interleaver, of_interleaver in zip(self.interleavers.values(), saved.interleavers, strict=True):
+            interleaver.restore(of_interleaver)
 
 
 def _timestamp(record: Record) -> int:

@@ -26,12 +26,14 @@ from freshet.errors import FreshetError
 from freshet.files import write_json
 from freshet.logs.source import open_log
 from freshet.ports import Encoder, Log, Record, Window
-from freshet.replay.checkpoint import BATCH_RECORDS, BEGUN, CHECKPOINT, Folder, run
+from freshet.replay.checkpoint import BEGUN, CHECKPOINT, Folder
 from freshet.replay.clock import Clock
 from freshet.replay.engine import Replay
 from freshet.replay.list_topic import ListTopic
 from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
 from freshet.replay.output import FolderOutput
+from freshet.replay.pace import BATCH_RECORDS, run
+from freshet.replay.states import MemoryStates
 from freshet.report.results_file import write_results
 from freshet.serving.list_maker import ListMaker
 from freshet.serving.live_versions import LiveModel
@@ -148,9 +150,9 @@ async def _run(
     if checkpoint is None:
         await replay.start()
     else:
-        if checkpoint["states"] is not None:
-            states.restore(checkpoint["states"])  # type: ignore[attr-defined]
-        await replay.restore(checkpoint["replay"])
+        if isinstance(states, MemoryStates):
+            states.restore(checkpoint.states or {})
+        await replay.restore(checkpoint.replay)
         advanced(replay.counts["records"])
     gc.freeze()  # what has been imported stays: collections need not look at it
     already, began = replay.counts["records"], time.monotonic()

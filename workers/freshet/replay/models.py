@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.evaluation.prequential import Judgement, Prequential
+from freshet.core.evaluation.prequential import Judgement, Prequential, SavedJudge
 from freshet.core.ranking import POPULAR_CANDIDATES, Prior
 from freshet.core.state import Consent, UserState, decode_state, encode_state
 from freshet.ports import Encoded
@@ -50,7 +51,7 @@ BASELINES = (View("recent popularity", 0, Policy.RECENT), View("all-time popular
 """What any model must beat, refreshed at every event."""
 
 
-class Shown(NamedTuple):
+class ShownList(NamedTuple):
     """The list a user looks at."""
 
     items: list[str]
@@ -65,6 +66,33 @@ class _Latest(NamedTuple):
     topk_index: NDArray[np.int32]
     topk_score: NDArray[np.float32]
     embedding: NDArray[np.float32]
+
+
+class SavedLatest(msgspec.Struct, frozen=True, array_like=True):
+    """A user as of their last moment in a checkpoint: the encoded state, int32 and float32 vectors."""
+
+    state: bytes
+    history: bytes
+    topk_index: bytes
+    topk_score: bytes
+    embedding: bytes
+
+
+class SavedProfile(msgspec.Struct, frozen=True, array_like=True):
+    """A user now and at the last boundary of a period, in a checkpoint."""
+
+    now: SavedLatest | None
+    then: SavedLatest | None
+    boundary: int
+
+
+class SavedModel(msgspec.Struct, frozen=True):
+    """A `ReplayedModel` in a checkpoint: lists and boundaries by user for each schedule, profiles, judges."""
+
+    shown: list[dict[str, ShownList]]
+    asked: list[dict[str, int]]
+    profiles: dict[str, list[SavedProfile]]
+    judges: list[SavedJudge]
 
 
 _Ticket = dict[View, int | MadeList | None]
@@ -115,7 +143,7 @@ class ReplayedModel:
         self._remembers = any(view.period is not None for view in self.judges)
         self._profiles: dict[str, list[AtBoundary[_Latest | None]]] = {}
         self._sizes = [AtBoundary(self.live.space.size, self.live.space.size) for _ in self.periods]
-        self._shown: dict[View, dict[str, Shown]] = {view: {} for view in dict.fromkeys((PUBLISHED, *self.judges))}
+        self._shown: dict[View, dict[str, ShownList]] = {view: {} for view in dict.fromkeys((PUBLISHED, *self.judges))}
         self._asked: dict[View, dict[str, int]] = {view: {} for view in self.judges if view.period}
 
     def grown(self, ts: int) -> None:
@@ -142,7 +170,7 @@ class ReplayedModel:
         published: list[tuple[Moment, MadeList | None]] = []
         looked_at: list[list[str]] = []
         for action, ticket in zip(actions, tickets, strict=True):
-            lists = {view: made[one] if isinstance(one, int) else one for view, one in ticket.items()}
+            lists = {view: made[ready] if isinstance(ready, int) else ready for view, ready in ticket.items()}
             if isinstance(action, Moment):
                 published.append((action, self._publish(action, lists[PUBLISHED])))
             elif action.judged:
@@ -160,8 +188,8 @@ class ReplayedModel:
             return {PUBLISHED: self._popular(user, None, self._prior(moment.counts))}
         latest = _Latest(state, *next(rows))
         if self._remembers:
-            for standing, boundary in zip(self._profile(user), (0, *moment.boundaries), strict=True):
-                standing.change(latest, boundary)
+            for at, boundary in zip(self._profile(user), (0, *moment.boundaries), strict=True):
+                at.change(latest, boundary)
         return {PUBLISHED: jobs.add(user, latest, self._prior(moment.counts))}
 
     def _profile(self, user_id: str) -> list[AtBoundary[_Latest | None]]:
@@ -191,13 +219,13 @@ class ReplayedModel:
                 continue
             latest, counts, size = profile[0].now, act.counts, None
             if view.period:
-                place = self.periods.index(view.period)
-                boundary = act.boundaries[place]
+                number = self.periods.index(view.period)
+                boundary = act.boundaries[number]
                 if self._asked[view].get(user) == boundary:
                     continue
                 self._asked[view][user] = boundary
-                latest, size = profile[place + 1].at(boundary), self._sizes[place].at(boundary)
-                counts = act.at_boundary[place]
+                latest, size = profile[number + 1].at(boundary), self._sizes[number].at(boundary)
+                counts = act.at_boundary[number]
             if view.policy is not Policy.MODEL:
                 counts = act.all_time if view.policy is Policy.ALL_TIME else counts
                 ticket[view] = self._popular(user, latest, self._prior(counts, size, None))
@@ -224,7 +252,7 @@ class ReplayedModel:
 
     def _show(self, view: View, user_id: str, made: MadeList, ts: int, segment: str, *, judged: bool = True) -> None:
         items = [item.item_id for item in made.items]
-        self._shown[view][user_id] = Shown(items, [item.score for item in made.items])
+        self._shown[view][user_id] = ShownList(items, [item.score for item in made.items])
         judge = self.judges.get(view)
         if judge is not None and judged:
             judge.shown(user_id, ts, items, segment)
@@ -242,50 +270,47 @@ class ReplayedModel:
             judge.judge(Judgement(event.user_id, event.ts, event.type, item, shown.items, shown.scores, segments))
         return self._shown[next(iter(self.judges))][event.user_id].items
 
-    def dump(self) -> dict[str, Any]:
-        """Everything that a replay that goes on needs, as plain values."""
-        return {
-            "shown": [list(self._shown[view].items()) for view in self._shown],
-            "asked": [list(asked.items()) for asked in self._asked.values()],
-            "profiles": [
-                (user, [(_dumped(one.now), _dumped(one.then), one.boundary) for one in profile])
+    def saved(self) -> SavedModel:
+        """Everything that a replay that goes on needs, for a checkpoint."""
+        return SavedModel(
+            shown=list(self._shown.values()),
+            asked=list(self._asked.values()),
+            profiles={
+                user: [SavedProfile(_saved(at.now), _saved(at.then), at.boundary) for at in profile]
                 for user, profile in self._profiles.items()
-            ],
-            "judges": [judge.dump() for judge in self.judges.values()],
-        }
+            },
+            judges=[judge.saved() for judge in self.judges.values()],
+        )
 
-    def restore(self, dumped: dict[str, Any]) -> None:
-        """Take over what `dump` gave; the views are the same."""
-        for view, shown in zip(self._shown, dumped["shown"], strict=True):
-            self._shown[view] = {user: Shown(*one) for user, one in shown}
-        for view, asked in zip(self._asked, dumped["asked"], strict=True):
-            self._asked[view] = dict(asked)
-        for user, profile in dumped["profiles"]:
-            self._profiles[user] = [
-                AtBoundary(_restored(now), _restored(then), boundary) for now, then, boundary in profile
-            ]
-        for judge, raw in zip(self.judges.values(), dumped["judges"], strict=True):
-            judge.restore(raw)
+    def restore(self, saved: SavedModel) -> None:
+        """Take over what `saved` gave; the schedules are the same."""
+        self._shown = dict(zip(self._shown, saved.shown, strict=True))
+        self._asked = dict(zip(self._asked, saved.asked, strict=True))
+        self._profiles = {
+            user: [AtBoundary(_restored(at.now), _restored(at.then), at.boundary) for at in profile]
+            for user, profile in saved.profiles.items()
+        }
+        for judge, of_judge in zip(self.judges.values(), saved.judges, strict=True):
+            judge.restore(of_judge)
 
 
 def _user_segment(history: int) -> str:
     return "new user" if history < NEW_USER_EVENTS else "known user"
 
 
-def _dumped(latest: _Latest | None) -> tuple[bytes, ...] | None:
-    return latest and (encode_state(latest.state), *(part.tobytes() for part in latest[1:]))
+def _saved(latest: _Latest | None) -> SavedLatest | None:
+    return latest and SavedLatest(encode_state(latest.state), *(part.tobytes() for part in latest[1:]))
 
 
-def _restored(dumped: Sequence[bytes] | None) -> _Latest | None:
-    if dumped is None:
+def _restored(saved: SavedLatest | None) -> _Latest | None:
+    if saved is None:
         return None
-    raw, history, index, score, embedding = dumped
     return _Latest(
-        decode_state(raw),
-        np.frombuffer(history, np.int32),
-        np.frombuffer(index, np.int32),
-        np.frombuffer(score, np.float32),
-        np.frombuffer(embedding, np.float32),
+        decode_state(saved.state),
+        np.frombuffer(saved.history, np.int32),
+        np.frombuffer(saved.topk_index, np.int32),
+        np.frombuffer(saved.topk_score, np.float32),
+        np.frombuffer(saved.embedding, np.float32),
     )
 
 

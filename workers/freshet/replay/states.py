@@ -44,13 +44,13 @@ class MemoryStates:
     async def flush(self) -> None:
         """Nothing is let go."""
 
-    def dump(self) -> dict[str, bytes]:
-        """All states, encoded."""
+    def saved(self) -> dict[str, bytes]:
+        """All states, encoded, for a checkpoint."""
         return {user_id: encode_state(state) for user_id, state in self._states.items()}
 
-    def restore(self, dumped: dict[str, bytes]) -> None:
-        """Take over what `dump` gave."""
-        self._states = {user_id: decode_state(raw) for user_id, raw in dumped.items()}
+    def restore(self, saved: dict[str, bytes]) -> None:
+        """Take over what `saved` gave."""
+        self._states = {user_id: decode_state(raw) for user_id, raw in saved.items()}
 
 
 class StoredStates:

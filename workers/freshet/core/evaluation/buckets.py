@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,6 +33,13 @@ def bucket(user_id: str) -> int:
     return int.from_bytes(digest) % BUCKETS
 
 
+class SavedSums(msgspec.Struct, frozen=True, array_like=True):
+    """The arrays of `Sums` in a checkpoint, float64 each."""
+
+    counts: bytes
+    sums: bytes
+
+
 class Sums:
     """Counts `[BUCKETS]` and sums `[BUCKETS, metrics]` of one slice."""
 
@@ -39,10 +47,10 @@ class Sums:
         self.counts = np.zeros(BUCKETS)
         self.sums = np.zeros((BUCKETS, metrics))
 
-    def add(self, place: int, values: tuple[float, ...]) -> None:
-        """One observation of a user in bucket `place`."""
-        self.counts[place] += 1
-        self.sums[place] += values
+    def add(self, number: int, values: tuple[float, ...]) -> None:
+        """One observation of a user in bucket `number`."""
+        self.counts[number] += 1
+        self.sums[number] += values
 
     @property
     def n(self) -> int:
@@ -53,14 +61,14 @@ class Sums:
         """The mean of each metric with its 95 % interval."""
         return estimates(self.counts, self.sums, seed)
 
-    def dump(self) -> tuple[bytes, bytes]:
-        """Both arrays."""
-        return self.counts.tobytes(), self.sums.tobytes()
+    def saved(self) -> SavedSums:
+        """Both arrays, for a checkpoint."""
+        return SavedSums(self.counts.tobytes(), self.sums.tobytes())
 
-    def restore(self, dumped: tuple[bytes, bytes]) -> None:
-        """Take over what `dump` gave."""
-        self.counts = np.frombuffer(dumped[0]).copy()
-        self.sums = np.frombuffer(dumped[1]).reshape(self.sums.shape).copy()
+    def restore(self, saved: SavedSums) -> None:
+        """Take over what `saved` gave."""
+        self.counts = np.frombuffer(saved.counts).copy()
+        self.sums = np.frombuffer(saved.sums).reshape(self.sums.shape).copy()
 
 
 def paired(baseline: Sums, candidate: Sums, seed: int) -> list[Estimate]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +21,15 @@ from freshet.core.evaluation.results import CalibrationBin, Estimate
 RATE = 0.02
 EDGES = np.array([0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
 """Bins of predicted chances, log-spaced: most slots have a chance around one in a hundred."""
+
+
+class SavedCalibration(msgspec.Struct, frozen=True):
+    """A `Calibration` in a checkpoint; `scale` is mean, square and lists seen, `waiting` time, features and label."""
+
+    weights: list[float]
+    scale: tuple[float, float, int]
+    waiting: list[tuple[int, bytes, int]]
+    sums: bytes
 
 
 class Calibration:
@@ -79,23 +88,18 @@ class Calibration:
         error = float(np.abs(whole[:, 0] - whole[:, 1]).sum() / whole[:, 2].sum())
         return found, recentred(error, errors, int(whole[:, 2].sum()))
 
-    def dump(self) -> dict[str, Any]:
-        """Everything, as plain values."""
-        return {
-            "weights": self._weights.tolist(),
-            "scale": [self._mean, self._square, self._seen],
-            "waiting": [(ts, features.tobytes(), hit) for ts, features, hit in self._waiting],
-            "sums": self._sums.tobytes(),
-        }
+    def saved(self) -> SavedCalibration:
+        """Everything, for a checkpoint."""
+        waiting = [(ts, features.tobytes(), hit) for ts, features, hit in self._waiting]
+        scale = self._mean, self._square, self._seen
+        return SavedCalibration(self._weights.tolist(), scale, waiting, self._sums.tobytes())
 
-    def restore(self, dumped: dict[str, Any]) -> None:
-        """Take over what `dump` gave."""
-        self._weights = np.array(dumped["weights"])
-        self._mean, self._square, self._seen = dumped["scale"]
-        self._waiting = deque(
-            (ts, np.frombuffer(features).reshape(-1, 3), hit) for ts, features, hit in dumped["waiting"]
-        )
-        self._sums = np.frombuffer(dumped["sums"]).reshape(self._sums.shape).copy()
+    def restore(self, saved: SavedCalibration) -> None:
+        """Take over what `saved` gave."""
+        self._weights = np.array(saved.weights)
+        self._mean, self._square, self._seen = saved.scale
+        self._waiting = deque((ts, np.frombuffer(features).reshape(-1, 3), hit) for ts, features, hit in saved.waiting)
+        self._sums = np.frombuffer(saved.sums).reshape(self._sums.shape).copy()
 
 
 def _logistic(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,16 +11,27 @@ import heapq
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.evaluation.buckets import GROUPS, Sums, bucket, recentred, resampled
+from freshet.core.evaluation.buckets import GROUPS, SavedSums, Sums, bucket, recentred, resampled
 from freshet.core.evaluation.results import Estimate
 
 SAMPLE = 500
 """Users whose latest lists stand for all users' in personalisation."""
+
+
+class SavedExposure(msgspec.Struct, frozen=True):
+    """An `Exposure` in a checkpoint; `shown` is uint32 `[GROUPS, slots]`, `latest` has the sampled users' lists."""
+
+    slots: list[str]
+    shown: bytes
+    lists: int
+    novelty: SavedSums
+    diversity: SavedSums
+    latest: dict[str, list[str]]
 
 
 class Exposure:
@@ -42,10 +53,10 @@ class Exposure:
         where = bucket(user_id)
         self._lists += 1
         slots = self._slots
-        places = [slots.setdefault(item, len(slots)) for item in items]
+        numbers = [slots.setdefault(item, len(slots)) for item in items]
         if len(slots) > self._shown.shape[1]:
             self._shown = np.concatenate([self._shown, np.zeros_like(self._shown)], axis=1)
-        self._shown[where % GROUPS, places] += 1
+        self._shown[where % GROUPS, numbers] += 1
         self._novelty.add(where, (novelty,))
         if distance is not None:
             self._diversity.add(where, (distance,))
@@ -70,8 +81,8 @@ class Exposure:
         shown = self._shown[:, : len(self._slots)].astype(np.float64)
         shown = shown[shown.any(axis=1)]
         whole = [shown.sum(axis=0), *(picks @ shown for picks in resampled(len(shown), seed))]
-        covered = np.array([np.count_nonzero(one) / self._catalogue for one in whole])
-        uneven = np.array([gini(one, self._catalogue) for one in whole])
+        covered = np.array([np.count_nonzero(counts) / self._catalogue for counts in whole])
+        uneven = np.array([gini(counts, self._catalogue) for counts in whole])
         [novelty], [diversity] = self._novelty.estimates(seed), self._diversity.estimates(seed)
         found = {
             "coverage": recentred(float(covered[0]), covered[1:], self._lists),
@@ -84,25 +95,26 @@ class Exposure:
             found["personalisation"] = personalisation(list(self._latest.values()), self._cutoff, seed)
         return found
 
-    def dump(self) -> dict[str, Any]:
-        """Everything, as plain values."""
-        return {
-            "slots": list(self._slots),
-            "shown": self._shown[:, : len(self._slots)].tobytes(),
-            "lists": self._lists,
-            "sums": [self._novelty.dump(), self._diversity.dump()],
-            "latest": self._latest,
-        }
+    def saved(self) -> SavedExposure:
+        """Everything, for a checkpoint."""
+        return SavedExposure(
+            slots=list(self._slots),
+            shown=self._shown[:, : len(self._slots)].tobytes(),
+            lists=self._lists,
+            novelty=self._novelty.saved(),
+            diversity=self._diversity.saved(),
+            latest=self._latest,
+        )
 
-    def restore(self, dumped: dict[str, Any]) -> None:
-        """Take over what `dump` gave."""
-        self._slots = {item: slot for slot, item in enumerate(dumped["slots"])}
-        shown = np.frombuffer(dumped["shown"], np.uint32).reshape(GROUPS, -1)
+    def restore(self, saved: SavedExposure) -> None:
+        """Take over what `saved` gave."""
+        self._slots = {item: slot for slot, item in enumerate(saved.slots)}
+        shown = np.frombuffer(saved.shown, np.uint32).reshape(GROUPS, len(saved.slots))
         self._shown = np.concatenate([shown, np.zeros((GROUPS, max(256, shown.shape[1])), np.uint32)], axis=1)
-        self._lists = dumped["lists"]
-        for sums, raw in zip((self._novelty, self._diversity), dumped["sums"], strict=True):
-            sums.restore(raw)
-        self._latest = dumped["latest"]
+        self._lists = saved.lists
+        self._novelty.restore(saved.novelty)
+        self._diversity.restore(saved.diversity)
+        self._latest = saved.latest
         self._sampled = [(-_hash(user), user) for user in self._latest]
         heapq.heapify(self._sampled)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
-from freshet.core.evaluation.buckets import Sums, bucket, verdict
+from freshet.core.evaluation.buckets import SavedSums, Sums, bucket, verdict
 from freshet.core.evaluation.results import Interleaving
 
 
@@ -36,6 +35,13 @@ def interleave(first: Sequence[str], other: Sequence[str], size: int, seed: str)
     return items, teams
 
 
+class SavedInterleaver(msgspec.Struct, frozen=True):
+    """An `Interleaver` in a checkpoint."""
+
+    wins: SavedSums
+    ties: int
+
+
 class Interleaver:
     """Credits what users did next to the team that brought it into the interleaved list."""
 
@@ -60,12 +66,11 @@ class Interleaver:
         says = verdict(share, 0.5) if share.n else "no difference shown"
         return Interleaving(*self._names, wins, share.n - wins, self._ties, share, says)
 
-    def dump(self) -> bytes:
-        """Everything."""
-        return msgspec.msgpack.encode((self._wins.dump(), self._ties))
+    def saved(self) -> SavedInterleaver:
+        """Everything, for a checkpoint."""
+        return SavedInterleaver(self._wins.saved(), self._ties)
 
-    def restore(self, dumped: bytes) -> None:
-        """Take over what `dump` gave."""
-        state: Any = msgspec.msgpack.decode(dumped)
-        self._wins.restore(state[0])
-        self._ties = state[1]
+    def restore(self, saved: SavedInterleaver) -> None:
+        """Take over what `saved` gave."""
+        self._wins.restore(saved.wins)
+        self._ties = saved.ties

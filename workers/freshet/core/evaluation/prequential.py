@@ -11,15 +11,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.evaluation.buckets import Sums, bucket
-from freshet.core.evaluation.calibration import Calibration
-from freshet.core.evaluation.exposure import Exposure, mean_distance
+from freshet.core.evaluation.buckets import SavedSums, Sums, bucket
+from freshet.core.evaluation.calibration import Calibration, SavedCalibration
+from freshet.core.evaluation.exposure import Exposure, SavedExposure, mean_distance
 from freshet.core.evaluation.results import Evaluation, Slice
 
 METRICS = ("hr", "ndcg", "mrr")
@@ -41,6 +41,27 @@ class Judgement(NamedTuple):
     segments: Sequence[str]
 
 
+class SavedSlice(msgspec.Struct, frozen=True):
+    """What is gathered of one slice in a checkpoint."""
+
+    dimension: str
+    value: str
+    sums: SavedSums
+    exposure: SavedExposure
+
+
+class SavedJudge(msgspec.Struct, frozen=True):
+    """A `Prequential` in a checkpoint; `today` is in days since the epoch, `day` the name of its slice."""
+
+    slices: list[SavedSlice]
+    calibration: SavedCalibration
+    interactions: dict[str, int]
+    lists: int
+    today: int
+    day: tuple[str, str]
+    past_days: dict[str, Slice]
+
+
 class SliceSums:
     """What is gathered of one slice."""
 
@@ -53,20 +74,20 @@ class SliceSums:
         metrics = dict(zip(METRICS, self.sums.estimates(seed), strict=True)) | self.exposure.estimates(seed)
         return Slice(self.sums.n, int(np.count_nonzero(self.sums.counts)), metrics)
 
-    def dump(self) -> tuple[Any, Any]:
-        """Everything, as plain values."""
-        return self.sums.dump(), self.exposure.dump()
+    def saved(self, dimension: str, value: str) -> SavedSlice:
+        """Everything, for a checkpoint."""
+        return SavedSlice(dimension, value, self.sums.saved(), self.exposure.saved())
 
-    def restore(self, dumped: tuple[Any, Any]) -> None:
-        """Take over what `dump` gave."""
-        self.sums.restore(dumped[0])
-        self.exposure.restore(dumped[1])
+    def restore(self, saved: SavedSlice) -> None:
+        """Take over what `saved` gave."""
+        self.sums.restore(saved.sums)
+        self.exposure.restore(saved.exposure)
 
 
 class Prequential:
     """Judges one policy's lists.
 
-    Per judgement, with r the place of the item in the list, 0 first: `hr` is 1
+    Per judgement, with r the rank of the item in the list, 0 first: `hr` is 1
     where it is in the list; `ndcg` is 1/log2(r + 2), one item being relevant;
     `mrr` is 1/(r + 1); all 0 where it is not. With one relevant item recall is
     `hr`: the slices by `type` are the recall of each behaviour. `day` is the UTC
@@ -91,7 +112,7 @@ class Prequential:
         self._vectors = vectors
         self._seed = seed
         self._parts: dict[tuple[str, str], SliceSums] = {}
-        self._gains = [(1.0, 1 / float(np.log2(place + 2)), 1 / (place + 1)) for place in range(cutoff)]
+        self._gains = [(1.0, 1 / float(np.log2(rank + 2)), 1 / (rank + 1)) for rank in range(cutoff)]
         self._calibration = Calibration(label_delay_ms)
         self._interactions: Counter[str] = Counter()
         self._total = 0
@@ -103,13 +124,18 @@ class Prequential:
     def judge(self, judgement: Judgement) -> None:
         """Take in one act."""
         items = judgement.items[: self.cutoff]
-        place = items.index(judgement.item_id) if judgement.item_id in items else -1
-        gains = self._gains[place] if place >= 0 else (0.0, 0.0, 0.0)
+        rank = items.index(judgement.item_id) if judgement.item_id in items else -1
+        gains = self._gains[rank] if rank >= 0 else (0.0, 0.0, 0.0)
         self._come_to(judgement.ts)
         where = bucket(judgement.user_id)
-        for name in (ALL, self._day, ("type", judgement.type), *(("segment", one) for one in judgement.segments)):
+        for name in (
+            ALL,
+            self._day,
+            ("type", judgement.type),
+            *(("segment", segment) for segment in judgement.segments),
+        ):
             self._part(name).sums.add(where, gains)
-        self._calibration.observe(where, judgement.ts, judgement.scores[: self.cutoff], place)
+        self._calibration.observe(where, judgement.ts, judgement.scores[: self.cutoff], rank)
 
     def shown(self, user_id: str, ts: int, items: Sequence[str], segment: str) -> None:
         """Take in one list, shown at `ts` (ms) to a user of a segment."""
@@ -161,28 +187,25 @@ class Prequential:
         bins, error = self._calibration.bins(self._seed)
         return Evaluation(self.name, self.cutoff, slices, bins, error)
 
-    def dump(self) -> bytes:
-        """Everything, for a replay that goes on later."""
-        return msgspec.msgpack.encode(
-            {
-                "parts": [(*name, part.dump()) for name, part in self._parts.items()],
-                "calibration": self._calibration.dump(),
-                "interactions": self._interactions,
-                "lists": self._lists,
-                "today": [self._today, self._day],
-                "past_days": self._past_days,
-            }
+    def saved(self) -> SavedJudge:
+        """Everything, for a checkpoint."""
+        return SavedJudge(
+            slices=[part.saved(*name) for name, part in self._parts.items()],
+            calibration=self._calibration.saved(),
+            interactions=self._interactions,
+            lists=self._lists,
+            today=self._today,
+            day=self._day,
+            past_days=self._past_days,
         )
 
-    def restore(self, dumped: bytes) -> None:
-        """Take over what `dump` gave."""
-        state: dict[str, Any] = msgspec.msgpack.decode(dumped)
-        for dimension, value, part in state["parts"]:
-            self._part((dimension, value)).restore(part)
-        self._calibration.restore(state["calibration"])
-        self._interactions = Counter(state["interactions"])
+    def restore(self, saved: SavedJudge) -> None:
+        """Take over what `saved` gave."""
+        for part in saved.slices:
+            self._part((part.dimension, part.value)).restore(part)
+        self._calibration.restore(saved.calibration)
+        self._interactions = Counter(saved.interactions)
         self._total = self._interactions.total()
-        self._lists = state["lists"]
-        self._today, (dimension, value) = state["today"]
-        self._day = dimension, value
-        self._past_days = msgspec.convert(state["past_days"], dict[str, Slice])
+        self._lists = saved.lists
+        self._today, self._day = saved.today, saved.day
+        self._past_days = saved.past_days
