@@ -1,4 +1,4 @@
-"""The documents tell of what is there: every link leads somewhere, every command, setting and metric that they name exists."""
+"""The documents tell of what is there: links lead somewhere, and the commands, settings and metrics they name exist."""
 
 import importlib.util
 import re
@@ -25,6 +25,7 @@ COMMAND = re.compile(r"(?:^|[\s/])freshet ([^|;&#\n]*)")
 MAKE = re.compile(r"(?:^|\s)make ([a-z][a-z-]*)")
 MODULE = re.compile(r"python -m ([\w.]+)")
 PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./-]*\w")
+NAMED = re.compile(r"\]\(([^)\s]+\.py)\)((?:(?:,| and)? `\w+`)+)")
 SETTING = re.compile(r"FRESHET_([A-Z_]*[A-Z])")
 METRIC = re.compile(r"\bfreshet_\w+(?=$|\{)")
 
@@ -81,6 +82,17 @@ def test_links_lead_somewhere(document: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert not broken
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_names_stand_in_the_files_they_follow(document: Path) -> None:
+    """A name in code right behind a link to a module is a function or class of that module."""
+    missing = []
+    for path, names in NAMED.findall(document.read_text()):
+        source = (document.parent / path).read_text()
+        found = re.findall(r"`(\w+)`", names)
+        missing += [f"{path} {word}" for word in found if not re.search(rf"(def|class) {word}\b", source)]
+    assert not missing
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
