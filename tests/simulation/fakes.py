@@ -74,7 +74,8 @@ def write_bundle(repository: Path, version: int, items: Sequence[str] = ITEMS) -
 class FakeEncoder:
     """An `Encoder`: a user's vector is the sum of the item vectors of the history.
 
-    `away` makes it unavailable, `broken` some versions of it, `takes` are the seconds that others need; `calls` are
+    `away` makes it unavailable, `broken` some versions of it, `takes` are the seconds that others need, and texts
+    with a word of `stumbles` have no answer; `calls` are
     the batch sizes and versions answered.
     """
 
@@ -83,6 +84,7 @@ class FakeEncoder:
         self.away = False
         self.broken: set[int] = set()
         self.takes: dict[int, float] = {}
+        self.stumbles: set[str] = set()
         self.calls: list[tuple[int, int]] = []
         self.texts: list[tuple[str, int]] = []
 
@@ -104,7 +106,7 @@ class FakeEncoder:
 
     async def item_vectors(self, texts: Sequence[str], version: int) -> NDArray[np.float32]:
         """A vector per text and version."""
-        if self.away:
+        if self.away or any(word in text for text in texts for word in self.stumbles):
             raise Unavailable("gone fishing")
         self.texts += [(text, version) for text in texts]
         return np.stack([vector(text, version) for text in texts])
@@ -140,7 +142,7 @@ def clock() -> float:
 def go_live(model: LiveModel, bundle: Bundle) -> None:
     """Make a bundle live that was never promoted, at once."""
     model._first = int(bundle.path.name)
-    model._make_ready(bundle, model._space(bundle), ())
+    model._make_ready(bundle, model._space(bundle), (), {})
 
 
 class World:

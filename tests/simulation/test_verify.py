@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from freshet.core.catalogue import CatalogueItem, encode_item
 from freshet.core.events import OPT_OUT
 from freshet.ports import Record
 from freshet.replay.rebuild import Fold, Rebuilder, SideInputTopics
@@ -30,14 +31,14 @@ async def lived(*, away: set[int], events: int = 6) -> tuple[World, list[Record]
     return world, log
 
 
-def verifier(world: World, log: list[Record], repository: Path) -> Verifier:
+def verifier(world: World, log: list[Record], repository: Path, topics: SideInputTopics = NOTHING) -> Verifier:
     """What was published against what the log says."""
     published = Published(
         Record(place, 0, message.key, message.value) for place, message in enumerate(world.messages("recommendations"))
     )
     folded = Fold(ListLog({PARTITION: log}), world.settings, published.lists)
-    remaker = Rebuilder(world.settings, 1, world.encoder, repository, NOTHING)
-    return Verifier(world.settings, folded, published, NOTHING, lambda _: remaker)
+    remaker = Rebuilder(world.settings, 1, world.encoder, repository, topics)
+    return Verifier(world.settings, folded, published, topics, lambda _: remaker)
 
 
 @pytest.mark.parametrize("away", [set(), {0, 1, 2}, {4}, {3, 4}])
@@ -52,6 +53,30 @@ async def test_what_was_published_is_made_again(tmp_path: Path, away: set[int]) 
     found = check.result()
     assert found.examples == []
     assert (found.compared["lists"], found.compared["features"], found.compared["embeddings"]) == (6, 2, 1)
+
+
+async def test_lists_made_without_a_text_that_failed_are_made_again(tmp_path: Path) -> None:
+    """A list names the texts that the encoder could not place, so that it is known what stood where."""
+    world = await World().start()
+    write_bundle(tmp_path, 1)
+    world.encoder.stumbles = {"poison"}
+    log, items = [], []
+    for number, title in enumerate(["One", "poison", "Two", "Three", "poison too", "Four"]):
+        name = f"new-{number % 4}"
+        items.append(Record(number, 0, name.encode(), encode_item(CatalogueItem(name, title))))
+        world.model.apply_items(items[-1:])
+        await world.model.settle()
+        one = event(number, user=f"u{number % 2}")
+        log.append(record(number, one))
+        await world.run(one)
+    world.encoder.stumbles = set()
+    check = verifier(world, log, tmp_path, SideInputTopics(items, []))
+    await check.lists()
+    assert check.result().examples == []
+    assert check.result().compared["lists"] == 6
+    lists = Published(Record(0, 0, one.key, one.value) for one in world.messages("recommendations")).lists
+    assert [one.side_inputs.items_skipped for one in lists] == [(), (1,), (1,), (1,), (1, 4), (4,)]
+    assert any(one.source == "cold" for made in lists for one in made.items)
 
 
 async def test_a_degraded_list_of_another_history_is_found(tmp_path: Path) -> None:

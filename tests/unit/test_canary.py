@@ -124,7 +124,7 @@ async def on_trial(other: str, stage: Stage = "canary", share: float = 1.0, **se
     world.encoder.bundles[2] = candidate
     step = Rollout(MODEL, 2, stage, NOW, share)
     world.model.apply_models([Record(0, NOW, step.key, encode_record(step))])
-    world.model._make_ready(candidate, world.model._space(candidate), ())
+    world.model._make_ready(candidate, world.model._space(candidate), (), {})
     return world
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from freshet.bundle.bundle import BundleError
-from freshet.core.catalogue import CatalogueItem, encode_item
+from freshet.core.catalogue import MAX_TEXT, CatalogueItem, encode_item
 from freshet.core.popularity import Partial, encode_partial
 from freshet.core.ranking import rank_popular
 from freshet.core.rollout import MODEL, Report, Rollout, Stage, encode_record
-from freshet.ports import Record
+from freshet.ports import Record, Unavailable
 from freshet.serving import live_versions as live_model_module
 from freshet.serving.live_versions import LiveModel
 from prometheus_client import REGISTRY
@@ -385,6 +385,62 @@ async def test_two_offsets_tell_what_stands_where(model: LiveModel, encoder: Fak
     assert begun.live.space.ids[-2:] == ["fresh", "fresher"]
     size = model.live.space.size
     np.testing.assert_array_equal(model.live.space.vectors[:size], begun.live.space.vectors[:size])
+
+
+async def test_a_text_that_fails_holds_up_nothing(
+    model: LiveModel, encoder: FakeEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 130 long texts two fail, which is told; the others have their places, and so has a version promoted then."""
+    encoder.stumbles = {"poison"}
+    skipped = REGISTRY.get_sample_value("freshet_skipped_texts_total") or 0.0
+    names = [f"long-{number}" for number in range(130)]
+    texts = {name: f"{name} {'words ' * 20_000}" for name in names} | {names[3]: "poison", names[70]: "more poison"}
+    async with running(model):
+        model.apply_items([item(offset, name, text) for offset, (name, text) in enumerate(texts.items())])
+        model.apply_items([item(130, "newest")])
+        await until(lambda: "newest" in model.live.space.index)
+        assert model.side_inputs.items_skipped == (3, 70)
+        model.apply_models([promoted(0, 2)])
+        await until(lambda: model.live.version == 2)
+        for live_names in (model.live.space.index,):
+            assert {*names} - {*live_names} == {names[3], names[70]}
+        assert model.side_inputs.items_skipped == (3, 70)
+        model.apply_items([item(131, names[3], "A better title"), Record(132, NOW, names[4].encode(), None)])
+        await until(lambda: names[3] in model.live.space.index)
+    assert model.side_inputs.items_skipped == (70,)
+    assert not model.live.space.available[model.live.space.index[names[4]]]
+    assert (REGISTRY.get_sample_value("freshet_skipped_texts_total") or 0.0) == skipped + 4
+    assert {entry.offset for entry in caplog.records if entry.message == "text skipped"} == {3, 70}
+    assert max(len(text) for text, _ in encoder.texts) == MAX_TEXT
+
+
+async def test_an_item_whose_newer_text_fails_leaves_the_lists(model: LiveModel, encoder: FakeEncoder) -> None:
+    """Its place was that of a text that no longer holds; a newer text brings it back."""
+    encoder.stumbles = {"poison"}
+    async with running(model):
+        for offset, (title, there) in enumerate([("A title", True), ("poison", False), ("Another title", True)]):
+            model.apply_items([item(offset, "new", title)])
+            await until(lambda offset=offset: model.side_inputs.items_embedded == offset)
+            assert model.live.space.available[model.live.space.index["new"]] == there
+
+
+async def test_a_host_that_is_too_slow_for_a_batch_gets_smaller_ones(model: LiveModel, encoder: FakeEncoder) -> None:
+    """Where even the probe behind a batch has no answer, the next batch is half as large."""
+    sizes: list[int] = []
+    answer = encoder.item_vectors
+
+    async def slow(texts: list[str], version: int) -> np.ndarray:
+        sizes.append(len(texts))
+        if (sizes[0] == 64 and len(texts) > 16) or sizes[-2:-1] in ([64], [32]):
+            raise Unavailable("deadline")
+        return await answer(texts, version)
+
+    encoder.item_vectors = slow
+    async with running(model):
+        model.apply_items([item(number, f"new-{number}") for number in range(64)])
+        await until(lambda: model.side_inputs.items_embedded == 63)
+    assert sizes[:5] == [64, 1, 32, 1, 16]
+    assert model.side_inputs.items_skipped == ()
 
 
 async def test_a_trained_item_keeps_its_trained_vector(model: LiveModel, encoder: FakeEncoder) -> None:

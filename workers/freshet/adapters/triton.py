@@ -96,8 +96,6 @@ class TritonEncoder:
         self._retries = self._burst
         self._breakers: dict[int, Breaker] = {}
         """One per version: a failing canary must not keep the live version from being asked."""
-        self._item_breaker = Breaker()
-        """Apart: a version without an item tower must not keep the live one from being asked."""
 
     def breaker(self, version: int) -> Breaker:
         """The breaker of one version of the user encoder."""
@@ -123,10 +121,13 @@ class TritonEncoder:
         return encoded
 
     async def item_vectors(self, texts: Sequence[str], version: int) -> NDArray[np.float32]:
-        """Vectors `[len(texts), D]` for item texts in the pinned version's space. Raises `Unavailable`."""
+        """Vectors `[len(texts), D]` for item texts in the pinned version's space, asked for once. Raises `Unavailable`.
+
+        Whoever asks tries other texts after a failure (`serving.item_texts`): there is neither retry nor breaker here.
+        """
         raw = np.array([[text.encode()] for text in texts], dtype=np.object_)
         [text_embedding] = await self._infer(
-            self._item_breaker,
+            None,
             "text_encoder",
             TEXT_VERSION,
             {TEXT_ENCODER_INPUTS[0].name: raw},
@@ -134,7 +135,7 @@ class TritonEncoder:
             TEXT_ENCODER_OUTPUTS,
         )
         [vectors] = await self._infer(
-            self._item_breaker,
+            None,
             "item_tower",
             str(version),
             {ITEM_TOWER_INPUTS[0].name: text_embedding},
@@ -168,7 +169,7 @@ class TritonEncoder:
 
     async def _infer(
         self,
-        breaker: Breaker,
+        breaker: Breaker | None,
         model: str,
         version: str,
         tensors: Tensors,
@@ -181,21 +182,25 @@ class TritonEncoder:
             request.set_data_from_numpy(tensors[spec.name])
             requests.append(request)
         wanted = [InferRequestedOutput(spec.name) for spec in outputs]
-        self._retries = min(self._retries + RETRY_RATIO, self._burst)
+        if breaker is not None:
+            self._retries = min(self._retries + RETRY_RATIO, self._burst)
         while True:
-            breaker.check()
+            if breaker is not None:
+                breaker.check()
             try:
                 result = await self._client.infer(
                     model, requests, model_version=version, outputs=wanted, client_timeout=self._deadline
                 )
             except (InferenceServerException, grpc.aio.AioRpcError) as error:
-                breaker.failed()
-                if self._retries < 1.0:
+                if breaker is not None:
+                    breaker.failed()
+                if breaker is None or self._retries < 1.0:
                     raise Unavailable(f"{model} at Triton: {_why(error)}") from error
                 self._retries -= 1.0
                 await asyncio.sleep(0.02)
             else:
-                breaker.succeeded()
+                if breaker is not None:
+                    breaker.succeeded()
                 return [result.as_numpy(spec.name) for spec in outputs]
 
 

@@ -15,6 +15,12 @@ TEXT_FIELDS: tuple[TextField, ...] = ("title", "category", "description")
 """Fields of an item that its text is joined from, in order, unless the settings say otherwise."""
 
 
+MAX_TEXT = 4096
+"""Characters of a text that are sent to the text encoder, which reads 128 tokens: a token is a word or at most 18
+characters of one, so that 128 of them and the spaces between them take 2,432. What a text says behind that was never
+read, unless more than a thousand characters before it are spaces or words of a hundred letters."""
+
+
 class CatalogueItem(msgspec.Struct, frozen=True, gc=False):
     """An item of the catalogue: a record of the items topic, keyed by item id. A record without value withdraws it.
 
@@ -37,8 +43,8 @@ class CatalogueItem(msgspec.Struct, frozen=True, gc=False):
     available: bool = True
 
     def text(self, fields: Sequence[str] = TEXT_FIELDS) -> str:
-        """What the text encoder reads: these of its fields that hold something."""
-        return ". ".join(part for field in fields if (part := getattr(self, field)))
+        """What the text encoder reads: these of its fields that hold something, up to `MAX_TEXT` characters."""
+        return ". ".join(part for field in fields if (part := getattr(self, field)))[:MAX_TEXT]
 
 
 class Text(NamedTuple):

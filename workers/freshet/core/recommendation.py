@@ -65,7 +65,10 @@ class AsOf(msgspec.Struct, frozen=True, gc=False):
     ts: Time
 
 
-class SideInputs(msgspec.Struct, frozen=True, gc=False):
+MAX_SKIPPED = 64
+
+
+class SideInputs(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The newest offsets of the side-input topics that the list was made with, -1 for none.
 
     Attributes:
@@ -74,12 +77,15 @@ class SideInputs(msgspec.Struct, frozen=True, gc=False):
         models: Offset in the models topic.
         items_embedded: Offset in the items topic up to which cold items have their place: an item is available or not
             at once, but placed only when its text is encoded.
+        items_skipped: Offsets up to there of texts that the encoder could not place, ascending: the items that they
+            describe are in no list. Of very many the newest `MAX_SKIPPED` are named.
     """
 
     items: Int64
     popularity: Int64
     models: Int64
     items_embedded: Int64 = -1
+    items_skipped: tuple[Int64, ...] = ()
 
 
 class Timings(msgspec.Struct, frozen=True, gc=False):

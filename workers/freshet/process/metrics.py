@@ -37,6 +37,9 @@ BREAKER_OPEN = Gauge(
 )
 COLD_ITEMS = Gauge("freshet_cold_items", "Rankable items that the model version was not trained on.")
 BAD_SIDE_INPUTS = Counter("freshet_bad_side_inputs_total", "Unreadable records of side-input topics.", ["topic"])
+SKIPPED_TEXTS = Counter(
+    "freshet_skipped_texts_total", "Texts of new items that the encoder could not place, though it answered others."
+)
 FEATURE_RETRIES = Counter("freshet_feature_write_retries_total", "Feature-store writes tried again.")
 
 ARCHIVED = Counter("freshet_archived_records_total", "Records in finished files of the archive.", ["topic"])

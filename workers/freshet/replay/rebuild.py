@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +22,7 @@ from freshet.core.events import ERASE
 from freshet.core.features import featurise
 from freshet.core.popularity import Partial, decode_partial, total
 from freshet.core.ranking import Prior
-from freshet.core.recommendation import Recommendation, SideInputs
+from freshet.core.recommendation import MAX_SKIPPED, Recommendation, SideInputs
 from freshet.core.state import UserState, empty_state, fold
 from freshet.logs.source import events
 from freshet.ports import Encoded, Encoder, Log, Record
@@ -49,7 +50,9 @@ class SideInputTopics:
     popularity: Sequence[Record]
 
     def has(self, side_inputs: SideInputs) -> bool:
-        """Whether what stood at these offsets can still be read: compaction may have taken it."""
+        """Whether what stood at these offsets is known and can still be read: compaction may have taken it."""
+        if len(side_inputs.items_skipped) == MAX_SKIPPED:  # there may be more
+            return False
         return _is_whole(self.items, side_inputs.items) and _is_whole(self.popularity, side_inputs.popularity)
 
 
@@ -158,7 +161,12 @@ class Rebuilder:
     async def _live_at(self, side_inputs: SideInputs) -> ServableVersion:
         """The version with the catalogue as it stood; going back means beginning anew."""
         model = self._model
-        if model is None or side_inputs.items < self._at.items or side_inputs.items_embedded < self._at.items_embedded:
+        if (
+            model is None
+            or side_inputs.items < self._at.items
+            or side_inputs.items_embedded < self._at.items_embedded
+            or side_inputs.items_skipped != self._at.items_skipped
+        ):
             model = self._model = LiveModel(self._encoder, self._repository, text_fields=self._text_fields)
             self._items_read = 0
             await model.start(self.version)
@@ -168,7 +176,7 @@ class Rebuilder:
             due.append(records[self._items_read])
             self._items_read += 1
         model.apply_items(due)
-        await model.settle(side_inputs.items_embedded)
+        await model.settle(side_inputs.items_embedded, side_inputs.items_skipped)
         self._at = side_inputs
         assert model.live is not None
         return model.live
@@ -195,13 +203,13 @@ def _state(one: PublishedList) -> UserState:
     return one.state
 
 
-def _side_inputs(one: PublishedList) -> tuple[int, int, int]:
+def _side_inputs(one: PublishedList) -> tuple[tuple[int, ...], int, int, int]:
     side_inputs = one.list.side_inputs
-    return side_inputs.items, side_inputs.items_embedded, side_inputs.popularity
+    return side_inputs.items_skipped, side_inputs.items, side_inputs.items_embedded, side_inputs.popularity
 
 
 def _same(one: SideInputs, other: SideInputs) -> bool:
-    return (one.items, one.items_embedded, one.popularity) == (other.items, other.items_embedded, other.popularity)
+    return msgspec.structs.replace(one, models=0) == msgspec.structs.replace(other, models=0)
 
 
 def embeddings_equal(stored: Sequence[float] | None, made: np.ndarray) -> bool:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from freshet.bundle.bundle import Bundle, BundleError, load_bundle
 from freshet.bundle.signature import load_trusted
@@ -25,13 +27,12 @@ from freshet.core.assignment import variant
 from freshet.core.catalogue import TEXT_FIELDS, Catalogue, CatalogueItem, Text
 from freshet.core.popularity import Partial, decode_partial, total
 from freshet.core.ranking import ItemSpace
-from freshet.core.recommendation import SideInputs
+from freshet.core.recommendation import MAX_SKIPPED, SideInputs
 from freshet.core.rollout import MODEL, Rollout, Versions
 from freshet.ports import Encoder, Record, Unavailable
 from freshet.process import metrics
+from freshet.serving.item_texts import TextEmbedder
 
-COLD_BATCH = 64
-"""Item texts per encoder call."""
 RETRY_SECONDS = 1.0
 CATCH_UP_SECONDS = 5.0
 TICK_SECONDS = 0.05
@@ -55,6 +56,8 @@ class ServableVersion:
     unembedded: deque[Text] = field(default_factory=deque)
     """Texts of cold items, in offset order, that have no place in the space yet; superseded ones too: what stands
     where is then told by two offsets alone, whether the worker has been running or has just begun."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Items whose newest text could not be placed, with the offset of that text: they are in no list."""
 
     @property
     def length(self) -> int:
@@ -89,7 +92,7 @@ class LiveModel:
 
         `text_fields` are the fields of a catalogue item that its text is joined from.
         """
-        self._encoder = encoder
+        self._embedder = TextEmbedder(encoder)
         self._repository = repository
         self._trusted = trusted
         self._catalogue = Catalogue(text_fields)
@@ -110,11 +113,12 @@ class LiveModel:
     @property
     def side_inputs(self) -> SideInputs:
         """The newest applied offset of each side-input topic, and how far cold items have their place."""
-        return self._side_inputs(self.live.unembedded if self.live is not None else deque())
+        return self._side_inputs(self.live.unembedded, self.live.skipped) if self.live else self._side_inputs((), {})
 
-    def _side_inputs(self, unembedded: deque[Text]) -> SideInputs:
+    def _side_inputs(self, unembedded: Sequence[Text], skipped: Mapping[str, int]) -> SideInputs:
         items_embedded = unembedded[0].offset - 1 if unembedded else self._offsets["items"]
-        return SideInputs(**self._offsets, items_embedded=items_embedded)
+        newest = tuple(sorted(skipped.values())[-MAX_SKIPPED:])
+        return SideInputs(**self._offsets, items_embedded=items_embedded, items_skipped=newest)
 
     @property
     def promoted(self) -> int | None:
@@ -162,7 +166,7 @@ class LiveModel:
         if text is not None and text.offset == record.offset:
             self._describe(text)
         for live in self._ready.values():
-            live.space.set_available(item.item_id, self._is_rankable(item, live.space))
+            live.space.set_available(item.item_id, self._is_rankable(item, live.space, live.skipped))
         return None
 
     def _apply_each(self, topic: str, records: Sequence[Record], apply: Callable[[Record], str | None]) -> None:
@@ -216,7 +220,7 @@ class LiveModel:
 
     def _note_side_inputs(self) -> None:
         for live in self._ready.values():
-            live.side_inputs = self._side_inputs(live.unembedded)
+            live.side_inputs = self._side_inputs(live.unembedded, live.skipped)
 
     async def start(self, first: int) -> None:
         """Make the first version live: the promoted one, or `first` where none was.
@@ -234,7 +238,7 @@ class LiveModel:
                 log.warning("the candidate waits", extra={"why": str(error)})
                 self._work.set()
             else:
-                self._make_ready(bundle, self._space(bundle), self._before_start)
+                self._make_ready(bundle, self._space(bundle), self._before_start, {})
         self._arriving = [texts for texts in self._arriving if texts is not self._before_start]
         self._before_start = deque()
 
@@ -264,9 +268,12 @@ class LiveModel:
                 await asyncio.sleep(RETRY_SECONDS)
                 self._work.set()
 
-    async def settle(self, up_to: int | None = None) -> None:
-        """Chart every cold item now, or those described up to an offset of the items topic. Raises `Unavailable`."""
-        await self._embed_cold(up_to)
+    async def settle(self, up_to: int | None = None, without: Collection[int] = ()) -> None:
+        """Chart every cold item now, or those described up to an offset of the items topic. Raises `Unavailable`.
+
+        Texts at the offsets `without` are skipped, as if the encoder could not place them.
+        """
+        await self._embed_cold(up_to, without)
 
     def _wanted(self) -> list[int]:
         """The versions that have a part, the live one first."""
@@ -291,26 +298,27 @@ class LiveModel:
         space = await asyncio.to_thread(self._space, bundle)
         cold = [text for text in self._catalogue.texts.values() if not space.is_trained(text.item_id)]
         arriving: deque[Text] = deque()
+        done = 0
         self._arriving.append(arriving)
+        skipped: dict[str, int] = {}
         try:
-            for start in range(0, len(cold), COLD_BATCH):
-                batch = cold[start : start + COLD_BATCH]
-                vectors = await self._encoder.item_vectors([text.text for text in batch], version)
-                space.add_cold([text.item_id for text in batch], vectors)
+            while batch := self._embedder.batch(cold[done:]):
+                _place(space, skipped, await self._embedder.vectors(batch, version))
+                done += len(batch)
         finally:
             self._arriving = [texts for texts in self._arriving if texts is not arriving]
-        self._make_ready(bundle, space, arriving)
+        self._make_ready(bundle, space, arriving, skipped)
 
-    def _make_ready(self, bundle: Bundle, space: ItemSpace, texts: Iterable[Text]) -> None:
+    def _make_ready(self, bundle: Bundle, space: ItemSpace, texts: Iterable[Text], skipped: dict[str, int]) -> None:
         """Let a version have its part; `texts` are those that have no place in its space yet."""
         version = int(bundle.path.name)
         space.set_popularity(total(self._partials.values()))
         for item in self._catalogue.items.values():
-            space.set_available(item.item_id, self._is_rankable(item, space))
+            space.set_available(item.item_id, self._is_rankable(item, space, skipped))
         unembedded = deque(text for text in texts if not space.is_trained(text.item_id))
-        side_inputs = self._side_inputs(unembedded)
+        side_inputs = self._side_inputs(unembedded, skipped)
         self._ready[version] = ServableVersion(
-            version, bundle, space, bundle.item_index, bundle.type_index, side_inputs, unembedded
+            version, bundle, space, bundle.item_index, bundle.type_index, side_inputs, unembedded, skipped
         )
         self._work.set()
         self._take_effect()
@@ -333,21 +341,22 @@ class LiveModel:
         metrics.CANDIDATE_VERSION.set(self.candidate.step.version if self.candidate is not None else 0)
         self._ready = {v: one for v, one in self._ready.items() if v in wanted or one is self.live}
 
-    async def _embed_cold(self, up_to: int | None = None) -> None:
+    async def _embed_cold(self, up_to: int | None = None, without: Collection[int] = ()) -> None:
         """Give the unembedded items a place in each version's space; a new step of a version goes first."""
         steps = self._steps
         for live in list(self._ready.values()):
             while live.unembedded and self._ready.get(live.version) is live and self._steps == steps:
-                batch = [text for text in islice(live.unembedded, COLD_BATCH) if up_to is None or text.offset <= up_to]
+                batch = self._embedder.batch(text for text in live.unembedded if up_to is None or text.offset <= up_to)
                 if not batch:
                     break
-                vectors = await self._encoder.item_vectors([text.text for text in batch], live.version)
+                wanted = [text for text in batch if text.offset not in without]
+                vectors = await self._embedder.vectors(wanted, live.version) if wanted else {}
                 for _ in batch:
                     live.unembedded.popleft()
-                live.space.add_cold([text.item_id for text in batch], vectors)
+                _place(live.space, live.skipped, {text: vectors.get(text) for text in batch})
                 for text in batch:
                     item = self._catalogue.items[text.item_id]
-                    live.space.set_available(text.item_id, self._is_rankable(item, live.space))
+                    live.space.set_available(text.item_id, self._is_rankable(item, live.space, live.skipped))
                 self._note_side_inputs()
                 if live is self.live:
                     metrics.COLD_ITEMS.set(live.space.size - live.space.trained)
@@ -362,5 +371,19 @@ class LiveModel:
             log.warning("texts differ", extra={"why": f"the version was trained on {theirs}, new items have {ours}"})
         return ItemSpace(bundle.item_ids, bundle.item_vectors, bundle.item_lifts)
 
-    def _is_rankable(self, item: CatalogueItem, space: ItemSpace) -> bool:
-        return item.available and (bool(self._catalogue.text(item)) or space.is_trained(item.item_id))
+    def _is_rankable(self, item: CatalogueItem, space: ItemSpace, skipped: Mapping[str, int]) -> bool:
+        placed = bool(self._catalogue.text(item)) and item.item_id not in skipped
+        return item.available and (placed or space.is_trained(item.item_id))
+
+
+def _place(space: ItemSpace, skipped: dict[str, int], vectors: Mapping[Text, NDArray[np.float32] | None]) -> None:
+    """Give items the places of their texts, in the order of the texts; without a vector an item is skipped."""
+    placed: dict[str, NDArray[np.float32]] = {}
+    for text, vector in vectors.items():
+        if vector is None:
+            skipped[text.item_id] = text.offset
+        else:
+            skipped.pop(text.item_id, None)
+            placed[text.item_id] = vector
+    if placed:
+        space.add_cold(list(placed), np.stack(list(placed.values())))
