@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 from freshet.adapters.onnx import OnnxEncoder
 from freshet.adapters.triton import TritonEncoder
 from freshet.bundle.bundle import load_bundle
+from freshet.core.catalogue import CatalogueItem, encode_item
 from freshet.core.features import TOP_K, Tensors, featurise
-from freshet.ports import Encoder, Unavailable
+from freshet.ports import Encoder, Record, Unavailable
+from freshet.serving.live_versions import LiveModel
+from freshet.settings import Settings
 
 from deploy import local
 from deploy.local import Stack
@@ -87,3 +91,26 @@ async def test_a_version_that_is_not_there_is_unavailable(in_process: Encoder, t
     with pytest.raises(Unavailable, match="does not exist"):
         await encoder.item_vectors(["x"], 1)
     encoder.close()
+
+
+async def test_long_descriptions_hold_up_no_new_item(triton: Stack) -> None:
+    """The deadline that ships is enough for 130 descriptions of 100 kB, and for the item behind them."""
+    encoder = TritonEncoder(triton.triton_grpc, Settings().triton_deadline)
+    model = LiveModel(encoder, REPOSITORY)
+    await model.start(1)
+    names = [f"long-{number}" for number in range(130)]
+    texts = {name: f"{name} {'a long description ' * 5_300}" for name in names} | {"short": "A short title"}
+    model.apply_items(
+        [
+            Record(offset, 0, name.encode(), encode_item(CatalogueItem(name, description=text)))
+            for offset, (name, text) in enumerate(texts.items())
+        ]
+    )
+    running = asyncio.create_task(model.run())
+    async with asyncio.timeout(120):
+        while model.side_inputs.items_embedded < len(names):  # noqa: ASYNC110 - a model tells nobody when it changes
+            await asyncio.sleep(0.05)
+    running.cancel()
+    assert model.side_inputs.items_skipped == ()
+    assert {*texts} <= {*model.live.space.index}
+    await encoder.close()
