@@ -103,7 +103,7 @@ async def test_going_on_from_a_checkpoint_is_as_if_never_cut_off(partitions: int
     log = records(stream(), partitions)
     whole = await replayed(log, judged=True)
     first = await open_replay(Kept(), judged=True)
-    await first.feed(list(islice(steps(log, {}, SETTINGS.behaviours), 150)))
+    await first.feed(list(islice(steps(log, {}, SETTINGS), 150)))
     await first.drain()
     write_checkpoint(tmp_path / "file", Checkpoint("", 1, {}, first.saved(), first._states.saved()))
     checkpoint = read_checkpoint(tmp_path / "file")
@@ -112,7 +112,7 @@ async def test_going_on_from_a_checkpoint_is_as_if_never_cut_off(partitions: int
     restored.restore(checkpoint.states)
     second._states = restored
     await second.restore(checkpoint.replay)
-    await second.feed(list(steps(log, second.positions, SETTINGS.behaviours)))
+    await second.feed(list(steps(log, second.positions, SETTINGS)))
     await second.finish()
     assert digest(second) == digest(whole)
     assert second.counts == whole.counts

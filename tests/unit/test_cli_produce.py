@@ -6,7 +6,8 @@ import pytest
 from freshet.cli import produce
 from freshet.cli.console import plain
 from freshet.cli.errors import UserError
-from freshet.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
+from freshet.core.events import Event, encode_event
+from freshet.settings import Settings
 
 GOOD = encode_event(Event("e1", "u1", "click", 881_250_949_000, item_id="i1"))
 
@@ -25,7 +26,7 @@ class FakeSender(produce._Sender):
 
 def send(text: bytes, *, strict: bool = False, judge: produce.Judge | None = None) -> tuple[FakeSender, int]:
     sender = FakeSender()
-    judge = judge or produce.event_judge(DEFAULT_BEHAVIOURS)
+    judge = judge or produce.event_judge(Settings())
     return sender, produce._send_lines(io.BytesIO(text), len(text), sender, judge, rate=None, strict=strict)
 
 
@@ -63,7 +64,9 @@ def test_strict_stops_at_the_first_bad_line() -> None:
     sender = FakeSender()
     source = io.BytesIO(GOOD + b"\nnonsense\n" + GOOD)
     with pytest.raises(UserError, match="line 2: not_json"):
-        produce._send_lines(source, None, sender, produce.event_judge({"click"}), rate=None, strict=True)
+        produce._send_lines(
+            source, None, sender, produce.event_judge(Settings(behaviours={"click": 1.0})), rate=None, strict=True
+        )
     assert len(sender.lines) == 1
 
 

@@ -21,6 +21,7 @@ from freshet.core.recommendation import Recommendation, decode_recommendation
 from freshet.core.rollout import Report, Rollout, decode_record
 from freshet.ports import Record
 from freshet.report.results_file import ResultsError, read_results
+from freshet.settings import Settings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,14 +124,14 @@ def test_what_was_decoded_can_be_written_again() -> None:
         raw = EVENT % harm
         event = decode_event(raw, b"u")
         assert decode_event(encode_event(event), b"u") == event
-        assert event_rows(0, [Record(0, NOW, b"u", raw)], ["view"])["context"].to_pylist() != [None]
+        assert event_rows(0, [Record(0, NOW, b"u", raw)], Settings())["context"].to_pylist() != [None]
 
 
 def test_hostile_records_have_rows_in_the_archive() -> None:
     """An archiver that ends at one ends at every start."""
     records = [Record(at, NOW, b"a", ITEM % harm) for at, harm in enumerate(HOSTILE.values())]
     assert item_rows(0, records)["item_id"].null_count == len(records)
-    assert event_rows(0, records, ["view"])["bad_reason"].null_count == 0
+    assert event_rows(0, records, Settings())["bad_reason"].null_count == 0
 
 
 def numpy_file(header: str) -> bytes:

@@ -53,7 +53,7 @@ def record(offset: int, ts: int, user: str = "u") -> Record:
 
 def order(log: ListLog, positions: dict[int, Position] | None = None) -> list[tuple[int, int]]:
     """Partition and offset of each step."""
-    return [(step.partition, step.record.offset) for step in steps(log, positions or {}, DEFAULT_BEHAVIOURS)]
+    return [(step.partition, step.record.offset) for step in steps(log, positions or {}, Settings())]
 
 
 def test_partitions_are_merged_by_event_time() -> None:
@@ -78,7 +78,7 @@ def test_a_merge_goes_on_where_it_stopped() -> None:
     )
     whole = order(log)
     positions: dict[int, Position] = {}
-    for number, step in enumerate(steps(log, {}, DEFAULT_BEHAVIOURS), 1):
+    for number, step in enumerate(steps(log, {}, Settings()), 1):
         positions[step.partition] = Position(step.record.offset + 1, step.clock)
         assert order(log, positions) == whole[number:]
 

@@ -139,8 +139,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A canary is rolled back where it takes so many times as long as the live version for the same users."""
     canary_overlap: Fraction = 0.1
     """A canary is rolled back where its lists have less in common with the live version's (mean average overlap)."""
+    event_ahead: Seconds = 86_400.0
+    """How much later than its record's time an event's `ts` may be; a later event is a dead letter."""
     popularity_half_life: Seconds = 7 * 86_400.0
     """Half-life of an interaction in the popularity prior, in event time."""
+
+    def latest_ts(self, record_ms: int) -> int:
+        """The latest `ts` (ms) of an event whose record has this time (ms)."""
+        return record_ms + int(self.event_ahead * 1000)
 
     def of_variant(self, name: str) -> Settings:
         """What holds for the users of a variant; for a name that is none, what holds for all."""

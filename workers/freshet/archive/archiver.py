@@ -146,7 +146,7 @@ class Archiver:
 
     def _event_rows(self, chain: Chain, records: Sequence[Record]) -> pa.Table:
         """The rows of a file to be, its erasures noted before it counts."""
-        table = event_rows(chain.partition, records, self._settings.behaviours)
+        table = event_rows(chain.partition, records, self._settings)
         if users := erasures(table):
             chain.begin_erasing(users)
         return table

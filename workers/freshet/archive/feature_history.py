@@ -83,7 +83,7 @@ async def extend(settings: Settings, started: Callable[[int | None], Any], advan
             started(log.total)
             for partition, chain in chains.items():
                 one = _Partition(settings, chain, states, done)
-                for run in decoded(log, partition, settings.behaviours, states.positions.get(partition, 0)):
+                for run in decoded(log, partition, settings, states.positions.get(partition, 0)):
                     await one.take(run)
                     advanced(len(run))
                 await one.save()

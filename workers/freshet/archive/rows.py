@@ -8,7 +8,7 @@ the place of a record that was taken out with its user; it is no record.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from freshet.core.catalogue import CatalogueItem, decode_item
 from freshet.core.events import ERASE, BadEvent, Event, decode_event
 from freshet.ports import Fetched, Record
+from freshet.settings import Settings
 
 SCHEMA_VERSION = "1"
 SCHEMA_KEY = b"freshet.schema"
@@ -64,9 +65,12 @@ _REASON = "bad_reason"
 ERASED = "erased"
 
 
-def event_rows(partition: int, records: Sequence[Fetched], behaviours: Collection[str]) -> pa.Table:
+def event_rows(partition: int, records: Sequence[Fetched], settings: Settings) -> pa.Table:
     """Records of the events topic as rows of `EVENTS`."""
-    decoded = [decode_event(one.value, one.key, behaviours, one.headers) for one in records]
+    decoded = [
+        decode_event(one.value, one.key, settings.behaviours, one.headers, settings.latest_ts(one.timestamp))
+        for one in records
+    ]
     events = [one if isinstance(one, Event) else None for one in decoded]
     columns = [
         [event and event.event_id for event in events],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple
@@ -20,6 +20,7 @@ from freshet.core.catalogue import decode_item
 from freshet.core.decoding import Undecodable
 from freshet.core.events import BadEvent, decode_event
 from freshet.core.lines import item_line, user_line
+from freshet.settings import Settings
 
 SHOWN_BAD_LINES = 20
 """Bad lines reported one by one; the rest are counted."""
@@ -35,12 +36,14 @@ class Line(NamedTuple):
 Judge = Callable[[bytes], Line]
 
 
-def event_judge(behaviours: Collection[str]) -> Judge:
+def event_judge(settings: Settings) -> Judge:
     """Judges a line as the worker will."""
 
     def judge(line: bytes) -> Line:
         key = _key_of_event(line)
-        event = decode_event(line, key or b"", behaviours)
+        event = decode_event(
+            line, key or b"", settings.behaviours, latest_ts=settings.latest_ts(int(time.time() * 1000))
+        )
         return Line(key, f"{event.reason}: {event.detail}" if isinstance(event, BadEvent) else None)
 
     return judge
@@ -80,7 +83,7 @@ def produce(
         raise typer.BadParameter("--raw goes with neither --items nor --strict")
     settings = resolve(config, directory, kafka=kafka).settings
     topic = settings.items_topic if items else settings.events_topic
-    judge = judge_nothing if raw else judge_item if items else event_judge(settings.behaviours)
+    judge = judge_nothing if raw else judge_item if items else event_judge(settings)
     began = time.monotonic()
     with _open(file) as (source, size):
         require_topics(settings, topic)

@@ -126,7 +126,7 @@ def _has_left(source: Source, kept: _Kept) -> bool:
     return any(
         isinstance(event, Event) and event.type in left
         for partition in log.partitions
-        for run in decoded(log, partition, source.settings.behaviours, kept.ends.get(partition, 0))
+        for run in decoded(log, partition, source.settings, kept.ends.get(partition, 0))
         for _, event in run
     )
 
@@ -145,7 +145,7 @@ def _export(source: Source, path: Path, now_ms: int) -> tuple[dict[int, int], di
     kept = read = 0
     with written_whole(path) as partial, partial.open("wb") as file, progress(None, "events") as advance:
         for partition in log.partitions:
-            for record, event in chain.from_iterable(decoded(log, partition, source.settings.behaviours)):
+            for record, event in chain.from_iterable(decoded(log, partition, source.settings)):
                 read += 1
                 ends[partition] = record.offset + 1
                 if isinstance(event, BadEvent):

@@ -92,6 +92,7 @@ class BadReason(StrEnum):
     MISSING_ITEM = "missing_item"
     KEY_MISMATCH = "key_mismatch"
     UNREADABLE = "unreadable"
+    AHEAD_OF_TIME = "ahead_of_time"
 
     @property
     def words(self) -> str:
@@ -159,6 +160,7 @@ def decode_event(
     key: bytes | None,
     behaviours: Collection[str] = DEFAULT_BEHAVIOURS,
     headers: Collection[tuple[str, bytes | None]] = (),
+    latest_ts: int = MAX_TS_MS,
 ) -> Event | BadEvent:
     """Decode one record of the events topic.
 
@@ -166,6 +168,15 @@ def decode_event(
     only if they share a key. CloudEvents binary-mode headers (`ce_id`,
     `ce_type`, `ce_time`; CloudEvents Kafka protocol binding 1.0.2) fill fields
     that the JSON body leaves out.
+
+    An event's `ts` may be `latest_ts` (ms) at most: the record's own time and a
+    margin. Behind it popularity, which decays by event time, would count one
+    event for more than all others. The record's time is the broker's on a topic
+    with `LogAppendTime`, as `freshet up` makes it. With `CreateTime` the producer
+    sets it, and the broker bounds it (`message.timestamp.after.max.ms`, an hour).
+    The wall clock would do for a worker alone: a replay must decide as the worker
+    did. What a user asks for (`CONTROL_TYPES`) is never refused for its time: its
+    `ts` is set back to `latest_ts`.
     """
     if not value:
         return BadEvent(BadReason.EMPTY, "the record has no value")
@@ -176,7 +187,13 @@ def decode_event(
     event = _decoded(value, headers)
     if isinstance(event, Undecodable):
         return BadEvent(BadReason.INVALID if event.well_formed else BadReason.NOT_JSON, event.why)
-    return _refused(event, key, behaviours) or event
+    refused = _refused(event, key, behaviours)
+    if refused is not None or event.ts <= latest_ts:
+        return refused or event
+    if event.type in CONTROL_TYPES:
+        return msgspec.structs.replace(event, ts=max(MIN_TS_MS, latest_ts))
+    ahead = (event.ts - latest_ts) / 1000
+    return BadEvent(BadReason.AHEAD_OF_TIME, f"ts is {ahead:,.0f} s later than the record's time allows (event_ahead)")
 
 
 def _decoded(value: bytes, headers: Collection[tuple[str, bytes | None]]) -> Event | Undecodable:

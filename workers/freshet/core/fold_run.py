@@ -111,7 +111,7 @@ class OpenState:
         self._chars += len(item) + len(event.type) + 2
         while len(items) > history or self._chars > LOG_CHARS:
             self._drop_oldest()
-        return FIRST_TOUCH if first else APPLIED
+        return FIRST_TOUCH if first and not state.withdrawn else APPLIED
 
     def _drop_oldest(self) -> None:
         item, kind = self._items.pop(0), self._types.pop(0)

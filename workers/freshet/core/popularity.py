@@ -105,7 +105,14 @@ def encode_partial(partial: Partial) -> bytes:
     return _encoder.encode(partial)
 
 
-def decode_partial(value: bytes) -> Partial | str:
-    """Decode a record of the popularity topic, or say in a sentence why it is none."""
+def decode_partial(value: bytes, latest_ts: int = MAX_TS_MS) -> Partial | str:
+    """Decode a record of the popularity topic, or say in a sentence why it is none.
+
+    Counts as of a time after `latest_ts` (ms) are none: an event of the future has made nothing of all others.
+    """
     partial = decode(_decoder, value)
-    return f"no counts of a partition: {partial.why}" if isinstance(partial, Undecodable) else partial
+    if isinstance(partial, Undecodable):
+        return f"no counts of a partition: {partial.why}"
+    if partial.ts > latest_ts:
+        return f"the counts of partition {partial.partition} are of a time to come: `freshet popularity repair`"
+    return partial

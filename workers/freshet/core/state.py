@@ -55,7 +55,9 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
 
     `feature_ts` is the strictly increasing timestamp in µs under which features
     are written to the online store, which drops older ones. `folded` counts
-    the events applied.
+    the events applied. `withdrawn` says that the user opted out or was erased once. Which
+    items they had touched before is forgotten, so nothing of theirs counts as a first
+    touch again: who opts out and in a thousand times counts once for an item.
     """
 
     partition: int
@@ -71,6 +73,7 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     feature_ts: int = 0
     folded: int = 0
     consent: Consent = Consent.GIVEN
+    withdrawn: bool = False
 
     @property
     def items(self) -> list[str]:
@@ -119,7 +122,7 @@ class Outcome(IntEnum):
 
     APPLIED = 0
     FIRST_TOUCH = 1
-    """Applied, and the user's first event on this item as far as the state remembers."""
+    """Applied, and the user's first event on this item as far as the state remembers; never after a withdrawal."""
     REDELIVERED = 2
     DUPLICATE = 3
     IGNORED = 4
@@ -167,7 +170,7 @@ def fold(state: UserState, event: Event, partition: int, offset: int, history: i
     state.time_log += event.ts.to_bytes(8, "little")
     while len(state.time_log) > 8 * history or len(state.item_log) + len(state.type_log) > LOG_CHARS:
         _drop_oldest(state)
-    return FIRST_TOUCH if first else APPLIED
+    return FIRST_TOUCH if first and not state.withdrawn else APPLIED
 
 
 def advance(state: UserState, partition: int, offset: int) -> bool:
@@ -237,6 +240,7 @@ def _fold_control(state: UserState, event: Event, marked_id: str) -> None:
         state.event_id_log = _append(state.event_id_log, marked_id, EVENT_IDS)
         return
     state.consent = Consent.ERASED if event.type == ERASE else max(state.consent, Consent.OPTED_OUT)
+    state.withdrawn = True
     state.event_id_log = marked_id if event.type == OPT_OUT else ID_SEPARATOR
     state.item_log = state.type_log = state.seen_log = ID_SEPARATOR
     state.time_log = b""

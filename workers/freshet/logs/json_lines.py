@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from freshet.ports import RUN_RECORDS, WHOLE, EmptyLog, LogError, Record, Window
 
 
 class JsonLinesLog:
-    """Events one a line: partition 0, the offset counts lines from 0, the time is the event's own.
+    """Events one a line: partition 0, the offset counts lines from 0, the time is the event's own, now at the latest.
 
     A line whose user id cannot be read has no key, and becomes a dead letter as
     it would on the stream.
@@ -32,6 +33,7 @@ class JsonLinesLog:
         self.total = lines if window.is_whole else None
         self._path = path
         self.starts = None
+        self._now_ms = int(time.time() * 1000)
 
     def read(self, partition: int, start: int = 0) -> Iterator[list[Record]]:
         """Runs of lines from a line number on."""
@@ -39,7 +41,7 @@ class JsonLinesLog:
         with self._path.open("rb") as file:
             lines = islice(enumerate(line for raw in file if (line := raw.strip())), start, None)
             while numbered := list(islice(lines, RUN_RECORDS)):
-                run = [_record(offset, line) for offset, line in numbered]
+                run = [_record(offset, line, self._now_ms) for offset, line in numbered]
                 if window is not None:
                     run = [record for record in run if window.holds(partition, record)]
                 if run:
@@ -49,8 +51,8 @@ class JsonLinesLog:
         """Files are open only while they are read."""
 
 
-def _record(offset: int, line: bytes) -> Record:
+def _record(offset: int, line: bytes, now_ms: int) -> Record:
     event = event_line(line)
     if isinstance(event, Undecodable):
         return Record(offset, 0, None, line)
-    return Record(offset, event.ts, event.user_id.encode(), line)
+    return Record(offset, min(event.ts, now_ms), event.user_id.encode(), line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from freshet.archive.reader import ArchiveLog, topic_folder
@@ -42,17 +42,22 @@ def _check(window: Window) -> None:
 
 
 def decoded(
-    log: Log, partition: int, behaviours: Collection[str], start: int = 0
+    log: Log, partition: int, settings: Settings, start: int = 0
 ) -> Iterator[list[tuple[Record, Event | BadEvent]]]:
     """Runs of one partition from an offset on, each record with its event, or with the reason why it is none."""
     for run in log.read(partition, start):
-        yield [(record, decode_event(record.value, record.key, behaviours, record.headers)) for record in run]
+        yield [(record, _event(record, settings)) for record in run]
 
 
-def events(log: Log, behaviours: Collection[str]) -> Iterator[tuple[int, Record, Event]]:
+def _event(record: Record, settings: Settings) -> Event | BadEvent:
+    latest = settings.latest_ts(record.timestamp)
+    return decode_event(record.value, record.key, settings.behaviours, record.headers, latest)
+
+
+def events(log: Log, settings: Settings) -> Iterator[tuple[int, Record, Event]]:
     """All events of a log with their partitions and records, partition by partition; other records are left out."""
     for partition in log.partitions:
-        for run in decoded(log, partition, behaviours):
+        for run in decoded(log, partition, settings):
             for record, event in run:
                 if isinstance(event, Event):
                     yield partition, record, event

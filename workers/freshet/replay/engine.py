@@ -242,7 +242,8 @@ class Replay:
         if outcome is FIRST_TOUCH:
             if self._judging:
                 self._actions.append(self._act(event, history))
-            clock.add(event.item_id or "")
+            if self._settings.behaviours.get(event.type, 0.0) > 0:
+                clock.add(event.item_id or "")
         if state.consent:
             self.forgotten[user] = event.ts
         elif self._wants_training_rows and event.item_id is not None:

@@ -8,7 +8,7 @@ event time it has come to.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import NamedTuple
@@ -18,6 +18,7 @@ import msgspec
 from freshet.core.events import BadEvent, Event
 from freshet.logs.source import decoded
 from freshet.ports import Fetched, Log
+from freshet.settings import Settings
 
 
 class Position(NamedTuple):
@@ -36,10 +37,10 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     clock: int
 
 
-def steps(log: Log, positions: Mapping[int, Position], behaviours: Collection[str]) -> Iterator[Step]:
+def steps(log: Log, positions: Mapping[int, Position], settings: Settings) -> Iterator[Step]:
     """All records of the log from `positions` on, in the order of the replay."""
     streams = [
-        _partition(log, partition, positions.get(partition, Position()), behaviours) for partition in log.partitions
+        _partition(log, partition, positions.get(partition, Position()), settings) for partition in log.partitions
     ]
     return chain.from_iterable(streams[0] if len(streams) == 1 else _merged(streams))
 
@@ -73,9 +74,9 @@ def _clock_then_partition(step: Step) -> tuple[int, int]:
 _clock = attrgetter("clock")
 
 
-def _partition(log: Log, partition: int, start: Position, behaviours: Collection[str]) -> Iterator[list[Step]]:
+def _partition(log: Log, partition: int, start: Position, settings: Settings) -> Iterator[list[Step]]:
     clock = start.clock
-    for run in decoded(log, partition, behaviours, start.offset):
+    for run in decoded(log, partition, settings, start.offset):
         steps_of_run = []
         for record, event in run:
             if isinstance(event, Event) and event.ts > clock:

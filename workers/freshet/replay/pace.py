@@ -32,7 +32,7 @@ async def run(
     `advanced` is told how many records each batch held; `save` is awaited every
     `CHECKPOINT_SECONDS` between batches.
     """
-    stream = steps(log, replay.positions, settings.behaviours)
+    stream = steps(log, replay.positions, settings)
     batches = _full_speed(stream, batch) if speed is None else _paced(stream, speed, batch)
     saved = time.monotonic()
     async for steps_of_batch in batches:

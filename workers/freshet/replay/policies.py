@@ -158,7 +158,7 @@ def _joined(record: Record, log: Log, kinds: Collection[str]) -> tuple[Joiner, i
     joiner, newest = Joiner(read_lists(record), record.window_ms), 0
     if not joiner.lists:
         raise LogError(f"there are no lists at {record.lists}")
-    for _, _, event in events(log, record.settings.behaviours):
+    for _, _, event in events(log, record.settings):
         newest = max(newest, event.ts)
         joiner.add(event, kinds)
     return joiner, newest

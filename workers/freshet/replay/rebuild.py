@@ -78,7 +78,7 @@ class Fold:
         self.states: dict[str, UserState] = {}
         self.recorded: list[PublishedList] = []
         self.erased: dict[str, int] = {}
-        for partition, record, event in events(log, settings.behaviours):
+        for partition, record, event in events(log, settings):
             state = self.states.setdefault(event.user_id, empty_state(partition))
             fold(state, event, partition, record.offset, settings.history)
             if event.type == ERASE:
@@ -104,7 +104,7 @@ class Rebuilder:
         self._model: LiveModel | None = None
         self._at = SideInputs(-1, -1, -1)
         self._items_read = 0
-        self._partials = _partials(topics.popularity)
+        self._partials = _partials(topics.popularity, settings)
 
     async def make(self, recorded: Sequence[PublishedList]) -> AsyncIterator[tuple[PublishedList, MadeList]]:
         """The lists again, in the order of their side inputs; each must have a state and readable side inputs.
@@ -186,12 +186,12 @@ class Rebuilder:
         return live.space.prior
 
 
-def _partials(records: Sequence[Record]) -> dict[int, dict[int, Partial]]:
+def _partials(records: Sequence[Record], settings: Settings) -> dict[int, dict[int, Partial]]:
     """For each offset of the popularity topic the newest partial of every partition."""
     newest: dict[int, Partial] = {}
     at: dict[int, dict[int, Partial]] = {}
     for record in records:
-        partial = decode_partial(record.value or b"")
+        partial = decode_partial(record.value or b"", settings.latest_ts(record.timestamp))
         if not isinstance(partial, str):  # a worker counts a bad record and goes on
             newest = {**newest, partial.partition: partial}
         at[record.offset] = newest

@@ -131,7 +131,11 @@ class Runtime:
         self.publisher = KafkaPublisher(settings, watchdog.Watchdog(SESSION_SECONDS - HEARTBEAT_SECONDS).check)
         self.encoder = TritonEncoder(settings.triton, settings.triton_deadline)
         self.model = LiveModel(
-            self.encoder, Path(settings.model_repository), Path(settings.trusted_keys), settings.text_fields
+            self.encoder,
+            Path(settings.model_repository),
+            Path(settings.trusted_keys),
+            settings.text_fields,
+            settings.latest_ts,
         )
         self.readers = [
             SideInputReader(settings, settings.models_topic, self.model.apply_models),

@@ -32,6 +32,7 @@ from freshet.core.rollout import MODEL, Rollout, Versions
 from freshet.ports import Encoder, Record, Unavailable
 from freshet.process import metrics
 from freshet.serving.item_texts import TextEmbedder
+from freshet.settings import Settings
 
 RETRY_SECONDS = 1.0
 CATCH_UP_SECONDS = 5.0
@@ -39,6 +40,8 @@ TICK_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
 
+
+_DEFAULTS = Settings()
 
 User = TypeVar("User")
 
@@ -87,16 +90,19 @@ class LiveModel:
         repository: Path,
         trusted: Path | None = None,
         text_fields: Sequence[str] = TEXT_FIELDS,
+        latest_ts: Callable[[int], int] = _DEFAULTS.latest_ts,
     ) -> None:
         """`trusted` is the folder of the keys that may sign a version; without one, signatures are not asked for.
 
-        `text_fields` are the fields of a catalogue item that its text is joined from.
+        `text_fields` are the fields of a catalogue item that its text is joined from. `latest_ts` gives the latest
+        event time (ms) that the record time (ms) of popularity counts allows.
         """
         self._embedder = TextEmbedder(encoder)
         self._repository = repository
         self._trusted = trusted
         self._catalogue = Catalogue(text_fields)
         self._text_fields = tuple(text_fields)
+        self._latest_ts = latest_ts
         self._partials: dict[int, Partial] = {}
         self._offsets = {"items": -1, "popularity": -1, "models": -1}
         self._work = asyncio.Event()
@@ -200,7 +206,7 @@ class LiveModel:
         self._note_side_inputs()
 
     def _apply_partial(self, record: Record) -> str | None:
-        partial = decode_partial(record.value or b"")
+        partial = decode_partial(record.value or b"", self._latest_ts(record.timestamp))
         if isinstance(partial, str):
             return partial
         self._partials[partial.partition] = partial

@@ -197,7 +197,8 @@ class Pipeline:
         events: list[tuple[int, Fetched, Event]] = []
         dead: list[Message] = []
         for record in records:
-            event = decode_event(record.value, record.key, behaviours, record.headers)
+            latest = self._settings.latest_ts(record.timestamp)
+            event = decode_event(record.value, record.key, behaviours, record.headers, latest)
             if isinstance(event, BadEvent):
                 dead.append(dead_letter(self._settings, partition, record, event))
             else:
@@ -222,7 +223,7 @@ class Pipeline:
             user.changed = True
             weight = behaviours.get(event.type, 0.0)
             user.weight = max(user.weight, weight)
-            if outcome is FIRST_TOUCH:
+            if outcome is FIRST_TOUCH and weight > 0:
                 popularity.add(event.item_id or "", event.ts, record.offset)
         metrics.FOLDED.inc(outcomes[Outcome.APPLIED] + outcomes[Outcome.FIRST_TOUCH])
         for outcome in (Outcome.REDELIVERED, Outcome.DUPLICATE, Outcome.IGNORED):
