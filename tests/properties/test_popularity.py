@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from freshet.core.events import CONTROL_TYPES
+from freshet.core.events import CONTROL_TYPES, OPT_IN, OPT_OUT, BadEvent, Event, decode_event, encode_event
 from freshet.core.popularity import Partial, PartialPopularity, decode_partial, encode_partial, total
 from freshet.core.state import Outcome, UserState, empty_state, fold
 from hypothesis import given
@@ -91,3 +91,51 @@ def test_partitions_add_up_to_one(parts: list[list[tuple[str, int]]]) -> None:
     )
     alone = counted([pair for pairs in parts for pair in pairs], PartialPopularity(0, HALF_LIFE)).snapshot()
     assert summed == pytest.approx(alone.counts, abs=1e-4)
+
+
+def prior_of(events: list[Event]) -> dict[str, float]:
+    """The prior after these events as two partitions count them, all records having the time `START_MS`."""
+    states: dict[str, UserState] = {}
+    partials = {partition: PartialPopularity(partition, HALF_LIFE) for partition in (0, 1)}
+    for offset, event in enumerate(events):
+        key = event.user_id.encode()
+        decoded = decode_event(encode_event(event), key, latest_ts=START_MS + AHEAD_MS)
+        if isinstance(decoded, BadEvent):
+            continue
+        partition = key[-1] % 2
+        state = states.setdefault(event.user_id, empty_state(partition))
+        if fold(state, decoded, partition, offset) is Outcome.FIRST_TOUCH:
+            partials[partition].add(decoded.item_id, decoded.ts, offset)
+    return total(partial.snapshot() for partial in partials.values())
+
+
+AHEAD_MS = 86_400_000
+any_time = st.integers(START_MS - 30 * AHEAD_MS, START_MS + 10**12)
+kinds = st.sampled_from(("view", "view", "view", OPT_OUT, OPT_IN))
+
+
+def events_of(users: str, items: int, most: int) -> st.SearchStrategy[list[Event]]:
+    """Events of users with names like this, at any time."""
+    one = st.tuples(st.integers(0, 5), kinds, any_time, st.integers(0, items - 1))
+    return st.lists(one, max_size=most).map(
+        lambda drawn: [
+            Event(f"{users}{number}", f"{users}{user}", kind, ts, f"item-{item}" if kind == "view" else None)
+            for number, (user, kind, ts, item) in enumerate(drawn)
+        ]
+    )
+
+
+@given(events_of("honest", 6, 40), events_of("liar", 2, 30))
+def test_events_move_no_other_item_by_more_than_as_many_users_could(honest: list[Event], lies: list[Event]) -> None:
+    """Whatever times they bear: the others keep their ranks, and no item gains more than a user's worth an event."""
+    before, after = prior_of(honest), prior_of([*honest, *lies])
+    others = [item for item in before if item not in {"item-0", "item-1"}]
+    now = max(before.values(), default=0.0)
+    for one in others:
+        for other in others:
+            if before[one] > 1.01 * before[other] + 1e-3:
+                assert after[one] >= after[other] - 1e-5
+    users_worth = len(lies) * 2.0 ** (AHEAD_MS / 1000 / HALF_LIFE)
+    for item in ("item-0", "item-1"):
+        assert after.get(item, 0.0) <= before.get(item, 0.0) + users_worth + 1e-3
+    assert all(after[item] <= now + 1e-3 for item in others)

@@ -15,15 +15,19 @@ from freshet.bundle.arrays import load_array, load_arrays
 from freshet.bundle.bundle import BundleError, read_manifest
 from freshet.core.catalogue import CatalogueItem, decode_item
 from freshet.core.decoding import MAX_NESTING, Undecodable, decode
-from freshet.core.events import BadEvent, BadReason, decode_event, encode_event
+from freshet.core.events import BadEvent, BadReason, Event, decode_event, encode_event
 from freshet.core.popularity import Partial, decode_partial
 from freshet.core.recommendation import Recommendation, decode_recommendation
 from freshet.core.rollout import Report, Rollout, decode_record
+from freshet.logs.json_lines import JsonLinesLog
+from freshet.logs.source import decoded as decoded_log
 from freshet.ports import Record
 from freshet.report.results_file import ResultsError, read_results
 from freshet.settings import Settings
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.simulation.replays import ListLog
 
 NOW = 1_790_000_000_000
 
@@ -185,3 +189,17 @@ def test_hostile_files_are_named(tmp_path: Path, harm: bytes) -> None:
         read_manifest(tmp_path)
     with pytest.raises(ResultsError, match="holds no results"):
         read_results(tmp_path / "manifest.json")
+
+
+def test_live_archive_and_replay_take_the_same_events(tmp_path: Path) -> None:
+    """An event of a time to come is none in an archive's rows, nor in a log, nor in a file of JSON lines."""
+    settings = Settings(event_ahead=60.0)
+    on_time, late = (Event(f"e{ts}", "u", "view", ts, "i") for ts in (NOW + 60_000, NOW + 60_001))
+    records = [Record(at, NOW, b"u", encode_event(event)) for at, event in enumerate((on_time, late))]
+    assert event_rows(0, records, settings)["bad_reason"].to_pylist() == [None, "ahead_of_time"]
+    [run] = decoded_log(ListLog({0: records}), 0, settings)
+    assert [event for _, event in run if isinstance(event, Event)] == [on_time]
+    lines = tmp_path / "log.jsonl"
+    lines.write_bytes(b"\n".join([encode_event(on_time), EVENT.replace(b"1790000000000", b"4090000000000") % GOOD]))
+    [run] = decoded_log(JsonLinesLog(lines), 0, settings)
+    assert [isinstance(event, Event) for _, event in run] == [True, False]

@@ -2,10 +2,12 @@
 
 import msgspec
 import pytest
-from freshet.core.events import MAX_EVENT_BYTES, BadEvent, BadReason, Event, decode_event, encode_event
+from freshet.core.events import CONTROL_TYPES, MAX_EVENT_BYTES, BadEvent, BadReason, Event, decode_event, encode_event
 
 GOOD = {"event_id": "e1", "user_id": "u", "item_id": "i", "type": "click", "ts": 1_700_000_000_000}
 SPEC = ("ce_specversion", b"1.0")
+
+NOW = 1_700_000_000_000
 
 
 def body(**changes: object) -> bytes:
@@ -97,3 +99,19 @@ def test_a_header_without_value_is_no_attribute() -> None:
 def test_absent_fields_are_not_written() -> None:
     """The JSON holds the fields an event has."""
     assert msgspec.json.decode(encode_event(msgspec.convert(GOOD, Event))) == GOOD
+
+
+@pytest.mark.parametrize(("late", "taken"), [(0, True), (1, False), (10**12, False)])
+def test_an_event_of_a_time_to_come_has_its_reason(late: int, taken: bool) -> None:
+    """Its `ts` may be as late as its record's time and the margin allow, and not a millisecond later."""
+    raw = encode_event(Event("e", "u", "view", NOW + late, "i"))
+    event = decode_event(raw, b"u", latest_ts=NOW)
+    assert isinstance(event, Event) == taken
+    assert taken or event.reason is BadReason.AHEAD_OF_TIME
+
+
+@pytest.mark.parametrize("kind", sorted(CONTROL_TYPES))
+def test_what_a_user_asks_for_is_never_refused_for_its_time(kind: str) -> None:
+    """A withdrawal by a client whose clock is wrong holds, as of the latest time that its record allows."""
+    raw = encode_event(Event("e", "u", kind, NOW + 10**12))
+    assert decode_event(raw, b"u", latest_ts=NOW) == Event("e", "u", kind, NOW)

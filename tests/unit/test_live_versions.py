@@ -533,6 +533,22 @@ async def test_popularity_is_the_sum_of_the_newest_counts(model: LiveModel) -> N
     assert model.live.space.prior.values[7] == pytest.approx(np.log1p(3.0))
 
 
+async def test_counts_of_a_time_to_come_are_ignored(model: LiveModel) -> None:
+    """What a worker of an older Freshet left on the topic: the counts before it stand, and it is told."""
+    poisoned = Partial(partition=0, offset=9, ts=NOW + 10**12, half_life=1e9, counts={ITEMS[5]: 1.0})
+    before = bad_side_inputs("popularity")
+    model.apply_popularity(
+        [
+            popularity(0, {ITEMS[0]: 3.0}),
+            Record(1, NOW, b"0", encode_partial(poisoned)),
+            popularity(2, {ITEMS[1]: 2.0}, 1),
+        ]
+    )
+    assert bad_side_inputs("popularity") == before + 1
+    assert model.partial(0).counts == {ITEMS[0]: 3.0}
+    assert model.live.space.prior.values[2] == pytest.approx(np.log1p(3.0))
+
+
 DEEP = b"[" * 1200 + b"]" * 1200
 BAD = (
     *(b"", b"junk", b"{}", b"[]", b'{"item_id":""}', b'{"model":"user_encoder","version":0}'),

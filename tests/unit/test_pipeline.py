@@ -283,6 +283,7 @@ BAD: dict[BadReason, Record] = {
     BadReason.UNKNOWN_TYPE: record(14, event(1, kind="like")),
     BadReason.MISSING_ITEM: record(15, Event(event_id="e", user_id="u", type="view", ts=NOW)),
     BadReason.KEY_MISMATCH: replace(record(16, event(1)), key=b"somebody else"),
+    BadReason.AHEAD_OF_TIME: replace(record(18, event(1, ts=NOW + 10**12)), timestamp=NOW),
     BadReason.UNREADABLE: Record(17, NOW, None, Unreadable("batch 17 to 19: garbage", 20)),
 }
 
@@ -489,3 +490,25 @@ async def test_a_pipeline_without_a_model_raises(world: World) -> None:
         await world.run(event(0))
     with pytest.raises(RuntimeError):
         await world.run(event(1, kind=OPT_OUT))
+
+
+async def test_an_event_of_a_time_to_come_makes_nothing_of_all_others(world: World) -> None:
+    """It is a dead letter; the counts and their time are those of the others."""
+    late = replace(record(1, event(1, "bob", item=ITEMS[1], ts=NOW + 10**12)), timestamp=NOW)
+    await world.process([record(0, event(0, item=ITEMS[0])), late, record(2, event(2, "cyd", item=ITEMS[2]))])
+    partial = decode_partial(world.messages("popularity")[-1].value)
+    assert partial.counts == pytest.approx({ITEMS[0]: 1.0, ITEMS[2]: 1.0}, abs=1e-3)
+    assert partial.ts < NOW + 10**6
+    [letter] = world.messages("events.dlq")
+    assert dict(letter.headers)["reason"] == b"ahead_of_time"
+
+
+async def test_a_user_who_withdraws_again_and_again_counts_once(world: World) -> None:
+    """View, opt-out, opt-in, twenty times over; also where a busy user's state is held open."""
+    kinds = ("view", OPT_OUT, OPT_IN)
+    cycle = [event(number, kind=kinds[number % 3], item=ITEMS[0]) for number in range(60)]
+    await world.run(*cycle[:30])
+    for one in cycle[30:]:
+        await world.run(one)
+    await world.pipeline.release()
+    assert decode_partial(world.messages("popularity")[-1].value).counts == pytest.approx({ITEMS[0]: 1.0}, abs=1e-3)

@@ -187,9 +187,12 @@ def decode_event(
     event = _decoded(value, headers)
     if isinstance(event, Undecodable):
         return BadEvent(BadReason.INVALID if event.well_formed else BadReason.NOT_JSON, event.why)
-    refused = _refused(event, key, behaviours)
-    if refused is not None or event.ts <= latest_ts:
-        return refused or event
+    return _refused(event, key, behaviours) or _in_time(event, latest_ts)
+
+
+def _in_time(event: Event, latest_ts: int) -> Event | BadEvent:
+    if event.ts <= latest_ts:
+        return event
     if event.type in CONTROL_TYPES:
         return msgspec.structs.replace(event, ts=max(MIN_TS_MS, latest_ts))
     ahead = (event.ts - latest_ts) / 1000
