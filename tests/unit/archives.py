@@ -12,7 +12,7 @@ import pyarrow.dataset
 from freshet.archive.chain import Appender, Chain
 from freshet.archive.feature_history import FOLDER
 from freshet.archive.rows import event_rows
-from freshet.core.events import DEFAULT_BEHAVIOURS, Event, encode_event
+from freshet.core.events import Event, encode_event
 from freshet.logs.source import open_log
 from freshet.ports import WHOLE, Record, Window
 from freshet.settings import Settings
@@ -30,7 +30,7 @@ def record(offset: int, user: str = "ada", ts: int | None = None, kind: str = "v
 
 def appender(chain: Chain, file_size: int = FILE_SIZE, start: int | None = None) -> Appender[Record]:
     """What an archiver appends with."""
-    encode = partial(event_rows, chain.partition, behaviours=DEFAULT_BEHAVIOURS)
+    encode = partial(event_rows, chain.partition, settings=Settings())
     return Appender(chain, encode, file_size, lambda _: None, start)
 
 

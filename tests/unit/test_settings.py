@@ -19,6 +19,7 @@ from freshet.adapters.feast import redis_options
 from freshet.adapters.kafka import client_config
 from freshet.archive import archiver
 from freshet.core.comparison import Comparison, out_of_band
+from freshet.core.events import encode_event
 from freshet.core.popularity import decode_partial
 from freshet.ports import Record
 from freshet.process.health import Health
@@ -29,7 +30,7 @@ from freshet.serving.canary import bands
 from freshet.serving.list_maker import ListMaker
 from freshet.settings import KNOBS, SECRETS, Settings, SettingsError, Variant, load_settings
 
-from tests.simulation.fakes import World, event, lists
+from tests.simulation.fakes import NOW, World, event, lists
 
 NAMES = Settings.__struct_fields__
 
@@ -155,7 +156,8 @@ def published(settings: Settings) -> object:
         world.model.live.space.set_popularity({f"film-{number}": 50.0 - number for number in range(50)})
         for item in range(20, 30):
             world.model.live.space.vectors[item] = world.model.live.space.vectors[20]
-        await world.process([Record(0, 0, b"k", b"junk")])
+        ahead = encode_event(event(5, "dan", ts=NOW + 3_600_000))
+        await world.process([Record(0, 0, b"k", b"junk"), Record(1, NOW, b"dan", ahead)])
         await world.run(event(1), event(2, "bob"), event(90, "bob"), event(3, "cyd", "listen"), event(4, ts=10**12))
         messages = [(message.topic, dict(message.headers).get("origin_topic")) for message in world.publisher.messages]
         made = lists(world.publisher.messages, settings.recommendations_topic)
@@ -395,6 +397,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "canary_error_rate": ("judged", 0.5),
     "canary_latency_ratio": ("judged", 4.0),
     "canary_overlap": ("judged", 0.01),
+    "event_ahead": ("published", 60.0),
     "popularity_half_life": ("published", 60.0),
 }
 """For each setting: where it is observed, and another value than the default."""

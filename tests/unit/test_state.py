@@ -135,11 +135,11 @@ def test_a_profile_is_forgotten(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [OPT_OUT, ERASE])
 def test_events_without_consent_are_ignored_until_opt_in(kind: str) -> None:
-    """Only an opt-in lets events count again."""
+    """Only an opt-in lets events be folded again; none is a first touch, for what was touched before is forgotten."""
     state = folded(event(1, kind))
     assert fold(state, event(2), 0, 1) is Outcome.IGNORED
     assert fold(state, event(3, OPT_IN), 0, 2) is Outcome.APPLIED
-    assert fold(state, event(4), 0, 3) is Outcome.FIRST_TOUCH
+    assert fold(state, event(4), 0, 3) is Outcome.APPLIED
     assert state.items == ["i4"]
 
 
