@@ -128,7 +128,7 @@ async def test_ten_times_the_users_hold_no_more_states_decoded(monkeypatch: pyte
     monkeypatch.setattr(replay_states, "CACHED_BYTES", 100_000)
     most = []
     for users in (400, 4000):
-        log = list(steps(records(stream(count=2 * users, users=users)), {}, DEFAULT_BEHAVIOURS))
+        log = list(steps(records(stream(count=2 * users, users=users)), {}, Settings()))
         store, whole = MemoryStateStore(), MemoryStates()
         stored = StoredStates(store)
         held = []
