@@ -1,5 +1,7 @@
 """The local stack: a real Kafka broker, Triton and Redis as processes on the loopback address."""
 
+from freshet.adapters.topic_creation import create_topics
+
 from deploy.local.errors import (
     AlreadyRunning,
     MissingPart,
@@ -22,7 +24,6 @@ from deploy.local.stack import (
     stop,
     stop_part,
 )
-from deploy.local.topics import create_topics
 
 __all__ = [
     "AlreadyRunning",

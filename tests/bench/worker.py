@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 
 from confluent_kafka import Consumer, TopicPartition
+from freshet.adapters.topic_creation import create_topics
 
 from deploy.local import Stack
-from deploy.local.topics import create_topics
 from tests.bench.harness import ROOT, ComparatorError
 
 START_SECONDS = 120.0

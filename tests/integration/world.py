@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from freshet.adapters.feast import apply
+from freshet.adapters.topic_creation import create_topics
 from freshet.archive.archiver import Archiver
 from freshet.archive.chain import chains
 from freshet.cli import app
@@ -29,7 +30,6 @@ from typer.testing import CliRunner
 
 from deploy.local import Stack
 from deploy.local.parts import ROOT, SHIPPED_KEYS
-from deploy.local.topics import create_topics
 from tests.integration import oracle
 
 PATIENCE = 90.0

@@ -83,7 +83,7 @@ def test_a_stack_keeps_the_file_it_was_brought_up_with(stack: Path, monkeypatch:
     file.write_text(file.read_text().replace("1.0", "3.0"))
     found = resolve(None, stack)
     assert found.config == file
-    assert (found.settings.behaviours, found.settings.archive_dir) == ({"like": 3.0}, "elsewhere")
+    assert (found.settings.behaviours, found.settings.archive_dir) == ({"like": 3.0}, str(stack / "elsewhere"))
     assert (found.settings.kafka, found.sources["kafka"]) == ("127.0.0.1:1111", str(stack / "stack.json"))
     assert resolve(file, stack).settings.kafka == "file:1"
     file.unlink()

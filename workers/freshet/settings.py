@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from freshet import resources
 from freshet.core.catalogue import TEXT_FIELDS, TextField
 from freshet.core.decoding import Undecodable, decode
 from freshet.core.events import DEFAULT_BEHAVIOURS, Weight, wrong_behaviours
@@ -24,6 +25,12 @@ from freshet.errors import FreshetError
 PREFIX = "FRESHET_"
 TRAINING = "training"
 """The table of a settings file that is for `freshet train` alone."""
+PATHS = frozenset(
+    {"kafka_ca", "redis_ca", "model_repository", "trusted_keys", "feature_repo", "feast_dir", "data_dir", "archive_dir"}
+)
+"""Files and folders; in a settings file a relative one starts from the file's folder."""
+FOLDERS = ("feature_repo", "model_repository", "trusted_keys")
+"""Folders that a worker reads and does not make."""
 SECRETS = frozenset({"kafka_password", "redis_password"})
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -74,15 +81,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     triton: str = "127.0.0.1:8001"
     """gRPC address of Triton."""
     triton_deadline: Seconds = 1.0
-    model_repository: str = "triton_models"
+    model_repository: str = str(resources.MODELS)
     """Folder of Triton's model repository; workers read item tables from it."""
 
     versions_kept: Annotated[int, msgspec.Meta(ge=2)] = 5
     """Versions whose folders stay in the model repository; Triton serves the newest two."""
-    trusted_keys: str = "deploy/keys"
+    trusted_keys: str = str(resources.KEYS)
     """Folder of public keys (`*.pub`); a version is served only where one of them signed it."""
 
-    feature_repo: str = "feature_repo"
+    feature_repo: str = str(resources.FEATURE_REPO)
     """Feast repository with `feature_store.yaml` and `definitions.py`."""
     online_store: str = "sqlite"
     """`sqlite`, `redis://host:port`, or `rediss://host:port` over TLS."""
@@ -203,8 +210,22 @@ def _from_file(file: Path, names: Collection[str]) -> dict[str, Any]:
         raise SettingsError(f"settings file {file}: {error}") from None
     found.pop(TRAINING, None)
     if unknown := found.keys() - names:
-        raise SettingsError(f"settings file {file}: unknown setting {min(unknown)!r}")
+        raise SettingsError(
+            f"settings file {file}: unknown setting {min(unknown)!r}; `freshet check` shows those there are"
+        )
+    for name in PATHS & found.keys():
+        if isinstance(found[name], str):
+            found[name] = str(file.parent / found[name])
     return found
+
+
+def require_folders(settings: Settings) -> None:
+    """See that the folders that a worker reads are there. Raises `SettingsError`."""
+    for name in FOLDERS:
+        if not Path(getattr(settings, name)).is_dir():
+            raise SettingsError(
+                f"{name}: {getattr(settings, name)} is no folder: set it anew, or take the layout of `freshet init DIR`"
+            )
 
 
 def _structured(variable: str, name: str, value: str) -> Any:

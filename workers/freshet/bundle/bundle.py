@@ -233,7 +233,9 @@ def read_manifest(path: Path) -> Manifest:
     except FileNotFoundError:
         raise BundleError(f"{path} has no {MANIFEST}: it is no complete bundle") from None
     if isinstance(manifest, Undecodable):
-        raise BundleError(f"{path / MANIFEST} cannot be read: {manifest.why}")
+        raise BundleError(
+            f"{path / MANIFEST} cannot be read: {manifest.why}: train the version again with this Freshet"
+        )
     return manifest
 
 

@@ -15,6 +15,7 @@ from freshet.cli import (
     dlq,
     explain,
     features,
+    init,
     inspect_user,
     plan,
     policies,
@@ -28,6 +29,7 @@ from freshet.cli import (
     simulate,
     stack,
     tail,
+    topics,
     train,
     verify,
     worker,
@@ -49,6 +51,8 @@ app = typer.Typer(
 app.command("up", rich_help_panel="Local stack")(stack.up)
 app.command("down", rich_help_panel="Local stack")(stack.down)
 app.command("demo", rich_help_panel="Local stack")(demo.demo)
+app.command("init", rich_help_panel="Workers")(init.init)
+app.command("topics", rich_help_panel="Workers")(topics.topics)
 app.command("worker", rich_help_panel="Workers")(worker.worker)
 app.command("archive", rich_help_panel="Workers")(archive.archive)
 app.command("check", rich_help_panel="Workers")(check.check)

@@ -17,12 +17,12 @@ from typing import Any
 
 import msgspec
 
-from deploy.local import Stack, StackError, add_process, create_topics, start, stop
+from deploy.local import Stack, StackError, add_process, start, stop
 from deploy.local.process import Process, spawn, wait_until_ready
-from freshet.cli.connections import said_plainly
 from freshet.cli.options import FOLDERS, as_environment, keep_settings, resolve
 from freshet.cli.signing import local_keys
 from freshet.cli.stack_file import stack_settings
+from freshet.cli.topics import make_topics
 from freshet.settings import Settings
 
 READY_SECONDS = 90.0
@@ -94,21 +94,6 @@ def bring_up(
             stop(stack)
         raise
     return stack, settings, running
-
-
-def make_topics(settings: Settings, partitions: int) -> list[str]:
-    """Create the topics that are missing; returns their names. Raises `UserError`."""
-    with said_plainly(settings):
-        return create_topics(
-            settings.kafka,
-            partitions,
-            events=settings.events_topic,
-            items=settings.items_topic,
-            recommendations=settings.recommendations_topic,
-            dead_letters=settings.dlq_topic,
-            models=settings.models_topic,
-            popularity=settings.popularity_topic,
-        )
 
 
 def apply_features(settings: Settings) -> None:

@@ -18,7 +18,7 @@ from freshet.cli.console import emit, out, plain, rows
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Effective, Json, Kafka, Triton, resolve
 from freshet.core.rollout import MODEL
 from freshet.errors import FreshetError
-from freshet.settings import Settings, Variant
+from freshet.settings import Settings, Variant, require_folders
 
 MODELS = ("user_encoder", "item_tower", "text_encoder")
 
@@ -129,6 +129,7 @@ def _features(settings: Settings) -> str:
 
 
 def _bundle(settings: Settings) -> str:
+    require_folders(settings)
     folder = Path(settings.model_repository) / MODEL
     versions = version_numbers(folder)
     if not versions:

@@ -22,7 +22,7 @@ TRAINING_PYTHON = FETCHED / "training-env" / "bin" / "python" if FETCHED is not 
 """What runs the training job: a checkout's environment for it, or the interpreter that an installed wheel is in."""
 STAMP = FETCHED / "stamps" / "training environment" if FETCHED is not None else TRAINING_PYTHON
 """There when a checkout's environment is whole: the step of this name in `deploy/setup/bootstrap.py` writes it last."""
-NEEDED = ("torch", "onnx", "onnxscript", "mlflow", "optuna", "scipy", "dp_accounting")
+NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "mlflow", "sqlalchemy", "optuna", "dp_accounting")
 """Modules of the extra `train` that the training job imports."""
 
 

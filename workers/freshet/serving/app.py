@@ -32,7 +32,7 @@ from freshet.process.health import Health, HealthServer, JsonFormatter, write_po
 from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.live_versions import LiveModel
 from freshet.serving.pipeline import PartitionBatch, Pipeline
-from freshet.settings import Settings
+from freshet.settings import Settings, require_folders
 
 TABLE = "user_state"
 COMMIT_SECONDS = 0.25
@@ -54,6 +54,7 @@ class StartError(FreshetError):
 def run(settings: Settings) -> int:
     """Run a worker until SIGTERM or SIGINT; the exit status. Raises `StartError`, `SettingsError`, `Unavailable`."""
     logging.config.dictConfig(_LOGGING)
+    require_folders(settings)
     partitions = events_partitions(settings)
     runtime = Runtime(settings)
     try:

@@ -1,5 +1,7 @@
 """Freshet's topics, each with the cleanup policy its content needs."""
 
+from typing import Any
+
 from kafka.admin import KafkaAdminClient
 from kafka.errors import TopicAlreadyExistsError
 
@@ -15,6 +17,7 @@ def create_topics(
     models: str = "models",
     popularity: str = "popularity",
     replication: int = 1,
+    **client: Any,
 ) -> list[str]:
     """Create the topics that are not there yet, and wait until each has its leaders.
 
@@ -32,6 +35,7 @@ def create_topics(
         models: Rollout records.
         popularity: Each partition's popularity counts; every version of the last day is kept.
         replication: Copies of each partition.
+        client: How kafka-python reaches the broker, beside its address.
 
     Returns:
         The names of the topics that were created.
@@ -51,7 +55,7 @@ def create_topics(
         models: (1, compacted),
         popularity: (1, {"cleanup.policy": "compact", "min.compaction.lag.ms": "86400000"}),
     }
-    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin = KafkaAdminClient(**{"bootstrap_servers": bootstrap} | client)
     try:
         present = set(admin.list_topics())
         missing = {
