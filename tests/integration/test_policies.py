@@ -19,7 +19,7 @@ from freshet.core.events import Event
 from freshet.core.recommendation import Recommendation, decode_recommendation
 from freshet.logs.source import read_topic
 from freshet.replay import policies
-from freshet.replay.rebuild import Fold, SideInputTopics
+from freshet.replay.rebuild import FoldedLog, SideInputTopics
 from freshet.report.results_file import read_results
 from freshet.settings import Settings, load_settings
 from freshet.simulate.catalogue import Offer
@@ -97,7 +97,7 @@ async def truth(world: World, over: Shop, looked: dict[str, int], target: polici
     settings = load_settings(environ=world.settings)
     lists = {one.recommendation_id: one for one in _published(settings)}
     log = policies.open_log("kafka", settings)
-    folded = Fold(log, settings, lists.values())
+    folded = FoldedLog(log, settings, lists.values())
     topics = SideInputTopics([], list(read_topic(settings, settings.popularity_topic)))
     young = opened_at(over, ROUNDS) + LOOKS_AFTER_MS
     judged = [
@@ -105,7 +105,7 @@ async def truth(world: World, over: Shop, looked: dict[str, int], target: polici
     ]
     encoder = OnnxEncoder(Path(settings.model_repository), TEXT_ENCODER)
     worth = [0.0, 0.0]
-    async for one, made in policies.remade(judged, target, settings, encoder, topics):
+    async for one, made in policies.rebuilt(judged, target, settings, encoder, topics):
         if one.list.recommendation_id in looked:
             ts, shopper = looked[one.list.recommendation_id], shopper_number(one.list.user_id)
             for place, items in enumerate((one.list.items, made.items)):
@@ -140,7 +140,7 @@ async def test_estimates_meet_the_truth(world: World, tmp_path: Path) -> None:
     world.worker()
     over = shop()
     looked, clicked = live(world, over)
-    record = policies.Record(
+    record = policies.RecordedRun(
         settings=load_settings(environ=world.settings), source="kafka", lists="kafka", window_ms=WINDOW_HOURS * HOUR_MS
     )
     found = await policies.off_policy(record, policies.Target(), "click", TEXT_ENCODER)

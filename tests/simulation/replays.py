@@ -17,7 +17,7 @@ from freshet.ports import Message, Record
 from freshet.replay.actions import Moment
 from freshet.replay.clock import Clock
 from freshet.replay.engine import Replay
-from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
+from freshet.replay.models import BASELINES, PUBLISHED, ListSchedule, ReplayedModel
 from freshet.replay.pace import run
 from freshet.replay.states import MemoryStates
 from freshet.serving.list_maker import ListMaker, MadeList
@@ -125,7 +125,7 @@ async def open_replay(output: Kept, *, judged: bool = False, items: Sequence[Rec
         view: Prequential(
             view.name, cutoff=10, catalogue=1600, vectors=lambda ids: space.vectors[[space.index[one] for one in ids]]
         )
-        for view in (PUBLISHED, View("at every event", 0), View("every hour", 3600), *BASELINES)
+        for view in (PUBLISHED, ListSchedule("at every event", 0), ListSchedule("every hour", 3600), *BASELINES)
         if judged
     }
     model = ReplayedModel("version 1", side_inputs, ListMaker(SETTINGS), judges, (3600,))

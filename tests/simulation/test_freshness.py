@@ -15,7 +15,7 @@ from freshet.core.snapshots import TICK_MS
 from freshet.core.state import Outcome, UserState, empty_state, fold
 from freshet.replay.clock import AtBoundary, Clock
 from freshet.replay.engine import Replay
-from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View, encodable
+from freshet.replay.models import BASELINES, PUBLISHED, ListSchedule, ReplayedModel, encodable
 from freshet.replay.pace import run
 from freshet.replay.states import MemoryStates
 from freshet.report.results_file import read_results
@@ -32,8 +32,8 @@ from tests.simulation.replays import NEW_ITEM, START, Kept, catalogue, records, 
 pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
 
 PERIODS = (60, 600, 3600)
-FRESHEST = View("at every event", 0)
-VIEWS = (FRESHEST, *(View(f"every {period} s", period) for period in PERIODS), *BASELINES)
+FRESHEST = ListSchedule("at every event", 0)
+VIEWS = (FRESHEST, *(ListSchedule(f"every {period} s", period) for period in PERIODS), *BASELINES)
 HALF_LIFE = 3600.0
 SETTINGS = Settings(exploration=0.3, prior_weight=2.0)
 ARRIVAL = START + 3_000_000
@@ -66,8 +66,8 @@ async def opened(encoder: OnnxEncoder) -> LiveModel:
 
 
 async def looked_at(
-    events: Sequence[Event], arrival: int, views: Sequence[View] = VIEWS, burn_in: int = 0, batch: int = 64
-) -> dict[View, Looked]:
+    events: Sequence[Event], arrival: int, views: Sequence[ListSchedule] = VIEWS, burn_in: int = 0, batch: int = 64
+) -> dict[ListSchedule, Looked]:
     """A replay in which the new item arrives at a time, and what its judges saw."""
     encoder = OnnxEncoder(ROOT / "triton_models", TEXT_ENCODER)
     judges = {view: Looked() for view in views}
@@ -115,7 +115,7 @@ class Oracle:
             for one in self._events
         )
 
-    async def list(self, view: View, user: str, ts: int) -> list[str]:
+    async def list(self, view: ListSchedule, user: str, ts: int) -> list[str]:
         """The list of a view, made in one go of what was known at its boundary."""
         boundary = ts - ts % (view.period * 1000) if view.period else ts
         model = self._after if boundary > ARRIVAL or (not view.period and ts >= ARRIVAL) else self._before
@@ -155,7 +155,7 @@ def busy_stream() -> list[Event]:
     return events
 
 
-async def differences(events: Sequence[Event], views: Sequence[View]) -> tuple[dict[str, int], dict[str, int]]:
+async def differences(events: Sequence[Event], views: Sequence[ListSchedule]) -> tuple[dict[str, int], dict[str, int]]:
     """Per view, of every second list those that the oracle makes otherwise, and in how many lists the new item is."""
     encoder = OnnxEncoder(ROOT / "triton_models", TEXT_ENCODER)
     before, after = await opened(encoder), await opened(encoder)
@@ -201,12 +201,12 @@ def world() -> list[Event]:
 @pytest.mark.parametrize("batch", [1, 512])
 async def test_the_worth_of_freshness_in_a_world_where_it_is_known(batch: int) -> None:
     """What is read off this minute's counts misses each item's first user alone; a list of the hour misses all."""
-    views = (FRESHEST, View("every minute", 60), View("every hour", 3600), BASELINES[0])
+    views = (FRESHEST, ListSchedule("every minute", 60), ListSchedule("every hour", 3600), BASELINES[0])
     judges = await looked_at(world(), START * 2, views, batch=batch)
     missed = {view.name: sum(item not in items for _, _, item, items in judges[view].acts) for view in views}
     assert missed["recent popularity"] == 5
     assert missed["at every event"] < missed["every hour"]
-    popular = await looked_at(world(), START * 2, (View("hourly", 3600, BASELINES[0].policy),), batch=batch)
+    popular = await looked_at(world(), START * 2, (ListSchedule("hourly", 3600, BASELINES[0].policy),), batch=batch)
     [hourly] = popular.values()
     assert sum(item not in items for _, _, item, items in hourly.acts) == len(hourly.acts) == 150
 

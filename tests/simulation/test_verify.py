@@ -8,7 +8,7 @@ import pytest
 from freshet.core.catalogue import CatalogueItem, encode_item
 from freshet.core.events import OPT_OUT
 from freshet.ports import Record
-from freshet.replay.rebuild import Fold, Rebuilder, SideInputTopics
+from freshet.replay.rebuild import FoldedLog, Rebuilder, SideInputTopics
 from freshet.replay.verify import Published, Verifier
 
 from tests.simulation.fakes import PARTITION, World, event, record, write_bundle
@@ -36,9 +36,9 @@ def verifier(world: World, log: list[Record], repository: Path, topics: SideInpu
     published = Published(
         Record(place, 0, message.key, message.value) for place, message in enumerate(world.messages("recommendations"))
     )
-    folded = Fold(ListLog({PARTITION: log}), world.settings, published.lists)
-    remaker = Rebuilder(world.settings, 1, world.encoder, repository, topics)
-    return Verifier(world.settings, folded, published, topics, lambda _: remaker)
+    folded = FoldedLog(ListLog({PARTITION: log}), world.settings, published.lists)
+    rebuilder = Rebuilder(world.settings, 1, world.encoder, repository, topics)
+    return Verifier(world.settings, folded, published, topics, lambda _: rebuilder)
 
 
 @pytest.mark.parametrize("away", [set(), {0, 1, 2}, {4}, {3, 4}])

@@ -1,7 +1,7 @@
 """The archiver: a worker role that writes the events and the side inputs to Parquet, every record exactly once.
 
 A plain consumer: its group shares the partitions out, and where a partition
-goes on is read off its files (`adapters.archive`). Group offsets are committed
+goes on is read off its files (`archive.chain`). Group offsets are committed
 for lag monitors alone; whatever they say, no row is lost or doubled.
 
 When a file brings a `user.erase`, that user's records are taken out of every
@@ -69,7 +69,7 @@ def run(settings: Settings) -> int:
     return 0
 
 
-class _Partition:
+class _ArchivedPartition:
     """A partition on its way into its chain, and since when its oldest record waits for a file."""
 
     def __init__(self, appender: Appender[Record]) -> None:
@@ -89,7 +89,7 @@ class Archiver:
             settings.items_topic: _item_rows,
             settings.popularity_topic: _record_rows,
         }
-        self._partitions: dict[tuple[str, int], _Partition] = {}
+        self._partitions: dict[tuple[str, int], _ArchivedPartition] = {}
         self._joined = False
         self._away = ""
         self._reported = 0.0
@@ -189,7 +189,7 @@ class Archiver:
             tp.offset = max(end, low)
             encode = partial(self._encoders[tp.topic], chain)
             added = partial(self._added, chain, tp)
-            self._partitions[tp.topic, tp.partition] = _Partition(
+            self._partitions[tp.topic, tp.partition] = _ArchivedPartition(
                 Appender(chain, encode, self._file_size, added, tp.offset)
             )
         self._joined = True

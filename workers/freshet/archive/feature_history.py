@@ -7,7 +7,7 @@ the live worker writes it to the online store with. So the newest row at or
 before a time is the user's state at that time, and Feast's point-in-time join
 finds it. Rows of users who opted out or were erased are taken out, up to then.
 
-The files form chains by the archive's offsets (`adapters.archive`), the users'
+The files form chains by the archive's offsets (`archive.chain`), the users'
 states lie beside them, and a run goes on where the last one ended. A file
 comes before the states it was made with: after a cut the events between are
 folded again, and rows that are there already are not written again.
@@ -82,7 +82,7 @@ async def extend(settings: Settings, started: Callable[[int | None], Any], advan
                 states.begin_anew()
             started(log.total)
             for partition, chain in chains.items():
-                one = _Partition(settings, chain, states, done)
+                one = _PartitionHistory(settings, chain, states, done)
                 for run in decoded(log, partition, settings, states.positions.get(partition, 0)):
                     await one.take(run)
                     advanced(len(run))
@@ -93,7 +93,7 @@ async def extend(settings: Settings, started: Callable[[int | None], Any], advan
     return done
 
 
-class _Partition:
+class _PartitionHistory:
     """One partition's events on their way into its history."""
 
     def __init__(self, settings: Settings, chain: Chain, states: _States, done: Extended) -> None:

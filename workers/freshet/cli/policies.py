@@ -19,7 +19,7 @@ from freshet.settings import Settings
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
     from freshet.core.evaluation.results import OffPolicyEstimate, Results
-    from freshet.replay.policies import Record
+    from freshet.replay.policies import RecordedRun
 
 DIGITS = 4
 """Digits of a value per list or per user."""
@@ -148,11 +148,11 @@ def compare(
         say(f"variant {odd} has a number of users that its share does not explain: do not trust the differences")
 
 
-def _record(settings: Settings, source: str, lists: str, window: str) -> Record:
-    from freshet.replay.policies import Record
+def _record(settings: Settings, source: str, lists: str, window: str) -> RecordedRun:
+    from freshet.replay.policies import RecordedRun
 
     window_ms = round(read_seconds("--window", window) * 1000)
-    return Record(settings=settings, source=source, lists=lists, window_ms=window_ms)
+    return RecordedRun(settings=settings, source=source, lists=lists, window_ms=window_ms)
 
 
 def _behaviour(option: str, kind: str, settings: Settings) -> None:

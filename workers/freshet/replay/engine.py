@@ -28,7 +28,7 @@ from freshet.core.state import APPLIED, FIRST_TOUCH, UserState, fold
 from freshet.ports import Encoded, Encoder, Fetched, Message, Record
 from freshet.replay.actions import Act, Action, Moment
 from freshet.replay.clock import Clock, SavedClock
-from freshet.replay.merge import Position, Step
+from freshet.replay.merge import DecodedRecord, Position
 from freshet.replay.models import ReplayedModel, SavedModel, encodable
 from freshet.replay.states import States
 from freshet.serving.dead_letters import dead_letter
@@ -136,7 +136,7 @@ class Replay:
         }
         self.counts: Counter[str] = Counter()
         self.digests = {model.name: Digest() for model in models}
-        self._newest: dict[int, Step] = {}
+        self._newest: dict[int, DecodedRecord] = {}
         self._resumed_at: dict[int, Position] = {}
         self.forgotten: dict[str, int] = {}
         """When users last opted out or were erased, event time in ms."""
@@ -153,7 +153,7 @@ class Replay:
         """Apply the catalogue as it stood before the log."""
         await self._apply_items(-1)
 
-    async def feed(self, steps: Sequence[Step]) -> None:
+    async def feed(self, steps: Sequence[DecodedRecord]) -> None:
         """Take in a batch of the log; at most two batches of lists are under way on return."""
         users = Counter(step.event.user_id for step in steps if isinstance(step.event, Event))
         states = self._states.of(users)
@@ -164,7 +164,7 @@ class Replay:
         await self._states.flush()
         await self._output.settle()
 
-    def _fold(self, steps: Sequence[Step], states: Mapping[str, UserState], users: Mapping[str, int]) -> None:
+    def _fold(self, steps: Sequence[DecodedRecord], states: Mapping[str, UserState], users: Mapping[str, int]) -> None:
         """Fold a batch whose states nobody looks at before its end."""
         events: list[tuple[int, Fetched, Event]] = []
         for step in steps:
@@ -177,7 +177,7 @@ class Replay:
         folded = outcomes.count(APPLIED) + outcomes.count(FIRST_TOUCH)
         self.counts += Counter(records=len(steps), folded=folded, skipped=len(events) - folded)
 
-    async def _follow(self, steps: Sequence[Step], states: Mapping[str, UserState]) -> None:
+    async def _follow(self, steps: Sequence[DecodedRecord], states: Mapping[str, UserState]) -> None:
         """Fold a batch event by event, and make out what happens at each."""
         for step in steps:
             if self._items and step.record.timestamp >= self._items[0].timestamp:
@@ -213,11 +213,11 @@ class Replay:
                 await model.side_inputs.settle()
                 model.grown(max(0, minute * TICK_MS))
 
-    def _refuse(self, step: Step, bad: BadEvent) -> None:
+    def _refuse(self, step: DecodedRecord, bad: BadEvent) -> None:
         self.counts["dead letters"] += 1
         self._output.dead_letter(dead_letter(self._settings, step.partition, step.record, bad))
 
-    def _take(self, step: Step, states: Mapping[str, UserState]) -> None:
+    def _take(self, step: DecodedRecord, states: Mapping[str, UserState]) -> None:
         event, counts = step.event, self.counts
         self._newest[step.partition] = step
         counts["records"] += 1

@@ -30,7 +30,7 @@ from freshet.replay.checkpoint import BEGUN, CHECKPOINT, Folder
 from freshet.replay.clock import Clock
 from freshet.replay.engine import Replay
 from freshet.replay.list_topic import ListTopic
-from freshet.replay.models import BASELINES, PUBLISHED, ReplayedModel, View
+from freshet.replay.models import BASELINES, PUBLISHED, ListSchedule, ReplayedModel
 from freshet.replay.output import FolderOutput
 from freshet.replay.pace import BATCH_RECORDS, run
 from freshet.replay.states import MemoryStates
@@ -42,9 +42,9 @@ from freshet.settings import Settings
 SUMMARY = "replay.json"
 RESULTS = "results.json"
 METRICS = ("hr", "ndcg", "mrr")
-FRESHEST = View("at every event", 0)
+FRESHEST = ListSchedule("at every event", 0)
 PERIODS = (60, 3600, 86_400)
-PERIODIC = (View("every minute", 60), View("every hour", 3600), View("every day", 86_400))
+PERIODIC = (ListSchedule("every minute", 60), ListSchedule("every hour", 3600), ListSchedule("every day", 86_400))
 
 
 class OutputTaken(FreshetError):
@@ -287,7 +287,7 @@ async def _model(job: ReplayJob, version: int, encoder: Encoder, knob: tuple[str
     await side_inputs.start(version)
     assert side_inputs.live is not None
     space = side_inputs.live.space
-    views = (*((FRESHEST, *PERIODIC) if job.freshness else ()), PUBLISHED, *BASELINES)
+    schedules = (*((FRESHEST, *PERIODIC) if job.freshness else ()), PUBLISHED, *BASELINES)
     settings, name = job.settings, f"version {version}"
     if knob is not None:
         tried = dict([knob])
@@ -296,14 +296,14 @@ async def _model(job: ReplayJob, version: int, encoder: Encoder, knob: tuple[str
         name += f", {knob[0].replace('_', ' ')} {knob[1]:g}"
     catalogue = max(1, len({*space.index, *((record.key or b"").decode() for record in job.items)}))
     judges = {
-        view: Prequential(
-            view.name if view in BASELINES else name if view is PUBLISHED else f"{name}, {view.name}",
+        schedule: Prequential(
+            schedule.name if schedule in BASELINES else name if schedule is PUBLISHED else f"{name}, {schedule.name}",
             cutoff=job.settings.list_size,
             catalogue=catalogue,
             vectors=_vectors(space),
             label_delay_ms=round(job.label_delay * 1000),
         )
-        for view in views
+        for schedule in schedules
         if job.judged
     }
     maker = ListMaker(settings, reasons=job.topic is not None)  # Parquet files have no column for them
@@ -338,16 +338,16 @@ def _curve(model: ReplayedModel) -> list[FreshnessPoint]:
     """What lists are worth by how often they are made; each point paired with the freshest."""
     freshest = model.judges[FRESHEST]
     points = []
-    for view in (FRESHEST, *PERIODIC, PUBLISHED):
-        judge = model.judges[view]
+    for schedule in (FRESHEST, *PERIODIC, PUBLISHED):
+        judge = model.judges[schedule]
         everything = judge.evaluation().slices["all"]["all"].metrics
         points.append(
             FreshnessPoint(
-                label=view.name if view is not PUBLISHED else "as published (at the user's own events)",
-                seconds=float(view.period or 0),
+                label=schedule.name if schedule is not PUBLISHED else "as published (at the user's own events)",
+                seconds=float(schedule.period or 0),
                 metrics={name: everything[name] for name in METRICS},
                 against_freshest={}
-                if view is FRESHEST
+                if schedule is FRESHEST
                 else {name: difference(freshest, judge, name).estimate for name in METRICS},
             )
         )

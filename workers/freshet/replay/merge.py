@@ -28,7 +28,7 @@ class Position(NamedTuple):
     clock: int = 0
 
 
-class Step(msgspec.Struct, frozen=True, gc=False):
+class DecodedRecord(msgspec.Struct, frozen=True, gc=False):
     """One record, decoded; `clock` is its partition's newest event time (ms)."""
 
     partition: int
@@ -37,7 +37,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     clock: int
 
 
-def steps(log: Log, positions: Mapping[int, Position], settings: Settings) -> Iterator[Step]:
+def steps(log: Log, positions: Mapping[int, Position], settings: Settings) -> Iterator[DecodedRecord]:
     """All records of the log from `positions` on, in the order of the replay."""
     streams = [
         _partition(log, partition, positions.get(partition, Position()), settings) for partition in log.partitions
@@ -45,12 +45,12 @@ def steps(log: Log, positions: Mapping[int, Position], settings: Settings) -> It
     return chain.from_iterable(streams[0] if len(streams) == 1 else _merged(streams))
 
 
-def _merged(streams: Sequence[Iterator[list[Step]]]) -> Iterator[list[Step]]:
+def _merged(streams: Sequence[Iterator[list[DecodedRecord]]]) -> Iterator[list[DecodedRecord]]:
     """Runs of several partitions, given in their order, as runs in the order of the replay.
 
     What lies before the end of every run at hand is merged: no later run can come before it.
     """
-    waiting: dict[Iterator[list[Step]], list[Step]] = {stream: [] for stream in streams}
+    waiting: dict[Iterator[list[DecodedRecord]], list[DecodedRecord]] = {stream: [] for stream in streams}
     while True:
         for stream, run in waiting.items():
             waiting[stream] = run or next(stream, [])
@@ -58,7 +58,7 @@ def _merged(streams: Sequence[Iterator[list[Step]]]) -> Iterator[list[Step]]:
         if not waiting:
             return
         horizon = min(_clock_then_partition(run[-1]) for run in waiting.values())
-        merged: list[Step] = []
+        merged: list[DecodedRecord] = []
         for stream, run in waiting.items():
             cut = bisect_right(run, horizon, key=_clock_then_partition)
             merged += run[:cut]
@@ -67,19 +67,19 @@ def _merged(streams: Sequence[Iterator[list[Step]]]) -> Iterator[list[Step]]:
         yield merged
 
 
-def _clock_then_partition(step: Step) -> tuple[int, int]:
+def _clock_then_partition(step: DecodedRecord) -> tuple[int, int]:
     return step.clock, step.partition
 
 
 _clock = attrgetter("clock")
 
 
-def _partition(log: Log, partition: int, start: Position, settings: Settings) -> Iterator[list[Step]]:
+def _partition(log: Log, partition: int, start: Position, settings: Settings) -> Iterator[list[DecodedRecord]]:
     clock = start.clock
     for run in decoded(log, partition, settings, start.offset):
         steps_of_run = []
         for record, event in run:
             if isinstance(event, Event) and event.ts > clock:
                 clock = event.ts
-            steps_of_run.append(Step(partition, record, event, clock))
+            steps_of_run.append(DecodedRecord(partition, record, event, clock))
         yield steps_of_run

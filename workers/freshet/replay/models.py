@@ -32,7 +32,7 @@ class Policy(Enum):
     ALL_TIME = 2
 
 
-class View(NamedTuple):
+class ListSchedule(NamedTuple):
     """Which list a user is taken to look at when they act.
 
     `period` None: the one published after their last moment. 0: one made that
@@ -46,8 +46,11 @@ class View(NamedTuple):
     policy: Policy = Policy.MODEL
 
 
-PUBLISHED = View("as published", None)
-BASELINES = (View("recent popularity", 0, Policy.RECENT), View("all-time popularity", 0, Policy.ALL_TIME))
+PUBLISHED = ListSchedule("as published", None)
+BASELINES = (
+    ListSchedule("recent popularity", 0, Policy.RECENT),
+    ListSchedule("all-time popularity", 0, Policy.ALL_TIME),
+)
 """What any model must beat, refreshed at every event."""
 
 
@@ -59,7 +62,7 @@ class ShownList(NamedTuple):
 
 
 class _Latest(NamedTuple):
-    """A user as of their last moment, encoded: what later views rank."""
+    """A user as of their last moment, encoded: what later schedules rank."""
 
     state: UserState
     history: NDArray[np.int32]
@@ -95,8 +98,8 @@ class SavedModel(msgspec.Struct, frozen=True):
     judges: list[SavedJudge]
 
 
-_Ticket = dict[View, int | MadeList | None]
-"""Per view a list: the number of its job, one that is ready, or None for an erased user's."""
+_Ticket = dict[ListSchedule, int | MadeList | None]
+"""Per schedule a list: the number of its job, one that is ready, or None for an erased user's."""
 
 
 class _Jobs:
@@ -126,25 +129,27 @@ class ReplayedModel:
     """A version with its lists.
 
     `side_inputs` has been started with the version, and nothing but items is applied to it.
-    `judges` has a judge for each view that is judged, and may be empty;
+    `judges` has a judge for each schedule that is judged, and may be empty;
     `periods` are the clock's.
     """
 
     name: str
     side_inputs: LiveModel
     maker: ListMaker
-    judges: Mapping[View, Prequential] = field(default_factory=dict)
+    judges: Mapping[ListSchedule, Prequential] = field(default_factory=dict)
     periods: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         assert self.side_inputs.live is not None
         self.live = self.side_inputs.live
         self._rows = SlotRows(self.live.space)
-        self._remembers = any(view.period is not None for view in self.judges)
+        self._remembers = any(schedule.period is not None for schedule in self.judges)
         self._profiles: dict[str, list[AtBoundary[_Latest | None]]] = {}
         self._sizes = [AtBoundary(self.live.space.size, self.live.space.size) for _ in self.periods]
-        self._shown: dict[View, dict[str, ShownList]] = {view: {} for view in dict.fromkeys((PUBLISHED, *self.judges))}
-        self._asked: dict[View, dict[str, int]] = {view: {} for view in self.judges if view.period}
+        self._shown: dict[ListSchedule, dict[str, ShownList]] = {
+            schedule: {} for schedule in dict.fromkeys((PUBLISHED, *self.judges))
+        }
+        self._asked: dict[ListSchedule, dict[str, int]] = {schedule: {} for schedule in self.judges if schedule.period}
 
     def grown(self, ts: int) -> None:
         """Items came to the space in the minute that began at `ts` (ms)."""
@@ -158,7 +163,7 @@ class ReplayedModel:
 
         `history` and `encoded` hold one row per moment of `encodable`; `encoded` is
         None where there is none. Returns the published lists (None for an erased user),
-        and for each judged act the items of the first judged view's list.
+        and for each judged act the items of the first judged schedule's list.
         """
         jobs = _Jobs()
         rows = iter(zip(history, *encoded, strict=True)) if encoded is not None else iter(())
@@ -170,7 +175,7 @@ class ReplayedModel:
         published: list[tuple[Moment, MadeList | None]] = []
         looked_at: list[list[str]] = []
         for action, ticket in zip(actions, tickets, strict=True):
-            lists = {view: made[ready] if isinstance(ready, int) else ready for view, ready in ticket.items()}
+            lists = {schedule: made[ready] if isinstance(ready, int) else ready for schedule, ready in ticket.items()}
             if isinstance(action, Moment):
                 published.append((action, self._publish(action, lists[PUBLISHED])))
             elif action.judged:
@@ -212,27 +217,27 @@ class ReplayedModel:
             return ticket
         user = act.event.user_id
         profile = self._profile(user) if self._remembers else []
-        for view in self.judges:
-            if view.period is None:
-                if user not in self._shown[view]:
-                    ticket[view] = self._popular(user, None, self._prior(act.counts))
+        for schedule in self.judges:
+            if schedule.period is None:
+                if user not in self._shown[schedule]:
+                    ticket[schedule] = self._popular(user, None, self._prior(act.counts))
                 continue
             latest, counts, size = profile[0].now, act.counts, None
-            if view.period:
-                number = self.periods.index(view.period)
+            if schedule.period:
+                number = self.periods.index(schedule.period)
                 boundary = act.boundaries[number]
-                if self._asked[view].get(user) == boundary:
+                if self._asked[schedule].get(user) == boundary:
                     continue
-                self._asked[view][user] = boundary
+                self._asked[schedule][user] = boundary
                 latest, size = profile[number + 1].at(boundary), self._sizes[number].at(boundary)
                 counts = act.at_boundary[number]
-            if view.policy is not Policy.MODEL:
-                counts = act.all_time if view.policy is Policy.ALL_TIME else counts
-                ticket[view] = self._popular(user, latest, self._prior(counts, size, None))
+            if schedule.policy is not Policy.MODEL:
+                counts = act.all_time if schedule.policy is Policy.ALL_TIME else counts
+                ticket[schedule] = self._popular(user, latest, self._prior(counts, size, None))
             elif latest is None:
-                ticket[view] = self._popular(user, None, self._prior(counts, size))
+                ticket[schedule] = self._popular(user, None, self._prior(counts, size))
             else:
-                ticket[view] = jobs.add(user, latest, self._prior(counts, size))
+                ticket[schedule] = jobs.add(user, latest, self._prior(counts, size))
         return ticket
 
     def _popular(self, user_id: str, latest: _Latest | None, prior: Prior) -> MadeList:
@@ -250,23 +255,25 @@ class ReplayedModel:
             self._show(PUBLISHED, moment.user_id, made, moment.event.ts, segment, judged=moment.judged)
         return made
 
-    def _show(self, view: View, user_id: str, made: MadeList, ts: int, segment: str, *, judged: bool = True) -> None:
+    def _show(
+        self, schedule: ListSchedule, user_id: str, made: MadeList, ts: int, segment: str, *, judged: bool = True
+    ) -> None:
         items = [item.item_id for item in made.items]
-        self._shown[view][user_id] = ShownList(items, [item.score for item in made.items])
-        judge = self.judges.get(view)
+        self._shown[schedule][user_id] = ShownList(items, [item.score for item in made.items])
+        judge = self.judges.get(schedule)
         if judge is not None and judged:
             judge.shown(user_id, ts, items, segment)
 
-    def _judge(self, act: Act, lists: Mapping[View, MadeList | None]) -> list[str]:
+    def _judge(self, act: Act, lists: Mapping[ListSchedule, MadeList | None]) -> list[str]:
         event, item = act.event, act.event.item_id or ""
         segment = _user_segment(act.history)
         segments = segment, "trained item" if self.live.space.is_trained(item) else "cold item"
-        for view, judge in self.judges.items():
-            made = lists.get(view)
-            stood = self._shown[view].get(event.user_id)
-            if made is not None and (stood is None or view.period is not None):
-                self._show(view, event.user_id, made, event.ts, segment)
-            shown = self._shown[view][event.user_id]
+        for schedule, judge in self.judges.items():
+            made = lists.get(schedule)
+            stood = self._shown[schedule].get(event.user_id)
+            if made is not None and (stood is None or schedule.period is not None):
+                self._show(schedule, event.user_id, made, event.ts, segment)
+            shown = self._shown[schedule][event.user_id]
             judge.judge(Judgement(event.user_id, event.ts, event.type, item, shown.items, shown.scores, segments))
         return self._shown[next(iter(self.judges))][event.user_id].items
 

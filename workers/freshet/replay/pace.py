@@ -10,7 +10,7 @@ from typing import Any
 
 from freshet.ports import Log
 from freshet.replay.engine import Replay
-from freshet.replay.merge import Step, steps
+from freshet.replay.merge import DecodedRecord, steps
 from freshet.settings import Settings
 
 BATCH_RECORDS = 2048
@@ -44,16 +44,16 @@ async def run(
     await replay.finish()
 
 
-async def _full_speed(stream: Iterator[Step], batch: int) -> AsyncIterator[list[Step]]:
+async def _full_speed(stream: Iterator[DecodedRecord], batch: int) -> AsyncIterator[list[DecodedRecord]]:
     """Batches as fast as they are taken."""
     while steps_of_batch := list(islice(stream, batch)):
         yield steps_of_batch
 
 
-async def _paced(stream: Iterator[Step], speed: float, batch: int) -> AsyncIterator[list[Step]]:
+async def _paced(stream: Iterator[DecodedRecord], speed: float, batch: int) -> AsyncIterator[list[DecodedRecord]]:
     """Batches as their event times come up on a clock that runs `speed` times as fast as the wall's."""
     began, first = time.monotonic(), None
-    waiting: list[Step] = []
+    waiting: list[DecodedRecord] = []
     for step in stream:
         if first is None and step.clock:
             first = step.clock

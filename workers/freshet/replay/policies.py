@@ -22,7 +22,7 @@ from freshet.core.rollout import MODEL
 from freshet.logs.source import events, open_log, read_beside, read_topic
 from freshet.ports import Encoder, Log, LogError
 from freshet.replay.models import encodable
-from freshet.replay.rebuild import Fold, PublishedList, Rebuilder, SideInputTopics
+from freshet.replay.rebuild import FoldedLog, PublishedList, Rebuilder, SideInputTopics
 from freshet.serving.list_maker import MadeList
 from freshet.settings import KNOBS, Settings
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class RecordedRun:
     """A run on record: its events at `source`, its lists at `lists` (`kafka`, or a file of them).
 
     An archive's folder has the side inputs of the lists as well; else they are read from the broker.
@@ -76,7 +76,7 @@ class Counterfactual:
     counts: dict[str, int]
 
 
-async def off_policy(record: Record, target: Target, kind: str, text_encoder: Path) -> Counterfactual:
+async def off_policy(record: RecordedRun, target: Target, kind: str, text_encoder: Path) -> Counterfactual:
     """Make every recorded list again as the target policy would have made it.
 
     `kind` is the behaviour type that is rewarded. Raises `LogError`, `BundleError`, `Unavailable`.
@@ -85,7 +85,7 @@ async def off_policy(record: Record, target: Target, kind: str, text_encoder: Pa
     log = open_log(record.source, settings)
     try:
         joiner, newest = _joined(record, log, (kind,))
-        folded = Fold(log, settings, joiner.lists.values())
+        folded = FoldedLog(log, settings, joiner.lists.values())
     finally:
         log.close()
     topics = SideInputTopics(
@@ -103,7 +103,7 @@ async def off_policy(record: Record, target: Target, kind: str, text_encoder: Pa
     encoder = OnnxEncoder(Path(settings.model_repository), text_encoder)
     gathering = LoggedLists(max(len(one.list.items) for one in judged))
     try:
-        async for one, made in remade(judged, target, settings, encoder, topics):
+        async for one, made in rebuilt(judged, target, settings, encoder, topics):
             items = one.list.items
             gathering.add(
                 one.list.user_id,
@@ -118,7 +118,7 @@ async def off_policy(record: Record, target: Target, kind: str, text_encoder: Pa
     return Counterfactual(gathering.slots(), dict(counts + joiner.counts))
 
 
-async def remade(
+async def rebuilt(
     recorded: Sequence[PublishedList], target: Target, settings: Settings, encoder: Encoder, topics: SideInputTopics
 ) -> AsyncIterator[tuple[PublishedList, MadeList]]:
     """Recorded lists with the target's lists of the same moments. Raises `BundleError`, `Unavailable`."""
@@ -130,12 +130,12 @@ async def remade(
     for (version, variant), some in sorted(groups.items()):
         if target.value_weight or target.novelty_weight:
             load_bundle(repository / MODEL / str(version)).require_lifts(target.value_weight, target.novelty_weight)
-        remaker = Rebuilder(target.settings(settings, variant), version, encoder, repository, topics)
-        async for pair in remaker.make(some):
+        rebuilder = Rebuilder(target.settings(settings, variant), version, encoder, repository, topics)
+        async for pair in rebuilder.make(some):
             yield pair
 
 
-async def readout(record: Record, kinds: Sequence[str]) -> tuple[Readout, dict[str, int]]:
+async def readout(record: RecordedRun, kinds: Sequence[str]) -> tuple[Readout, dict[str, int]]:
     """What users did with the lists of each variant, and how acts were joined. Raises `LogError`."""
     log = await asyncio.to_thread(open_log, record.source, record.settings)
     try:
@@ -153,7 +153,7 @@ async def readout(record: Record, kinds: Sequence[str]) -> tuple[Readout, dict[s
     return found, dict(counts)
 
 
-def _joined(record: Record, log: Log, kinds: Collection[str]) -> tuple[Joiner, int]:
+def _joined(record: RecordedRun, log: Log, kinds: Collection[str]) -> tuple[Joiner, int]:
     """The lists with the acts of the log, and the log's newest event time."""
     joiner, newest = Joiner(read_lists(record), record.window_ms), 0
     if not joiner.lists:
@@ -164,7 +164,7 @@ def _joined(record: Record, log: Log, kinds: Collection[str]) -> tuple[Joiner, i
     return joiner, newest
 
 
-def read_lists(record: Record) -> Iterator[Recommendation]:
+def read_lists(record: RecordedRun) -> Iterator[Recommendation]:
     """Published lists, from the topic or from a file of one a line. Raises `LogError`."""
     if record.lists == "kafka":
         for one in read_topic(record.settings, record.settings.recommendations_topic):

@@ -64,7 +64,7 @@ def _is_whole(records: Sequence[Record], offset: int) -> bool:
     return offset == records[-1].offset or (offset < len(records) and records[offset].offset == offset)
 
 
-class Fold:
+class FoldedLog:
     """The states of all users at the end of a log, and at the events that lists are as of.
 
     `recorded` stands in no order; `erased` has the offset at which a user was last erased.

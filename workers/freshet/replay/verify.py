@@ -1,6 +1,6 @@
 """Live against replayed: whether what was published is what the code says.
 
-Every published list is made again (`replay.recorded`) and compared slot by slot:
+Every published list is made again (`replay.rebuild`) and compared slot by slot:
 item, score, source, propensity, reasons. Every user's newest list must be as of
 their last event (an erased user's newest record is a tombstone), and what the
 online store serves must be the fold's features and the encoder's vector. Nothing
@@ -29,7 +29,7 @@ from freshet.logs.kafka import behind
 from freshet.logs.source import open_log, read_topic
 from freshet.ports import Encoder, FeatureStore, LogError, Record
 from freshet.replay.models import encodable
-from freshet.replay.rebuild import Fold, PublishedList, Rebuilder, SideInputTopics, embeddings_equal
+from freshet.replay.rebuild import FoldedLog, PublishedList, Rebuilder, SideInputTopics, embeddings_equal
 from freshet.serving.list_maker import MadeList
 from freshet.settings import Settings
 
@@ -54,7 +54,7 @@ async def verify(settings: Settings, source: str, encoder: Encoder, feature_user
                 f"{source} has no offsets: `freshet verify` reads `kafka` or the archive of the events topic"
             )
         published = Published(read_topic(settings, settings.recommendations_topic))
-        folded = Fold(log, settings, published.lists)
+        folded = FoldedLog(log, settings, published.lists)
     for partition, first in starts.items():
         if first:
             raise LogError(
@@ -115,21 +115,21 @@ def _by_hash(user_id: str) -> bytes:
 
 
 class Verifier:
-    """Compares what a live run left behind with its fold. `remaker` opens a version's `Rebuilder`."""
+    """Compares what a live run left behind with its fold. `rebuilder` opens a version's `Rebuilder`."""
 
     def __init__(
         self,
         settings: Settings,
-        folded: Fold,
+        folded: FoldedLog,
         published: Published,
         topics: SideInputTopics,
-        remaker: Callable[[int], Rebuilder],
+        rebuilder: Callable[[int], Rebuilder],
     ) -> None:
         self._settings = settings
         self._fold = folded
         self._published = published
         self._topics = topics
-        self._remaker = remaker
+        self._rebuilder = rebuilder
         self._compared: Counter[str] = Counter(dict.fromkeys(PERSONAL, 0))
         self._mismatches: Counter[str] = Counter(dict.fromkeys(PERSONAL, 0))
         self._examples: list[Mismatch] = []
@@ -157,7 +157,7 @@ class Verifier:
             else:
                 by_version.setdefault(one.list.model_version, []).append(one)
         for version, recorded in sorted(by_version.items()):
-            async for one, made in self._remaker(version).make(recorded):
+            async for one, made in self._rebuilder(version).make(recorded):
                 self._compared["lists"] += 1
                 if detail := _difference(one, made):
                     self._differs("lists", one.list, detail)

@@ -17,7 +17,7 @@ from freshet.core.evaluation.results import (
     VariantReadout,
     Verification,
 )
-from freshet.report.svg import SERIES, Point, Row, Series, calibration_plot, dot_plot, line_plot, number, tag
+from freshet.report.svg import SERIES, PlotPoint, PlotRow, Series, calibration_plot, dot_plot, line_plot, number, tag
 
 JUDGED = ("hr", "ndcg", "mrr")
 LISTS = ("coverage", "gini", "personalisation", "intra_list_diversity", "novelty")
@@ -51,7 +51,7 @@ def freshness(points: Sequence[FreshnessPoint], cutoff: int, name: str = "", x: 
     series = [
         Series(
             title(metric, cutoff),
-            [Point(place, point.metrics[metric]) for place, point in zip(places, ordered, strict=True)],
+            [PlotPoint(place, point.metrics[metric]) for place, point in zip(places, ordered, strict=True)],
         )
         for metric in metrics
     ]
@@ -104,7 +104,7 @@ def days_section(evaluations: Sequence[Evaluation], metric: str) -> str:
         Series(
             one.name,
             [
-                Point(date.fromisoformat(day).toordinal() - first, part.metrics[metric], part.users)
+                PlotPoint(date.fromisoformat(day).toordinal() - first, part.metrics[metric], part.users)
                 for day, part in one.slices.get("day", {}).items()
                 if metric in part.metrics
             ],
@@ -133,7 +133,7 @@ def parts_section(evaluations: Sequence[Evaluation], dimension: str, heading: st
     cutoff = shown[0].cutoff
     names = [one.name for one in shown]
     values = list(dict.fromkeys(value for one in shown for value in one.slices.get(dimension, {})))
-    rows = [Row(value, [_metric(one, dimension, value, "hr") for one in shown]) for value in values]
+    rows = [PlotRow(value, [_metric(one, dimension, value, "hr") for one in shown]) for value in values]
     table = []
     for value in values:
         for one in shown:
@@ -155,7 +155,7 @@ def lists_section(evaluations: Sequence[Evaluation]) -> str:
     shown = [one for one in evaluations if "coverage" in whole(one).metrics][:SERIES]
     names = [one.name for one in shown]
     rows = [
-        Row(NAMES[metric], [whole(one).metrics.get(metric) for one in shown])
+        PlotRow(NAMES[metric], [whole(one).metrics.get(metric) for one in shown])
         for metric in LISTS
         if metric != "novelty" and any(metric in whole(one).metrics for one in shown)
     ]
@@ -181,7 +181,7 @@ def policies_section(evaluations: Sequence[Evaluation]) -> str:
     metrics = [metric for metric in (*JUDGED[:2], *LISTS) if any(metric in found for _, found in parts)]
     names = [title(metric, cutoff) for metric in metrics]
     drawn = [metric for metric in ("ndcg", "coverage") if metric in metrics]
-    rows = [Row(name, [found.get(metric) for metric in drawn]) for name, found in parts]
+    rows = [PlotRow(name, [found.get(metric) for metric in drawn]) for name, found in parts]
     table = [[name, *(_cell(found.get(metric)) for metric in metrics)] for name, found in parts]
     shown = [title(metric, cutoff) for metric in drawn]
     return _section(
@@ -219,7 +219,9 @@ def comparisons_section(differences: Sequence[Difference], cutoff: int) -> str:
         pairs.setdefault((one.candidate, one.baseline), {})[one.metric] = one
     names = [title(metric, cutoff) for metric in metrics]
     rows = [
-        Row(f"{candidate} − {baseline}", [found[metric].estimate if metric in found else None for metric in metrics])
+        PlotRow(
+            f"{candidate} − {baseline}", [found[metric].estimate if metric in found else None for metric in metrics]
+        )
         for (candidate, baseline), found in pairs.items()
     ]
     table = [
@@ -242,7 +244,7 @@ def comparisons_section(differences: Sequence[Difference], cutoff: int) -> str:
 
 def interleavings_section(interleavings: Sequence[Interleaving]) -> str:
     """Whose items the users picked."""
-    rows = [Row(f"{one.candidate} over {one.baseline}", [one.preference]) for one in interleavings]
+    rows = [PlotRow(f"{one.candidate} over {one.baseline}", [one.preference]) for one in interleavings]
     table = [
         [
             f"{one.candidate} over {one.baseline}",
@@ -267,7 +269,7 @@ def variants_section(variants: Sequence[VariantReadout]) -> str:
     metrics = list(dict.fromkeys(metric for one in variants for metric in one.metrics))
     shown = variants[:SERIES]
     names = [one.variant for one in shown]
-    rows = [Row(metric, [one.metrics.get(metric) for one in shown]) for metric in metrics]
+    rows = [PlotRow(metric, [one.metrics.get(metric) for one in shown]) for metric in metrics]
     table = [
         [one.variant, f"{one.users:,}", f"{one.lists:,}", *(_cell(one.metrics.get(metric)) for metric in metrics)]
         for one in variants
@@ -283,7 +285,7 @@ def variants_section(variants: Sequence[VariantReadout]) -> str:
 
 def off_policy_section(estimates: Sequence[OffPolicyEstimate]) -> str:
     """What policies that were never live would have been worth."""
-    rows = [Row(f"{one.policy}, {one.estimator}", [one.value]) for one in estimates]
+    rows = [PlotRow(f"{one.policy}, {one.estimator}", [one.value]) for one in estimates]
     table = [
         [one.policy, escape(one.estimator), _cell(one.value), f"{one.effective_sample_size:,.0f} of {one.value.n:,}"]
         for one in estimates
@@ -338,7 +340,7 @@ def _events(evaluations: Sequence[Evaluation], day: str) -> int:
     return max(one.slices["day"][day].events for one in evaluations if day in one.slices.get("day", {}))
 
 
-def _said(rows: Sequence[Row], names: Sequence[str]) -> str:
+def _said(rows: Sequence[PlotRow], names: Sequence[str]) -> str:
     """The rows in words."""
     said = []
     for row in rows:

@@ -25,7 +25,7 @@ _LINE = 52
 """Letters that fit in a line of labels."""
 
 
-class Point(NamedTuple):
+class PlotPoint(NamedTuple):
     """An estimate at a place on the x axis; with few users its interval says nothing, and is not drawn."""
 
     x: float
@@ -37,10 +37,10 @@ class Series(NamedTuple):
     """A named line, parted where a whole step of x is missing."""
 
     name: str
-    points: Sequence[Point]
+    points: Sequence[PlotPoint]
 
 
-class Row(NamedTuple):
+class PlotRow(NamedTuple):
     """A named row of a dot plot, with an estimate for each series (None where it has none)."""
 
     name: str
@@ -151,7 +151,7 @@ def line_plot(
     return plot(title, description, bottom + 24 + 13 * lines, *drawn, x=x)
 
 
-def _top(point: Point) -> float:
+def _top(point: PlotPoint) -> float:
     return point.estimate.high if point.users >= _INTERVAL_USERS else point.estimate.mean
 
 
@@ -180,9 +180,9 @@ def _line(which: int, series: Series, across: Scale, up: Scale, *, bands: bool, 
     return "".join(drawn)
 
 
-def _runs(points: Sequence[Point]) -> list[list[Point]]:
+def _runs(points: Sequence[PlotPoint]) -> list[list[PlotPoint]]:
     """The points, parted where a whole step of x is missing."""
-    runs: list[list[Point]] = []
+    runs: list[list[PlotPoint]] = []
     for point in points:
         if runs and point.x - runs[-1][-1].x <= 1:
             runs[-1].append(point)
@@ -196,7 +196,7 @@ def _bar(which: int, x: float, low: float, high: float) -> str:
 
 
 def dot_plot(
-    title: str, description: str, names: Sequence[str], rows: Sequence[Row], *, neutral: float | None = None
+    title: str, description: str, names: Sequence[str], rows: Sequence[PlotRow], *, neutral: float | None = None
 ) -> str:
     """Estimates with their intervals, a row each; a line stands at `neutral`, else the axis begins at 0."""
     found = [estimate for row in rows for estimate in row.estimates if estimate is not None]

@@ -50,7 +50,7 @@ def _item(seed: int, number: int) -> CatalogueItem:
     )
 
 
-class Catalogue:
+class Assortment:
     """Items by number, as shoppers see them.
 
     `words` float32 `[items, words]` has the words of an item's category and

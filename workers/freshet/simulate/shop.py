@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshet.core.events import Event
-from freshet.simulate.catalogue import Catalogue, Offer
+from freshet.simulate.catalogue import Assortment, Offer
 from freshet.simulate.draws import Draw, generator
 from freshet.simulate.shoppers import BEHAVIOURS, DAY_MS, HOUR_MS, SLOTS, Shoppers
 
@@ -86,7 +86,7 @@ class Shop:
 
     def __init__(self, plan: Plan, offers: Sequence[Offer]) -> None:
         self.plan = plan
-        self.catalogue = Catalogue(plan.seed, offers)
+        self.catalogue = Assortment(plan.seed, offers)
         self.shoppers = Shoppers(plan.seed, self.catalogue, plan.origin, self.joined(plan.days - 1))
         members = [np.flatnonzero(self.catalogue.department == n) for n in range(len(self.catalogue.departments))]
         self._members = members

@@ -21,7 +21,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.simulate.catalogue import Catalogue
+from freshet.simulate.catalogue import Assortment
 from freshet.simulate.draws import Draw, generator
 
 BEHAVIOURS = ("view", "click", "purchase")
@@ -48,7 +48,7 @@ DECAY = 0.8
 class Shoppers:
     """Everybody who ever comes, by number; `looks` `[SLOTS]` are the chances that a slot is looked at."""
 
-    def __init__(self, seed: int, catalogue: Catalogue, origin: int, users: int) -> None:
+    def __init__(self, seed: int, catalogue: Assortment, origin: int, users: int) -> None:
         """`origin` is the time (ms) at which day 0 begins; what is drawn for about so many `users` is remembered."""
         self.catalogue = catalogue
         self.origin = origin
