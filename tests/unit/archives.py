@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset
-from freshet.archive.chain import Appender, Chain
+from freshet.archive.appender import Appender
+from freshet.archive.chain import Chain
 from freshet.archive.feature_history import FOLDER
 from freshet.archive.rows import event_rows
 from freshet.core.events import Event, encode_event

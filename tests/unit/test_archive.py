@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
-from freshet.archive.chain import DAY_MS, MERGE_FILES, ArchiveError, Chain, Superseded
+from freshet.archive.chain import DAY_MS, ArchiveError, Chain, Superseded
+from freshet.archive.merging import MERGE_FILES
 from freshet.archive.rows import item_rows
 from freshet.core.catalogue import CatalogueItem, encode_item
 from freshet.ports import Record
@@ -205,7 +206,7 @@ def test_of_two_mergers_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write(tmp_path, [record(number) for number in range(MERGE_FILES * 5, MERGE_FILES * 5 + 5)])
     assert chain.merge(FILE_SIZE) > MERGE_FILES
     monkeypatch.setattr(Path, "rename", race)
-    monkeypatch.setattr("freshet.archive.chain._write_merged", lambda _paths, partial: partial.touch())
+    monkeypatch.setattr("freshet.archive.chain.write_merged", lambda _paths, partial: partial.touch())
     chain._merge(stale)
     assert not raced
     assert offsets(tmp_path) == list(range(MERGE_FILES * 5 + 5))
@@ -236,8 +237,8 @@ def test_dates_never_go_back(tmp_path: Path) -> None:
 
 def test_a_full_row_group_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory holds a row group and no more, by rows and by bytes; a file that is full is finished."""
-    monkeypatch.setattr("freshet.archive.chain.ROW_GROUP", 50)
-    monkeypatch.setattr("freshet.archive.chain.ROW_GROUP_BYTES", 20_000)
+    monkeypatch.setattr("freshet.archive.appender.ROW_GROUP", 50)
+    monkeypatch.setattr("freshet.archive.appender.ROW_GROUP_BYTES", 20_000)
     chain = Chain(tmp_path / "events", 0)
     one = appender(chain, file_size=30_000)
     for number in range(400):

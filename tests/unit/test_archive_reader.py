@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from freshet.archive.chain import MERGE_FILES
+from freshet.archive.merging import MERGE_FILES
 from freshet.logs.source import open_log
 from freshet.ports import EmptyLog, LogError, Window
 from freshet.settings import Settings

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from freshet.archive import feature_history
-from freshet.archive.chain import MERGE_FILES, Chain
+from freshet.archive.chain import Chain
+from freshet.archive.merging import MERGE_FILES
 from freshet.archive.rows import erasures, holds, without
 from freshet.ports import Record
 from freshet.settings import Settings

@@ -334,7 +334,7 @@ def archived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Setti
     """Where an archiver's files end, and where they lie."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(archiver, "Consumer", Topic)
-    monkeypatch.setattr("freshet.archive.chain.ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr("freshet.archive.appender.ROW_GROUP_BYTES", 1)
 
     def observe(settings: Settings) -> object:
         one = archiver.Archiver(settings, Health())

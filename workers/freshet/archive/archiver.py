@@ -24,7 +24,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from freshet.adapters.kafka import client_config, record_of
-from freshet.archive.chain import Appender, ArchiveError, Chain
+from freshet.archive.appender import Appender
+from freshet.archive.chain import ArchiveError, Chain
 from freshet.archive.rows import erasures, event_rows, holds, item_rows, record_rows, without
 from freshet.ports import Record
 from freshet.process import metrics

@@ -31,23 +31,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from freshet.archive.merging import ROW_GROUP, WRITTEN, Segment, small_files, write_merged
 from freshet.errors import FreshetError
 from freshet.files import sync
 
-ROW_GROUP = 16_384
-"""Most rows written, and held in memory, as one row group."""
-ROW_GROUP_BYTES = 16 << 20
-MERGE_FILES = 8
-"""So many small files in a row are merged."""
 DAY_MS = 86_400_000
 
-T = TypeVar("T")
 Erasure = Callable[[pa.Table, Mapping[bytes, int]], pa.Table]
 
 _NAME = re.compile(r"(\d{5,})-(\d{20})-(\d{20})\.parquet")
@@ -63,15 +57,6 @@ class ArchiveError(FreshetError):
 
 class Superseded(ArchiveError):
     """Somebody else has carried the chain on: what was to be added begins where it no longer ends."""
-
-
-class Segment(NamedTuple):
-    """One file of a partition's chain: its offsets, both included, and its size."""
-
-    path: Path
-    first: int
-    last: int
-    size: int
 
 
 class Chain:
@@ -145,7 +130,7 @@ class Chain:
         while none outweighs all behind it: so no row is written again very often.
         """
         for date in reversed(_dates(self.folder)[-2:]):  # a day's last files may come in after midnight
-            if parts := _small(counted(self._files(date)), target_size):
+            if parts := small_files(counted(self._files(date)), target_size):
                 self._merge(parts)
                 return len(parts)
         return 0
@@ -153,7 +138,7 @@ class Chain:
     def _merge(self, parts: Sequence[Segment]) -> None:
         partial = self.partial()
         try:
-            _write_merged([part.path for part in parts], partial)
+            write_merged([part.path for part in parts], partial)
             target = parts[0].path.with_name(_file_name(self.partition, parts[0].first, parts[-1].last))
             with self._locked():
                 if not partial.exists() or not all(part.path.exists() for part in parts):
@@ -171,7 +156,7 @@ class Chain:
         try:
             with (
                 pq.ParquetFile(segment.path, page_checksum_verification=True) as file,
-                pq.ParquetWriter(partial, file.schema_arrow, **_options()) as writer,
+                pq.ParquetWriter(partial, file.schema_arrow, **WRITTEN) as writer,
             ):
                 for group in range(file.num_row_groups):
                     writer.write_table(change(file.read_row_group(group)), ROW_GROUP)
@@ -254,116 +239,6 @@ class Chain:
         return self.folder / f"{_LOCK}{self.partition:05d}"
 
 
-class _Writer:
-    """A file on its way into a chain: written aside group by group, added whole."""
-
-    def __init__(self, chain: Chain, schema: pa.Schema) -> None:
-        self._chain = chain
-        self._schema = schema
-        self._partial = chain.partial()
-        self._writer = pq.ParquetWriter(self._partial, self._schema, **_options())
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._partial.stat().st_size
-
-    def write(self, table: pa.Table) -> None:
-        """Write a row group."""
-        self._writer.write_table(table, ROW_GROUP)
-
-    def add(self, first: int, last: int, day: int, *, expected: int) -> None:
-        """Finish the file and add it to the chain. Raises `Superseded`."""
-        self._writer.close()
-        sync(self._partial)
-        self._chain.add(self._partial, first, last, day, expected=expected)
-
-    def abandon(self) -> None:
-        """Leave everything out of the chain."""
-        self._writer.close()
-        self._partial.unlink(missing_ok=True)
-
-
-class Appender(Generic[T]):
-    """Carries a chain on: rows are gathered into row groups, row groups into files of about `file_size` bytes.
-
-    `encode` makes a row group of what was taken; `added` is told how many offsets
-    each new file covers. `start` is where the records begin: where the chain ends,
-    or later where some are gone. What was taken up to `next` is in the chain up to
-    `end`.
-    """
-
-    def __init__(
-        self,
-        chain: Chain,
-        encode: Callable[[Sequence[T]], pa.Table],
-        file_size: int,
-        added: Callable[[int], None],
-        start: int | None = None,
-    ) -> None:
-        self._chain = chain
-        self._encode = encode
-        self._added = added
-        self._file_size = file_size
-        self.end = chain.end()
-        self._day = chain.day()
-        self._first = self.next = self.end if start is None else start
-        self._rows: list[T] = []
-        self._bytes = 0
-        self._writer: _Writer | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether everything taken is in the chain."""
-        return self.next == self._first
-
-    def take(self, offset: int, timestamp: int, size: int, row: T | None) -> None:
-        """Cover the next offset, whose record time is `timestamp` (ms); it may have a row of about `size` bytes.
-
-        Raises `Superseded`.
-        """
-        day = timestamp // DAY_MS
-        if day > self._day:
-            self.cut()
-            self._day = day
-        self.next = offset + 1
-        if row is not None:
-            self._rows.append(row)
-            self._bytes += size
-            if len(self._rows) >= ROW_GROUP or self._bytes >= ROW_GROUP_BYTES:
-                self._flush()
-
-    def cut(self) -> None:
-        """Bring everything taken into the chain, as a file. Raises `Superseded`."""
-        if self.is_empty:
-            return
-        self._written().add(self._first, self.next - 1, self._day, expected=self.end)
-        count = self.next - self._first
-        self._writer = None
-        self._first = self.end = self.next
-        self._added(count)
-
-    def abandon(self) -> None:
-        """Leave out what is not in the chain yet."""
-        self._rows = []
-        if self._writer is not None:
-            self._writer.abandon()
-            self._writer = None
-
-    def _flush(self) -> None:
-        if self._written().size >= self._file_size:
-            self.cut()
-
-    def _written(self) -> _Writer:
-        """The file aside, with every row in it."""
-        if self._rows or self._writer is None:
-            table = self._encode(self._rows)
-            self._writer = self._writer or _Writer(self._chain, table.schema)
-            self._writer.write(table)
-            self._rows, self._bytes = [], 0
-        return self._writer
-
-
 def chains(folder: Path) -> list[Chain]:
     """The chains of an archived topic's folder."""
     numbers = {int(match[1]) for path in folder.glob("date=*/*.parquet") if (match := _NAME.fullmatch(path.name))}
@@ -382,7 +257,7 @@ def counted(files: Iterable[Segment]) -> list[Segment]:
     Raises `ArchiveError` where two files overlap in any other way.
     """
     found: list[Segment] = []
-    for segment in sorted(files, key=lambda one: (one.first, -one.last)):
+    for segment in sorted(files, key=lambda segment: (segment.first, -segment.last)):
         if found and segment.first <= found[-1].last:
             if segment.last > found[-1].last:
                 raise ArchiveError(f"{segment.path} and {found[-1].path} overlap: remove the one that does not belong")
@@ -401,10 +276,6 @@ def date_name(day: int) -> str:
     return f"date={datetime.fromtimestamp(day * DAY_MS / 1000, UTC).date()}"
 
 
-def _options() -> dict[str, Any]:
-    return {"compression": "zstd", "write_page_checksum": True}
-
-
 def _dates(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("date=*"))
 
@@ -418,45 +289,3 @@ def _make_folder(path: Path) -> None:
     if not path.exists():
         path.mkdir(parents=True, exist_ok=True)
         sync(path.parent)
-
-
-def _small(segments: Sequence[Segment], target_size: int) -> Sequence[Segment]:
-    """The newest files in a row that are worth merging; none where no `MERGE_FILES` are."""
-    for end in range(len(segments), MERGE_FILES - 1, -1):
-        first = _first_small(segments[:end], target_size)
-        if end - first >= MERGE_FILES:
-            return segments[first:end]
-    return []
-
-
-def _first_small(segments: Sequence[Segment], target_size: int) -> int:
-    """How far back the files before the end are worth merging into one."""
-    small = target_size // MERGE_FILES
-    total, first = 0, len(segments)
-    while first:
-        size = segments[first - 1].size
-        outweighs = size > total and (len(segments) - first >= MERGE_FILES or size > small)
-        if outweighs or total + size > target_size:
-            break
-        total += size
-        first -= 1
-    return first
-
-
-def _write_merged(paths: Sequence[Path], partial: Path) -> None:
-    """Write the rows of several files as one, a row group at a time."""
-    schema = pq.read_schema(paths[0])
-    with pq.ParquetWriter(partial, schema, **_options()) as writer:
-        gathered: list[pa.RecordBatch] = []
-        rows = 0
-        for path in paths:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(ROW_GROUP):
-                    gathered.append(batch)
-                    rows += len(batch)
-                    if rows >= ROW_GROUP:
-                        writer.write_table(pa.Table.from_batches(gathered, schema), ROW_GROUP)
-                        gathered, rows = [], 0
-        if gathered:
-            writer.write_table(pa.Table.from_batches(gathered, schema), ROW_GROUP)
-    sync(partial)

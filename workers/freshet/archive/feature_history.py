@@ -29,7 +29,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from freshet.adapters.rocks import RocksStateStore
-from freshet.archive.chain import Appender, ArchiveError, Chain
+from freshet.archive.appender import Appender
+from freshet.archive.chain import ArchiveError, Chain
 from freshet.core.events import ERASE, OPT_OUT, BadEvent, Event
 from freshet.core.features import behaviour_features, behaviour_row
 from freshet.core.state import Outcome, UserState, decode_state, empty_state, encode_state, fold

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from freshet.archive.chain import ArchiveError, Segment, chains, date_name, day_of, lost
+from freshet.archive.chain import ArchiveError, chains, date_name, day_of, lost
+from freshet.archive.merging import Segment
 from freshet.archive.rows import PARTITION_KEY, SCHEMA_KEY, SCHEMA_VERSION, read_records
 from freshet.ports import RUN_RECORDS, WHOLE, EmptyLog, LogError, Record, Window
 
