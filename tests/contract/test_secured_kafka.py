@@ -1,4 +1,4 @@
-"""Kafka over TLS with SCRAM: each of the three clients gets in by the settings, and says what is wrong otherwise."""
+"""Kafka over TLS with SCRAM: each of the clients gets in by the settings, and says what is wrong otherwise."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 from freshet.adapters.kafka import client_config
 from freshet.cli.connections import require_topics
 from freshet.cli.errors import UserError
+from freshet.client import ConnectionFailedError, Lists, UnreadableListError
 from freshet.serving.app import StartError, events_partitions
 from freshet.settings import Settings
 
@@ -108,8 +109,13 @@ def test_every_client_gets_in(brokers: tuple[str, Settings], tmp_path: Path) -> 
     finally:
         worker.close()
 
+    lists = Lists(msgspec.structs.replace(settings, recommendations_topic="secured"), from_beginning=True)
+    with lists, pytest.raises(UnreadableListError, match="no list"):  # the topic holds events
+        next(iter(lists))
     wrong = msgspec.structs.replace(settings, kafka_password="other")  # noqa: S106
     with pytest.raises(UserError, match="Kafka at"):
         require_topics(wrong, "secured")
+    with pytest.raises(ConnectionFailedError, match=r"(?i)authentication"):
+        Lists(wrong)
     with pytest.raises(StartError, match="Kafka at"):
         events_partitions(msgspec.structs.replace(wrong, events_topic="secured"))

@@ -174,7 +174,7 @@ def test_inspect_finds_the_newest_state_and_lists(
     stack: Stack, producer: KafkaProducer, topics: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest changelog record of the user is the state, however much of others follows it."""
-    monkeypatch.setattr("freshet.cli.connections.FIRST_WINDOW", 50)
+    monkeypatch.setattr("freshet.client.reader.FIRST_WINDOW", 50)
     admin = KafkaAdminClient(bootstrap_servers=stack.bootstrap)
     changelog = changelog_topic(os.environ["FRESHET_GROUP"])
     admin.create_topics({changelog: {"num_partitions": PARTITIONS, "replication_factor": 1}}, wait_for_metadata=True)

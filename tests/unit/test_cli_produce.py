@@ -6,17 +6,17 @@ import pytest
 from freshet.cli import produce
 from freshet.cli.console import plain
 from freshet.cli.errors import UserError
+from freshet.client.events import Outbox
 from freshet.core.events import Event, encode_event
 from freshet.settings import Settings
 
 GOOD = encode_event(Event("e1", "u1", "click", 881_250_949_000, item_id="i1"))
 
 
-class FakeSender(produce._Sender):
+class FakeOutbox(Outbox):
     """Keeps what it is given."""
 
     def __init__(self) -> None:
-        super().__init__(None, "events")
         self.lines: list[tuple[bytes | None, bytes]] = []
 
     def send(self, key: bytes | None, value: bytes) -> None:
@@ -24,17 +24,17 @@ class FakeSender(produce._Sender):
         self.lines.append((key, value))
 
 
-def send(text: bytes, *, strict: bool = False, judge: produce.Judge | None = None) -> tuple[FakeSender, int]:
-    sender = FakeSender()
+def send(text: bytes, *, strict: bool = False, judge: produce.Judge | None = None) -> tuple[FakeOutbox, int]:
+    outbox = FakeOutbox()
     judge = judge or produce.event_judge(Settings())
-    return sender, produce._send_lines(io.BytesIO(text), len(text), sender, judge, rate=None, strict=strict)
+    return outbox, produce._send_lines(io.BytesIO(text), len(text), outbox, judge, rate=None, strict=strict)
 
 
 def test_good_lines_are_keyed_by_user() -> None:
     """Blank lines are skipped; the bytes go out as they came."""
-    sender, bad = send(GOOD + b"\r\n\n  " + GOOD + b"\n")
+    outbox, bad = send(GOOD + b"\r\n\n  " + GOOD + b"\n")
     assert bad == 0
-    assert sender.lines == [(b"u1", GOOD), (b"u1", GOOD)]
+    assert outbox.lines == [(b"u1", GOOD), (b"u1", GOOD)]
 
 
 @pytest.mark.parametrize(
@@ -53,28 +53,28 @@ def test_bad_lines_are_reported_by_number_and_lose_no_good_one(
     line: bytes, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The good lines around a bad one are sent."""
-    sender, bad = send(GOOD + b"\n" + line + b"\n" + GOOD + b"\n")
+    outbox, bad = send(GOOD + b"\n" + line + b"\n" + GOOD + b"\n")
     assert bad == 1
-    assert len(sender.lines) == 2
+    assert len(outbox.lines) == 2
     assert capsys.readouterr().err.startswith(f"line 2: {reason}: ")
 
 
 def test_strict_stops_at_the_first_bad_line() -> None:
     """What stood before it has been sent, what follows has not."""
-    sender = FakeSender()
+    outbox = FakeOutbox()
     source = io.BytesIO(GOOD + b"\nnonsense\n" + GOOD)
     with pytest.raises(UserError, match="line 2: not_json"):
         produce._send_lines(
-            source, None, sender, produce.event_judge(Settings(behaviours={"click": 1.0})), rate=None, strict=True
+            source, None, outbox, produce.event_judge(Settings(behaviours={"click": 1.0})), rate=None, strict=True
         )
-    assert len(sender.lines) == 1
+    assert len(outbox.lines) == 1
 
 
 def test_raw_lines_are_not_judged() -> None:
     """Nonsense goes out without a key, for the worker to dead-letter."""
-    sender, bad = send(b'nonsense\n{"user_id":"u9"}\n', judge=produce.judge_nothing)
+    outbox, bad = send(b'nonsense\n{"user_id":"u9"}\n', judge=produce.judge_nothing)
     assert bad == 0
-    assert sender.lines == [(None, b"nonsense"), (b"u9", b'{"user_id":"u9"}')]
+    assert outbox.lines == [(None, b"nonsense"), (b"u9", b'{"user_id":"u9"}')]
 
 
 def test_items_are_keyed_by_item() -> None:

@@ -20,8 +20,8 @@ import yaml
 from freshet.bundle.bundle import SIGNATURE
 from freshet.cli import app, models_topic, training_env, training_log
 from freshet.cli import train as verb
-from freshet.cli.connections import NoTopicError
 from freshet.cli.options import keep_settings
+from freshet.client.connection import NoTopicError
 from freshet.core.events import ERASE, OPT_OUT, Event, encode_event
 from freshet.core.rollout import MODEL, Rollout
 from freshet.ports import Record

@@ -10,20 +10,14 @@ from typing import Any
 from kafka import KafkaProducer, TopicPartition
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
-from kafka.partitioner.default import murmur2
 
 from freshet.adapters.kafka_python import client_config, new_consumer
 from freshet.cli.errors import UserError
+from freshet.client.connection import no_topic
 from freshet.settings import Settings
 
 STALLED_SECONDS = 15.0
 """A read that brings nothing for this long has failed."""
-FIRST_WINDOW = 2_000
-WINDOW_GROWTH = 4
-
-
-class NoTopicError(UserError):
-    """The broker has no topic of this name."""
 
 
 @contextmanager
@@ -79,7 +73,7 @@ def partitions_of(consumer: Any, settings: Settings, topic: str) -> list[Any]:
     """A topic's partitions, in order. Raises `NoTopicError`."""
     numbers = consumer.partitions_for_topic(topic)
     if not numbers:
-        raise NoTopicError(f"topic {topic} does not exist at {settings.kafka}: create it, or run `freshet up`")
+        raise no_topic(settings, topic)
     return [TopicPartition(topic, number) for number in sorted(numbers)]
 
 
@@ -88,11 +82,6 @@ def require_topics(settings: Settings, *topics: str) -> None:
     with open_consumer(settings) as consumer:
         for topic in topics:
             partitions_of(consumer, settings, topic)
-
-
-def partition_of(key: bytes, partitions: list[Any]) -> Any:
-    """The partition that holds a key."""
-    return partitions[(murmur2(key) & 0x7FFFFFFF) % len(partitions)]
 
 
 def read(consumer: Any, partition: Any, start: int, end: int) -> Iterator[ConsumerRecord]:
@@ -116,19 +105,3 @@ def read_all(consumer: Any, partitions: list[Any]) -> Iterator[ConsumerRecord]:
     begins, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
     for partition in partitions:
         yield from read(consumer, partition, begins[partition], ends[partition])
-
-
-def newest(consumer: Any, partition: Any, key: bytes, count: int) -> list[ConsumerRecord]:
-    """The newest `count` records of a key, newest first.
-
-    The partition is read backwards in growing windows, so a key written lately is found at once.
-    """
-    begin = consumer.beginning_offsets([partition])[partition]
-    upper = consumer.end_offsets([partition])[partition]
-    found: list[ConsumerRecord] = []
-    window = FIRST_WINDOW
-    while upper > begin and len(found) < count:
-        lower = max(begin, upper - window)
-        found += reversed([record for record in read(consumer, partition, lower, upper) if record.key == key])
-        upper, window = lower, window * WINDOW_GROWTH
-    return found[:count]

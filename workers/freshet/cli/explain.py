@@ -10,7 +10,6 @@ import msgspec
 import typer
 from rich.text import Text
 
-from freshet.cli.connections import open_consumer
 from freshet.cli.console import emit, moment, out, plain
 from freshet.cli.errors import UserError
 from freshet.cli.inspect_user import read_lists, read_state
@@ -55,10 +54,9 @@ def explain(
 ) -> None:
     """Say which of a user's own events raised an item: its score with all of them, and without each."""
     settings = resolve(config, directory, kafka=kafka).settings
-    with open_consumer(settings) as consumer:
-        state = read_state(consumer, settings, user.encode())
-        last = read_lists(consumer, settings, user.encode(), 1)
-        titles = read_titles(consumer, settings)
+    state = read_state(settings, user.encode())
+    last = read_lists(settings, user.encode(), 1)
+    titles = read_titles(settings)
     if state is None or state.consent is not Consent.GIVEN or not state.length:
         raise UserError(f"no events are held of user {user}: their lists are the popular items, nothing of theirs")
     made = decode_recommendation(last[0].value) if last and last[0].value else None

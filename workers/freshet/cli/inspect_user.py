@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from kafka.consumer.fetcher import ConsumerRecord
 from rich.text import Text
 
-from freshet.cli.connections import newest, open_consumer, partition_of, partitions_of
 from freshet.cli.console import emit, moment, out, plain
 from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
 from freshet.cli.tail import Titles, as_object, read_titles, show_list
+from freshet.client.connection import NoTopicError
+from freshet.client.reader import TopicReader, TopicRecord
 from freshet.core.state import Consent, UserState, decode_state
 from freshet.settings import Settings
 
@@ -38,10 +38,9 @@ def inspect_user(
     """Show a user's state, features and last lists."""
     settings = resolve(config, directory, kafka=kafka).settings
     key = user.encode()
-    with open_consumer(settings) as consumer:
-        state = read_state(consumer, settings, key)
-        last = read_lists(consumer, settings, key, lists)
-        titles = {} if as_json else read_titles(consumer, settings)
+    state = read_state(settings, key)
+    last = read_lists(settings, key, lists)
+    titles = {} if as_json else read_titles(settings)
     if state is None and not last:
         raise UserError(f"nothing is held of user {user}")
     features, fault = _features(settings, user)
@@ -70,12 +69,14 @@ def inspect_user(
         out.print("  none")
 
 
-def read_state(consumer: Any, settings: Settings, key: bytes) -> UserState | None:
+def read_state(settings: Settings, key: bytes) -> UserState | None:
     """The user's newest state in the changelog. Raises `UserError`."""
     topic = changelog_topic(settings.group)
-    if not consumer.partitions_for_topic(topic):
-        raise UserError(f"topic {topic} does not exist: no worker of group {settings.group} has run yet")
-    found = newest(consumer, partition_of(key, partitions_of(consumer, settings, topic)), key, 1)
+    try:
+        with TopicReader(settings, topic) as reader:
+            found = reader.newest(key)
+    except NoTopicError:
+        raise UserError(f"topic {topic} does not exist: no worker of group {settings.group} has run yet") from None
     if not found or not found[0].value:
         return None
     try:
@@ -84,10 +85,10 @@ def read_state(consumer: Any, settings: Settings, key: bytes) -> UserState | Non
         raise UserError(f"{topic} offset {found[0].offset} holds no user state: {error}") from None
 
 
-def read_lists(consumer: Any, settings: Settings, key: bytes, count: int) -> list[ConsumerRecord]:
+def read_lists(settings: Settings, key: bytes, count: int) -> list[TopicRecord]:
     """The user's newest lists, newest first."""
-    partitions = partitions_of(consumer, settings, settings.recommendations_topic)
-    return newest(consumer, partition_of(key, partitions), key, count) if count else []
+    with TopicReader(settings, settings.recommendations_topic) as reader:
+        return reader.newest(key, count) if count else []
 
 
 def _features(settings: Settings, user: str) -> tuple[dict[str, Any], str | None]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, NamedTuple
+from typing import Annotated, BinaryIO, NamedTuple
 
 import typer
 
-from freshet.cli.connections import open_producer, require_topics, why
 from freshet.cli.console import emit, plain, progress, say
 from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
+from freshet.client.events import Outbox, as_workers_see, event_key
 from freshet.core.catalogue import decode_item
 from freshet.core.decoding import Undecodable
-from freshet.core.events import BadEvent, decode_event
-from freshet.core.lines import item_line, user_line
+from freshet.core.events import BadEvent
+from freshet.core.lines import item_line
 from freshet.settings import Settings
 
 SHOWN_BAD_LINES = 20
@@ -40,10 +39,7 @@ def event_judge(settings: Settings) -> Judge:
     """Judges a line as the worker will."""
 
     def judge(line: bytes) -> Line:
-        key = _key_of_event(line)
-        event = decode_event(
-            line, key or b"", settings.behaviours, latest_ts=settings.latest_ts(int(time.time() * 1000))
-        )
+        key, event = as_workers_see(settings, line)
         return Line(key, f"{event.reason}: {event.detail}" if isinstance(event, BadEvent) else None)
 
     return judge
@@ -59,7 +55,7 @@ def judge_item(line: bytes) -> Line:
 
 def judge_nothing(line: bytes) -> Line:
     """Take a line as it is, keyed by its user where it names one."""
-    return Line(_key_of_event(line), None)
+    return Line(event_key(line), None)
 
 
 def produce(
@@ -86,66 +82,25 @@ def produce(
     judge = judge_nothing if raw else judge_item if items else event_judge(settings)
     began = time.monotonic()
     with _open(file) as (source, size):
-        require_topics(settings, topic)
-        with open_producer(settings, linger_ms=5, batch_size=131_072) as producer:
-            sender = _Sender(producer, topic)
-            try:
-                bad = _send_lines(source, size, sender, judge, rate=rate, strict=strict)
-            finally:
-                sender.finish()
+        outbox = Outbox(settings, topic)
+        try:
+            bad = _send_lines(source, size, outbox, judge, rate=rate, strict=strict)
+        finally:
+            outbox.flush()
     seconds = time.monotonic() - began
     if as_json:
-        emit({"topic": topic, "sent": sender.sent, "bad": bad, "failed": sender.failed, "seconds": round(seconds, 3)})
+        emit({"topic": topic, "sent": outbox.sent, "bad": bad, "failed": outbox.failed, "seconds": round(seconds, 3)})
     else:
         extra = f", {bad:,} bad left out" if bad else ""
-        say(f"{sender.sent:,} sent to {topic} in {seconds:.1f} s ({sender.sent / seconds:,.0f}/s){extra}")
-    if sender.failed:
-        raise UserError(f"{sender.failed:,} lines did not arrive: {sender.failure}")
+        say(f"{outbox.sent:,} sent to {topic} in {seconds:.1f} s ({outbox.sent / seconds:,.0f}/s){extra}")
+    if outbox.failed:
+        raise UserError(f"{outbox.failed:,} lines did not arrive: {outbox.failure}")
     if bad:
         raise typer.Exit(1)
 
 
-def _key_of_event(line: bytes) -> bytes | None:
-    named = user_line(line)
-    return None if isinstance(named, Undecodable) else named.user_id.encode()
-
-
-class _Sender:
-    """Sends lines and counts the acknowledged ones."""
-
-    def __init__(self, producer: Any, topic: str) -> None:
-        self._producer = producer
-        self._topic = topic
-        self._outcomes: Counter[str] = Counter()
-        self.failure = ""
-
-    @property
-    def sent(self) -> int:
-        """Lines that the broker has acknowledged."""
-        return self._outcomes["sent"]
-
-    @property
-    def failed(self) -> int:
-        """Lines that it has refused, or not taken in time."""
-        return self._outcomes["failed"]
-
-    def send(self, key: bytes | None, value: bytes) -> None:
-        """Queue a line."""
-        future = self._producer.send(self._topic, value, key)
-        future.add_callback(lambda _: self._outcomes.update(["sent"]))
-        future.add_errback(self._fail)
-
-    def finish(self) -> None:
-        """Wait until every line is acknowledged or has failed."""
-        self._producer.flush()
-
-    def _fail(self, error: BaseException) -> None:
-        self._outcomes["failed"] += 1
-        self.failure = self.failure or why(error)
-
-
 def _send_lines(
-    source: BinaryIO, size: int | None, sender: _Sender, judge: Judge, *, rate: float | None, strict: bool
+    source: BinaryIO, size: int | None, outbox: Outbox, judge: Judge, *, rate: float | None, strict: bool
 ) -> int:
     """Send the good lines; returns the number of bad ones. Raises `UserError` at the first one where `strict`."""
     bad = queued = position = 0
@@ -166,7 +121,7 @@ def _send_lines(
                 continue
             if rate is not None and (wait := began + queued / rate - time.monotonic()) > 0:
                 time.sleep(wait)
-            sender.send(key, line)
+            outbox.send(key, line)
             queued += 1
             if queued % 100 == 0 or rate is not None:
                 advance(position, queued)

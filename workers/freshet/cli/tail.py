@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from kafka.consumer.fetcher import ConsumerRecord
 from rich.text import Text
 
-from freshet.cli.connections import open_consumer, partition_of, partitions_of, read_all
 from freshet.cli.console import clock, duration, emit, moment, out, plain
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
+from freshet.client.connection import NoTopicError
+from freshet.client.reader import TopicReader, TopicRecord
 from freshet.core.catalogue import decode_item
 from freshet.core.decoding import Undecodable, decode
 from freshet.core.recommendation import Item, decode_recommendation
@@ -48,50 +49,43 @@ def tail(
         raise typer.BadParameter("--until-end is for what is there: add --from-beginning")
     settings = resolve(config, directory, kafka=kafka).settings
     key = user.encode() if user is not None else None
-    with open_consumer(settings) as consumer:
-        partitions = partitions_of(consumer, settings, settings.recommendations_topic)
-        if key is not None:
-            partitions = [partition_of(key, partitions)]
-        show: Callable[[ConsumerRecord], None]
-        if raw or as_json:
-            show = _show_raw if raw else show_json
-        else:
-            show = partial(show_list, titles=read_titles(consumer, settings), whole=user is not None)
-        records = read_all(consumer, partitions) if until_end else _follow(consumer, partitions, from_beginning)
-        wanted = (record for record in records if key is None or record.key == key)
-        for record in islice(wanted, most):
+    show: Callable[[TopicRecord], None]
+    if raw or as_json:
+        show = _show_raw if raw else show_json
+    else:
+        show = partial(show_list, titles=read_titles(settings), whole=user is not None)
+    with TopicReader(settings, settings.recommendations_topic) as reader:
+        for record in islice(_records(reader, key, from_beginning=from_beginning, until_end=until_end), most):
             show(record)
 
 
-def _follow(consumer: Any, partitions: list[Any], from_beginning: bool) -> Iterator[ConsumerRecord]:
-    """What comes, for ever."""
-    consumer.assign(partitions)
-    if from_beginning:
-        consumer.seek_to_beginning(*partitions)
-    else:
-        consumer.seek_to_end(*partitions)
-    while True:
-        for records in consumer.poll(timeout_ms=200).values():
-            yield from records
+def _records(reader: TopicReader, key: bytes | None, *, from_beginning: bool, until_end: bool) -> Iterator[TopicRecord]:
+    """What is there, or what comes, for ever."""
+    if until_end:
+        yield from reader.stored(key)
+        return
+    reader.follow(key, from_beginning=from_beginning)
+    while (record := reader.next_record()) is not None:
+        yield record
 
 
-def read_titles(consumer: Any, settings: Settings) -> dict[str, str]:
+def read_titles(settings: Settings) -> dict[str, str]:
     """The catalogue's titles, as far as the items topic has any."""
-    if not consumer.partitions_for_topic(settings.items_topic):
-        return {}
     titles = {}
-    for record in read_all(consumer, partitions_of(consumer, settings, settings.items_topic)):
-        item = decode_item(record.value, record.key) if record.value else None
-        if item is not None and not isinstance(item, str) and item.title:
-            titles[item.item_id] = item.title
+    with suppress(NoTopicError), TopicReader(settings, settings.items_topic) as reader:
+        for record in reader.stored():
+            item = decode_item(record.value, record.key) if record.value else None
+            if item is not None and not isinstance(item, str) and item.title:
+                titles[item.item_id] = item.title
     return titles
 
 
-def as_object(record: ConsumerRecord) -> dict[str, Any]:
+def as_object(record: TopicRecord) -> dict[str, Any]:
     """A record of the recommendations topic as a JSON object; `list` is null for an erased user."""
-    value = decode(_json, record.value) if record.value else None
+    raw = record.value or b"null"
+    value = decode(_json, raw)
     if isinstance(value, Undecodable):
-        value = record.value.decode(errors="backslashreplace")
+        value = raw.decode(errors="backslashreplace")
     return {
         "user_id": (record.key or b"").decode(errors="backslashreplace"),
         "partition": record.partition,
@@ -101,18 +95,18 @@ def as_object(record: ConsumerRecord) -> dict[str, Any]:
     }
 
 
-def show_json(record: ConsumerRecord) -> None:
+def show_json(record: TopicRecord) -> None:
     """Write a record as one JSON line."""
     emit(as_object(record))
     sys.stdout.flush()
 
 
-def _show_raw(record: ConsumerRecord) -> None:
+def _show_raw(record: TopicRecord) -> None:
     sys.stdout.buffer.write((record.value or b"") + b"\n")
     sys.stdout.flush()
 
 
-def show_list(record: ConsumerRecord, titles: Titles, *, whole: bool) -> None:
+def show_list(record: TopicRecord, titles: Titles, *, whole: bool) -> None:
     """Write a list for people: in one line, or whole with its reasons."""
     who = plain((record.key or b"?").decode(errors="replace"))
     line = Text(clock(record.timestamp), "dim").append(f"  user {who}", "bold")

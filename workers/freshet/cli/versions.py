@@ -18,8 +18,8 @@ def promoted_version(settings: Settings) -> int | None:
 
     Raises `UserError`.
     """
-    from freshet.cli.connections import NoTopicError
     from freshet.cli.models_topic import ModelsTopic
+    from freshet.client.connection import NoTopicError
 
     try:
         return ModelsTopic(settings).read().live
