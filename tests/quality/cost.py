@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
+from freshet.bundle.onnx_session import open_session
 from freshet.core.features import TEXT_DIM, USER_ENCODER_OUTPUTS
 from freshet_training.export import ServedEncoder, export_graph, golden_inputs
 from freshet_training.model import Config, UserEncoder
@@ -27,9 +27,7 @@ def measure(shape: Mapping[str, float], items: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
         export_graph(ServedEncoder(encoder).eval(), inputs, USER_ENCODER_OUTPUTS, file)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = open_session(file)
         times = []
         for _ in range(ROUNDS):
             started = time.perf_counter()

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from freshet.bundle.bundle import Data, load_bundle
@@ -633,13 +634,13 @@ def test_a_store_that_fails_loses_the_record_and_not_the_run(
 def test_the_parity_check_takes_no_more_threads_than_training(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime would take every core otherwise."""
     threads: list[int] = []
-    real = export.onnxruntime.InferenceSession
+    real = onnxruntime.InferenceSession
 
     def session(path: str, options: Any, **more: Any) -> Any:
         threads.append(options.intra_op_num_threads)
         return real(path, options, **more)
 
-    monkeypatch.setattr(export.onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     export.check_parity(first / "first")
     assert threads == [torch.get_num_threads()] * 2
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from freshet.process import health as health_module
 from freshet.process import metrics
-from freshet.process.health import Health, HealthServer, JsonFormatter
+from freshet.process.health import Health, HealthServer
+from freshet.process.json_logging import JsonFormatter
 
 ALL_OK = {"tables": "ok", "model": "ok"}
 

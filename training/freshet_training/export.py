@@ -19,10 +19,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from freshet.bundle import bundle
 from freshet.bundle.golden import GOLDEN, GoldenError, check_answers, read_golden
+from freshet.bundle.onnx_session import open_session
 from freshet.core.features import (
     FIRST_ITEM,
     GAP_BUCKETS,
@@ -185,13 +185,11 @@ def check_parity(folder: Path) -> float:
         golden = read_golden(folder)
     except GoldenError as error:
         raise ExportError(str(error)) from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
     for file, inputs, outputs in (
         ("model.onnx", USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS),
         ("item_tower.onnx", ITEM_TOWER_INPUTS, ITEM_TOWER_OUTPUTS),
     ):
-        session = onnxruntime.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
+        session = open_session(folder / file, threads=torch.get_num_threads())
         names = [spec.name for spec in outputs]
         try:
             values = session.run(names, {spec.name: golden[spec.name] for spec in inputs})

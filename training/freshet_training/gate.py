@@ -17,9 +17,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnxruntime
 from freshet.bundle.bundle import Bundle, Check, Decision
 from freshet.bundle.golden import read_golden
+from freshet.bundle.onnx_session import open_session
 from freshet.core.features import (
     ITEM_TOWER_INPUTS,
     ITEM_TOWER_OUTPUTS,
@@ -64,8 +64,8 @@ class Served:
 
     def __init__(self, version: Bundle, ground: EvaluationSet) -> None:
         self.version = version
-        self._encoder = _open(version.path / "model.onnx")
-        tower = _open(version.path / "item_tower.onnx")
+        self._encoder = open_session(version.path / "model.onnx")
+        tower = open_session(version.path / "item_tower.onnx")
         [table] = tower.run([ITEM_TOWER_OUTPUTS[0].name], {ITEM_TOWER_INPUTS[0].name: ground.texts})
         self._table: Floats = np.array(table)  # [M, D]
         row = {item: number for number, item in enumerate(ground.catalogue)}
@@ -253,9 +253,3 @@ def report(decision: Decision) -> str:
     lines = [f"  {'ok  ' if check.passed else 'FAIL'} {check.name:<10} {check.detail}" for check in decision.checks]
     verdict = "accepted" if decision.accepted else "refused: it will not be published"
     return "\n".join([*lines, f"gate: {verdict}"])
-
-
-def _open(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -14,7 +14,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-import onnxruntime
+from freshet.bundle.onnx_session import open_session
 from freshet.core.features import TEXT_DIM
 from freshet.errors import FreshetError
 from freshet.files import written_whole
@@ -38,11 +38,7 @@ class TextEncoder:
         for needed in ("model.onnx", "tokenizer.json"):
             if not (folder / needed).is_file():
                 raise TextError(f"no text encoder: {folder / needed} does not exist (`make setup` fetches it)")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_session(folder / "model.onnx")
         self.digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
         """Which text encoder it is."""
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

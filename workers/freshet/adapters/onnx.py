@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from freshet.bundle.onnx_session import Optimise, open_session
 from freshet.core.features import (
     ITEM_TOWER_INPUTS,
     ITEM_TOWER_OUTPUTS,
@@ -29,7 +29,6 @@ from freshet.core.features import (
 from freshet.core.rollout import MODEL
 from freshet.ports import Encoded, Unavailable
 
-Optimise = onnxruntime.GraphOptimizationLevel
 MAX_TOKENS = 128
 """Tokens of an item text that are read, as in `triton_models/text_encoder`."""
 
@@ -47,9 +46,9 @@ class OnnxEncoder:
     def __init__(self, repository: Path, text_encoder: Path) -> None:
         self._repository = repository
         self._text_encoder = text_encoder
-        self._encoders: dict[int, onnxruntime.InferenceSession] = {}
-        self._towers: dict[int, onnxruntime.InferenceSession] = {}
-        self._texts: tuple[onnxruntime.InferenceSession, Tokenizer] | None = None
+        self._encoders: dict[int, Any] = {}
+        self._towers: dict[int, Any] = {}
+        self._texts: tuple[Any, Tokenizer] | None = None
         self._text_embeddings: dict[str, NDArray[np.float32]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="onnx")
 
@@ -114,11 +113,7 @@ class OnnxEncoder:
         return vector
 
 
-def _open(path: Path, optimised: Any = Optimise.ORT_ENABLE_BASIC) -> Any:
+def _open(path: Path, optimise: Any = Optimise.ORT_ENABLE_BASIC) -> Any:
     if not path.is_file():
         raise Unavailable(f"{path} does not exist")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = optimised
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return open_session(path, optimise=optimise)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -160,7 +160,7 @@ class TritonEncoder:
             index = await self._client.get_model_repository_index(client_timeout=self._deadline)
         except (InferenceServerException, grpc.aio.AioRpcError) as error:
             raise Unavailable(f"Triton: {_why(error)}") from error
-        ready = [int(one.version) for one in index.models if one.name == MODEL and one.state == "READY"]
+        ready = ready_versions(index.models, (MODEL,))[MODEL]
         return max((version for version in ready if version not in besides), default=None)
 
     async def close(self) -> None:
@@ -206,3 +206,12 @@ class TritonEncoder:
 
 def _why(error: Exception) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def ready_versions(index: Iterable[Any], models: Sequence[str]) -> dict[str, set[int]]:
+    """The versions of each model that are ready, from the models of Triton's repository index."""
+    ready: dict[str, set[int]] = {name: set() for name in models}
+    for model in index:
+        if model.state == "READY" and model.name in ready:
+            ready[model.name].add(int(model.version))
+    return ready

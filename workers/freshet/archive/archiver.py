@@ -30,7 +30,8 @@ from freshet.archive.rows import erasures, event_rows, holds, item_rows, record_
 from freshet.ports import Record
 from freshet.process import metrics
 from freshet.process.data_dir import instance_id
-from freshet.process.health import Health, HealthServer, json_logs, write_port
+from freshet.process.health import Health, HealthServer, write_port
+from freshet.process.json_logging import json_logs
 from freshet.process.watchdog import EXIT_FAILED
 from freshet.settings import Settings
 

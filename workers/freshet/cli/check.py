@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,6 +94,8 @@ def _triton(settings: Settings) -> str:
     import tritonclient.grpc as client
     from tritonclient.utils import InferenceServerException
 
+    from freshet.adapters.triton import ready_versions
+
     server = client.InferenceServerClient(settings.triton)
     try:
         if not server.is_server_live(client_timeout=settings.triton_deadline):
@@ -103,13 +105,10 @@ def _triton(settings: Settings) -> str:
         raise Failed(f"{settings.triton} does not answer: {error.message()}") from None
     finally:
         server.close()
-    ready: dict[str, list[int]] = {name: [] for name in MODELS}
-    for model in index:
-        if model.state == "READY" and model.name in ready:
-            ready[model.name].append(int(model.version))
+    ready = ready_versions(index, MODELS)
     if missing := [name for name, versions in ready.items() if not versions]:
         raise Failed(f"{settings.triton} is live, yet has no ready version of {', '.join(missing)}")
-    if apart := set(ready[MODEL]) - set(ready["item_tower"]):
+    if apart := ready[MODEL] - ready["item_tower"]:
         raise Failed(f"version {max(apart)} of {MODEL} is ready, its item tower is not")
     return f"{settings.triton}, " + ", ".join(f"{name} {_versions(found)}" for name, found in ready.items())
 
@@ -150,7 +149,7 @@ TESTS: dict[str, Callable[[Settings], str]] = {
 }
 
 
-def _versions(found: list[int]) -> str:
+def _versions(found: Iterable[int]) -> str:
     return "v" + ", v".join(map(str, sorted(found)))
 
 

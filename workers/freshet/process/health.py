@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz` and `/metrics` on a thread of their own, and JSON logs.
+"""`/healthz`, `/readyz` and `/metrics` on a thread of their own.
 
 The thread answers even while the event loop is busy; readiness is what the
 worker last said of itself.
@@ -7,7 +7,6 @@ worker last said of itself.
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +16,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 STALE_SECONDS = 15.0
 """A worker whose loop has not reported for this long is not alive."""
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "data"}
 
 
 class Health:
@@ -70,13 +68,6 @@ def write_port(data_dir: str, port: int) -> None:
     (folder / "health.port").write_text(str(port))
 
 
-def json_logs() -> None:
-    """Log JSON lines to stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-
-
 def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -102,20 +93,3 @@ def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line; fields given as `extra` stand beside the message. Never user ids."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format one record."""
-        entry = {
-            "ts": round(record.created, 3),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        entry.update((name, value) for name, value in vars(record).items() if name not in _STANDARD)
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)

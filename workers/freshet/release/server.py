@@ -9,6 +9,7 @@ from typing import Any
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from freshet.adapters.triton import ready_versions
 from freshet.bundle.bundle import ITEM_VECTORS, BundleError, read_table
 from freshet.bundle.golden import TOLERANCE, GoldenError, check_answers, read_golden
 from freshet.core.features import (
@@ -54,11 +55,7 @@ class Server:
             index = self._client.get_model_repository_index(client_timeout=5.0).models
         except InferenceServerException as error:
             raise ReleaseError(f"Triton at {self.address} does not answer: {error.message()}") from None
-        found: dict[str, set[int]] = {model: set() for model in MODELS}
-        for one in index:
-            if one.name in found and one.state == "READY":
-                found[one.name].add(int(one.version))
-        return sorted(set.intersection(*found.values()))
+        return sorted(set.intersection(*ready_versions(index, MODELS).values()))
 
     def load(self, version: int) -> None:
         """Load both models, and wait for the version. Raises `ReleaseError`; what served before then still does."""

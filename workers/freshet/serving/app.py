@@ -28,7 +28,8 @@ from freshet.errors import FreshetError
 from freshet.ports import Unavailable
 from freshet.process import metrics, watchdog
 from freshet.process.data_dir import instance_id
-from freshet.process.health import Health, HealthServer, JsonFormatter, write_port
+from freshet.process.health import Health, HealthServer, write_port
+from freshet.process.json_logging import JSON_LOGS
 from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.live_versions import LiveModel
 from freshet.serving.pipeline import PartitionBatch, Pipeline
@@ -80,13 +81,8 @@ def changelog_topic(group: str) -> str:
     return f"{group}-{TABLE}-changelog"
 
 
-_LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"json": {"()": JsonFormatter}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stderr"}},
-    "root": {"level": "INFO", "handlers": ["stderr"]},
-    "loggers": {"faust": {"level": "WARNING"}, "mode": {"level": "WARNING"}, "aiokafka": {"level": "WARNING"}},
+_LOGGING = JSON_LOGS | {
+    "loggers": {name: {"level": "WARNING"} for name in ("faust", "mode", "aiokafka")},
 }
 
 
