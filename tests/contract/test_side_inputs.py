@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,12 +12,17 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 from freshet.adapters.kafka import KafkaPublisher, SideInputReader, client_config
 from freshet.adapters.topics import side_input_faults
+from freshet.cli import app
 from freshet.cli.check import TESTS, judge
 from freshet.core.catalogue import CatalogueItem, encode_item
+from freshet.core.events import Event, encode_event
+from freshet.core.popularity import Partial, decode_partial, encode_partial
+from freshet.logs.source import read_topic
 from freshet.ports import Message, Record
 from freshet.serving.app import StartError, events_partitions
 from freshet.serving.live_versions import LiveModel
 from freshet.settings import Settings
+from typer.testing import CliRunner
 
 from tests.contract.topics import make_topic
 from tests.simulation.fakes import ITEMS, FakeEncoder, make_bundle, write_bundle
@@ -106,3 +112,25 @@ async def test_what_a_reader_cannot_hand_on_is_its_failure(settings: Settings) -
         await reader.start()
     await asyncio.to_thread(reader.close)
     await asyncio.to_thread(publisher.close)
+
+
+async def test_popularity_is_made_right_again(settings: Settings) -> None:
+    """Counts of a time to come stand on the topic; the verb counts the events anew and writes what they give."""
+    make_topics(settings)
+    now = int(time.time() * 1000)
+    poisoned = Partial(partition=0, offset=9, ts=now + 10**12, half_life=1e9, counts={"b": 1.0})
+    events = [Event(f"e{number}", f"u{number}", "view", now, "a") for number in range(3)]
+    publisher = KafkaPublisher(settings)
+    await publisher.publish(
+        [Message(settings.events_topic, event.user_id.encode(), encode_event(event)) for event in events]
+        + [Message(settings.popularity_topic, b"0", encode_partial(poisoned))]
+    )
+    await asyncio.to_thread(publisher.close)
+    environment = {f"FRESHET_{name.upper()}": getattr(settings, name) for name in ("kafka", "group")}
+    environment |= {f"FRESHET_{name.upper()}_TOPIC": getattr(settings, f"{name}_topic") for name in TOPICS}
+    result = await asyncio.to_thread(CliRunner().invoke, app, ["popularity", "repair"], env=environment)
+    assert result.exit_code == 0, result.output
+    last = list(read_topic(settings, settings.popularity_topic))[-1]
+    partial = decode_partial(last.value, settings.latest_ts(last.timestamp))
+    assert isinstance(partial, Partial)
+    assert partial.counts == pytest.approx({"a": 3.0}, abs=1e-3)

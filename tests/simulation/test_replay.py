@@ -5,18 +5,33 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import pytest
-from freshet.core.events import Event
+from freshet.core.events import OPT_IN, OPT_OUT, Event
+from freshet.core.popularity import decode_partial
 from freshet.replay.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from freshet.replay.clock import Clock
 from freshet.replay.engine import Replay
 from freshet.replay.merge import steps
 from freshet.replay.pace import run
+from freshet.replay.recount import recounted
 from freshet.replay.states import MemoryStates
 from freshet_training.examples import states_before
 
 from deploy import local
-from tests.simulation.replays import NEW_ITEM, SETTINGS, START, Kept, catalogue, open_replay, records, replayed, stream
+from tests.simulation.fakes import NOW, PARTITION, World, event, record
+from tests.simulation.replays import (
+    NEW_ITEM,
+    SETTINGS,
+    START,
+    Kept,
+    ListLog,
+    catalogue,
+    open_replay,
+    records,
+    replayed,
+    stream,
+)
 
 pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
 
@@ -173,3 +188,26 @@ async def test_users_who_left_are_remembered() -> None:
     ]
     replay = await replayed(records(events))
     assert replay.forgotten == {"user-1": START + 1}
+
+
+async def test_counted_anew_is_what_the_worker_published() -> None:
+    """With events of a time to come, types that weigh nothing, withdrawals and a late event among them."""
+    settings = msgspec.structs.replace(SETTINGS, behaviours={**SETTINGS.behaviours, "dislike": 0.0})
+    world = World()
+    world.settings = settings
+    await world.start()
+    given = [
+        *(event(number, f"u{number % 7}", item=f"film-{number % 5}") for number in range(40)),
+        event(40, "u1", kind="dislike", item="film-9"),
+        event(41, "u1", kind=OPT_OUT),
+        event(42, "u1", kind=OPT_IN),
+        event(43, "u1", item="film-0"),
+        event(3, "u8", item="film-1", event_id="late"),
+    ]
+    log = [record(offset, one) for offset, one in enumerate(given)]
+    log.append(msgspec.structs.replace(record(45, event(45, "u9", ts=NOW + 10**12)), timestamp=NOW))
+    await world.process(log)
+    await world.pipeline.release()
+    published = decode_partial(world.messages("popularity")[-1].value)
+    assert recounted(ListLog({PARTITION: log}), settings) == [published]
+    assert set(published.counts) == {f"film-{number}" for number in range(5)}

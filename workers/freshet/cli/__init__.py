@@ -19,6 +19,7 @@ from freshet.cli import (
     inspect_user,
     plan,
     policies,
+    popularity,
     produce,
     quality,
     release,
@@ -69,6 +70,7 @@ app.command("compare", rich_help_panel="Models")(policies.compare)
 app.command("simulate", rich_help_panel="Streams")(simulate.simulate)
 app.command("schemas", rich_help_panel="Streams")(schemas.schemas)
 app.add_typer(dlq.app, name="dlq", rich_help_panel="Streams")
+app.add_typer(popularity.app, name="popularity", rich_help_panel="Streams")
 app.command("train", rich_help_panel="Models")(train.train)
 app.command(
     "bench",

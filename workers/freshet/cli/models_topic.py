@@ -30,7 +30,7 @@ class ModelsTopic:
         with open_consumer(settings) as consumer:
             for record in read_all(consumer, [TopicPartition(settings.models_topic, 0)]):
                 found.apply(record.value, record.key)
-        there = self._workers() if found.reports else set()
+        there = members(self._settings) if found.reports else set()
         found.reports = {worker: report for worker, report in found.reports.items() if worker in there}
         return found
 
@@ -48,16 +48,17 @@ class ModelsTopic:
             time.sleep(TICK_SECONDS)
         return behind
 
-    def _workers(self) -> set[str]:
-        """The members of the workers' consumer group, by the name that each has for good."""
-        group = self._settings.group
-        with said_plainly(self._settings):
-            admin = KafkaAdminClient(**client_config(self._settings))
-            try:
-                members = admin.describe_groups([group])[group]["members"]
-            finally:
-                admin.close()
-        return {member["group_instance_id"] for member in members}
+
+def members(settings: Settings) -> set[str]:
+    """The members of the workers' consumer group, by the name that each has for good."""
+    group = settings.group
+    with said_plainly(settings):
+        admin = KafkaAdminClient(**client_config(settings))
+        try:
+            found = admin.describe_groups([group])[group]["members"]
+        finally:
+            admin.close()
+    return {member["group_instance_id"] for member in found}
 
 
 def disobedient(found: Versions) -> list[str]:
