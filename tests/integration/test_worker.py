@@ -138,7 +138,7 @@ def test_bad_input_is_dead_lettered(new_world: NewWorld) -> None:
         (b"", b"user-1", "empty"),
         (b"{", b"user-1", "not_json"),
         (b"\xff\xfe\x00", b"user-1", "not_json"),
-        (b"[" * 20_000, b"user-1", "invalid"),
+        (b"[" * 20_000, b"user-1", "not_json"),
         (b"[]", b"user-1", "invalid"),
         (b"NaN", b"user-1", "not_json"),
         (b'{"event_id":"x","user_id":"user-1","type":"view","ts":890000000000}', b"user-1", "missing_item"),
