@@ -117,20 +117,20 @@ class Archiver:
             for message in self._consumer.consume(FETCH_RECORDS, FETCH_SECONDS):
                 self._take(message)
             now = time.monotonic()
-            for one in self._partitions.values():
-                if not one.appender.is_empty and now - one.since >= self._settings.archive_roll:
-                    one.appender.cut()
+            for archived in self._partitions.values():
+                if not archived.appender.is_empty and now - archived.since >= self._settings.archive_roll:
+                    archived.appender.cut()
             if now - self._reported >= REPORT_SECONDS:
                 self._reported = now
                 self._report()
-        for one in self._partitions.values():
-            one.appender.cut()
+        for archived in self._partitions.values():
+            archived.appender.cut()
         self._consumer.close()
 
     def abandon(self) -> None:
         """Leave out what is in no finished file."""
-        for one in self._partitions.values():
-            one.appender.abandon()
+        for archived in self._partitions.values():
+            archived.appender.abandon()
         self._partitions.clear()
 
     def _take(self, message: Any) -> None:
@@ -138,13 +138,13 @@ class Archiver:
             if not error.retriable():
                 raise KafkaException(error)
             return
-        one = self._partitions.get((message.topic(), message.partition()))
-        if one is None or message.offset() < one.appender.next:
+        archived = self._partitions.get((message.topic(), message.partition()))
+        if archived is None or message.offset() < archived.appender.next:
             return  # fetched before the partition was revoked
         record = record_of(message)
-        if one.appender.is_empty:
-            one.since = time.monotonic()
-        one.appender.take(record.offset, record.timestamp, len(record.value or b""), record)
+        if archived.appender.is_empty:
+            archived.since = time.monotonic()
+        archived.appender.take(record.offset, record.timestamp, len(record.value or b""), record)
 
     def _event_rows(self, chain: Chain, records: Sequence[Record]) -> pa.Table:
         """The rows of a file to be, its erasures noted before it counts."""
@@ -200,14 +200,14 @@ class Archiver:
     def _revoked(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Another archiver takes partitions over: it finds all that was fetched in their files."""
         for tp in partitions:
-            if (one := self._partitions.pop((tp.topic, tp.partition), None)) is not None:
-                one.appender.cut()
+            if (archived := self._partitions.pop((tp.topic, tp.partition), None)) is not None:
+                archived.appender.cut()
 
     def _lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Another archiver has taken partitions over already."""
         for tp in partitions:
-            if (one := self._partitions.pop((tp.topic, tp.partition), None)) is not None:
-                one.appender.abandon()
+            if (archived := self._partitions.pop((tp.topic, tp.partition), None)) is not None:
+                archived.appender.abandon()
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - librdkafka's own codes begin so
@@ -222,9 +222,9 @@ class Archiver:
             except KafkaException as error:
                 self._away = error.args[0].str()
         self._health.renew({"kafka": self._away or "ok", "group": "ok" if self._joined else "joining"})
-        for (topic, partition), one in self._partitions.items():
+        for (topic, partition), archived in self._partitions.items():
             _, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
-            metrics.ARCHIVE_LAG.labels(topic, partition).set(max(0, high - one.appender.end))
+            metrics.ARCHIVE_LAG.labels(topic, partition).set(max(0, high - archived.appender.end))
 
 
 def _item_rows(chain: Chain, records: Sequence[Record]) -> pa.Table:

@@ -83,11 +83,11 @@ async def extend(settings: Settings, started: Callable[[int | None], Any], advan
                 states.begin_anew()
             started(log.total)
             for partition, chain in chains.items():
-                one = _PartitionHistory(settings, chain, states, done)
+                history = _PartitionHistory(settings, chain, states, done)
                 for run in decoded(log, partition, settings, states.positions.get(partition, 0)):
-                    await one.take(run)
+                    await history.take(run)
                     advanced(len(run))
-                await one.save()
+                await history.save()
         finally:
             states.close()
     done.seconds = round(time.monotonic() - began, 3)

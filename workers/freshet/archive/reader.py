@@ -100,7 +100,7 @@ class ArchiveLog:
     def _checked(self, partition: int) -> int:
         """How many records there are in the window, every file of it looked at. Raises `LogError`."""
         first, end = self._ranges[partition]
-        segments = [one for one in self._segments[partition] if one.first < end and one.last >= first]
+        segments = [segment for segment in self._segments[partition] if segment.first < end and segment.last >= first]
         for before, after in pairwise(segments):
             if after.first > before.last + 1:
                 raise self._missing(partition, before.last + 1, after.first - 1)
@@ -129,17 +129,17 @@ class ArchiveLog:
                     group for group in range(file.num_row_groups) if _limits(file, group, "offset")[1] >= position
                 ]
                 for run in _read(file, segment.path, groups):
-                    some = run
+                    within = run
                     if run[0].offset < position or run[-1].offset >= end:
-                        some = [record for record in run if position <= record.offset < end]
-                    if some:
-                        yield some
+                        within = [record for record in run if position <= record.offset < end]
+                    if within:
+                        yield within
             position = segment.last + 1
 
     def _at(self, partition: int, position: int) -> tuple[Segment, pq.ParquetFile]:
         """The file that holds an offset, looked for again where it has just been merged into another."""
         for _ in range(MERGES_AT_ONCE):
-            segment = next((one for one in self._segments[partition] if one.last >= position), None)
+            segment = next((held for held in self._segments[partition] if held.last >= position), None)
             if segment is None or segment.first > position:
                 break
             try:

@@ -68,10 +68,12 @@ ERASED = "erased"
 def event_rows(partition: int, records: Sequence[Fetched], settings: Settings) -> pa.Table:
     """Records of the events topic as rows of `EVENTS`."""
     decoded = [
-        decode_event(one.value, one.key, settings.behaviours, one.headers, settings.latest_ts(one.timestamp))
-        for one in records
+        decode_event(
+            record.value, record.key, settings.behaviours, record.headers, settings.latest_ts(record.timestamp)
+        )
+        for record in records
     ]
-    events = [one if isinstance(one, Event) else None for one in decoded]
+    events = [record if isinstance(record, Event) else None for record in decoded]
     columns = [
         [event and event.event_id for event in events],
         [event and event.user_id for event in events],
@@ -81,15 +83,15 @@ def event_rows(partition: int, records: Sequence[Fetched], settings: Settings) -
         [event and event.amount for event in events],
         [event and event.session_id for event in events],
         [event and _json(event.context) for event in events],
-        [one.reason.value if isinstance(one, BadEvent) else None for one in decoded],
+        [record.reason.value if isinstance(record, BadEvent) else None for record in decoded],
     ]
     return _table(partition, records, columns, EVENTS)
 
 
 def item_rows(partition: int, records: Sequence[Fetched]) -> pa.Table:
     """Records of the items topic as rows of `ITEMS`; a tombstone has its raw columns alone."""
-    decoded = [decode_item(one.value, one.key) if one.value else "" for one in records]
-    items = [one if isinstance(one, CatalogueItem) else None for one in decoded]
+    decoded = [decode_item(record.value, record.key) if record.value else "" for record in records]
+    items = [record if isinstance(record, CatalogueItem) else None for record in decoded]
     columns = [
         [item and item.item_id for item in items],
         [item and item.title for item in items],
@@ -115,7 +117,7 @@ def read_records(file: pq.ParquetFile, rows: int, row_groups: Sequence[int]) -> 
             batch = batch.filter(pc.fill_null(pc.not_equal(batch.column(_REASON), ERASED), fill_value=True))
         offsets, times, keys, values = (batch.column(name) for name in _RECORD[:4])
         headers = batch.column("headers")
-        pairs = [tuple(one) for one in headers.to_pylist()] if len(headers.items) else [()] * len(batch)
+        pairs = [tuple(pair) for pair in headers.to_pylist()] if len(headers.items) else [()] * len(batch)
         if len(batch):
             yield [
                 Record(*row)
@@ -148,15 +150,15 @@ def without(table: pa.Table, users: Mapping[bytes, int]) -> pa.Table:
     what the user does later out of every fold.
     """
     gone = pc.and_(_earlier(table, users), pc.invert(_asked(table, users)))
-    places = table.filter(gone)
-    empty = {name: pa.nulls(len(places), table.schema.field(name).type) for name in table.schema.names[6:]}
+    left = table.filter(gone)
+    empty = {name: pa.nulls(len(left), table.schema.field(name).type) for name in table.schema.names[6:]}
     columns = {
-        **{name: places[name] for name in ("partition", "offset", "timestamp")},
-        "key": pa.nulls(len(places), pa.binary()),
-        "value": pa.nulls(len(places), pa.binary()),
-        "headers": pa.array([[]] * len(places), table.schema.field("headers").type),
+        **{name: left[name] for name in ("partition", "offset", "timestamp")},
+        "key": pa.nulls(len(left), pa.binary()),
+        "value": pa.nulls(len(left), pa.binary()),
+        "headers": pa.array([[]] * len(left), table.schema.field("headers").type),
         **empty,
-        _REASON: pa.array([ERASED] * len(places), pa.string()),
+        _REASON: pa.array([ERASED] * len(left), pa.string()),
     }
     held = pa.Table.from_arrays([columns[name] for name in table.schema.names], schema=table.schema)
     return pa.concat_tables([table.filter(pc.invert(gone)), held]).sort_by("offset")
@@ -181,11 +183,11 @@ def _limit(table: pa.Table, users: Mapping[bytes, int]) -> Any:
 def _table(partition: int, records: Sequence[Fetched], decoded: list[Any], schema: pa.Schema) -> pa.Table:
     columns: list[Any] = [
         [partition] * len(records),
-        [one.offset for one in records],
-        [one.timestamp for one in records],
-        [one.key for one in records],
-        [one.value for one in records],
-        [one.headers for one in records],
+        [record.offset for record in records],
+        [record.timestamp for record in records],
+        [record.key for record in records],
+        [record.value for record in records],
+        [record.headers for record in records],
         *decoded,
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]

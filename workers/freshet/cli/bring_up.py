@@ -79,8 +79,8 @@ def bring_up(
             # a worker applies the feature repository itself before it is ready
             with step("feature repository, worker" if workers == 1 else f"feature repository, {workers} workers"):
                 running = [start_worker(stack, settings, number, workers) for number in range(1, workers + 1)]
-                for one in running:
-                    wait_for(one)
+                for worker in running:
+                    wait_for(worker)
         else:
             with step("feature repository"):
                 apply_features(settings)

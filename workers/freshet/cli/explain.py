@@ -63,7 +63,7 @@ def explain(
     if isinstance(made, str):
         raise UserError(f"the last record of user {user} in {settings.recommendations_topic} is {made}")
     version = made.model_version if made is not None else live_version(settings)
-    wanted = [item] if item is not None else [one.item_id for one in made.items] if made is not None else []
+    wanted = [item] if item is not None else [slot.item_id for slot in made.items] if made is not None else []
     if not wanted:
         raise UserError(f"user {user} has no list: name an item")
     found = asyncio.run(_explained(settings, version, state, wanted, top))
@@ -91,24 +91,24 @@ async def _explained(
         await model.settle()
         assert model.live is not None
         live: ServableVersion = model.live
-        for one in wanted:
-            if one not in live.space.index:
+        for item_id in wanted:
+            if item_id not in live.space.index:
                 raise UserError(
-                    f"version {version} has no place for item {one}: it is not in the catalogue with a text"
+                    f"version {version} has no place for item {item_id}: it is not in the catalogue with a text"
                 )
         states = leave_each_out(state, live.length)
         alone = len(states) == 2  # noqa: PLR2004 - the whole, and nothing at all
         read = states[:1] if alone else states
         tensors = featurise(read, live.item_index, live.type_index, live.length)
         encoded = await encoder.encode(tensors, version)
-    vectors = live.space.vectors[[live.space.index[one] for one in wanted]]
+    vectors = live.space.vectors[[live.space.index[item_id] for item_id in wanted]]
     lost = losses(encoded.embedding, vectors)
     events = list(zip(states[0].items, states[0].types, states[0].times, strict=True))
     explained = []
-    for one, row, vector in zip(wanted, lost, vectors, strict=True):
+    for item_id, row, vector in zip(wanted, lost, vectors, strict=True):
         raised = [Raised(*event, round(float(loss), 4)) for event, loss in zip(events, row, strict=False) if loss > 0]
         raised.sort(key=_strongest)
-        explained.append(Explained(one, round(float(vector @ encoded.embedding[0]), 4), raised[:top]))
+        explained.append(Explained(item_id, round(float(vector @ encoded.embedding[0]), 4), raised[:top]))
     return explained
 
 
@@ -117,12 +117,15 @@ def _strongest(raised: Raised) -> float:
 
 
 def _tell(found: list[Explained], state: UserState, titles: Titles) -> None:
-    for one in found:
-        out.print(Text(plain(titles.get(one.item_id, one.item_id)), "bold"), Text(f" {one.encoder_score:.3f}", "dim"))
-        for event in one.raised_by:
+    for explained in found:
+        out.print(
+            Text(plain(titles.get(explained.item_id, explained.item_id)), "bold"),
+            Text(f" {explained.encoder_score:.3f}", "dim"),
+        )
+        for event in explained.raised_by:
             line = Text(f"  +{event.loss:.3f}  ", "green").append(f"{plain(event.type):<10}", "")
             line.append(plain(titles.get(event.item_id, event.item_id)), "").append(f"  {moment(event.ts)}", "dim")
             out.print(line, soft_wrap=True)
-        if not one.raised_by:
+        if not explained.raised_by:
             alone = "there is but one event, and none can be left out" if state.length == 1 else "no event raised it"
             out.print(Text(f"  {alone}: popularity, or the model by itself", "dim"), soft_wrap=True)

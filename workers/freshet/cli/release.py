@@ -229,17 +229,23 @@ def _makes(report: Report, found: Versions) -> str:
 def _compared(found: Versions, version: int) -> int:
     """For how many users the worker that tried a candidate most has done so: each judges by itself."""
     tried = (report.comparison for report in found.reports.values() if report.candidate == version)
-    return max((one.lists + one.failed for one in tried), default=0)
+    return max((comparison.lists + comparison.failed for comparison in tried), default=0)
 
 
 def _figures(report: Report) -> tuple[str, str, str, str, str]:
-    one = report.comparison
+    comparison = report.comparison
     if not report.candidate:
         return "-", "-", "-", "-", "-"
-    if not one.lists or one.error_rate == 1:
-        return f"{one.lists:,}", "-", "-", f"{one.failed:,}", "-"
-    times = f"{one.live_ms:.1f} → {one.candidate_ms:.1f}"
-    return f"{one.lists:,}", f"{one.overlap:.3f}", f"{one.score_gap:.3g}", f"{one.failed:,}", times
+    if not comparison.lists or comparison.error_rate == 1:
+        return f"{comparison.lists:,}", "-", "-", f"{comparison.failed:,}", "-"
+    times = f"{comparison.live_ms:.1f} → {comparison.candidate_ms:.1f}"
+    return (
+        f"{comparison.lists:,}",
+        f"{comparison.overlap:.3f}",
+        f"{comparison.score_gap:.3g}",
+        f"{comparison.failed:,}",
+        times,
+    )
 
 
 def _bands(settings: Settings) -> str:

@@ -39,8 +39,8 @@ def report(
     if to.exists():
         raise UserError(f"{to} exists: choose another --out")
     read = [read_results(path) for path in results]
-    named = list(zip(name or [one.source for one in read], read, strict=True))
-    if to.suffix == FIGURE and not any(one.freshness for one in read):
+    named = list(zip(name or [results_of_file.source for results_of_file in read], read, strict=True))
+    if to.suffix == FIGURE and not any(results_of_file.freshness for results_of_file in read):
         raise UserError("no file has a freshness curve: `freshet replay … --freshness` makes one")
     try:
         write_whole(to, (freshness_figure(named) if to.suffix == FIGURE else page(named)).encode())

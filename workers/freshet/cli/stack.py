@@ -137,7 +137,7 @@ def _show(stack: Stack, *, as_json: bool) -> None:
                 "directory": str(stack.directory),
                 "addresses": addresses,
                 "models": str(stack.models),
-                "workers": {name: {"pid": one.pid, "health": health[name]} for name, one in workers.items()},
+                "workers": {name: {"pid": worker.pid, "health": health[name]} for name, worker in workers.items()},
             }
         )
         return

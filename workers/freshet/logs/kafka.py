@@ -117,11 +117,11 @@ def _check_ended(messages: Sequence[Any], where: str) -> None:
 def behind(settings: Settings, topic: str) -> int:
     """How many records of a topic the settings' group has not committed yet. Raises `LogError`."""
     with _consumer(settings, settings.group) as consumer:
-        places = [TopicPartition(topic, partition) for partition in _partitions(consumer, settings, topic)]
+        committed = [TopicPartition(topic, partition) for partition in _partitions(consumer, settings, topic)]
         left = 0
-        for place in consumer.committed(places, PATIENCE_SECONDS):
-            low, high = consumer.get_watermark_offsets(place, PATIENCE_SECONDS)
-            left += high - max(low, place.offset)
+        for position in consumer.committed(committed, PATIENCE_SECONDS):
+            low, high = consumer.get_watermark_offsets(position, PATIENCE_SECONDS)
+            left += high - max(low, position.offset)
     return left
 
 

@@ -322,14 +322,14 @@ def _results(job: ReplayJob, command: str, replay: Replay, models: Sequence[Repl
     first, *others = models
     ours = [first.judges[PUBLISHED], *([first.judges[FRESHEST]] if job.freshness else [])]
     pairs = [(first.judges[PUBLISHED], other.judges[PUBLISHED]) for other in others]
-    pairs += [(first.judges[baseline], one) for one in ours for baseline in BASELINES]
+    pairs += [(first.judges[baseline], judge_of_ours) for judge_of_ours in ours for baseline in BASELINES]
     judges = [*(model.judges[PUBLISHED] for model in models), *(first.judges[baseline] for baseline in BASELINES)]
     return Results(
         source=job.source,
         command=command,
         evaluations=[judge.evaluation() for judge in judges],
         comparisons=[difference(*pair, metric) for pair in pairs for metric in METRICS],
-        interleavings=[one.result() for one in replay.interleavers.values()],
+        interleavings=[judge_of_ours.result() for judge_of_ours in replay.interleavers.values()],
         freshness=_curve(first) if job.freshness else [],
     )
 

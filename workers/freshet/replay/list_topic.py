@@ -26,8 +26,10 @@ class ListTopic:
     def add(self, version: int, made: Sequence[tuple[Moment, MadeList | None]]) -> None:
         """Lists of one version, in order."""
         self._waiting += [
-            Message(self._name, moment.user_id.encode(), None if one is None else _value(version, moment, one))
-            for moment, one in made
+            Message(
+                self._name, moment.user_id.encode(), None if made_list is None else _value(version, moment, made_list)
+            )
+            for moment, made_list in made
         ]
 
     async def publish(self) -> None:

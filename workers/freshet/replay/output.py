@@ -166,16 +166,16 @@ class FolderOutput:
         if self._topic is not None:
             self._topic.add(model.live.version, made)
             return
-        for moment, one in made:
-            if one is not None:
-                items: list[Item] = one.items
+        for moment, made_list in made:
+            if made_list is not None:
+                items: list[Item] = made_list.items
                 self._parts["lists"].add(
                     (
                         moment.user_id,
                         moment.event.ts,
                         moment.event.event_id,
                         model.live.version,
-                        one.variant,
+                        made_list.variant,
                         encodable(moment.state),
                         [item.item_id for item in items],
                         [item.score for item in items],
@@ -210,8 +210,8 @@ class FolderOutput:
 def _is_later(users: Any, times: Any, forgotten: Mapping[str, int]) -> Any:
     """Where a row is of another user, or later than the user's time in `forgotten` (ms)."""
     limits = pa.array(forgotten.values(), pa.int64())
-    place = pc.index_in(users, value_set=pa.array(forgotten.keys(), pa.string()))
-    limit = pc.take(limits, place)
+    row = pc.index_in(users, value_set=pa.array(forgotten.keys(), pa.string()))
+    limit = pc.take(limits, row)
     if pa.types.is_timestamp(times.type):
         times = pc.divide(pc.cast(times, pa.int64()), 1000)
-    return pc.or_(pc.is_null(place), pc.fill_null(pc.greater(times, limit), fill_value=True))
+    return pc.or_(pc.is_null(row), pc.fill_null(pc.greater(times, limit), fill_value=True))

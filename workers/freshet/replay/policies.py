@@ -93,23 +93,25 @@ async def off_policy(record: RecordedRun, target: Target, kind: str, text_encode
         list(read_beside(record.source, settings, settings.popularity_topic)),
     )
     counts: Counter[str] = Counter()
-    judged = [one for one in folded.recorded if _is_judged(one, topics, newest - record.window_ms, counts)]
+    judged = [
+        published for published in folded.recorded if _is_judged(published, topics, newest - record.window_ms, counts)
+    ]
     if not judged:
         raise LogError(f"no list can be judged: {_told(counts)}")
-    if not any(item.propensity < 1 for one in judged for item in one.list.items):
+    if not any(item.propensity < 1 for published in judged for item in published.list.items):
         raise LogError(
             "every list was made without exploration, so they say nothing of another policy: set `exploration`"
         )
     encoder = OnnxEncoder(Path(settings.model_repository), text_encoder)
-    gathering = LoggedLists(max(len(one.list.items) for one in judged))
+    gathering = LoggedLists(max(len(published.list.items) for published in judged))
     try:
-        async for one, made in rebuilt(judged, target, settings, encoder, topics):
-            items = one.list.items
+        async for published, made in rebuilt(judged, target, settings, encoder, topics):
+            items = published.list.items
             gathering.add(
-                one.list.user_id,
+                published.list.user_id,
                 [item.item_id for item in items],
                 [item.propensity for item in items],
-                joiner.rewards(one.list, kind),
+                joiner.rewards(published.list, kind),
                 [item.item_id for item in made.items],
             )
     finally:
@@ -123,15 +125,15 @@ async def rebuilt(
 ) -> AsyncIterator[tuple[PublishedList, MadeList]]:
     """Recorded lists with the target's lists of the same moments. Raises `BundleError`, `Unavailable`."""
     groups: dict[tuple[int, str], list[PublishedList]] = {}
-    for one in recorded:
-        version = one.list.model_version if target.version is None else target.version
-        groups.setdefault((version, one.list.variant), []).append(one)
+    for published in recorded:
+        version = published.list.model_version if target.version is None else target.version
+        groups.setdefault((version, published.list.variant), []).append(published)
     repository = Path(settings.model_repository)
-    for (version, variant), some in sorted(groups.items()):
+    for (version, variant), group in sorted(groups.items()):
         if target.value_weight or target.novelty_weight:
             load_bundle(repository / MODEL / str(version)).require_lifts(target.value_weight, target.novelty_weight)
         rebuilder = Rebuilder(target.settings(settings, variant), version, encoder, repository, topics)
-        async for pair in rebuilder.make(some):
+        async for pair in rebuilder.make(group):
             yield pair
 
 
@@ -144,12 +146,12 @@ async def readout(record: RecordedRun, kinds: Sequence[str]) -> tuple[Readout, d
         log.close()
     found = Readout(kinds)
     counts = Counter(joiner.counts)
-    for one in joiner.lists.values():
-        if one.as_of.ts > newest - record.window_ms:
+    for made in joiner.lists.values():
+        if made.as_of.ts > newest - record.window_ms:
             counts["too young"] += 1
             continue
         counts["judged"] += 1
-        found.add(one.user_id, one.variant, [sum(joiner.rewards(one, kind)) for kind in kinds])
+        found.add(made.user_id, made.variant, [sum(joiner.rewards(made, kind)) for kind in kinds])
     return found, dict(counts)
 
 
@@ -167,10 +169,10 @@ def _joined(record: RecordedRun, log: Log, kinds: Collection[str]) -> tuple[Join
 def read_lists(record: RecordedRun) -> Iterator[Recommendation]:
     """Published lists, from the topic or from a file of one a line. Raises `LogError`."""
     if record.lists == "kafka":
-        for one in read_topic(record.settings, record.settings.recommendations_topic):
-            made = None if one.value is None else decode_recommendation(one.value)
+        for published in read_topic(record.settings, record.settings.recommendations_topic):
+            made = None if published.value is None else decode_recommendation(published.value)
             if isinstance(made, str):
-                log.warning("record left out", extra={"offset": one.offset, "why": made})
+                log.warning("record left out", extra={"offset": published.offset, "why": made})
             elif made is not None:
                 yield made
         return
@@ -186,17 +188,17 @@ def read_lists(record: RecordedRun) -> Iterator[Recommendation]:
             yield made
 
 
-def _is_judged(one: PublishedList, topics: SideInputTopics, until: int, counts: Counter[str]) -> bool:
+def _is_judged(published: PublishedList, topics: SideInputTopics, until: int, counts: Counter[str]) -> bool:
     """Whether a list can be made again and its window is over; counts why it is not judged."""
-    if one.list.as_of.ts > until:
+    if published.list.as_of.ts > until:
         counts["too young"] += 1
-    elif one.list.degraded:
+    elif published.list.degraded:
         counts["degraded"] += 1
-    elif not one.list.personalised:
+    elif not published.list.personalised:
         counts["not personal"] += 1
-    elif one.state is None or not encodable(one.state):
+    elif published.state is None or not encodable(published.state):
         counts["event not in the log"] += 1
-    elif not topics.has(one.list.side_inputs):
+    elif not topics.has(published.list.side_inputs):
         counts["side inputs gone"] += 1
     else:
         return True

@@ -73,8 +73,8 @@ class FoldedLog:
     def __init__(self, log: Log, settings: Settings, lists: Iterable[Recommendation]) -> None:
         """Reads the whole log; memory grows with its users and with the lists."""
         wanted: dict[tuple[int, int], list[Recommendation]] = defaultdict(list)
-        for one in lists:
-            wanted[one.as_of.partition, one.as_of.offset].append(one)
+        for made in lists:
+            wanted[made.as_of.partition, made.as_of.offset].append(made)
         self.states: dict[str, UserState] = {}
         self.recorded: list[PublishedList] = []
         self.erased: dict[str, int] = {}
@@ -83,10 +83,10 @@ class FoldedLog:
             fold(state, event, partition, record.offset, settings.history)
             if event.type == ERASE:
                 self.erased[event.user_id] = record.offset
-            for one in wanted.pop((partition, record.offset), ()):
-                known = copy.copy(state) if one.user_id == event.user_id else None
-                self.recorded.append(PublishedList(one, known))
-        self.recorded.extend(PublishedList(one, None) for ones in wanted.values() for one in ones)
+            for made in wanted.pop((partition, record.offset), ()):
+                known = copy.copy(state) if made.user_id == event.user_id else None
+                self.recorded.append(PublishedList(made, known))
+        self.recorded.extend(PublishedList(made, None) for ones in wanted.values() for made in ones)
 
 
 class Rebuilder:
@@ -113,45 +113,52 @@ class Rebuilder:
         """
         ordered = sorted(recorded, key=_side_inputs)
         for start in range(0, len(ordered), CHUNK):
-            for one in await self._chunk(ordered[start : start + CHUNK]):
-                yield one
+            for pair in await self._chunk(ordered[start : start + CHUNK]):
+                yield pair
 
     async def _chunk(self, chunk: Sequence[PublishedList]) -> list[tuple[PublishedList, MadeList]]:
         live = await self._live_at(chunk[0].list.side_inputs)
-        profiled = [one for one in chunk if encodable(_state(one))]
-        kinds = [(degraded, [one for one in profiled if one.list.degraded is degraded]) for degraded in (False, True)]
-        answers = [(degraded, *await self._answer(live, some, degraded)) for degraded, some in kinds if some]
-        rows = {id(one): row for _, some in kinds for row, one in enumerate(some)}
+        profiled = [published for published in chunk if encodable(_state(published))]
+        kinds = [
+            (degraded, [published for published in profiled if published.list.degraded is degraded])
+            for degraded in (False, True)
+        ]
+        answers = [(degraded, *await self._answer(live, of_kind, degraded)) for degraded, of_kind in kinds if of_kind]
+        rows = {id(published): row for _, of_kind in kinds for row, published in enumerate(of_kind)}
         made: list[tuple[PublishedList, MadeList]] = []
-        place = 0
-        while place < len(chunk):
-            side_inputs = chunk[place].list.side_inputs
-            group = [one for one in chunk[place:] if _same(one.list.side_inputs, side_inputs)]
-            place += len(group)
+        start = 0
+        while start < len(chunk):
+            side_inputs = chunk[start].list.side_inputs
+            group = [published for published in chunk[start:] if _same(published.list.side_inputs, side_inputs)]
+            start += len(group)
             live = await self._live_at(side_inputs)
             prior = self._prior(live, side_inputs.popularity)
             for degraded, history, encoded in answers:
-                personal = [one for one in group if id(one) in rows and one.list.degraded is degraded]
-                where = [rows[id(one)] for one in personal]
+                personal = [
+                    published for published in group if id(published) in rows and published.list.degraded is degraded
+                ]
+                where = [rows[id(published)] for published in personal]
                 lists = self._maker.make(
                     live,
-                    [one.list.user_id for one in personal],
-                    [_state(one) for one in personal],
+                    [published.list.user_id for published in personal],
+                    [_state(published) for published in personal],
                     history[where],
                     encoded.take(where),
                     [prior] * len(personal),
                     degraded=degraded,
                 )
                 made.extend(zip(personal, lists, strict=True))
-            plain = [one for one in group if id(one) not in rows]
-            made.extend((one, self._maker.make_popular(live, one.list.user_id, None, prior)) for one in plain)
+            plain = [published for published in group if id(published) not in rows]
+            made.extend(
+                (published, self._maker.make_popular(live, published.list.user_id, None, prior)) for published in plain
+            )
         return made
 
     async def _answer(
         self, live: ServableVersion, profiled: Sequence[PublishedList], degraded: bool
     ) -> tuple[NDArray[np.int32], Encoded]:
         """What lists were made from, the encoder's `item_index` first; one that was away then is not asked now."""
-        states = [_state(one) for one in profiled]
+        states = [_state(published) for published in profiled]
         tensors = featurise(states, live.item_index, live.type_index, live.length)
         history = tensors["item_index"]
         if degraded:
@@ -198,18 +205,18 @@ def _partials(records: Sequence[Record], settings: Settings) -> dict[int, dict[i
     return at
 
 
-def _state(one: PublishedList) -> UserState:
-    assert one.state is not None
-    return one.state
+def _state(published: PublishedList) -> UserState:
+    assert published.state is not None
+    return published.state
 
 
-def _side_inputs(one: PublishedList) -> tuple[tuple[int, ...], int, int, int]:
-    side_inputs = one.list.side_inputs
+def _side_inputs(published: PublishedList) -> tuple[tuple[int, ...], int, int, int]:
+    side_inputs = published.list.side_inputs
     return side_inputs.items_skipped, side_inputs.items, side_inputs.items_embedded, side_inputs.popularity
 
 
-def _same(one: SideInputs, other: SideInputs) -> bool:
-    return msgspec.structs.replace(one, models=0) == msgspec.structs.replace(other, models=0)
+def _same(first: SideInputs, second: SideInputs) -> bool:
+    return msgspec.structs.replace(first, models=0) == msgspec.structs.replace(second, models=0)
 
 
 def embeddings_equal(stored: Sequence[float] | None, made: np.ndarray) -> bool:

@@ -146,21 +146,23 @@ class Verifier:
             user = (record.key or b"").decode(errors="replace")
             self._note("lists", user, -1, -1, f"record {record.offset} of the topic is {why}")
         by_version: dict[int, list[PublishedList]] = {}
-        for one in self._fold.recorded:
-            if one.state is None and one.list.as_of.offset <= self._fold.erased.get(one.list.user_id, -1):
+        for published in self._fold.recorded:
+            if published.state is None and published.list.as_of.offset <= self._fold.erased.get(
+                published.list.user_id, -1
+            ):
                 self._unverifiable += 1  # an archive holds nothing of them any more
-            elif one.state is None:
+            elif published.state is None:
                 self._compared["lists"] += 1
-                self._differs("lists", one.list, "the log has no such event of this user")
-            elif not self._topics.has(one.list.side_inputs):
+                self._differs("lists", published.list, "the log has no such event of this user")
+            elif not self._topics.has(published.list.side_inputs):
                 self._unverifiable += 1
             else:
-                by_version.setdefault(one.list.model_version, []).append(one)
+                by_version.setdefault(published.list.model_version, []).append(published)
         for version, recorded in sorted(by_version.items()):
-            async for one, made in self._rebuilder(version).make(recorded):
+            async for published, made in self._rebuilder(version).make(recorded):
                 self._compared["lists"] += 1
-                if detail := _difference(one, made):
-                    self._differs("lists", one.list, detail)
+                if detail := _difference(published, made):
+                    self._differs("lists", published.list, detail)
 
     def last_lists(self) -> None:
         """Every user's newest list is as of their last event; an erased user has none."""
@@ -199,7 +201,11 @@ class Verifier:
         newest = self._published.newest.get(user)
         if newest is None or not newest.degraded:
             return state
-        known = [one.state for one in self._fold.recorded if one.list.user_id == user and _is_encoded(one.list)]
+        known = [
+            published.state
+            for published in self._fold.recorded
+            if published.list.user_id == user and _is_encoded(published.list)
+        ]
         return max(filter(None, known), key=_offset, default=None)
 
     async def _embedding(
@@ -241,9 +247,9 @@ def _offset(state: UserState) -> int:
     return state.offset
 
 
-def _difference(one: PublishedList, made: MadeList) -> str:
+def _difference(published_list: PublishedList, made: MadeList) -> str:
     """What differs between a published list and the same made again; empty where nothing does."""
-    published, state = one.list, one.state
+    published, state = published_list.list, published_list.state
     expected_id = recommendation_id(published.user_id, published.as_of, published.model_version, published.degraded)
     if published.recommendation_id != expected_id:
         return f"recommendation_id {published.recommendation_id}, should be {expected_id}"

@@ -18,9 +18,9 @@ HEIGHT = 300
 def page(named: Sequence[tuple[str, Results]]) -> str:
     """The report on results, each with its name."""
     style = "\n".join((_STYLES / name).read_text() for name in ("page.css", "plot.css"))
-    contents = "".join(f'<li><a href="#r{place}">{escape(name)}</a></li>' for place, (name, _) in enumerate(named))
+    contents = "".join(f'<li><a href="#r{number}">{escape(name)}</a></li>' for number, (name, _) in enumerate(named))
     nav = f'<nav aria-label="Results"><ul>{contents}</ul></nav>' if len(named) > 1 else ""
-    body = "".join(_results(f"r{place}", name, results) for place, (name, results) in enumerate(named))
+    body = "".join(_results(f"r{number}", name, results) for number, (name, results) in enumerate(named))
     return (
         "<!doctype html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
@@ -35,8 +35,8 @@ def freshness_figure(named: Sequence[tuple[str, Results]]) -> str:
     there = [(name, results) for name, results in named if results.freshness]
     style = "\n".join((_variables(), (_STYLES / "plot.css").read_text()))
     plots = [
-        sections.freshness(results.freshness, _cutoff(results), name, x=4 + place * (WIDTH + GAP))
-        for place, (name, results) in enumerate(there)
+        sections.freshness(results.freshness, _cutoff(results), name, x=4 + number * (WIDTH + GAP))
+        for number, (name, results) in enumerate(there)
     ]
     names = " and ".join(name for name, _ in there)
     return beside(
@@ -66,9 +66,9 @@ def _facts(results: Results) -> str:
     first = results.evaluations[0]
     everything = sections.whole(first)
     facts = [
-        (sections.title(metric, first.cutoff), f"{one.mean:.3f}", f"{one.low:.3f} … {one.high:.3f}")
+        (sections.title(metric, first.cutoff), f"{estimate.mean:.3f}", f"{estimate.low:.3f} … {estimate.high:.3f}")
         for metric in sections.JUDGED
-        if (one := everything.metrics.get(metric)) is not None
+        if (estimate := everything.metrics.get(metric)) is not None
     ]
     facts.append(("judged", f"{everything.events:,}", f"of at least {everything.users:,} users"))
     items = [
@@ -100,15 +100,15 @@ def _evaluated(evaluations: Sequence[Evaluation]) -> list[str]:
     there = []
     if len(evaluations) > SERIES:  # other plots leave some of them out
         there.append(sections.policies_section(evaluations))
-    if any(len(one.slices.get("day", {})) > 1 for one in evaluations):
+    if any(len(evaluation.slices.get("day", {})) > 1 for evaluation in evaluations):
         there += [sections.days_section(evaluations, metric) for metric in ("hr", "ndcg")]
-    if any("type" in one.slices for one in evaluations):
+    if any("type" in evaluation.slices for evaluation in evaluations):
         sentence = "Recall of each behaviour: how often what the user did was in their list."
         there.append(sections.parts_section(evaluations, "type", "By behaviour", sentence))
-    if any("segment" in one.slices for one in evaluations):
+    if any("segment" in evaluation.slices for evaluation in evaluations):
         sentence = "New users have fewer than five events behind them; cold items are newer than the model."
         there.append(sections.parts_section(evaluations, "segment", "New users, cold items", sentence))
-    if any("coverage" in sections.whole(one).metrics for one in evaluations):
+    if any("coverage" in sections.whole(evaluation).metrics for evaluation in evaluations):
         there.append(sections.lists_section(evaluations))
     if evaluations[0].calibration:
         there.append(sections.calibration_section(evaluations[0]))

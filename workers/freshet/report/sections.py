@@ -46,12 +46,12 @@ def freshness(points: Sequence[FreshnessPoint], cutoff: int, name: str = "", x: 
     metrics = [metric for metric in ("hr", "ndcg") if all(metric in point.metrics for point in points)]
     curve = [point for point in points if not point.label.startswith("as published")]
     apart = [point for point in points if point.label.startswith("as published")]
-    places = [*range(len(curve)), *(len(curve) + 0.4 for _ in apart)]
+    xs = [*range(len(curve)), *(len(curve) + 0.4 for _ in apart)]
     ordered = [*curve, *apart]
     series = [
         Series(
             title(metric, cutoff),
-            [PlotPoint(place, point.metrics[metric]) for place, point in zip(places, ordered, strict=True)],
+            [PlotPoint(x_of_point, point.metrics[metric]) for x_of_point, point in zip(xs, ordered, strict=True)],
         )
         for metric in metrics
     ]
@@ -63,7 +63,7 @@ def freshness(points: Sequence[FreshnessPoint], cutoff: int, name: str = "", x: 
         name or "What lists are worth by how often they are made",
         said,
         series,
-        [(place, _short(point.label)) for place, point in zip(places, ordered, strict=True)],
+        [(x_of_point, _short(point.label)) for x_of_point, point in zip(xs, ordered, strict=True)],
         labelled=True,
         x=x,
     )
@@ -98,24 +98,25 @@ def days_section(evaluations: Sequence[Evaluation], metric: str) -> str:
     """One metric day by day."""
     cutoff = evaluations[0].cutoff
     shown = evaluations[:SERIES]
-    days = sorted({day for one in shown for day in one.slices.get("day", {})})
+    days = sorted({day for evaluation in shown for day in evaluation.slices.get("day", {})})
     first = date.fromisoformat(days[0]).toordinal()
     series = [
         Series(
-            one.name,
+            evaluation.name,
             [
                 PlotPoint(date.fromisoformat(day).toordinal() - first, part.metrics[metric], part.users)
-                for day, part in one.slices.get("day", {}).items()
+                for day, part in evaluation.slices.get("day", {}).items()
                 if metric in part.metrics
             ],
         )
-        for one in shown
+        for evaluation in shown
     ]
     last = date.fromisoformat(days[-1]).toordinal() - first
     marks = sorted({0, round(last / 2), last})
     labels = [(float(mark), date.fromordinal(first + mark).strftime("%d %b\n%Y")) for mark in marks]
     rows = [
-        [day, *(_cell(_metric(one, "day", day, metric)) for one in shown), f"{_events(shown, day):,}"] for day in days
+        [day, *(_cell(_metric(evaluation, "day", day, metric)) for evaluation in shown), f"{_events(shown, day):,}"]
+        for day in days
     ]
     name = title(metric, cutoff)
     return _section(
@@ -123,7 +124,7 @@ def days_section(evaluations: Sequence[Evaluation], metric: str) -> str:
         f"By day (UTC), with the 95 % interval of {shown[0].name}; those of the others are in the table. "
         "Hollow: fewer than five users, no interval.",
         line_plot(f"{name} by day", f"{name} from {days[0]} to {days[-1]}", series, labels, bands=True),
-        _table(f"{name} by day", ["Day", *(one.name for one in shown), "Events"], rows),
+        _table(f"{name} by day", ["Day", *(evaluation.name for evaluation in shown), "Events"], rows),
     )
 
 
@@ -131,16 +132,16 @@ def parts_section(evaluations: Sequence[Evaluation], dimension: str, heading: st
     """One metric for each value of a dimension: behaviour types, or segments."""
     shown = evaluations[:SERIES]
     cutoff = shown[0].cutoff
-    names = [one.name for one in shown]
-    values = list(dict.fromkeys(value for one in shown for value in one.slices.get(dimension, {})))
-    rows = [PlotRow(value, [_metric(one, dimension, value, "hr") for one in shown]) for value in values]
+    names = [evaluation.name for evaluation in shown]
+    values = list(dict.fromkeys(value for evaluation in shown for value in evaluation.slices.get(dimension, {})))
+    rows = [PlotRow(value, [_metric(evaluation, dimension, value, "hr") for evaluation in shown]) for value in values]
     table = []
     for value in values:
-        for one in shown:
-            part = one.slices.get(dimension, {}).get(value)
+        for evaluation in shown:
+            part = evaluation.slices.get(dimension, {}).get(value)
             if part is not None:
                 cells = [_cell(part.metrics.get(metric)) for metric in JUDGED]
-                table.append([f"{value}, {one.name}" if len(shown) > 1 else value, *cells, f"{part.events:,}"])
+                table.append([f"{value}, {evaluation.name}" if len(shown) > 1 else value, *cells, f"{part.events:,}"])
     head = [dimension.capitalize(), *(title(metric, cutoff) for metric in JUDGED), "Events"]
     return _section(
         heading,
@@ -152,17 +153,17 @@ def parts_section(evaluations: Sequence[Evaluation], dimension: str, heading: st
 
 def lists_section(evaluations: Sequence[Evaluation]) -> str:
     """What is shown, whatever users do with it."""
-    shown = [one for one in evaluations if "coverage" in whole(one).metrics][:SERIES]
-    names = [one.name for one in shown]
+    shown = [evaluation for evaluation in evaluations if "coverage" in whole(evaluation).metrics][:SERIES]
+    names = [evaluation.name for evaluation in shown]
     rows = [
-        PlotRow(NAMES[metric], [whole(one).metrics.get(metric) for one in shown])
+        PlotRow(NAMES[metric], [whole(evaluation).metrics.get(metric) for evaluation in shown])
         for metric in LISTS
-        if metric != "novelty" and any(metric in whole(one).metrics for one in shown)
+        if metric != "novelty" and any(metric in whole(evaluation).metrics for evaluation in shown)
     ]
     table = [
-        [NAMES[metric], *(_cell(whole(one).metrics.get(metric)) for one in shown)]
+        [NAMES[metric], *(_cell(whole(evaluation).metrics.get(metric)) for evaluation in shown)]
         for metric in LISTS
-        if any(metric in whole(one).metrics for one in shown)
+        if any(metric in whole(evaluation).metrics for evaluation in shown)
     ]
     return _section(
         "What is shown",
@@ -177,7 +178,7 @@ def lists_section(evaluations: Sequence[Evaluation]) -> str:
 def policies_section(evaluations: Sequence[Evaluation]) -> str:
     """Many policies beside one another: what each gives up in accuracy, and what it buys."""
     cutoff = evaluations[0].cutoff
-    parts = [(one.name, whole(one).metrics) for one in evaluations]
+    parts = [(evaluation.name, whole(evaluation).metrics) for evaluation in evaluations]
     metrics = [metric for metric in (*JUDGED[:2], *LISTS) if any(metric in found for _, found in parts)]
     names = [title(metric, cutoff) for metric in metrics]
     drawn = [metric for metric in ("ndcg", "coverage") if metric in metrics]
@@ -196,7 +197,7 @@ def policies_section(evaluations: Sequence[Evaluation]) -> str:
 
 def calibration_section(evaluation: Evaluation) -> str:
     """Whether predicted chances come true."""
-    points = [(one.predicted, one.observed) for one in evaluation.calibration]
+    points = [(bin_.predicted, bin_.observed) for bin_ in evaluation.calibration]
     error = evaluation.calibration_error
     sentence = f"{evaluation.name}: the chance that a slot comes next, predicted before its label was known."
     if error is not None:
@@ -213,10 +214,10 @@ def calibration_section(evaluation: Evaluation) -> str:
 
 def comparisons_section(differences: Sequence[Difference], cutoff: int) -> str:
     """Paired differences, with verdicts."""
-    metrics = list(dict.fromkeys(one.metric for one in differences))
+    metrics = list(dict.fromkeys(difference.metric for difference in differences))
     pairs: dict[tuple[str, str], dict[str, Difference]] = {}
-    for one in differences:
-        pairs.setdefault((one.candidate, one.baseline), {})[one.metric] = one
+    for difference in differences:
+        pairs.setdefault((difference.candidate, difference.baseline), {})[difference.metric] = difference
     names = [title(metric, cutoff) for metric in metrics]
     rows = [
         PlotRow(
@@ -244,15 +245,18 @@ def comparisons_section(differences: Sequence[Difference], cutoff: int) -> str:
 
 def interleavings_section(interleavings: Sequence[Interleaving]) -> str:
     """Whose items the users picked."""
-    rows = [PlotRow(f"{one.candidate} over {one.baseline}", [one.preference]) for one in interleavings]
+    rows = [
+        PlotRow(f"{interleaving.candidate} over {interleaving.baseline}", [interleaving.preference])
+        for interleaving in interleavings
+    ]
     table = [
         [
-            f"{one.candidate} over {one.baseline}",
-            _cell(one.preference),
-            f"{one.wins:,} / {one.losses:,} / {one.ties:,}",
-            _verdict(one.verdict),
+            f"{interleaving.candidate} over {interleaving.baseline}",
+            _cell(interleaving.preference),
+            f"{interleaving.wins:,} / {interleaving.losses:,} / {interleaving.ties:,}",
+            _verdict(interleaving.verdict),
         ]
-        for one in interleavings
+        for interleaving in interleavings
     ]
     return _section(
         "Interleaved",
@@ -266,13 +270,18 @@ def interleavings_section(interleavings: Sequence[Interleaving]) -> str:
 
 def variants_section(variants: Sequence[VariantReadout]) -> str:
     """What the users of each variant of an experiment did with their lists."""
-    metrics = list(dict.fromkeys(metric for one in variants for metric in one.metrics))
+    metrics = list(dict.fromkeys(metric for variant in variants for metric in variant.metrics))
     shown = variants[:SERIES]
-    names = [one.variant for one in shown]
-    rows = [PlotRow(metric, [one.metrics.get(metric) for one in shown]) for metric in metrics]
+    names = [variant.variant for variant in shown]
+    rows = [PlotRow(metric, [variant.metrics.get(metric) for variant in shown]) for metric in metrics]
     table = [
-        [one.variant, f"{one.users:,}", f"{one.lists:,}", *(_cell(one.metrics.get(metric)) for metric in metrics)]
-        for one in variants
+        [
+            variant.variant,
+            f"{variant.users:,}",
+            f"{variant.lists:,}",
+            *(_cell(variant.metrics.get(metric)) for metric in metrics),
+        ]
+        for variant in variants
     ]
     return _section(
         "Variants",
@@ -285,10 +294,15 @@ def variants_section(variants: Sequence[VariantReadout]) -> str:
 
 def off_policy_section(estimates: Sequence[OffPolicyEstimate]) -> str:
     """What policies that were never live would have been worth."""
-    rows = [PlotRow(f"{one.policy}, {one.estimator}", [one.value]) for one in estimates]
+    rows = [PlotRow(f"{estimate.policy}, {estimate.estimator}", [estimate.value]) for estimate in estimates]
     table = [
-        [one.policy, escape(one.estimator), _cell(one.value), f"{one.effective_sample_size:,.0f} of {one.value.n:,}"]
-        for one in estimates
+        [
+            estimate.policy,
+            escape(estimate.estimator),
+            _cell(estimate.value),
+            f"{estimate.effective_sample_size:,.0f} of {estimate.value.n:,}",
+        ]
+        for estimate in estimates
     ]
     return _section(
         "Off policy",
@@ -312,8 +326,13 @@ def verification_section(verification: Verification) -> str:
     body = _table("What was compared, and how many differ", ["", "Compared", "Differ"], rows)
     if verification.examples:
         examples = [
-            [one.kind, escape(one.user_id), f"{one.partition}:{one.offset}", escape(one.detail)]
-            for one in verification.examples
+            [
+                mismatch.kind,
+                escape(mismatch.user_id),
+                f"{mismatch.partition}:{mismatch.offset}",
+                escape(mismatch.detail),
+            ]
+            for mismatch in verification.examples
         ]
         body += _details("First differences", _table("", ["Kind", "User", "At", "What"], examples), open_=True)
     if verification.unverifiable:
@@ -337,7 +356,9 @@ def _metric(evaluation: Evaluation, dimension: str, value: str, metric: str) -> 
 
 
 def _events(evaluations: Sequence[Evaluation], day: str) -> int:
-    return max(one.slices["day"][day].events for one in evaluations if day in one.slices.get("day", {}))
+    return max(
+        evaluation.slices["day"][day].events for evaluation in evaluations if day in evaluation.slices.get("day", {})
+    )
 
 
 def _said(rows: Sequence[PlotRow], names: Sequence[str]) -> str:
@@ -346,9 +367,9 @@ def _said(rows: Sequence[PlotRow], names: Sequence[str]) -> str:
     for row in rows:
         series = [f" ({name})" for name in names] or [""] * len(row.estimates)
         said += [
-            f"{row.name}{name}: {number(one.mean)} from {number(one.low)} to {number(one.high)}"
-            for name, one in zip(series, row.estimates, strict=True)
-            if one is not None
+            f"{row.name}{name}: {number(estimate.mean)} from {number(estimate.low)} to {number(estimate.high)}"
+            for name, estimate in zip(series, row.estimates, strict=True)
+            if estimate is not None
         ]
     return "; ".join(said)
 

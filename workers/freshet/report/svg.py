@@ -52,7 +52,7 @@ Scale = Callable[[float], float]
 
 def tag(name: str, *children: str, **attributes: str | float) -> str:
     """An element; children are markup, attributes are escaped, `class_` is `class` and `_` is `-`."""
-    words = "".join(f' {key.rstrip("_").replace("_", "-")}="{_value(one)}"' for key, one in attributes.items())
+    words = "".join(f' {key.rstrip("_").replace("_", "-")}="{_value(value)}"' for key, value in attributes.items())
     return f"<{name}{words}>{''.join(children)}</{name}>"
 
 
@@ -63,7 +63,7 @@ def text(content: str, x: float, y: float, class_: str = "", anchor: str = "star
 
 def plot(title: str, description: str, height: float, *children: str, x: float | None = None) -> str:
     """The element that holds a plot; with `x` it has its place in a picture of several."""
-    place: dict[str, str | float] = {} if x is None else {"x": x, "width": WIDTH, "height": height}
+    position: dict[str, str | float] = {} if x is None else {"x": x, "width": WIDTH, "height": height}
     return tag(
         "svg",
         tag("title", escape(title)),
@@ -71,7 +71,7 @@ def plot(title: str, description: str, height: float, *children: str, x: float |
         *children,
         viewBox=f"0 0 {WIDTH} {height:g}",
         role="img",
-        **place,
+        **position,
     )
 
 
@@ -99,7 +99,8 @@ def legend(names: Sequence[str]) -> tuple[str, float]:
     if len(names) < 2:  # noqa: PLR2004 - one series needs no key
         return "", 0.0
     lines = [
-        marker(place, 8, 8 + 16 * place) + text(_fitted(name), 20, 12 + 16 * place) for place, name in enumerate(names)
+        marker(number, 8, 8 + 16 * number) + text(_fitted(name), 20, 12 + 16 * number)
+        for number, name in enumerate(names)
     ]
     return "".join(lines), 16.0 * len(names) + 6
 
@@ -129,25 +130,25 @@ def line_plot(
     x: float | None = None,
 ) -> str:
     """Values over x with their intervals, as bars, or as a band for the first series; the y axis begins at 0."""
-    everything = [point for one in series for point in one.points]
+    everything = [point for curve in series for point in curve.points]
     marks = ticks(0, max(max(_top(point), 1e-6) for point in everything))
-    key, above = legend([one.name for one in series])
+    key, above = legend([curve.name for curve in series])
     if x is not None:
         key, above = tag("g", key, transform="translate(0 20)") + text(title, 4, 14, "title"), above + 20
     top, bottom = above + _TOP, above + 200
-    low, high = min(place for place, _ in x_ticks), max(place for place, _ in x_ticks)
+    low, high = min(at for at, _ in x_ticks), max(at for at, _ in x_ticks)
     across = between(low, high, _LEFT + (22 if labelled else 6), _RIGHT - (36 if labelled else 14))
     up = between(marks[0], marks[-1], bottom, top)
     drawn = [key]
     for mark in marks:
         drawn.append(tag("line", x1=_LEFT, x2=_RIGHT, y1=up(mark), y2=up(mark), class_="grid"))
         drawn.append(text(f"{mark:g}", _LEFT - 5, up(mark) + 4, "tick", "end"))
-    for place, name in x_ticks:
+    for at, name in x_ticks:
         for line, words in enumerate(name.split("\n")):
-            drawn.append(text(words, across(place), bottom + 16 + 13 * line, "tick", "middle"))
+            drawn.append(text(words, across(at), bottom + 16 + 13 * line, "tick", "middle"))
     lines = max(name.count("\n") for _, name in x_ticks)
-    for which, one in enumerate(series):
-        drawn.append(_line(which % SERIES, one, across, up, bands=bands, labelled=labelled))
+    for which, curve in enumerate(series):
+        drawn.append(_line(which % SERIES, curve, across, up, bands=bands, labelled=labelled))
     return plot(title, description, bottom + 24 + 13 * lines, *drawn, x=x)
 
 
@@ -164,7 +165,7 @@ def _line(which: int, series: Series, across: Scale, up: Scale, *, bands: bool, 
             back = [f"{across(point.x):.1f},{up(point.estimate.low):.1f}" for point in reversed(run)]
             drawn.append(tag("polygon", points=" ".join(there + back), class_=f"s{which} band"))
         else:
-            drawn += [_bar(which, across(one.x), up(one.estimate.low), up(one.estimate.high)) for one in run]
+            drawn += [_bar(which, across(point.x), up(point.estimate.low), up(point.estimate.high)) for point in run]
     for run in _runs(series.points):
         if len(run) == 1:
             continue
@@ -200,7 +201,7 @@ def dot_plot(
 ) -> str:
     """Estimates with their intervals, a row each; a line stands at `neutral`, else the axis begins at 0."""
     found = [estimate for row in rows for estimate in row.estimates if estimate is not None]
-    ends = [end for one in found for end in (one.low, one.high)] + [0.0 if neutral is None else neutral]
+    ends = [end for estimate in found for end in (estimate.low, estimate.high)] + [0.0 if neutral is None else neutral]
     marks = ticks(min(ends), max(ends))
     key, top = legend(names)
     across = between(marks[0], marks[-1], 12, _RIGHT - 8)
@@ -229,7 +230,7 @@ def calibration_plot(title: str, description: str, points: Sequence[tuple[float,
 
     What lies below the axis stands on it, hollow.
     """
-    values = [predicted for predicted, _ in points] + [one.high for _, one in points]
+    values = [predicted for predicted, _ in points] + [observed.high for _, observed in points]
     low = 10.0 ** math.floor(math.log10(max(min(predicted for predicted, _ in points), 1e-4)))
     high = 10.0 ** math.ceil(math.log10(max(*values, low * 10)))
     top, bottom = 18, 288

@@ -39,7 +39,7 @@ def _item(seed: int, number: int) -> CatalogueItem:
     rng = generator(seed, Draw.ITEM, number)
     department = DEPARTMENTS[rng.integers(len(DEPARTMENTS))]
     thing = department.things[rng.integers(len(department.things))]
-    traits = [TRAITS[place] for place in rng.permutation(len(TRAITS))[:TRAITS_PER_ITEM]]
+    traits = [TRAITS[trait] for trait in rng.permutation(len(TRAITS))[:TRAITS_PER_ITEM]]
     price = department.price * float(np.exp(PRICE_SPREAD * rng.standard_normal()))
     return CatalogueItem(
         item_id=f"item-{number}",
@@ -71,8 +71,8 @@ class Assortment:
         self.words = _matrix(found, self.vocabulary)
         names = [words[0] if words else "" for words in found]
         self.departments = sorted(set(names))
-        place = {name: number for number, name in enumerate(self.departments)}
-        self.department = np.array([place[name] for name in names], np.int64)
+        numbers = {name: number for number, name in enumerate(self.departments)}
+        self.department = np.array([numbers[name] for name in names], np.int64)
         self.dear = _dear(np.array([item.price or 0.0 for item in self.items]), self.department, self.days)
         drawn = np.array([generator(seed, Draw.FAME, number).standard_normal(2) for number in range(len(self.items))])
         self.fame, self.quality = np.exp(FAME_SPREAD * drawn[:, 0]), drawn[:, 1]

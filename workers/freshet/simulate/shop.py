@@ -137,11 +137,11 @@ class Shop:
         pages = self._pages(hour)
         hours = pages.times // HOUR_MS
         acts: list[_Act] = []
-        for one in np.unique(hours):
-            some = pages.take(hours == one)
+        for hour_of_pages in np.unique(hours):
+            of_hour = pages.take(hours == hour_of_pages)
             seed = self.plan.seed
-            uniform = generator(seed, Draw.PAGES, hour, int(one)).random((*some.items.shape, 4))
-            acts += self._done(some, uniform)
+            uniform = generator(seed, Draw.PAGES, hour, int(hour_of_pages)).random((*of_hour.items.shape, 4))
+            acts += self._done(of_hour, uniform)
         return acts
 
     def _pages(self, hour: int) -> _Pages:
@@ -153,8 +153,8 @@ class Shop:
         starts = self.plan.origin + hour * HOUR_MS + rng.integers(HOUR_MS, size=len(visitors))
         turned = rng.geometric(1 - TURN_PAGE, len(visitors))
         visit = np.repeat(np.arange(len(visitors)), turned)
-        place = np.arange(len(visit)) - np.repeat(np.cumsum(turned) - turned, turned)
-        shoppers, times = visitors[visit], starts[visit] + place * PAGE_MS
+        page = np.arange(len(visit)) - np.repeat(np.cumsum(turned) - turned, turned)
+        shoppers, times = visitors[visit], starts[visit] + page * PAGE_MS
         moods = self.shoppers.moods(shoppers, self.plan.origin + hour * HOUR_MS)
         elsewhere = rng.random(len(visit)) < BROWSE
         departments = np.where(elsewhere, rng.integers(len(self._members), size=len(visit)), moods)

@@ -87,7 +87,7 @@ def unpaired(baseline: Sums, candidate: Sums, seed: int) -> list[Estimate]:
     The buckets of each are resampled on their own. `n` is the observations of both.
     """
     found = []
-    sides = [_replicates(one.counts, one.sums, seed + side) for side, one in enumerate((baseline, candidate))]
+    sides = [_replicates(sums.counts, sums.sums, seed + side) for side, sums in enumerate((baseline, candidate))]
     for metric in range(baseline.sums.shape[1]):
         (mean, means), (other_mean, other_means) = ((side[0][metric], side[1][:, metric]) for side in sides)
         low, high = np.quantile(other_means - means, [0.025, 0.975])

@@ -42,7 +42,7 @@ class Calibration:
         self._waiting: deque[tuple[int, NDArray[np.float64], int]] = deque()
         self._sums = np.zeros((GROUPS, len(EDGES) - 1, 3))  # predictions, hits, slots
 
-    def observe(self, place: int, ts: int, scores: Sequence[float], hit: int) -> None:
+    def observe(self, number: int, ts: int, scores: Sequence[float], hit: int) -> None:
         """One list of a user in bucket `place` with its label: the slot that came true, or -1; `ts` in ms."""
         if not scores:
             return
@@ -57,7 +57,7 @@ class Calibration:
         scaled = (values - self._mean) / max(self._square, 1e-9) ** 0.5
         features = np.stack([np.ones(len(values)), scaled, np.log1p(np.arange(len(values)))], axis=1)
         chances = _logistic(features @ self._weights)
-        sums = self._sums[place % GROUPS]
+        sums = self._sums[number % GROUPS]
         bins = np.minimum(np.searchsorted(EDGES, chances, side="right") - 1, len(sums) - 1)
         np.add.at(sums[:, 0], bins, chances)
         np.add.at(sums[:, 2], bins, 1)
@@ -80,9 +80,9 @@ class Calibration:
         whole = sums.sum(axis=0)
         drawn = np.einsum("rg,gbk->rbk", resampled(len(sums), seed), sums)
         found = []
-        for place, (predicted, hits, slots) in enumerate(whole):
-            there = drawn[:, place, 2] > 0
-            shares = drawn[there, place, 1] / drawn[there, place, 2]
+        for number, (predicted, hits, slots) in enumerate(whole):
+            there = drawn[:, number, 2] > 0
+            shares = drawn[there, number, 1] / drawn[there, number, 2]
             found.append(CalibrationBin(float(predicted / slots), recentred(float(hits / slots), shares, int(slots))))
         errors = np.abs(drawn[:, :, 0] - drawn[:, :, 1]).sum(axis=1) / drawn[:, :, 2].sum(axis=1)
         error = float(np.abs(whole[:, 0] - whole[:, 1]).sum() / whole[:, 2].sum())

@@ -25,15 +25,15 @@ class Joiner:
 
     def __init__(self, lists: Iterable[Recommendation], window_ms: int) -> None:
         self._window = window_ms
-        self.lists = {one.recommendation_id: one for one in lists}
+        self.lists = {made.recommendation_id: made for made in lists}
         self._acts: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self.counts: Counter[str] = Counter()
         """Acts `joined by id`, `joined by time` and `not joined`."""
         by_user: dict[str, list[Recommendation]] = defaultdict(list)
-        for one in self.lists.values():
-            by_user[one.user_id].append(one)
+        for made in self.lists.values():
+            by_user[made.user_id].append(made)
         self._by_user = {user: sorted(mine, key=_moment) for user, mine in by_user.items()}
-        self._times = {user: [one.as_of.ts for one in mine] for user, mine in self._by_user.items()}
+        self._times = {user: [made.as_of.ts for made in mine] for user, mine in self._by_user.items()}
 
     def add(self, event: Event, kinds: Collection[str]) -> None:
         """Take in an event; only those of the given types are acts."""
@@ -52,15 +52,15 @@ class Joiner:
         self.counts[how] += 1
         self._acts[found.recommendation_id].add((event.type, slot))
 
-    def rewards(self, one: Recommendation, kind: str) -> list[float]:
+    def rewards(self, made: Recommendation, kind: str) -> list[float]:
         """1 for each slot of a list that an act of a type was joined to, 0 for the others."""
-        acts = self._acts.get(one.recommendation_id, ())
-        return [float((kind, slot) in acts) for slot in range(len(one.items))]
+        acts = self._acts.get(made.recommendation_id, ())
+        return [float((kind, slot) in acts) for slot in range(len(made.items))]
 
     def _newest(self, event: Event) -> Recommendation | None:
         place = bisect_left(self._times.get(event.user_id, ()), event.ts)
         return self._by_user[event.user_id][place - 1] if place else None
 
 
-def _moment(one: Recommendation) -> tuple[int, int]:
-    return one.as_of.ts, one.as_of.offset
+def _moment(made: Recommendation) -> tuple[int, int]:
+    return made.as_of.ts, made.as_of.offset

@@ -72,10 +72,10 @@ class Readout:
         crossed = self.crossed
         for user, lists in self._lists[variant].items():
             if user not in crossed:
-                place, acts = bucket(user), self._acts[variant][user]
-                per_user.add(place, tuple(acts))
-                per_list.counts[place] += lists
-                per_list.sums[place] += acts
+                number, acts = bucket(user), self._acts[variant][user]
+                per_user.add(number, tuple(acts))
+                per_list.counts[number] += lists
+                per_list.sums[number] += acts
         return per_list, per_user
 
     def _named(self, per_list: Sums, per_user: Sums) -> dict[str, Estimate]:
