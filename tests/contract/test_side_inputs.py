@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
-from freshet.adapters.kafka import KafkaPublisher, SideInputReader, client_config
+from freshet.adapters.kafka import KafkaPublisher, client_config
+from freshet.adapters.kafka_python import SideInputReader
 from freshet.adapters.topics import side_input_faults
 from freshet.cli import app
 from freshet.cli.check import TESTS, judge

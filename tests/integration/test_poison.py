@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,10 +10,16 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
+from freshet.archive.archiver import Archiver
+from freshet.archive.reader import ArchiveLog
 from freshet.core.events import Event, encode_event
+from freshet.logs.kafka import KafkaLog, behind
+from freshet.ports import WHOLE
+from freshet.process.health import Health
+from freshet.settings import load_settings
 
 from deploy.local import Stack
-from tests.integration.world import World, until
+from tests.integration.world import World, chains_end, until
 from tests.raw_batches import CODECS, batch, produce, record, records
 
 pytestmark = pytest.mark.integration
@@ -45,6 +52,21 @@ def listed(world: World, user: str) -> Callable[[], bool]:
     return lambda: user in world.lists()
 
 
+def archived(world: World, end: int) -> Path:
+    """The folder of an archive of the events up to an offset."""
+    folder = world.folder / "archive"
+    own = {"FRESHET_ARCHIVE_DIR": str(folder), "FRESHET_ARCHIVE_ROLL": "0.2", "FRESHET_DATA_DIR": str(folder)}
+    archiver, stopping = Archiver(load_settings(environ=world.settings | own), Health()), threading.Event()
+    thread = threading.Thread(target=archiver.run, args=(stopping,))
+    thread.start()
+    try:
+        until(chains_end(folder / world.topics["events"], end), "the events are archived")
+    finally:
+        stopping.set()
+        thread.join()
+    return folder
+
+
 def now() -> int:
     """The time in ms, which the broker's retention goes by."""
     return int(time.time() * 1000)
@@ -67,6 +89,11 @@ def test_batches_of_every_codec_and_header_are_folded(world: World) -> None:
         "odd": 1,
     }
     assert len(world.freshet("inspect", "user-4")["lists"]) == 1
+    log = KafkaLog(world.topics["events"], load_settings(environ=world.settings))
+    read = [record for run in log.read(0) for record in run]
+    assert [record.offset for record in read] == list(range(26))
+    kept = ArchiveLog(archived(world, 26) / world.topics["events"], WHOLE)
+    assert [record for run in kept.read(0) for record in run] == read
     assert worker.terminate() == 0
 
 
@@ -108,4 +135,5 @@ def test_an_aborted_transaction_is_never_folded(world: World) -> None:
     until(listed(world, "committed"), "the committed user has a list", worker)
     assert {user: state.folded for user, state in world.states().items()} == {"committed": 5}
     assert set(world.lists()) == {"committed"}
+    until(lambda: behind(load_settings(environ=world.settings), world.topics["events"]) == 0, "markers are no backlog")
     assert worker.terminate() == 0

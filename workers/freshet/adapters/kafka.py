@@ -6,20 +6,18 @@ librdkafka costs 12 µs a record where Faust's `topic.send` costs 150 µs.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from freshet.ports import DeliveryError, Message, Record, TooLargeError
+from freshet.ports import DeliveryError, Message, TooLargeError
 from freshet.settings import Settings
 
 DELIVERY_SECONDS = 30.0
 """A record not acknowledged by then fails the batch, and with it the worker."""
-READ_BATCH = 1000
 LINGER_MS = 0.5
 """How long a record waits for others: a batch's are handed over together, and each stage waits for the one before."""
 POLL_SECONDS = 0.001
@@ -178,90 +176,3 @@ def _settle(delivered: asyncio.Future[int], highest: int, failure: str, refused:
         delivered.set_exception(TooLargeError(refused, f"{refused[0].topic}: {len(refused)} records are too large"))
     else:
         delivered.set_result(highest)
-
-
-class SideInputReader:
-    """Reads a whole single-partition topic, from the beginning and for ever, on a thread of its own.
-
-    `apply` is called on the event loop with runs of records in offset order.
-    """
-
-    def __init__(self, settings: Settings, topic: str, apply: Callable[[Sequence[Record]], None]) -> None:
-        self._topic = topic
-        self._apply = apply
-        self._consumer = Consumer(
-            client_config(settings)
-            | {
-                "group.id": f"{settings.group}-side-inputs",
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-                "fetch.wait.max.ms": 500,
-            }
-        )
-        self._closing = threading.Event()
-        self._caught_up = asyncio.Event()
-        self.failure: BaseException | None = None
-
-    async def start(self) -> None:
-        """Start, and return once all that the topic held has been applied. Raises `KafkaException`."""
-        self._loop = asyncio.get_running_loop()
-        end = await asyncio.to_thread(self._end)
-        self._thread = threading.Thread(target=self._read, args=(end,), name=f"read-{self._topic}", daemon=True)
-        self._thread.start()
-        await self._caught_up.wait()
-        if self.failure is not None:
-            raise self.failure
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._closing.set()
-        self._thread.join()
-        self._consumer.close()
-
-    def _end(self) -> int:
-        """The offset to have read up to; 0 where the topic holds nothing."""
-        start, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, 0), timeout=10.0)
-        return int(end) if end > start else 0
-
-    def _read(self, end: int) -> None:
-        try:
-            self._consumer.assign([TopicPartition(self._topic, 0, OFFSET_BEGINNING)])
-            caught_up = False
-            while not self._closing.is_set():
-                if not caught_up and self._position() >= end:
-                    caught_up = True
-                    self._loop.call_soon_threadsafe(self._caught_up.set)
-                records = _records(self._consumer.consume(READ_BATCH, timeout=0.1))
-                if records:
-                    self._loop.call_soon_threadsafe(self._hand_on, records)
-        except BaseException as error:
-            self._loop.call_soon_threadsafe(self._fail, error)
-
-    def _hand_on(self, records: Sequence[Record]) -> None:
-        """Apply a run; the event loop would only log what goes wrong, and the rest of the run would be missing."""
-        try:
-            self._apply(records)
-        except BaseException as error:
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        """Hand the error to whoever waits or checks."""
-        self.failure = self.failure or error
-        self._caught_up.set()
-
-    def _position(self) -> int:
-        [at] = self._consumer.position([TopicPartition(self._topic, 0)])
-        return int(at.offset) if at.offset >= 0 else 0
-
-
-def record_of(message: Any) -> Record:
-    """What a consumer fetched, headers included."""
-    return Record(message.offset(), message.timestamp()[1], message.key(), message.value(), message.headers() or ())
-
-
-def _records(messages: Sequence[Any]) -> list[Record]:
-    """The records among what was consumed. Raises `KafkaException` for a fatal error; librdkafka mends others."""
-    for message in messages:
-        if (error := message.error()) is not None and error.fatal():
-            raise KafkaException(error)
-    return [Record(m.offset(), m.timestamp()[1], m.key(), m.value()) for m in messages if m.error() is None]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
 
 from freshet.adapters.wire_batches import PlainWireBatches
+from freshet.ports import Record
 from freshet.settings import Settings
 
 BOOTSTRAP_SECONDS = 5.0
+FETCH_WAIT_MS = 100
+"""How long a fetch waits at the broker for something new."""
+POLL_MS = 100
+READ_RECORDS = 1000
 
 
 def client_config(settings: Settings) -> dict[str, Any]:
@@ -39,11 +47,113 @@ class WireRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
 
 
 def new_consumer(settings: Settings, **options: Any) -> KafkaConsumer:
-    """A consumer that leaves aborted transactions out. Raises kafka-python's errors where the broker does not answer.
+    """A consumer outside any group that leaves aborted transactions out. Raises `KafkaError`.
 
     A batch with a wrong checksum is quarantined, not refused.
     """
-    config = {"isolation_level": "read_committed", "check_crcs": False, **options}
+    config = {
+        "isolation_level": "read_committed",
+        "check_crcs": False,
+        "enable_auto_commit": False,
+        "allow_auto_create_topics": False,
+        "fetch_max_wait_ms": FETCH_WAIT_MS,
+        **options,
+    }
     consumer = KafkaConsumer(**client_config(settings), **config)
     consumer._fetcher.PartitionRecords = WireRecords
     return consumer
+
+
+class Rereader:
+    """Reads records again whose headers confluent-kafka cannot give, for their names are not UTF-8."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer: KafkaConsumer | None = None
+
+    def record(self, topic: str, partition: int, offset: int) -> Record:
+        """The record at an offset. Raises `KafkaError`, and `LookupError` where the record is gone."""
+        if self._consumer is None:
+            self._consumer = new_consumer(self._settings)
+        place = TopicPartition(topic, partition)
+        self._consumer.assign([place])
+        self._consumer.seek(place, offset)
+        while self._consumer.position(place) <= offset:
+            for record in self._consumer.poll(POLL_MS, max_records=1).get(place, ()):
+                if record.offset == offset:
+                    return record_of(record)
+        raise LookupError(f"offset {offset} of {topic}, partition {partition}, is gone")
+
+    def close(self) -> None:
+        """Leave the broker."""
+        if self._consumer is not None:
+            self._consumer.close()
+
+
+def record_of(record: Any) -> Record:
+    """What a consumer fetched, headers included."""
+    return Record(record.offset, record.timestamp, record.key, record.value, record.headers)
+
+
+class SideInputReader:
+    """Reads a whole single-partition topic, from the beginning and for ever, on a thread of its own.
+
+    `apply` is called on the event loop with runs of records in offset order.
+    """
+
+    def __init__(self, settings: Settings, topic: str, apply: Callable[[Sequence[Record]], None]) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._apply = apply
+        self._closing = threading.Event()
+        self._caught_up = asyncio.Event()
+        self.failure: BaseException | None = None
+
+    async def start(self) -> None:
+        """Start, and return once all that the topic held has been applied. Raises `KafkaError`, or what `apply` did."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._read, name=f"read-{self._topic}", daemon=True)
+        self._thread.start()
+        await self._caught_up.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._closing.set()
+        self._thread.join()
+
+    def _read(self) -> None:
+        try:
+            consumer = new_consumer(self._settings, auto_offset_reset="earliest")
+            try:
+                self._follow(consumer)
+            finally:
+                consumer.close()
+        except BaseException as error:
+            self._loop.call_soon_threadsafe(self._fail, error)
+
+    def _follow(self, consumer: KafkaConsumer) -> None:
+        partition = TopicPartition(self._topic, 0)
+        consumer.assign([partition])
+        consumer.seek_to_beginning(partition)
+        end = consumer.end_offsets([partition])[partition]
+        caught_up = False
+        while not self._closing.is_set():
+            if not caught_up and consumer.position(partition) >= end:
+                caught_up = True
+                self._loop.call_soon_threadsafe(self._caught_up.set)
+            if fetched := consumer.poll(POLL_MS, max_records=READ_RECORDS).get(partition):
+                self._loop.call_soon_threadsafe(self._hand_on, [record_of(record) for record in fetched])
+
+    def _hand_on(self, records: Sequence[Record]) -> None:
+        """Apply a run; the event loop would only log what goes wrong, and the rest of the run would be missing."""
+        try:
+            self._apply(records)
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Hand the error to whoever waits or checks."""
+        self.failure = self.failure or error
+        self._caught_up.set()

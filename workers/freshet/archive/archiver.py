@@ -11,6 +11,7 @@ file up to it; after a restart too.
 from __future__ import annotations
 
 import logging
+import operator
 import signal
 import threading
 import time
@@ -23,7 +24,8 @@ import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from freshet.adapters.kafka import client_config, record_of
+from freshet.adapters.kafka import client_config
+from freshet.adapters.kafka_python import Rereader
 from freshet.archive.appender import Appender
 from freshet.archive.chain import ArchiveError, Chain
 from freshet.archive.rows import erasures, event_rows, holds, item_rows, record_rows, without
@@ -95,6 +97,7 @@ class Archiver:
         self._joined = False
         self._away = ""
         self._reported = 0.0
+        self._rereader = Rereader(settings)
         self._consumer = Consumer(
             client_config(settings)
             | {
@@ -126,6 +129,7 @@ class Archiver:
         for archived in self._partitions.values():
             archived.appender.cut()
         self._consumer.close()
+        self._rereader.close()
 
     def abandon(self) -> None:
         """Leave out what is in no finished file."""
@@ -141,10 +145,17 @@ class Archiver:
         archived = self._partitions.get((message.topic(), message.partition()))
         if archived is None or message.offset() < archived.appender.next:
             return  # fetched before the partition was revoked
-        record = record_of(message)
+        record = self._record(message)
         if archived.appender.is_empty:
             archived.since = time.monotonic()
         archived.appender.take(record.offset, record.timestamp, len(record.value or b""), record)
+
+    def _record(self, message: Any) -> Record:
+        try:
+            headers = operator.call(message.headers) or ()  # called so, an error that is set beside a result is raised
+        except (UnicodeDecodeError, SystemError):
+            return self._rereader.record(message.topic(), message.partition(), message.offset())
+        return Record(message.offset(), message.timestamp()[1], message.key(), message.value(), headers)
 
     def _event_rows(self, chain: Chain, records: Sequence[Record]) -> pa.Table:
         """The rows of a file to be, its erasures noted before it counts."""

@@ -43,14 +43,8 @@ def why(error: BaseException) -> str:
 @contextmanager
 def open_consumer(settings: Settings, **options: Any) -> Iterator[Any]:
     """A consumer outside any group. Raises `UserError` where the broker does not answer."""
-    config = {
-        "enable_auto_commit": False,
-        "allow_auto_create_topics": False,
-        "fetch_max_wait_ms": 100,
-        **options,
-    }
     with said_plainly(settings):
-        consumer = new_consumer(settings, **config)
+        consumer = new_consumer(settings, **options)
         try:
             yield consumer
         finally:

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
 
-from freshet.adapters.kafka import client_config, record_of
+from freshet.adapters.kafka_python import new_consumer, record_of
 from freshet.ports import RUN_RECORDS, WHOLE, EmptyLog, LogError, Record, Window
 from freshet.settings import Settings
 
 PATIENCE_SECONDS = 10.0
 """How long the broker may take to answer."""
-QUEUED = 2 * RUN_RECORDS
-"""Records that a partition's consumer holds ahead, beside the fetch they came in: each takes half a kilobyte more
-than its bytes, which librdkafka's bound in kilobytes does not count."""
-QUEUED_KB = 8192
-"""What they may take, the half kilobyte apart."""
-FETCH_AGAIN_MS = 5
-"""How soon the broker is asked again where that much was held."""
-POLL_SECONDS = 0.1
-"""How long a run may take to fill."""
+POLL_MS = 100
+"""How long a run may take to come."""
 
 
 class KafkaLog:
@@ -49,9 +43,9 @@ class KafkaLog:
             raise EmptyLog(f"topic {topic} holds no records in the window")
         self.starts = {partition: first for partition, (first, end) in self._ranges.items() if first < end}
 
-    def _range(self, consumer: Consumer, partition: int) -> tuple[int, int]:
+    def _range(self, consumer: KafkaConsumer, partition: int) -> tuple[int, int]:
         """First offset and end, within the window."""
-        low, high = consumer.get_watermark_offsets(TopicPartition(self._topic, partition), PATIENCE_SECONDS)
+        low, high = _bounds(consumer, TopicPartition(self._topic, partition))
         first, end = low, high
         if self._window.start_ms is not None:
             first = max(first, self._offset_at(consumer, partition, self._window.start_ms, high))
@@ -69,9 +63,10 @@ class KafkaLog:
             end = end if last is None else min(end, last + 1)
         return first, end
 
-    def _offset_at(self, consumer: Consumer, partition: int, ms: int, high: int) -> int:
-        [found] = consumer.offsets_for_times([TopicPartition(self._topic, partition, ms)], PATIENCE_SECONDS)
-        return found.offset if found.offset >= 0 else high
+    def _offset_at(self, consumer: KafkaConsumer, partition: int, ms: int, high: int) -> int:
+        place = TopicPartition(self._topic, partition)
+        found = consumer.offsets_for_times({place: ms})[place]
+        return int(found.offset) if found is not None else high
 
     def read(self, partition: int, start: int = 0) -> Iterator[list[Record]]:
         """Runs of a partition from an offset on."""
@@ -79,80 +74,67 @@ class KafkaLog:
         position = max(first, start)
         if position >= end:
             return
-        where = f"topic {self._topic}, partition {partition}"
+        place = TopicPartition(self._topic, partition)
         with _consumer(self._settings) as consumer:
-            consumer.assign([TopicPartition(self._topic, partition, position)])
+            consumer.assign([place])
+            consumer.seek(place, position)
             heard = time.monotonic()
             while position < end:
-                messages = consumer.consume(min(RUN_RECORDS, end - position), timeout=POLL_SECONDS)
-                if messages:
+                fetched = consumer.poll(POLL_MS, max_records=min(RUN_RECORDS, end - position)).get(place, ())
+                before, position = position, consumer.position(place)
+                if position > before:
                     heard = time.monotonic()
                 elif time.monotonic() - heard > PATIENCE_SECONDS:
-                    raise LogError(f"{where}: the broker sends nothing more")
-                run = [record_of(message) for message in messages if message.error() is None]
-                if run:
-                    position = run[-1].offset + 1
-                if len(run) < len(messages):
-                    _check_ended(messages, where)
-                    position = end
-                if position > end:
-                    run = [record for record in run if record.offset < end]
-                if run:
+                    raise LogError(f"topic {place.topic}, partition {partition}: the broker sends nothing more")
+                if run := [record_of(record) for record in fetched if record.offset < end]:
                     yield run
 
     def close(self) -> None:
         """Consumers live only while they read."""
 
 
-_PARTITION_EOF = -191
-
-
-def _check_ended(messages: Sequence[Any], where: str) -> None:
-    """Raises `LogError` where anything but the partition's end was met."""
-    for message in messages:
-        if (error := message.error()) is not None and error.code() != _PARTITION_EOF:
-            raise LogError(f"{where}: {error.str()}")
-
-
 def behind(settings: Settings, topic: str) -> int:
     """How many records of a topic the settings' group has not committed yet. Raises `LogError`."""
-    with _consumer(settings, settings.group) as consumer:
-        committed = [TopicPartition(topic, partition) for partition in _partitions(consumer, settings, topic)]
-        left = 0
-        for position in consumer.committed(committed, PATIENCE_SECONDS):
-            low, high = consumer.get_watermark_offsets(position, PATIENCE_SECONDS)
-            left += high - max(low, position.offset)
-    return left
+    with _consumer(settings, group_id=settings.group) as consumer:
+        places = [TopicPartition(topic, partition) for partition in _partitions(consumer, settings, topic)]
+        consumer.assign(places)
+        return sum(_left(consumer, place) for place in places)
 
 
-def _partitions(consumer: Consumer, settings: Settings, topic: str) -> list[int]:
-    try:
-        found = consumer.list_topics(topic, timeout=PATIENCE_SECONDS).topics[topic]
-    except KafkaException as error:
-        raise LogError(f"Kafka at {settings.kafka} does not answer: {error.args[0].str()}") from None
-    if found.error is not None or not found.partitions:
+def _left(consumer: KafkaConsumer, place: TopicPartition) -> int:
+    """How many offsets of a partition are behind the committed one; 0 where they hold no record, but markers."""
+    low, high = _bounds(consumer, place)
+    position = first = max(low, consumer.committed(place) or 0)
+    consumer.pause(*consumer.assignment())
+    consumer.resume(place)
+    consumer.seek(place, first)
+    until = time.monotonic() + PATIENCE_SECONDS
+    while position < high and time.monotonic() < until:
+        if consumer.poll(POLL_MS, max_records=1):
+            return high - first
+        position = consumer.position(place)
+    return max(0, high - position)
+
+
+def _bounds(consumer: KafkaConsumer, place: TopicPartition) -> tuple[int, int]:
+    """The first offset of a partition, and the end of what is committed."""
+    return int(consumer.beginning_offsets([place])[place]), int(consumer.end_offsets([place])[place])
+
+
+def _partitions(consumer: KafkaConsumer, settings: Settings, topic: str) -> list[int]:
+    if not (found := consumer.partitions_for_topic(topic)):
         raise LogError(f"topic {topic} does not exist at {settings.kafka}")
-    return sorted(found.partitions)
+    return sorted(found)
 
 
 @contextmanager
-def _consumer(settings: Settings, group: str | None = None) -> Iterator[Consumer]:
-    """A consumer that joins no group and commits nothing."""
-    consumer = Consumer(
-        client_config(settings)
-        | {
-            "group.id": group or f"{settings.group}-replay",
-            "enable.auto.commit": False,
-            "auto.offset.reset": "error",
-            "enable.partition.eof": True,
-            "queued.min.messages": QUEUED,
-            "queued.max.messages.kbytes": QUEUED_KB,
-            "fetch.queue.backoff.ms": FETCH_AGAIN_MS,
-            "allow.auto.create.topics": False,
-            "log_level": 0,  # a broker that is away is an error of the caller's
-        }
-    )
+def _consumer(settings: Settings, **options: Any) -> Iterator[KafkaConsumer]:
+    """A consumer that joins no group and commits nothing. Raises `LogError` for Kafka's errors."""
     try:
-        yield consumer
-    finally:
-        consumer.close()
+        consumer = new_consumer(settings, auto_offset_reset="none", **options)
+        try:
+            yield consumer
+        finally:
+            consumer.close()
+    except KafkaError as error:
+        raise LogError(f"Kafka at {settings.kafka} does not answer: {error or type(error).__name__}") from None

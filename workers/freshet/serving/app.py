@@ -19,7 +19,8 @@ from confluent_kafka.admin import AdminClient
 
 from freshet.adapters.faust import FlowControl, Inbox, RunSchema, RunTransport
 from freshet.adapters.feast import open_feature_store
-from freshet.adapters.kafka import KafkaPublisher, SideInputReader, client_config
+from freshet.adapters.kafka import KafkaPublisher, client_config
+from freshet.adapters.kafka_python import SideInputReader
 from freshet.adapters.state_table import PartitionState, StateTable, StateTables
 from freshet.adapters.topics import side_input_faults
 from freshet.adapters.triton import TritonEncoder
