@@ -90,10 +90,12 @@ def test_batches_of_every_codec_and_header_are_folded(world: World) -> None:
     }
     assert len(world.freshet("inspect", "user-4")["lists"]) == 1
     log = KafkaLog(world.topics["events"], load_settings(environ=world.settings))
-    read = [record for run in log.read(0) for record in run]
-    assert [record.offset for record in read] == list(range(26))
+    read = [found for run in log.read(0) for found in run]
+    assert [found.offset for found in read] == list(range(26))
     kept = ArchiveLog(archived(world, 26) / world.topics["events"], WHOLE)
-    assert [record for run in kept.read(0) for record in run] == read
+    for kept_record, read_record in zip((found for run in kept.read(0) for found in run), read, strict=True):
+        assert (kept_record.offset, kept_record.value) == (read_record.offset, read_record.value)
+        assert list(kept_record.headers) == list(read_record.headers)
     assert worker.terminate() == 0
 
 
