@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container, Iterable
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
@@ -14,6 +15,11 @@ SECONDS = 10.0
 log = logging.getLogger(__name__)
 
 
+def missing_topics(present: Container[str], names: Iterable[str]) -> list[str]:
+    """A sentence for each topic that the broker does not have."""
+    return [f"topic {name} does not exist: create it, or run `freshet up`" for name in names if name not in present]
+
+
 def side_input_faults(settings: Settings, admin: AdminClient) -> list[str]:
     """What is wrong with the topics of items, versions and popularity, a sentence each that says what to do.
 
@@ -22,10 +28,9 @@ def side_input_faults(settings: Settings, admin: AdminClient) -> list[str]:
     """
     names = (settings.items_topic, settings.models_topic, settings.popularity_topic)
     topics = admin.list_topics(timeout=SECONDS).topics
-    faults = []
+    faults = missing_topics(topics, names)
     for name in names:
         if name not in topics:
-            faults.append(f"topic {name} does not exist: create it, or run `freshet up`")
             continue
         if (count := len(topics[name].partitions)) != 1:
             faults.append(

@@ -26,6 +26,7 @@ from confluent_kafka.admin import AdminClient
 
 from freshet.adapters.kafka import client_config
 from freshet.adapters.kafka_python import Rereader
+from freshet.adapters.topics import missing_topics
 from freshet.archive.appender import Appender
 from freshet.archive.chain import ArchiveError, Chain
 from freshet.archive.rows import erasures, event_rows, holds, item_rows, record_rows, without
@@ -251,6 +252,6 @@ def _require_topics(settings: Settings) -> None:
         topics = AdminClient(client_config(settings)).list_topics(timeout=ANSWER_SECONDS).topics
     except KafkaException as error:
         raise ArchiveError(f"Kafka at {settings.kafka} does not answer: {error.args[0].str()}") from None
-    for name in (settings.events_topic, settings.items_topic, settings.popularity_topic):
-        if name not in topics:
-            raise ArchiveError(f"topic {name} does not exist: create it, or run `freshet up`")
+    names = settings.events_topic, settings.items_topic, settings.popularity_topic
+    if missing := missing_topics(topics, names):
+        raise ArchiveError("; ".join(missing))
