@@ -49,12 +49,11 @@ class _Writer:
 
 
 class Appender(Generic[T]):
-    """Carries a chain on: rows are gathered into row groups, row groups into files of about `file_size` bytes.
+    """Carries a chain on: rows become row groups, and row groups become files of about `file_size` bytes.
 
-    `encode` makes a row group of what was taken; `added` is told how many offsets
-    each new file covers. `start` is where the records begin: where the chain ends,
-    or later where some are gone. What was taken up to `next` is in the chain up to
-    `end`.
+    `encode` makes a row group of the rows that were taken. `added` is called with the number of offsets that each new
+    file covers. `start` is the offset of the first record; it is the end of the chain, or later if records are gone.
+    Everything before `next` has been taken, and everything before `end` is in the chain.
     """
 
     def __init__(
@@ -82,9 +81,9 @@ class Appender(Generic[T]):
         return self.next == self._first
 
     def take(self, offset: int, timestamp: int, size: int, row: T | None) -> None:
-        """Cover the next offset, whose record time is `timestamp` (ms); it may have a row of about `size` bytes.
+        """Cover the next offset, whose record time is `timestamp` (ms).
 
-        Raises `Superseded`.
+        The offset may have a row of about `size` bytes. Raises `Superseded`.
         """
         day = timestamp // DAY_MS
         if day > self._day:

@@ -1,11 +1,11 @@
 """The archiver: a worker role that writes the events and the side inputs to Parquet, every record exactly once.
 
-A plain consumer: its group shares the partitions out, and where a partition
-goes on is read off its files (`archive.chain`). Group offsets are committed
-for lag monitors alone; whatever they say, no row is lost or doubled.
+The archiver is a plain consumer whose group shares the partitions out. The files of a partition say where the
+partition goes on (`archive.chain`). Group offsets are committed for lag monitors alone. Whatever the group offsets
+say, no row is lost or doubled.
 
-When a file brings a `user.erase`, that user's records are taken out of every
-file up to it; after a restart too.
+When a file brings a `user.erase`, the archiver takes that user's records out of every file up to the event. The
+archiver does so after a restart, too.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Archiver:
         return Record(message.offset(), message.timestamp()[1], message.key(), message.value(), headers)
 
     def _event_rows(self, chain: Chain, records: Sequence[Record]) -> pa.Table:
-        """The rows of a file to be, its erasures noted before it counts."""
+        """Make the rows of the next file. Its erasures are noted before the file counts."""
         table = event_rows(chain.partition, records, self._settings)
         if users := erasures(table):
             chain.begin_erasing(users)
@@ -210,7 +210,7 @@ class Archiver:
         consumer.incremental_assign(partitions)
 
     def _revoked(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        """Another archiver takes partitions over: it finds all that was fetched in their files."""
+        """Finish the files of partitions that another archiver takes over: it goes on where the files end."""
         for tp in partitions:
             if (archived := self._partitions.pop((tp.topic, tp.partition), None)) is not None:
                 archived.appender.cut()

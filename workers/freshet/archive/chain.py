@@ -56,7 +56,7 @@ class ArchiveError(FreshetError):
 
 
 class Superseded(ArchiveError):
-    """Somebody else has carried the chain on: what was to be added begins where it no longer ends."""
+    """Another process has carried the chain on, so that the new file no longer begins where the chain ends."""
 
 
 class Chain:
@@ -86,7 +86,7 @@ class Chain:
         return 0
 
     def tidy(self) -> None:
-        """Remove what a process that was cut off has left: unfinished files, and parts of merged ones."""
+        """Remove what a process left behind that was cut off: unfinished files, and parts of merged files."""
         with self._locked():
             for path in self._partials():
                 path.unlink(missing_ok=True)
@@ -117,17 +117,18 @@ class Chain:
             self._lock().write_bytes(_HAS_FILES)
 
     def is_lost(self) -> bool:
-        """Whether there were files, and none is left; not known of archives from before this was noted."""
+        """Say whether there were files and none is left. Archives from before this was noted always answer no."""
         try:
             return bool(self._lock().read_bytes()) and not self._files()
         except FileNotFoundError:
             return False
 
     def merge(self, target_size: int) -> int:
-        """Merge the newest small files of one date into one of at most `target_size` bytes; returns how many it were.
+        """Merge the newest small files of one date into a file of at most `target_size` bytes.
 
-        They are merged once there are `MERGE_FILES` of them, and older files with them
-        while none outweighs all behind it: so no row is written again very often.
+        Files are merged as soon as there are `MERGE_FILES` of them. Older files are merged with them if none of the
+        older files outweighs all files behind it. No row is therefore written again very often. Returns how many
+        files were merged.
         """
         for date in reversed(_dates(self.folder)[-2:]):  # a day's last files may come in after midnight
             if parts := small_files(counted(self._files(date)), target_size):
@@ -151,7 +152,7 @@ class Chain:
             partial.unlink(missing_ok=True)
 
     def rewrite(self, segment: Segment, change: Callable[[pa.Table], pa.Table]) -> None:
-        """Put other rows under a file's name, in one step; `change` is given a row group at a time."""
+        """Put other rows under a file's name in one step. `change` is called with one row group at a time."""
         partial = self.partial()
         try:
             with (
@@ -169,14 +170,14 @@ class Chain:
             partial.unlink(missing_ok=True)
 
     def begin_erasing(self, users: Mapping[bytes, int]) -> None:
-        """Note, durably, whose records are to be taken out, by key, and up to which offset of each."""
+        """Note durably whose records are to be taken out: by key, with the offset up to which records go."""
         self._note_erasing({**self._erasing(), **users})
 
     def erase(self, holds: Callable[[pa.Table, Mapping[bytes, int]], bool], without: Erasure) -> int:
-        """Take out what was noted and is in the chain by now; returns how many files were rewritten.
+        """Take out the records that were noted and are in the chain by now. Returns how many files were rewritten.
 
-        `holds` says whether rows of these users are in a file's columns `key` and
-        `offset`, `without` leaves them out of a row group.
+        `holds` says whether rows of these users are in a file's columns `key` and `offset`. `without` leaves the
+        users out of a row group.
         """
         noted, end, count = self._erasing(), self.end(), 0
         users = {key: offset for key, offset in noted.items() if offset < end}
@@ -252,9 +253,9 @@ def lost(folder: Path) -> list[int]:
 
 
 def counted(files: Iterable[Segment]) -> list[Segment]:
-    """The files that count: at each offset the widest; parts of a merged file lie within it.
+    """The files that count: the widest file at each offset.
 
-    Raises `ArchiveError` where two files overlap in any other way.
+    Parts of a merged file lie within the merged file. Raises `ArchiveError` if two files overlap in any other way.
     """
     found: list[Segment] = []
     for segment in sorted(files, key=lambda segment: (segment.first, -segment.last)):

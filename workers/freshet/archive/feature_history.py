@@ -146,7 +146,7 @@ class _PartitionHistory:
 
 
 class _States:
-    """The users' states, and how far each partition is folded into them: saved together."""
+    """The users' states, saved together with how far each partition is folded into them."""
 
     _FACTS = ""
     """A key that is no user id."""
@@ -181,7 +181,7 @@ class _States:
         self._users.clear()
 
     def begin_anew(self) -> None:
-        """Forget everything: files of the history have been removed, and all is folded again for them."""
+        """Forget everything, because files of the history have been removed. All events are folded again."""
         self._store.close()
         shutil.rmtree(self._path)
         self._store = RocksStateStore(self._path)

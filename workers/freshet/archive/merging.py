@@ -29,7 +29,7 @@ class Segment(NamedTuple):
 
 
 def small_files(segments: Sequence[Segment], target_size: int) -> Sequence[Segment]:
-    """The newest files in a row that are worth merging; none where no `MERGE_FILES` are."""
+    """The newest files in a row that are worth merging. Fewer than `MERGE_FILES` files are never worth it."""
     for end in range(len(segments), MERGE_FILES - 1, -1):
         first = _first_small(segments[:end], target_size)
         if end - first >= MERGE_FILES:
@@ -52,7 +52,7 @@ def _first_small(segments: Sequence[Segment], target_size: int) -> int:
 
 
 def write_merged(paths: Sequence[Path], partial: Path) -> None:
-    """Write the rows of several files as one, a row group at a time."""
+    """Write the rows of several files to one file, a row group at a time."""
     schema = pq.read_schema(paths[0])
     with pq.ParquetWriter(partial, schema, **WRITTEN) as writer:
         gathered: list[pa.RecordBatch] = []

@@ -17,7 +17,7 @@ from freshet.ports import RUN_RECORDS, WHOLE, EmptyLog, LogError, Record, Window
 
 
 def topic_folder(path: Path, topic: str) -> Path:
-    """The folder of a topic's files: within the archive's, or the one that was named itself."""
+    """The folder of a topic's files: inside the archive's folder, or the folder itself. Raises `EmptyLog`."""
     for folder in (path / topic, path):
         if any(folder.glob("date=*")):
             return folder
@@ -25,11 +25,11 @@ def topic_folder(path: Path, topic: str) -> Path:
 
 
 class ArchiveLog:
-    """What `freshet archive` wrote of a topic, or one file of it; read as the topic would be.
+    """The files that `freshet archive` wrote of a topic, or a single file, as a log.
 
-    Files are found when it is opened; where some have been merged since, the
-    merged one is read on. Records that were taken out with their user are not
-    there, and are no gap. `starts` are the partitions' first offsets.
+    The files are found when the log is opened. If files have been merged since then, the log reads on in the merged
+    file. Records that were taken out with their user are not there, and count as no gap. `starts` holds the first
+    offset of each partition.
     """
 
     def __init__(self, path: Path, window: Window = WHOLE) -> None:
@@ -84,7 +84,7 @@ class ArchiveLog:
         return first, end
 
     def _offset_at(self, segments: Sequence[Segment], ms: int) -> int:
-        """The first offset with this record time or a later one, as a broker would find it; the end where none has."""
+        """The first offset with this record time or a later time, as a broker would find it; else the end."""
         for segment in segments:
             if self._path.is_dir() and segment.path.parent.name < date_name(day_of(ms)):
                 continue
@@ -98,7 +98,7 @@ class ArchiveLog:
         return segments[-1].last + 1
 
     def _checked(self, partition: int) -> int:
-        """How many records there are in the window, every file of it looked at. Raises `LogError`."""
+        """Count the records in the window, and look at every file of the window. Raises `LogError`."""
         first, end = self._ranges[partition]
         segments = [segment for segment in self._segments[partition] if segment.first < end and segment.last >= first]
         for before, after in pairwise(segments):
@@ -137,7 +137,7 @@ class ArchiveLog:
             position = segment.last + 1
 
     def _at(self, partition: int, position: int) -> tuple[Segment, pq.ParquetFile]:
-        """The file that holds an offset, looked for again where it has just been merged into another."""
+        """The file that holds an offset. If the file has just been merged, the merged file is looked for."""
         for _ in range(MERGES_AT_ONCE):
             segment = next((held for held in self._segments[partition] if held.last >= position), None)
             if segment is None or segment.first > position:

@@ -1,9 +1,8 @@
-"""Rows of an archive: a record as it was, and beside it what was decoded of it.
+"""Rows of an archive: each record as it was, and beside it the decoded fields.
 
-The raw columns are the log: they give every record back, poison included.
-The decoded ones are for whoever analyses; they are null where the record is
-no event, and `bad_reason` then says why. A row whose reason is `erased` holds
-the place of a record that was taken out with its user; it is no record.
+The raw columns are the log. They give every record back, poison included. The decoded columns are for analysis. If
+the record is no event, the decoded columns are null and `bad_reason` says why. If `bad_reason` is `erased`, the row
+only holds the offset of a record that was taken out with its user.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ def event_rows(partition: int, records: Sequence[Fetched], settings: Settings) -
 
 
 def item_rows(partition: int, records: Sequence[Fetched]) -> pa.Table:
-    """Records of the items topic as rows of `ITEMS`; a tombstone has its raw columns alone."""
+    """Records of the items topic as rows of `ITEMS`. A tombstone has only its raw columns."""
     decoded = [decode_item(record.value, record.key) if record.value else "" for record in records]
     items = [record if isinstance(record, CatalogueItem) else None for record in decoded]
     columns = [
@@ -144,10 +143,10 @@ def holds(table: pa.Table, users: Mapping[bytes, int]) -> bool:
 
 
 def without(table: pa.Table, users: Mapping[bytes, int]) -> pa.Table:
-    """The rows of the events topic with users taken out, up to the offset at which each was erased.
+    """The rows of the events topic with users taken out, up to the offset at which each user was erased.
 
-    Places stay, with offset and time. What asked for the erasure stays: it keeps
-    what the user does later out of every fold.
+    The offset and the time of each row stay. The event that asked for the erasure stays, too. This event keeps what
+    the user does later out of every fold.
     """
     gone = pc.and_(_earlier(table, users), pc.invert(_asked(table, users)))
     left = table.filter(gone)

@@ -13,10 +13,11 @@ from freshet.ports import RUN_RECORDS, WHOLE, EmptyLog, LogError, Record, Window
 
 
 class JsonLinesLog:
-    """Events one a line: partition 0, the offset counts lines from 0, the time is the event's own, now at the latest.
+    """A file with one event a line, as a log of one partition.
 
-    A line whose user id cannot be read has no key, and becomes a dead letter as
-    it would on the stream.
+    The partition is 0. An offset counts lines from 0. The record time is the event's own time, and never later than
+    now. If the user id of a line cannot be read, the record has no key and becomes a dead letter, as it would on the
+    stream.
     """
 
     def __init__(self, path: Path, window: Window = WHOLE) -> None:

@@ -21,9 +21,9 @@ POLL_MS = 100
 
 
 class KafkaLog:
-    """A topic up to the end it had when it was opened; no consumer group is touched.
+    """A topic, up to the end that the topic had when the log was opened.
 
-    `starts` are the partitions' first offsets.
+    No consumer group is touched. `starts` holds the first offset of each partition.
     """
 
     def __init__(self, topic: str, settings: Settings, window: Window = WHOLE) -> None:
@@ -94,7 +94,7 @@ class KafkaLog:
 
 
 def behind(settings: Settings, topic: str) -> int:
-    """How many records of a topic the settings' group has not committed yet. Raises `LogError`."""
+    """Count the records of a topic that the settings' group has not committed yet. Raises `LogError`."""
     with _consumer(settings, group_id=settings.group) as consumer:
         places = [TopicPartition(topic, partition) for partition in _partitions(consumer, settings, topic)]
         consumer.assign(places)

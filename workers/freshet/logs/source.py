@@ -1,4 +1,4 @@
-"""Logs to replay: which kind a source names, and what a log says, record by record."""
+"""Open the log that a source names, and decode the records of a log."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def _event(record: Record, settings: Settings) -> Event | BadEvent:
 
 
 def events(log: Log, settings: Settings) -> Iterator[tuple[int, Record, Event]]:
-    """All events of a log with their partitions and records, partition by partition; other records are left out."""
+    """Yield all events of a log with their partitions and records, partition by partition.
+
+    Records that are no events are left out.
+    """
     for partition in log.partitions:
         for run in decoded(log, partition, settings):
             for record, event in run:
@@ -64,7 +67,7 @@ def events(log: Log, settings: Settings) -> Iterator[tuple[int, Record, Event]]:
 
 
 def read_topic(settings: Settings, topic: str) -> Iterator[Record]:
-    """All records of a topic, partition by partition; none for an empty one. Raises `LogError`."""
+    """Yield all records of a topic, partition by partition. An empty topic has none. Raises `LogError`."""
     try:
         log = KafkaLog(topic, settings)
     except EmptyLog:
@@ -73,9 +76,10 @@ def read_topic(settings: Settings, topic: str) -> Iterator[Record]:
 
 
 def read_beside(source: str, settings: Settings, topic: str) -> Iterator[Record]:
-    """All records of a topic that stands beside the events: of the archive that `source` is, else of the broker.
+    """Yield all records of a side-input topic, from the archive that `source` is, or else from the broker.
 
-    An archive has side inputs where it has the popularity topic; what it lacks then was never there. Raises `LogError`.
+    An archive counts as having side inputs if it has the popularity topic. A topic that such an archive lacks never
+    had records. Raises `LogError`.
     """
     archive = Path(source)
     if not any((archive / settings.popularity_topic).glob("date=*")):

@@ -1,1 +1,1 @@
-"""A log through the code that serves it: other models, other settings, another time, the same semantics."""
+"""Replay a log through the serving code, with other models, other settings or at another time."""

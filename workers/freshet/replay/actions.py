@@ -10,10 +10,10 @@ from freshet.replay.clock import Counts
 
 
 class Moment(NamedTuple):
-    """A user at one event time: all of their events with that time are folded.
+    """A user at one event time, when all events of the user with that time are folded.
 
-    `state` is a copy; `counts` the popularity of that minute; `boundaries` the last
-    ones of the clock's periods. `judged` says whether the burn-in is over.
+    `state` is a copy of the user's state. `counts` is the popularity of that minute. `boundaries` are the last
+    boundaries of the clock's periods. `judged` says whether the burn-in is over.
     """
 
     user_id: str
@@ -25,12 +25,11 @@ class Moment(NamedTuple):
 
 
 class Act(NamedTuple):
-    """A user's first touch of an item: what judges the list they were looking at.
+    """A user's first touch of an item. It judges the list that the user was looking at.
 
-    `counts` is the popularity of that minute, `all_time` the same without decay,
-    `boundaries` and `at_boundary` those of the clock's periods; `history` is how
-    many events of the user were folded before. One that is not `judged` falls
-    into the burn-in: it only happens.
+    `counts` is the popularity of that minute, and `all_time` is the same popularity without decay. `boundaries` and
+    `at_boundary` are the boundaries of the clock's periods and the popularity there. `history` is how many events of
+    the user were folded before. If `judged` is false, the act falls into the burn-in and judges nothing.
     """
 
     event: Event

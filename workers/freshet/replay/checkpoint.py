@@ -31,8 +31,9 @@ class CheckpointError(FreshetError):
 class Checkpoint(msgspec.Struct, frozen=True):
     """How far a replay has come.
 
-    `identity` is a digest of all that makes it this replay; `number` counts its checkpoints; `parts` are the output
-    parts by kind; `states` the users' encoded states, None where they lie on disk.
+    `identity` is a digest of everything that makes this replay. `number` counts the replay's checkpoints. `parts`
+    holds the number of output parts of each kind. `states` holds the users' encoded states, and is None if the states
+    lie on disk.
     """
 
     identity: str
@@ -43,7 +44,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 class _File(msgspec.Struct, frozen=True):
-    """A checkpoint on disk: its version comes first, its digest says whether the rest is whole."""
+    """A checkpoint on disk. The version comes first. The digest says whether the content is whole."""
 
     version: int
     digest: bytes
@@ -88,7 +89,7 @@ def _digest(content: bytes) -> bytes:
 class Folder:
     """The folder of a replay: output parts, states on disk, the checkpoint.
 
-    `identity` says which replay it is: source, models, settings that matter.
+    `identity` says which replay it is: the source, the models, and the settings that matter.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], output: FolderOutput, *, on_disk: bool) -> None:
@@ -126,7 +127,7 @@ class Folder:
         shutil.rmtree(self._saved_states(self._number - 1), ignore_errors=True)
 
     def load(self) -> Checkpoint:
-        """The last checkpoint, with everything behind it removed. Raises `CheckpointError`."""
+        """Read the last checkpoint, and remove everything that was written after it. Raises `CheckpointError`."""
         checkpoint = read_checkpoint(self.checkpoint)
         if checkpoint.identity != self.identity:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The clock of a replay: event time, and what stood at each of its minutes and at the ends of longer periods."""
+"""The clock of a replay: event time, and the popularity at each minute and at the ends of longer periods."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class Counts:
 
 
 class SlotRows:
-    """Which row of a space each slot of the snapshots is, 0 for none; grows with both."""
+    """The row of an item space for each slot of the snapshots, 0 for none.
+
+    The rows grow with the space and with the slots.
+    """
 
     def __init__(self, space: ItemSpace) -> None:
         self._space = space
@@ -65,7 +68,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class AtBoundary(Generic[T]):
-    """A value that changes, and what it was at the last boundary of a period; boundaries only go forward."""
+    """A value that changes, with its value at the last boundary of a period. Boundaries only go forward."""
 
     now: T
     then: T
@@ -97,10 +100,9 @@ class SavedClock(msgspec.Struct, frozen=True):
 class Clock:
     """Event time, minute by minute, and at the boundaries of longer periods.
 
-    `now` is the newest event time; `counts` the snapshot of its minute, `all_time`
-    the same without decay, kept where it is asked for; `boundaries[p]` the last
-    multiple of `periods[p]` seconds, and `at_boundary[p]` the snapshot there: what
-    a job that runs every so often would have seen.
+    `now` is the newest event time. `counts` is the snapshot of the minute of `now`. `all_time` is the same snapshot
+    without decay, and is kept only if it is asked for. `boundaries[p]` is the last multiple of `periods[p]` seconds.
+    `at_boundary[p]` is the snapshot there: a job that runs once a period would have seen it.
     """
 
     def __init__(self, half_life: float, periods: Sequence[int] = (), *, all_time: bool = False) -> None:
@@ -119,7 +121,7 @@ class Clock:
             self._undecayed.add(item)
 
     def advance(self, ts: int) -> None:
-        """Move on to event time `ts` (ms); earlier times change nothing."""
+        """Move on to event time `ts` (ms). An earlier time changes nothing."""
         if ts <= self.now:
             return
         self.now = ts

@@ -1,9 +1,8 @@
-"""The replay: fold in the order of the log, encode in batches, hand everything on in order.
+"""The replay folds in the order of the log, encodes in batches, and hands everything on in order.
 
-It calls what the live worker calls (`decode_event`, `fold`, `featurise`, the
-encoder, `ListMaker`), with event time for a clock. A list is made after each
-moment, that is when the log's time moves past it, so neither the size of
-batches nor the number of partitions decides which lists there are.
+The replay calls what the live worker calls: `decode_event`, `fold`, `featurise`, the encoder, `ListMaker`. Its clock
+is event time. The replay makes a list after each moment, that is when the log's time moves past the moment. Neither
+the size of batches nor the number of partitions decides which lists there are.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Output(Protocol):
 
 
 class Digest:
-    """A digest of lists that does not depend on their order: the sum of one hash per list, modulo 2 to the 128."""
+    """A digest of lists in any order: the sum of one hash per list, modulo 2 to the 128."""
 
     def __init__(self, value: int = 0) -> None:
         self.value = value
@@ -101,8 +100,8 @@ class SavedReplay(msgspec.Struct, frozen=True):
 class Replay:
     """One pass over a log.
 
-    `models` may be empty: then it only folds. `items` are records of the items
-    topic; each is applied when the log comes to its timestamp.
+    If `models` is empty, the replay only folds. `items` are records of the items topic. The replay applies an item's
+    record when the log comes to the record's timestamp.
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class Replay:
         await self._apply_items(-1)
 
     async def feed(self, steps: Sequence[DecodedRecord]) -> None:
-        """Take in a batch of the log; at most two batches of lists are under way on return."""
+        """Take in a batch of the log. On return at most two batches of lists are under way."""
         users = Counter(step.event.user_id for step in steps if isinstance(step.event, Event))
         states = self._states.of(users)
         if self._makes_moments:
@@ -190,7 +189,7 @@ class Replay:
                 await self._turn()
 
     async def finish(self) -> None:
-        """The log has ended: what is open becomes a moment, and all is handed on."""
+        """End the replay: every open moment gets its list, and everything is handed on."""
         self._close_moments()
         await self.drain()
         await self._output.settle()
@@ -201,7 +200,10 @@ class Replay:
         await self._turn()
 
     async def _apply_items(self, timestamp: int) -> None:
-        """Let the catalogue catch up with the log's time (ms), minute by minute; items without one came before it."""
+        """Apply the items up to the log's time (ms), minute by minute.
+
+        Items without a time are there from the start.
+        """
         while self._items and self._items[0].timestamp <= timestamp:
             minute = self._items[0].timestamp // TICK_MS
             due: list[Record] = []
@@ -255,7 +257,7 @@ class Replay:
         return Act(event, clock.counts, clock.all_time, boundaries, at_boundary, history, self._is_judged())
 
     def _close_moments(self) -> None:
-        """The log's time moves on: users touched at the time that ends each get a list."""
+        """Give a list to each user who was touched at the event time that ends now."""
         if not self._open and not self._before:
             return
         boundaries, judged = tuple(self._clock.boundaries), self._is_judged()
@@ -273,7 +275,7 @@ class Replay:
         return self.counts["records"] > self.judge_after
 
     async def _turn(self) -> None:
-        """Start on the actions that are waiting, and finish those before them meanwhile."""
+        """Start encoding the actions that wait, and meanwhile finish the actions before them."""
         previous, self._under_way = self._under_way, None
         if self._actions:
             actions, self._actions, self._to_encode = self._actions, [], 0

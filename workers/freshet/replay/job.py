@@ -1,4 +1,4 @@
-"""A replay from its description to its folder: opens the parts, runs, and writes what was found."""
+"""A replay from its description to its folder: open the parts, run, and write the results."""
 
 from __future__ import annotations
 
@@ -53,13 +53,12 @@ class OutputTaken(FreshetError):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayJob:
-    """What to replay, with what, and what to write.
+    """What to replay, with which versions, and what to write.
 
-    `versions` may be empty: then it only folds. `sweep` are settings of the ranking with
-    a value each: with every one of them the versions' lists are made and judged once more. `speed` is event time per
-    wall-clock time. `topic` is where the lists go instead of the folder.
-    `burn_in` is the share of the records that is not judged;
-    `label_delay` (seconds of event time) is how old a label is when it is learned from.
+    If `versions` is empty, the replay only folds. `sweep` holds settings of the ranking with a value each; the lists
+    of the versions are made and judged once more with each of these values. `speed` is event time per wall-clock
+    time. If `topic` is given, the lists go to this topic and not to the folder. `burn_in` is the share of the records
+    that is not judged. `label_delay` is the age (seconds of event time) at which the calibration learns from a label.
     """
 
     settings: Settings
@@ -104,9 +103,9 @@ async def run_job(
 ) -> Summary:
     """Run a replay to its end.
 
-    `started` is told how many records there are, `advanced` how many each batch
-    held. Raises `LogError`, `OutputTaken`, `CheckpointError`, `BundleError`,
-    `Unavailable`, `DeliveryError`; a folder that holds no checkpoint yet is then removed.
+    `started` is called with the number of records, `advanced` with the number of records of each batch. Raises
+    `LogError`, `OutputTaken`, `CheckpointError`, `BundleError`, `Unavailable`, `DeliveryError`. If the folder holds
+    no checkpoint by then, the folder is removed.
     """
     if job.topic is not None:
         refuse_live(job.settings, job.topic)
@@ -196,7 +195,7 @@ def refuse_live(settings: Settings, topic: str) -> None:
 
 @asynccontextmanager
 async def _list_topic(job: ReplayJob, partitions: int, *, fresh: bool) -> AsyncIterator[ListTopic | None]:
-    """The topic for the lists, created where the replay begins, and deleted where it ends before its first checkpoint.
+    """The topic for the lists. If the replay ends before its first checkpoint, the topic is deleted.
 
     Raises `OutputTaken`, `DeliveryError`.
     """
@@ -335,7 +334,7 @@ def _results(job: ReplayJob, command: str, replay: Replay, models: Sequence[Repl
 
 
 def _curve(model: ReplayedModel) -> list[FreshnessPoint]:
-    """What lists are worth by how often they are made; each point paired with the freshest."""
+    """The worth of lists by how often they are made. Each point is paired with the freshest point."""
     freshest = model.judges[FRESHEST]
     points = []
     for schedule in (FRESHEST, *PERIODIC, PUBLISHED):

@@ -1,4 +1,4 @@
-"""Lists to a topic of their own, as a worker would have published them in event time."""
+"""Publish the lists of a replay to a topic, as a worker would have published them in event time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from freshet.serving.list_maker import MadeList
 
 
 class ListTopic:
-    """Gathers lists and publishes them; a tombstone for an erased user.
+    """Gathers lists and publishes them. An erased user gets a tombstone.
 
-    After a replay was cut off, the lists behind its last checkpoint are there again,
-    with the same ids.
+    If a replay was cut off, the lists after its last checkpoint are published again with the same ids.
     """
 
     def __init__(self, name: str, publisher: Publisher) -> None:

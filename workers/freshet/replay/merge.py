@@ -1,8 +1,7 @@
-"""The order of a replay: each partition in its own order, the partitions merged by event time.
+"""The order of a replay: each partition in its own order, and the partitions merged by event time.
 
-A partition's records keep their order whatever their times say. Between
-partitions the earlier clock goes first, a partition's clock being the newest
-event time it has come to.
+The records of a partition keep their order, whatever their times say. The clock of a partition is the newest event
+time that the partition has come to. Between partitions the record with the earlier clock goes first.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ def steps(log: Log, positions: Mapping[int, Position], settings: Settings) -> It
 
 
 def _merged(streams: Sequence[Iterator[list[DecodedRecord]]]) -> Iterator[list[DecodedRecord]]:
-    """Runs of several partitions, given in their order, as runs in the order of the replay.
+    """Merge runs of several partitions, given in their order, into runs in the order of the replay.
 
-    What lies before the end of every run at hand is merged: no later run can come before it.
+    Everything before the end of the shortest run at hand can be merged, because no later run can come before it.
     """
     waiting: dict[Iterator[list[DecodedRecord]], list[DecodedRecord]] = {stream: [] for stream in streams}
     while True:

@@ -33,12 +33,12 @@ class Policy(Enum):
 
 
 class ListSchedule(NamedTuple):
-    """Which list a user is taken to look at when they act.
+    """Which list a user is taken to look at when the user acts.
 
-    `period` None: the one published after their last moment. 0: one made that
-    very minute of all that was known before. Seconds: the one that a job running
-    every so often made at the last boundary, of the profile, the popularity and
-    the items of that time. What has become unavailable since is in none.
+    If `period` is None, it is the list published after the user's last moment. If `period` is 0, the list is made in
+    that very minute from everything known before. Otherwise a job that runs every `period` seconds made the list at
+    the last boundary, from the profile, the popularity and the items of that time. An item that has become
+    unavailable since is in no list.
     """
 
     name: str
@@ -62,7 +62,7 @@ class ShownList(NamedTuple):
 
 
 class _Latest(NamedTuple):
-    """A user as of their last moment, encoded: what later schedules rank."""
+    """A user as of their last moment, encoded. Later schedules rank this."""
 
     state: UserState
     history: NDArray[np.int32]
@@ -128,9 +128,8 @@ class _Jobs:
 class ReplayedModel:
     """A version with its lists.
 
-    `side_inputs` has been started with the version, and nothing but items is applied to it.
-    `judges` has a judge for each schedule that is judged, and may be empty;
-    `periods` are the clock's.
+    `side_inputs` has been started with the version, and only items are applied to it. `judges` has a judge for each
+    schedule that is judged, and may be empty. `periods` are those of the clock.
     """
 
     name: str
@@ -161,9 +160,9 @@ class ReplayedModel:
     ) -> tuple[list[tuple[Moment, MadeList | None]], list[list[str]]]:
         """Make the lists of the moments, in order, and judge the acts between them.
 
-        `history` and `encoded` hold one row per moment of `encodable`; `encoded` is
-        None where there is none. Returns the published lists (None for an erased user),
-        and for each judged act the items of the first judged schedule's list.
+        `history` and `encoded` hold one row per moment of `encodable`. If there is no such moment, `encoded` is None.
+        Returns the published lists (None for an erased user), and for each judged act the items of the first judged
+        schedule's list.
         """
         jobs = _Jobs()
         rows = iter(zip(history, *encoded, strict=True)) if encoded is not None else iter(())
@@ -205,7 +204,7 @@ class ReplayedModel:
         return known
 
     def _forget(self, moment: Moment) -> None:
-        """Without a profile now, the user is without one at past boundaries too."""
+        """Forget a user who has no profile now, at past boundaries too."""
         self._profiles.pop(moment.user_id, None)
         for asked in self._asked.values():
             asked.pop(moment.user_id, None)

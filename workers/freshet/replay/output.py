@@ -1,8 +1,7 @@
-"""The folder a replay writes: lists, dead letters, features and training rows as Parquet parts.
+"""The folder of a replay: lists, dead letters, features and training rows as Parquet parts.
 
-Parts are cut when they are full and at checkpoints, so that a replay that goes on
-knows which parts count: everything behind the last checkpoint is removed and
-written again.
+A part is cut when it is full, and at each checkpoint. A checkpoint therefore says which parts count. A replay that
+goes on removes the parts after its checkpoint and writes them again.
 """
 
 from __future__ import annotations
@@ -117,9 +116,9 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 class FolderOutput:
-    """An `Output` of Parquet parts; features and training rows where they are asked for.
+    """An `Output` of Parquet parts. Features and training rows are written only if they are asked for.
 
-    Lists go to `topic` where there is one.
+    If there is a `topic`, the lists go to the topic.
     """
 
     def __init__(

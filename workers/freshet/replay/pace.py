@@ -1,4 +1,4 @@
-"""The pace of a replay: batches as fast as they come or by event time, with progress and checkpoints between."""
+"""The pace of a replay: batches at full speed or by event time, with progress and checkpoints between."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ async def run(
     advanced: Callable[[int], None] = lambda _: None,
     save: Callable[[], Any] | None = None,
 ) -> None:
-    """Feed the log to its end. `speed` is event time per wall-clock time; None is as fast as it goes.
+    """Feed the log to its end. `speed` is event time per wall-clock time, and None means full speed.
 
-    `advanced` is told how many records each batch held; `save` is awaited every
-    `CHECKPOINT_SECONDS` between batches.
+    `advanced` is called with the number of records of each batch. `save` is awaited between batches, every
+    `CHECKPOINT_SECONDS`.
     """
     stream = steps(log, replay.positions, settings)
     batches = _full_speed(stream, batch) if speed is None else _paced(stream, speed, batch)

@@ -1,4 +1,4 @@
-"""Policies compared on what users really did with their lists: off-policy, and by the variants of an experiment."""
+"""Compare policies by what users did with their lists: off-policy, and by the variants of an experiment."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RecordedRun:
-    """A run on record: its events at `source`, its lists at `lists` (`kafka`, or a file of them).
+    """A run on record: its events at `source`, its lists at `lists` (`kafka`, or a file of lists).
 
-    An archive's folder has the side inputs of the lists as well; else they are read from the broker.
-
-    An act counts within `window_ms` after the event that its list is as of.
+    If `source` is an archive's folder with side inputs, the side inputs of the lists are read from there. Otherwise
+    they are read from the broker. An act counts for a list if it comes within `window_ms` after the event that the
+    list is as of.
     """
 
     settings: Settings
@@ -46,7 +46,10 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class Target:
-    """A policy to judge: what is None is as it was when each list was made. It does not explore."""
+    """A policy to judge, which does not explore.
+
+    A field that is None stays as it was when each list was made.
+    """
 
     version: int | None = None
     diversity: float | None = None
@@ -70,7 +73,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """Lists that were shown beside the target's; `counts` says which lists were left out, and how acts were joined."""
+    """Lists that were shown, beside the target's lists.
+
+    `counts` says why lists were left out, and how acts were joined.
+    """
 
     slots: Slots
     counts: dict[str, int]
@@ -167,7 +173,7 @@ def _joined(record: RecordedRun, log: Log, kinds: Collection[str]) -> tuple[Join
 
 
 def read_lists(record: RecordedRun) -> Iterator[Recommendation]:
-    """Published lists, from the topic or from a file of one a line. Raises `LogError`."""
+    """Yield published lists, from the topic or from a file with one list a line. Raises `LogError`."""
     if record.lists == "kafka":
         for published in read_topic(record.settings, record.settings.recommendations_topic):
             made = None if published.value is None else decode_recommendation(published.value)
@@ -189,7 +195,7 @@ def read_lists(record: RecordedRun) -> Iterator[Recommendation]:
 
 
 def _is_judged(published: PublishedList, topics: SideInputTopics, until: int, counts: Counter[str]) -> bool:
-    """Whether a list can be made again and its window is over; counts why it is not judged."""
+    """Say whether a list can be made again and its window is over. If not, the reason is counted."""
     if published.list.as_of.ts > until:
         counts["too young"] += 1
     elif published.list.degraded:

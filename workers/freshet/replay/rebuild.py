@@ -1,8 +1,8 @@
-"""Lists made again from the record: the state at their event, the side inputs that they name.
+"""Make published lists again, from the state at their event and the side inputs that the lists name.
 
-A list says which event it is as of, which model version made it and how far the
-side-input topics were read, so any list can be made again, with the version that
-made it (is it what the code says?) or with another (what would that have shown?).
+A list says which event it is as of, which model version made it, and how far the side-input topics were read. Any
+list can therefore be made again. With the version that made it, this tells whether the list is what the code says.
+With another version, this tells what that version would have shown.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def _is_whole(records: Sequence[Record], offset: int) -> bool:
 class FoldedLog:
     """The states of all users at the end of a log, and at the events that lists are as of.
 
-    `recorded` stands in no order; `erased` has the offset at which a user was last erased.
+    `recorded` is in no order. `erased` holds the offset at which a user was last erased.
     """
 
     def __init__(self, log: Log, settings: Settings, lists: Iterable[Recommendation]) -> None:
-        """Reads the whole log; memory grows with its users and with the lists."""
+        """Reads the whole log. Memory grows with the number of users and of lists."""
         wanted: dict[tuple[int, int], list[Recommendation]] = defaultdict(list)
         for made in lists:
             wanted[made.as_of.partition, made.as_of.offset].append(made)
@@ -107,9 +107,9 @@ class Rebuilder:
         self._partials = _partials(topics.popularity, settings)
 
     async def make(self, recorded: Sequence[PublishedList]) -> AsyncIterator[tuple[PublishedList, MadeList]]:
-        """The lists again, in the order of their side inputs; each must have a state and readable side inputs.
+        """Yield the lists again, in the order of their side inputs.
 
-        Raises `BundleError`, `Unavailable`.
+        Each list needs a state and readable side inputs. Raises `BundleError`, `Unavailable`.
         """
         ordered = sorted(recorded, key=_side_inputs)
         for start in range(0, len(ordered), CHUNK):
@@ -157,7 +157,10 @@ class Rebuilder:
     async def _answer(
         self, live: ServableVersion, profiled: Sequence[PublishedList], degraded: bool
     ) -> tuple[NDArray[np.int32], Encoded]:
-        """What lists were made from, the encoder's `item_index` first; one that was away then is not asked now."""
+        """The inputs of lists (`item_index`) and the encoder's outputs.
+
+        If the encoder was away when the lists were made, the encoder is not asked now.
+        """
         states = [_state(published) for published in profiled]
         tensors = featurise(states, live.item_index, live.type_index, live.length)
         history = tensors["item_index"]
@@ -166,7 +169,7 @@ class Rebuilder:
         return history, await self._encoder.encode(tensors, self.version)
 
     async def _live_at(self, side_inputs: SideInputs) -> ServableVersion:
-        """The version with the catalogue as it stood; going back means beginning anew."""
+        """The version with the catalogue as it stood. To go back in time, the catalogue is read anew."""
         model = self._model
         if (
             model is None

@@ -54,7 +54,7 @@ class MemoryStates:
 
 
 class StoredStates:
-    """States in a `StateStore`; the users of late are kept decoded."""
+    """States in a `StateStore`. The states of recent users are kept decoded."""
 
     def __init__(self, store: StateStore) -> None:
         self._store = store

@@ -1,10 +1,8 @@
-"""Live against replayed: whether what was published is what the code says.
+"""Compare what a live run published with what the code says.
 
-Every published list is made again (`replay.rebuild`) and compared slot by slot:
-item, score, source, propensity, reasons. Every user's newest list must be as of
-their last event (an erased user's newest record is a tombstone), and what the
-online store serves must be the fold's features and the encoder's vector. Nothing
-is compared with a tolerance.
+Every published list is made again (`replay.rebuild`) and compared slot by slot: item, score, source, propensity,
+reasons. Every user's newest list must be as of their last event. An erased user's newest record must be a tombstone.
+The online store must serve the fold's features and the encoder's vector. Nothing is compared with a tolerance.
 """
 
 from __future__ import annotations
@@ -41,10 +39,10 @@ PERSONAL = ("lists", "last lists", "features", "embeddings")
 
 
 async def verify(settings: Settings, source: str, encoder: Encoder, feature_users: int) -> Verification:
-    """Verify a live run: its events at `source`, its lists and side inputs on the settings' topics, its online store.
+    """Verify a live run. Its events are at `source`, its lists and side inputs on the settings' topics.
 
-    Features are compared for up to `feature_users` users. Raises `LogError`,
-    `BundleError`, `Unavailable`, `SettingsError`.
+    Features are compared for up to `feature_users` users. Raises `LogError`, `BundleError`, `Unavailable`,
+    `SettingsError`.
     """
     await _idle(settings)
     with closing(open_log(source, settings)) as log:
@@ -92,7 +90,7 @@ async def _idle(settings: Settings) -> None:
 
 
 class Published:
-    """What stands on the recommendations topic: all lists, and each user's newest (None for a tombstone)."""
+    """The recommendations topic: all lists, and each user's newest list (None for a tombstone)."""
 
     def __init__(self, records: Iterable[Record]) -> None:
         self.lists: list[Recommendation] = []
@@ -115,7 +113,7 @@ def _by_hash(user_id: str) -> bytes:
 
 
 class Verifier:
-    """Compares what a live run left behind with its fold. `rebuilder` opens a version's `Rebuilder`."""
+    """Compares what a live run left behind with the fold of its log. `rebuilder` opens a version's `Rebuilder`."""
 
     def __init__(
         self,
@@ -248,7 +246,7 @@ def _offset(state: UserState) -> int:
 
 
 def _difference(published_list: PublishedList, made: MadeList) -> str:
-    """What differs between a published list and the same made again; empty where nothing does."""
+    """Say how a published list differs from the same list made again. The answer is empty if nothing differs."""
     published, state = published_list.list, published_list.state
     expected_id = recommendation_id(published.user_id, published.as_of, published.model_version, published.degraded)
     if published.recommendation_id != expected_id:
@@ -267,7 +265,7 @@ def _difference(published_list: PublishedList, made: MadeList) -> str:
 
 
 def _served(served: Any, folded: Any) -> bool:
-    """Whether the store serves what was folded; an empty list is served as None, a float as a 32-bit one."""
+    """Say whether the store serves what was folded. The store serves an empty list as None and a float as 32 bits."""
     if isinstance(folded, list):
         return list(served or []) == folded
     if isinstance(folded, float):

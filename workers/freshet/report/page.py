@@ -1,4 +1,4 @@
-"""Results of evaluations as one page that stands alone: HTML with its style and plots, no script, no network."""
+"""Results of evaluations as a self-contained page: HTML with its style and plots, no script, no network."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""One part of the results, one section: a heading, a sentence, a plot, and the numbers as a table behind it."""
+"""The sections of a page: each has a heading, a sentence, a plot, and a table with the numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from html import escape
 
@@ -17,6 +17,7 @@ from freshet.core.evaluation.results import (
     VariantReadout,
     Verification,
 )
+from freshet.report.markup import as_cell, as_details, as_note, as_section, as_table, as_verdict
 from freshet.report.svg import SERIES, PlotPoint, PlotRow, Series, calibration_plot, dot_plot, line_plot, number, tag
 
 JUDGED = ("hr", "ndcg", "mrr")
@@ -29,7 +30,6 @@ NAMES = {
     "intra_list_diversity": "Diversity in a list",
     "novelty": "Novelty (bits)",
 }
-SIGNS = {"better": "▲ better", "worse": "▼ worse"}
 ALL = "all"
 
 
@@ -39,9 +39,9 @@ def title(metric: str, cutoff: int) -> str:
 
 
 def freshness(points: Sequence[FreshnessPoint], cutoff: int, name: str = "", x: float | None = None) -> str:
-    """The freshness curve: two metrics by how often lists are made; the live way apart.
+    """The freshness curve: two metrics by how often lists are made. The live lists stand apart.
 
-    With a `name` and a place `x` it is one of several in a picture.
+    If `name` and `x` are given, the curve is drawn at `x` in a picture of several curves.
     """
     metrics = [metric for metric in ("hr", "ndcg") if all(metric in point.metrics for point in points)]
     curve = [point for point in points if not point.label.startswith("as published")]
@@ -78,18 +78,18 @@ def freshness_section(points: Sequence[FreshnessPoint], cutoff: int) -> str:
     rows = [
         [
             point.label,
-            *(_cell(point.metrics.get(m)) for m in JUDGED),
-            _cell(point.against_freshest.get("ndcg"), sign=True),
+            *(as_cell(point.metrics.get(m)) for m in JUDGED),
+            as_cell(point.against_freshest.get("ndcg"), sign=True),
         ]
         for point in points
     ]
     head = ["Lists made", *(title(metric, cutoff) for metric in JUDGED), "NDCG against freshest"]
-    return _section(
+    return as_section(
         "The worth of freshness",
         "The same model on the same events; only how old a list may be differs. "
         "A list is made of what was known at its time: profile, popularity and items.",
         freshness(points, cutoff),
-        _table("Means with 95 % intervals; differences are paired over users", head, rows),
+        as_table("Means with 95 % intervals; differences are paired over users", head, rows),
         open_=True,
     )
 
@@ -115,16 +115,16 @@ def days_section(evaluations: Sequence[Evaluation], metric: str) -> str:
     marks = sorted({0, round(last / 2), last})
     labels = [(float(mark), date.fromordinal(first + mark).strftime("%d %b\n%Y")) for mark in marks]
     rows = [
-        [day, *(_cell(_metric(evaluation, "day", day, metric)) for evaluation in shown), f"{_events(shown, day):,}"]
+        [day, *(as_cell(_metric(evaluation, "day", day, metric)) for evaluation in shown), f"{_events(shown, day):,}"]
         for day in days
     ]
     name = title(metric, cutoff)
-    return _section(
+    return as_section(
         f"{name} over time",
         f"By day (UTC), with the 95 % interval of {shown[0].name}; those of the others are in the table. "
         "Hollow: fewer than five users, no interval.",
         line_plot(f"{name} by day", f"{name} from {days[0]} to {days[-1]}", series, labels, bands=True),
-        _table(f"{name} by day", ["Day", *(evaluation.name for evaluation in shown), "Events"], rows),
+        as_table(f"{name} by day", ["Day", *(evaluation.name for evaluation in shown), "Events"], rows),
     )
 
 
@@ -140,14 +140,14 @@ def parts_section(evaluations: Sequence[Evaluation], dimension: str, heading: st
         for evaluation in shown:
             part = evaluation.slices.get(dimension, {}).get(value)
             if part is not None:
-                cells = [_cell(part.metrics.get(metric)) for metric in JUDGED]
+                cells = [as_cell(part.metrics.get(metric)) for metric in JUDGED]
                 table.append([f"{value}, {evaluation.name}" if len(shown) > 1 else value, *cells, f"{part.events:,}"])
     head = [dimension.capitalize(), *(title(metric, cutoff) for metric in JUDGED), "Events"]
-    return _section(
+    return as_section(
         heading,
         sentence,
         dot_plot(f"HR@{cutoff} by {dimension}", _said(rows, names), names, rows),
-        _table(f"By {dimension}", head, table),
+        as_table(f"By {dimension}", head, table),
     )
 
 
@@ -161,17 +161,17 @@ def lists_section(evaluations: Sequence[Evaluation]) -> str:
         if metric != "novelty" and any(metric in whole(evaluation).metrics for evaluation in shown)
     ]
     table = [
-        [NAMES[metric], *(_cell(whole(evaluation).metrics.get(metric)) for evaluation in shown)]
+        [NAMES[metric], *(as_cell(whole(evaluation).metrics.get(metric)) for evaluation in shown)]
         for metric in LISTS
         if any(metric in whole(evaluation).metrics for evaluation in shown)
     ]
-    return _section(
+    return as_section(
         "What is shown",
         "Coverage: share of the catalogue shown to somebody. Gini: 0 where all items are shown alike, 1 where one has "
         "it all. Personalisation: distance between two users' lists. Diversity: distance between a list's items. "
         "Novelty: surprise of an item, in bits.",
         dot_plot("Lists", _said(rows, names), names, rows),
-        _table("Means with 95 % intervals", ["", *names], table),
+        as_table("Means with 95 % intervals", ["", *names], table),
     )
 
 
@@ -183,14 +183,14 @@ def policies_section(evaluations: Sequence[Evaluation]) -> str:
     names = [title(metric, cutoff) for metric in metrics]
     drawn = [metric for metric in ("ndcg", "coverage") if metric in metrics]
     rows = [PlotRow(name, [found.get(metric) for metric in drawn]) for name, found in parts]
-    table = [[name, *(_cell(found.get(metric)) for metric in metrics)] for name, found in parts]
+    table = [[name, *(as_cell(found.get(metric)) for metric in metrics)] for name, found in parts]
     shown = [title(metric, cutoff) for metric in drawn]
-    return _section(
+    return as_section(
         "Accuracy against variety",
         "Every policy that was judged, on the same events: a knob of the ranking pays where one gains more than the "
         "other loses.",
         dot_plot("Policies", _said(rows, shown), shown, rows),
-        _table("Means with 95 % intervals", ["Policy", *names], table),
+        as_table("Means with 95 % intervals", ["Policy", *names], table),
         open_=True,
     )
 
@@ -202,13 +202,13 @@ def calibration_section(evaluation: Evaluation) -> str:
     sentence = f"{evaluation.name}: the chance that a slot comes next, predicted before its label was known."
     if error is not None:
         sentence += f" Expected calibration error {error.mean:.4f} [{error.low:.4f}, {error.high:.4f}]."
-    rows = [[f"{predicted:.4f}", _cell(observed, digits=4), f"{observed.n:,}"] for predicted, observed in points]
+    rows = [[f"{predicted:.4f}", as_cell(observed, digits=4), f"{observed.n:,}"] for predicted, observed in points]
     said = "; ".join(f"predicted {predicted:.4f}, observed {observed.mean:.4f}" for predicted, observed in points)
-    return _section(
+    return as_section(
         "Calibration of scores",
         sentence + " On the dashed line predictions are right.",
         calibration_plot("Calibration", said, points),
-        _table("Slots by predicted chance", ["Predicted", "Observed", "Slots"], rows),
+        as_table("Slots by predicted chance", ["Predicted", "Observed", "Slots"], rows),
     )
 
 
@@ -229,17 +229,19 @@ def comparisons_section(differences: Sequence[Difference], cutoff: int) -> str:
         [
             f"{candidate} against {baseline}",
             *(
-                _cell(found[metric].estimate, sign=True) + _verdict(found[metric].verdict) if metric in found else ""
+                as_cell(found[metric].estimate, sign=True) + as_verdict(found[metric].verdict)
+                if metric in found
+                else ""
                 for metric in metrics
             ),
         ]
         for (candidate, baseline), found in pairs.items()
     ]
-    return _section(
+    return as_section(
         "Compared on the same events",
         "The difference of each pair, over resampled users. Left of the dashed line is worse, right is better.",
         dot_plot("Paired differences", _said(rows, names), names, rows, neutral=0.0),
-        _table("Paired differences with 95 % intervals, and what they say", ["Pair", *names], table),
+        as_table("Paired differences with 95 % intervals, and what they say", ["Pair", *names], table),
     )
 
 
@@ -252,18 +254,18 @@ def interleavings_section(interleavings: Sequence[Interleaving]) -> str:
     table = [
         [
             f"{interleaving.candidate} over {interleaving.baseline}",
-            _cell(interleaving.preference),
+            as_cell(interleaving.preference),
             f"{interleaving.wins:,} / {interleaving.losses:,} / {interleaving.ties:,}",
-            _verdict(interleaving.verdict),
+            as_verdict(interleaving.verdict),
         ]
         for interleaving in interleavings
     ]
-    return _section(
+    return as_section(
         "Interleaved",
         "Two policies' items in one list (team draft): the share of picks that the second one brought in. "
         "At the dashed line neither is preferred.",
         dot_plot("Interleaving", _said(rows, []), [], rows, neutral=0.5),
-        _table("Preference with 95 % intervals", ["Pair", "Preference", "Won / lost / undecided", "Verdict"], table),
+        as_table("Preference with 95 % intervals", ["Pair", "Preference", "Won / lost / undecided", "Verdict"], table),
         open_=True,
     )
 
@@ -279,15 +281,15 @@ def variants_section(variants: Sequence[VariantReadout]) -> str:
             variant.variant,
             f"{variant.users:,}",
             f"{variant.lists:,}",
-            *(_cell(variant.metrics.get(metric)) for metric in metrics),
+            *(as_cell(variant.metrics.get(metric)) for metric in metrics),
         ]
         for variant in variants
     ]
-    return _section(
+    return as_section(
         "Variants",
         "What users did with the lists of each variant of an experiment; a user has one variant for good.",
         dot_plot("Variants", _said(rows, names), names, rows),
-        _table("Means with 95 % intervals", ["Variant", "Users", "Lists", *metrics], table),
+        as_table("Means with 95 % intervals", ["Variant", "Users", "Lists", *metrics], table),
         open_=True,
     )
 
@@ -299,17 +301,17 @@ def off_policy_section(estimates: Sequence[OffPolicyEstimate]) -> str:
         [
             estimate.policy,
             escape(estimate.estimator),
-            _cell(estimate.value),
+            as_cell(estimate.value),
             f"{estimate.effective_sample_size:,.0f} of {estimate.value.n:,}",
         ]
         for estimate in estimates
     ]
-    return _section(
+    return as_section(
         "Off policy",
         "The value of policies that were not live, from logged propensities. Trust an estimate as far as its "
         "effective sample size goes.",
         dot_plot("Off-policy estimates", _said(rows, []), [], rows),
-        _table("Values with 95 % intervals", ["Policy", "Estimator", "Value", "Effective sample"], table),
+        as_table("Values with 95 % intervals", ["Policy", "Estimator", "Value", "Effective sample"], table),
         open_=True,
     )
 
@@ -323,7 +325,7 @@ def verification_section(verification: Verification) -> str:
         [kind, f"{count:,}", f"{verification.mismatches.get(kind, 0):,}"]
         for kind, count in verification.compared.items()
     ]
-    body = _table("What was compared, and how many differ", ["", "Compared", "Differ"], rows)
+    body = as_table("What was compared, and how many differ", ["", "Compared", "Differ"], rows)
     if verification.examples:
         examples = [
             [
@@ -334,15 +336,15 @@ def verification_section(verification: Verification) -> str:
             ]
             for mismatch in verification.examples
         ]
-        body += _details("First differences", _table("", ["Kind", "User", "At", "What"], examples), open_=True)
+        body += as_details("First differences", as_table("", ["Kind", "User", "At", "What"], examples), open_=True)
     if verification.unverifiable:
-        body += _note(
+        body += as_note(
             f"{verification.unverifiable:,} lists were not verified: compaction has taken their side inputs, "
             "or an erasure their events."
         )
     said = tag("p", tag("strong", says, class_="worse" if differ else "better"))
     sentence = "What was published, made again from the log: features, embeddings and lists, without a tolerance."
-    return tag("section", tag("h3", "Live against replay"), _note(sentence), said, body)
+    return tag("section", tag("h3", "Live against replay"), as_note(sentence), said, body)
 
 
 def whole(evaluation: Evaluation) -> Slice:
@@ -372,48 +374,3 @@ def _said(rows: Sequence[PlotRow], names: Sequence[str]) -> str:
             if estimate is not None
         ]
     return "; ".join(said)
-
-
-def _section(heading: str, sentence: str, plot: str, table: str, *, open_: bool = False) -> str:
-    numbers = _details("Numbers", table, open_=open_)
-    return tag("section", tag("h3", escape(heading)), _note(sentence), tag("figure", plot), numbers)
-
-
-def _details(name: str, content: str, *, open_: bool) -> str:
-    return f"<details{' open' if open_ else ''}>{tag('summary', escape(name))}{content}</details>"
-
-
-def _note(sentence: str) -> str:
-    return tag("p", escape(sentence), class_="note")
-
-
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first cell of a row is its heading, the others are markup.
-
-    Roles are spelt out, for on a phone rows are blocks, and browsers then forget what they are.
-    """
-    header = [tag("th", escape(cell), scope="col", role="columnheader") for cell in head]
-    body = []
-    for first, *rest in rows:
-        cells = [
-            tag("td", cell, role="cell", data_head=name, **({} if cell[:1] in "+-0123456789" else {"class_": "words"}))
-            for name, cell in zip(head[1:], rest, strict=True)
-        ]
-        body.append(tag("tr", tag("th", escape(first), scope="row", role="rowheader"), *cells, role="row"))
-    named = tag("caption", escape(caption)) if caption else ""
-    top = tag("thead", tag("tr", *header, role="row"), role="rowgroup")
-    return tag("table", named, top, tag("tbody", *body, role="rowgroup"), role="table")
-
-
-def _cell(estimate: Estimate | None, *, sign: bool = False, digits: int = 3) -> str:
-    if estimate is None:
-        return ""
-    mark = "+" if sign else ""
-    return (
-        f"{estimate.mean:{mark}.{digits}f}"
-        f"<small>{estimate.low:{mark}.{digits}f} … {estimate.high:{mark}.{digits}f}</small>"
-    )
-
-
-def _verdict(verdict: str) -> str:
-    return tag("span", SIGNS.get(verdict, f"＝ {escape(verdict)}"), class_=verdict if verdict in SIGNS else "none")

@@ -1,8 +1,7 @@
-"""Plots as SVG text, 360 wide: they fill a phone, and stand two abreast on a desk.
+"""Plots as SVG text, 360 wide. A plot fills a phone, and two plots fit side by side on a desk.
 
-Colours and dashes are classes (`page.css`): `s0` to `s3` are the series, told
-apart by the marker's shape as well. Every plot has a title and a description for
-those who do not see it.
+Colours and dashes are classes (`page.css`). The series are `s0` to `s3`, and also differ by the shape of their
+markers. Every plot has a title and a description for those who do not see it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _LINE = 52
 
 
 class PlotPoint(NamedTuple):
-    """An estimate at a place on the x axis; with few users its interval says nothing, and is not drawn."""
+    """An estimate at a position on the x axis. With few users its interval says nothing and is not drawn."""
 
     x: float
     estimate: Estimate
@@ -41,7 +40,7 @@ class Series(NamedTuple):
 
 
 class PlotRow(NamedTuple):
-    """A named row of a dot plot, with an estimate for each series (None where it has none)."""
+    """A named row of a dot plot, with an estimate for each series. An estimate may be None."""
 
     name: str
     estimates: Sequence[Estimate | None]
@@ -95,7 +94,7 @@ def between(low: float, high: float, start: float, end: float) -> Scale:
 
 
 def legend(names: Sequence[str]) -> tuple[str, float]:
-    """Markers with their names, one a line, and the height they take; nothing for a single series."""
+    """Markers with their names, each on a line, and the height of the legend. A single series needs no legend."""
     if len(names) < 2:  # noqa: PLR2004 - one series needs no key
         return "", 0.0
     lines = [
@@ -226,9 +225,9 @@ def dot_plot(
 
 
 def calibration_plot(title: str, description: str, points: Sequence[tuple[float, Estimate]]) -> str:
-    """Observed over predicted chance, both logarithmic; the diagonal is a true prediction.
+    """Observed over predicted chance, both logarithmic. On the diagonal every prediction is true.
 
-    What lies below the axis stands on it, hollow.
+    A value below the axis is drawn on the axis, hollow.
     """
     values = [predicted for predicted, _ in points] + [observed.high for _, observed in points]
     low = 10.0 ** math.floor(math.log10(max(min(predicted for predicted, _ in points), 1e-4)))

@@ -1,8 +1,7 @@
-"""Random numbers by name: what is drawn for one thing depends on the seed and that thing alone.
+"""Random numbers by name: what is drawn for a thing depends only on the seed and on that thing.
 
-A counter-based generator (Philox; Salmon et al., SC 2011) is keyed by the seed
-and by what the numbers are for, so any taste, session or click can be drawn
-again without drawing what came before it.
+A counter-based generator (Philox; Salmon et al., SC 2011) is keyed by the seed and by the purpose of the numbers. Any
+taste, session or click can therefore be drawn again without drawing what came before.
 """
 
 from __future__ import annotations

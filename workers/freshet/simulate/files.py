@@ -1,8 +1,8 @@
-"""A simulated shop on disk: its events, its catalogue, and the truth to open it again with.
+"""A simulated shop on disk: its events, its catalogue, and the truth that opens the shop again.
 
-`truth.json` is written last; with `items.jsonl` it is all that a shop follows
-from, so the chance of any click can be asked for later. It holds some chances
-as they were when it was written: a shop that is opened again must give the same.
+`truth.json` is written last. A shop follows from `truth.json` and `items.jsonl` alone, so that the chance of any
+click can be computed later. `truth.json` holds samples of these chances. A shop that is opened again must give the
+same chances.
 """
 
 from __future__ import annotations
@@ -53,11 +53,10 @@ class Truth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write(folder: Path, shop: Shop, advanced: Callable[[int, int], None]) -> int:
-    """Write a shop's events, catalogue and truth; returns the number of events.
+    """Write a shop's events, catalogue and truth. Returns the number of events.
 
-    `advanced` is told how far event time is (ms from the start), and how many
-    events there are so far. What is half written when something goes wrong is
-    left as `*.partial`.
+    `advanced` is called with the event time (ms from the start) and the number of events so far. If something goes
+    wrong, half-written files are left as `*.partial`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plan = shop.plan
@@ -96,9 +95,9 @@ def open_shop(folder: Path) -> Shop:
 
 
 def read_offers(path: Path, origin: int) -> list[Offer]:
-    """A catalogue of one item a line; a `ts` says when it enters, before or at `origin` where there is none.
+    """Read a catalogue with one item a line. A `ts` says when the item enters.
 
-    Raises `SimulationError`.
+    An item without a `ts`, or with a `ts` before `origin`, is there from the start. Raises `SimulationError`.
     """
     try:
         lines = path.read_bytes().splitlines()

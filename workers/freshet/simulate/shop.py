@@ -34,11 +34,11 @@ Some = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is simulated: all else follows from it (and from the catalogue, where that is not invented).
+    """What is simulated. Everything else follows from the plan, and from the catalogue if one is given.
 
-    `users` are there on day 0, `daily_users` join on each later one; `items` likewise.
-    `origin` is the time (ms) at which day 0 begins, a whole hour; `visits` the mean
-    number of visits of a shopper a day.
+    `users` are there on day 0, and `daily_users` join on each later day. `items` and `daily_items` do likewise.
+    `origin` is the time (ms) at which day 0 begins, and is a whole hour. `visits` is the mean number of visits of a
+    shopper a day.
     """
 
     seed: Count
@@ -109,10 +109,10 @@ class Shop:
                 number += 1
 
     def react(self, shopper: int, items: Sequence[str], ts: int, list_id: str | None = None) -> Reaction:
-        """What a shopper does who is shown a list at a time (ms); the same list and time, the same reaction.
+        """What a shopper does with a list that is shown at a time (ms).
 
-        Items that the catalogue lacks leave everybody cold. `list_id` goes into the
-        events' context, as a client does that says which list was acted upon.
+        The same list and time give the same reaction. An item that the catalogue lacks gets no reaction. `list_id`
+        goes into the events' context, so that an act names the list that was acted upon.
         """
         items = items[:SLOTS]
         numbers = np.array([[self.catalogue.number.get(item, -1) for item in items]], np.int64)

@@ -1,15 +1,15 @@
-"""The shoppers: what each likes at any moment, and the chances that follow from it.
+"""The shoppers: what each shopper likes at any moment, and the chances that follow.
 
-All of it is a function of the seed and of (shopper, item, slot, time):
+Everything is a function of the seed and of (shopper, item, slot, time):
 
 - a taste per word: a part for life, and a part that drifts from week to week;
 - a mood: the department a shopper is after on a given day, drawn by taste;
-- a chance to look at a slot, which falls with its place (the examination
+- a chance to look at a slot, which falls with its rank (the examination
   hypothesis; Richardson et al. 2007), and, having looked, to view the item, then
   to click, then to purchase.
 
-So a click on slot k has chance `looks[k] · view · click`, independent of the
-other slots: a position-based click model, whose truth is closed.
+A click on slot k therefore has the chance `looks[k] · view · click`, independent of the other slots. This is a
+position-based click model whose truth is known in closed form.
 """
 
 from __future__ import annotations
