@@ -13,7 +13,7 @@ from kafka.errors import KafkaError
 from rich.console import Console
 
 from deploy.demo import movielens, stream
-from deploy.demo.tracker import Tracker
+from deploy.demo.tracker import DemoTracker
 from deploy.demo.view import Facts, Lines, LiveScreen, Screen
 
 TICK_SECONDS = 0.1
@@ -30,7 +30,7 @@ class PlayedOut(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoResult:
     """What a run came to; `shortfall` is None when every event that went in has its list."""
 
     sent: int
@@ -56,7 +56,7 @@ def play(
     fault: Callable[[], str | None],
     console: Console,
     in_order: bool = False,
-) -> Outcome:
+) -> DemoResult:
     """Stream MovieLens-100K from where the last run stopped, and show it.
 
     Args:
@@ -82,11 +82,11 @@ def play(
             raise PlayedOut
         stream.send_items(settings, items)
         titles = {item.item_id: movielens.spoken_title(item) for item in items}
-        tracker = Tracker()
+        tracker = DemoTracker()
         facts = Facts(titles, len(events), start)
         screen: Screen = LiveScreen(console, tracker, facts) if console.is_terminal else Lines(tracker, facts)
         with (
-            stream.Lists(settings, tracker) as lists,
+            stream.ListWatcher(settings, tracker) as lists,
             stream.Feed(settings, tracker, events[start:], rate) as feed,
             screen,
         ):
@@ -96,13 +96,13 @@ def play(
     except KafkaError as error:
         raise DemoError(f"Kafka at {settings.kafka}: {error}") from None
     figures = tracker.figures(time.monotonic())
-    return Outcome(figures.sent, figures.lists, figures.users, *tracker.overall(), tracker.shortfall())
+    return DemoResult(figures.sent, figures.lists, figures.users, *tracker.overall(), tracker.shortfall())
 
 
 def _show(
-    tracker: Tracker,
+    tracker: DemoTracker,
     screen: Screen,
-    ends: tuple[stream.Feed, stream.Lists],
+    ends: tuple[stream.Feed, stream.ListWatcher],
     stop: threading.Event,
     fault: Callable[[], str | None],
     seconds: float | None,
@@ -121,9 +121,9 @@ def _show(
 
 
 def _drain(
-    tracker: Tracker,
+    tracker: DemoTracker,
     screen: Screen,
-    ends: tuple[stream.Feed, stream.Lists],
+    ends: tuple[stream.Feed, stream.ListWatcher],
     fault: Callable[[], str | None],
     seconds: float,
 ) -> None:
@@ -135,7 +135,7 @@ def _drain(
         time.sleep(TICK_SECONDS / 2)
 
 
-def _raise_failures(ends: tuple[stream.Feed, stream.Lists], fault: Callable[[], str | None]) -> None:
+def _raise_failures(ends: tuple[stream.Feed, stream.ListWatcher], fault: Callable[[], str | None]) -> None:
     for end in ends:
         if end.failure is not None:
             raise DemoError(f"{type(end).__name__.lower()}: {end.failure}")

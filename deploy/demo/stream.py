@@ -13,7 +13,7 @@ from freshet.core.recommendation import decode_recommendation
 from freshet.settings import Settings
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from deploy.demo.tracker import Sent, Tracker
+from deploy.demo.tracker import DemoTracker, Sent
 
 FLUSH_SECONDS = 30
 
@@ -55,7 +55,7 @@ class _Background:
 class Feed(_Background):
     """Sends events at an even rate, in their order."""
 
-    def __init__(self, settings: Settings, tracker: Tracker, events: Sequence[Event], rate: float) -> None:
+    def __init__(self, settings: Settings, tracker: DemoTracker, events: Sequence[Event], rate: float) -> None:
         super().__init__()
         self._topic = settings.events_topic
         self._tracker = tracker
@@ -95,10 +95,10 @@ class Feed(_Background):
         self._refusal = error
 
 
-class Lists(_Background):
+class ListWatcher(_Background):
     """Reads the recommendations topic from its present end; ready to read once constructed."""
 
-    def __init__(self, settings: Settings, tracker: Tracker) -> None:
+    def __init__(self, settings: Settings, tracker: DemoTracker) -> None:
         super().__init__()
         self._tracker = tracker
         self._consumer = KafkaConsumer(

@@ -111,7 +111,7 @@ class Point:
     lag: int
 
 
-class Tracker:
+class DemoTracker:
     """The bookkeeping; every method may be called from any thread."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from deploy.demo.tracker import Change, Figures, Point, Shown, Tracker
+from deploy.demo.tracker import Change, DemoTracker, Figures, Point, Shown
 
 FRAME_SECONDS = 0.2
 LINE_SECONDS = 1.0
@@ -60,7 +60,7 @@ class Screen(Protocol):
 class LiveScreen:
     """The full-screen view."""
 
-    def __init__(self, console: Console, tracker: Tracker, facts: Facts) -> None:
+    def __init__(self, console: Console, tracker: DemoTracker, facts: Facts) -> None:
         self._live = Live(console=console, screen=True, auto_refresh=False, transient=True)
         self._tracker = tracker
         self._facts = facts
@@ -83,7 +83,7 @@ class LiveScreen:
 class Lines:
     """One plain line a second."""
 
-    def __init__(self, tracker: Tracker, facts: Facts) -> None:
+    def __init__(self, tracker: DemoTracker, facts: Facts) -> None:
         self._tracker = tracker
         self._facts = facts
         self._began = time.monotonic()
@@ -103,7 +103,7 @@ class Lines:
             sys.stdout.flush()
 
 
-def line(tracker: Tracker, facts: Facts, now: float, elapsed: float, note: str = "") -> str:
+def line(tracker: DemoTracker, facts: Facts, now: float, elapsed: float, note: str = "") -> str:
     """Figures and the latest change in one line."""
     figures = tracker.figures(now)
     text = (
@@ -116,7 +116,7 @@ def line(tracker: Tracker, facts: Facts, now: float, elapsed: float, note: str =
     return f"{text}  {note}".rstrip()
 
 
-def render(tracker: Tracker, facts: Facts, now: float, note: str = "") -> RenderableType:
+def render(tracker: DemoTracker, facts: Facts, now: float, note: str = "") -> RenderableType:
     """One frame: figures above, a user's events and list between, the changes below."""
     figures = tracker.figures(now)
     screen = Layout()
@@ -251,7 +251,7 @@ def _reason(item: Item, facts: Facts) -> Text:
     return Text(f"{top.weight:.0%} ", "dim").append(facts.title(top.item_id), TYPE_STYLES.get(top.type, "default"))
 
 
-def _changes(tracker: Tracker, facts: Facts) -> Panel:
+def _changes(tracker: DemoTracker, facts: Facts) -> Panel:
     rows = [change_text(change, facts) for change in tracker.latest_changes(20)]
     for row in rows:
         row.no_wrap = True

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from freshet.core.events import OPT_IN, OPT_OUT, Event
 from freshet.core.popularity import decode_partial
-from freshet.replay.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from freshet.replay.checkpoint import ReplayCheckpoint, read_checkpoint, write_checkpoint
 from freshet.replay.clock import Clock
 from freshet.replay.engine import Replay
 from freshet.replay.merge import steps
@@ -120,7 +120,7 @@ async def test_going_on_from_a_checkpoint_is_as_if_never_cut_off(partitions: int
     first = await open_replay(Kept(), judged=True)
     await first.feed(list(islice(steps(log, {}, SETTINGS), 150)))
     await first.drain()
-    write_checkpoint(tmp_path / "file", Checkpoint("", 1, {}, first.saved(), first._states.saved()))
+    write_checkpoint(tmp_path / "file", ReplayCheckpoint("", 1, {}, first.saved(), first._states.saved()))
     checkpoint = read_checkpoint(tmp_path / "file")
     second = await open_replay(Kept(), judged=True)
     restored = MemoryStates()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from deploy.demo import movielens
-from deploy.demo.tracker import Tracker, difference, percentile
+from deploy.demo.tracker import DemoTracker, difference, percentile
 from deploy.demo.view import Facts, line, render, sparkline
 
 RATINGS = st.lists(
@@ -100,7 +100,7 @@ def made(offset: int, items: str = "abc", user: str = "u", *, degraded: bool = F
 @pytest.mark.parametrize("acknowledged_first", [True, False])
 def test_freshness_is_from_send_to_list_whichever_report_comes_first(acknowledged_first: bool) -> None:
     """The broker's acknowledgement may reach us after the list does."""
-    tracker = Tracker()
+    tracker = DemoTracker()
     sent = tracker.sending(event(0), at=10.0)
     if acknowledged_first:
         tracker.acknowledged(sent, 5)
@@ -115,7 +115,7 @@ def test_freshness_is_from_send_to_list_whichever_report_comes_first(acknowledge
 
 def test_one_list_answers_all_events_up_to_its_offset() -> None:
     """A burst that became one list is complete; an event beyond it is not."""
-    tracker = Tracker()
+    tracker = DemoTracker()
     for number in range(3):
         tracker.acknowledged(tracker.sending(event(number), at=1.0), number)
     tracker.consumed(made(1), at=1.5)
@@ -128,7 +128,7 @@ def test_one_list_answers_all_events_up_to_its_offset() -> None:
 
 def test_a_run_without_lists_or_acknowledgements_falls_short() -> None:
     """Nothing sent, nothing acknowledged and nothing listed are three different lines."""
-    tracker = Tracker()
+    tracker = DemoTracker()
     assert tracker.shortfall() == "no event was sent"
     sent = tracker.sending(event(0), at=1.0)
     assert "not acknowledged" in (tracker.shortfall() or "")
@@ -138,7 +138,7 @@ def test_a_run_without_lists_or_acknowledgements_falls_short() -> None:
 
 def test_an_older_list_never_replaces_a_newer_one() -> None:
     """Lists that come again after a crash are passed over."""
-    tracker = Tracker()
+    tracker = DemoTracker()
     tracker.acknowledged(tracker.sending(event(0), at=1.0), 7)
     tracker.consumed(made(7), at=1.1)
     tracker.consumed(made(3), at=1.2)
@@ -164,7 +164,7 @@ def test_a_percentile_is_a_value_with_that_share_below(values: list[float], shar
 
 
 def shown_at(width: int, height: int) -> str:
-    tracker = Tracker()
+    tracker = DemoTracker()
     facts = Facts({"i2": "[red]Alien[/]", "a": "A" * 200}, 100, 0)
     for number in range(3):
         tracker.acknowledged(tracker.sending(event(number), at=number), number)

@@ -20,7 +20,7 @@ from freshet.cli.stack import steps
 from freshet.settings import Settings
 
 if TYPE_CHECKING:  # a local stack is of a checkout alone
-    from deploy.demo.run import Outcome
+    from deploy.demo.run import DemoResult
     from deploy.local import Stack
     from freshet.cli.bring_up import LocalWorker
 
@@ -76,7 +76,7 @@ def _play(
     seconds: float | None,
     in_order: bool,
     stopping: threading.Event,
-) -> Outcome:
+) -> DemoResult:
     """Bring the stack up, play, and stop all that was started."""
     from deploy.local import AlreadyRunning
     from freshet.cli.bring_up import bring_up
@@ -99,7 +99,7 @@ def _stream(
     seconds: float | None,
     in_order: bool,
     stopping: threading.Event,
-) -> Outcome:
+) -> DemoResult:
     from deploy.demo.run import play
     from freshet.cli.bring_up import last_words
 

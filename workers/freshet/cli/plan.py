@@ -47,7 +47,7 @@ def build_plan(
         if check:
             stamp = plans.check(bundle, Path(resolve(config, directory).settings.trusted_keys))
         else:
-            options = plans.Options(key or local_keys(directory), fp16, tolerance, timing_cache)
+            options = plans.PlanOptions(key or local_keys(directory), fp16, tolerance, timing_cache)
             stamp = plans.build(bundle, options)
     except (StampError, SignatureError) as error:
         raise UserError(f"{error}{WITHOUT if (bundle / 'model.onnx').is_file() else ''}") from None

@@ -28,7 +28,7 @@ class CheckpointError(FreshetError):
     """The folder's checkpoint is of another replay or cannot be read; the message says so."""
 
 
-class Checkpoint(msgspec.Struct, frozen=True):
+class ReplayCheckpoint(msgspec.Struct, frozen=True):
     """How far a replay has come.
 
     `identity` is a digest of everything that makes this replay. `number` counts the replay's checkpoints. `parts`
@@ -52,10 +52,10 @@ class _File(msgspec.Struct, frozen=True):
 
 
 _file = msgspec.msgpack.Decoder(_File)
-_checkpoint = msgspec.msgpack.Decoder(Checkpoint)
+_checkpoint = msgspec.msgpack.Decoder(ReplayCheckpoint)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> ReplayCheckpoint:
     """Read a checkpoint. Raises `CheckpointError` where it is of another version, or damaged."""
     try:
         file = decode(_file, path.read_bytes())
@@ -76,7 +76,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 _ANEW = "replay anew with another --out"
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(path: Path, checkpoint: ReplayCheckpoint) -> None:
     """Write a checkpoint, whole or not at all."""
     content = msgspec.msgpack.encode(checkpoint)
     write_whole(path, msgspec.msgpack.encode(_File(VERSION, _digest(content), content)))
@@ -123,10 +123,12 @@ class Folder:
             shutil.rmtree(self._saved_states(self._number), ignore_errors=True)  # a save that was cut off left it
             self._store.checkpoint(self._saved_states(self._number))
         in_memory = states.saved() if isinstance(states, MemoryStates) else None
-        write_checkpoint(self.checkpoint, Checkpoint(self.identity, self._number, parts, replay.saved(), in_memory))
+        write_checkpoint(
+            self.checkpoint, ReplayCheckpoint(self.identity, self._number, parts, replay.saved(), in_memory)
+        )
         shutil.rmtree(self._saved_states(self._number - 1), ignore_errors=True)
 
-    def load(self) -> Checkpoint:
+    def load(self) -> ReplayCheckpoint:
         """Read the last checkpoint, and remove everything that was written after it. Raises `CheckpointError`."""
         checkpoint = read_checkpoint(self.checkpoint)
         if checkpoint.identity != self.identity:

@@ -27,7 +27,7 @@ CLOUDEVENT_HEADERS = ("ce_specversion", "ce_id", "ce_type", "ce_subject", "ce_ti
 """Of CloudEvents' Kafka binding 1.0.2, in binary mode: they fill fields that the value leaves out."""
 
 
-class Message(NamedTuple):
+class MessageSchema(NamedTuple):
     """A kind of record."""
 
     name: str
@@ -44,7 +44,7 @@ class Channel(NamedTuple):
     topic: str
     key: str
     schema: dict[str, Any]
-    messages: tuple[Message, ...]
+    messages: tuple[MessageSchema, ...]
     actions: tuple[str, ...]
     """What the worker does: `receive`, `send`."""
 
@@ -60,7 +60,7 @@ def documents() -> dict[str, bytes]:
 def _channels() -> tuple[Channel, ...]:
     topics = Settings()
     strings = {"type": "object", "properties": {name: {"type": "string"} for name in CLOUDEVENT_HEADERS}}
-    dead_letter = Message(
+    dead_letter = MessageSchema(
         "deadLetter",
         "A record that is no event: its own key, bytes and headers, and headers that say why.",
         {"description": "The record's value as it came, or null where it had none."},
@@ -83,7 +83,7 @@ def _channels() -> tuple[Channel, ...]:
             _schema(CatalogueItem),
             (
                 _message("item", "An item of the catalogue.", topics.items_topic),
-                Message("itemWithdrawal", "No list may hold the item any more.", TOMBSTONE),
+                MessageSchema("itemWithdrawal", "No list may hold the item any more.", TOMBSTONE),
             ),
             ("receive",),
         ),
@@ -94,7 +94,7 @@ def _channels() -> tuple[Channel, ...]:
             _schema(Recommendation),
             (
                 _message("recommendation", "A user's list.", topics.recommendations_topic),
-                Message("erasure", "The user is erased: forget every list of theirs.", TOMBSTONE),
+                MessageSchema("erasure", "The user is erased: forget every list of theirs.", TOMBSTONE),
             ),
             ("send",),
         ),
@@ -113,7 +113,7 @@ def _channels() -> tuple[Channel, ...]:
             _schema(Rollout | Report),
             (
                 _message("rolloutRecord", "A step of a version, or what a worker makes of it.", topics.models_topic),
-                Message("reportWithdrawal", "The worker is gone.", TOMBSTONE),
+                MessageSchema("reportWithdrawal", "The worker is gone.", TOMBSTONE),
             ),
             ("receive", "send"),
         ),
@@ -128,9 +128,9 @@ def _channels() -> tuple[Channel, ...]:
     )
 
 
-def _message(name: str, summary: str, topic: str, headers: dict[str, Any] | None = None) -> Message:
+def _message(name: str, summary: str, topic: str, headers: dict[str, Any] | None = None) -> MessageSchema:
     """A kind of record whose value is of the topic's schema."""
-    return Message(name, summary, {"$ref": f"{topic}.json"}, headers)
+    return MessageSchema(name, summary, {"$ref": f"{topic}.json"}, headers)
 
 
 def _schema(kind: Any) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _channel(channel: Channel) -> dict[str, Any]:
     }
 
 
-def _component(message: Message, key: str) -> dict[str, Any]:
+def _component(message: MessageSchema, key: str) -> dict[str, Any]:
     headers = {} if message.headers is None else {"headers": message.headers}
     return {
         "name": message.name,

@@ -37,7 +37,7 @@ PACKED_10 = 100_000
 
 
 @dataclass(frozen=True)
-class Options:
+class PlanOptions:
     """How to build, and the private key that signs the stamp."""
 
     key: Path
@@ -46,7 +46,7 @@ class Options:
     timing_cache: Path | None = None
 
 
-def build(folder: Path, options: Options) -> Stamp:
+def build(folder: Path, options: PlanOptions) -> Stamp:
     """Build, try and stamp the plan of the version at `folder`. Raises `StampError`, `SignatureError`, `OSError`."""
     tolerance = TOLERANCE[options.fp16] if options.tolerance is None else options.tolerance
     if not tolerance <= TOLERANCE[options.fp16]:
