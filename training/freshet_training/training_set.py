@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from freshet.bundle.bundle import Bundle
 from freshet.core.events import Event
-from freshet.core.features import FIRST_ITEM
+from freshet.core.features import FIRST_ITEM, TEXT_DIM
 from numpy.typing import NDArray
 
 from freshet_training.config import Config
@@ -127,13 +127,20 @@ def gather(
     )
     if by_text < len(others):
         say(f"  {len(others) - by_text:,} were touched later and have no text: a list cannot hold them")
-    with progress("texts") as advance:
-        vectors = RememberedTexts(TextEncoder(text_encoder), work / "texts.npz").encode(texts, advance)
+    vectors = text_vectors(texts, text_encoder, work)
     words = word_numbers(texts[: len(item_ids)]) if config.words and parent is None else None
     if words is not None:
         say(f"they share {words.max(initial=0):,} words")
     digest = hashlib.sha256(repr((log.digest, item_ids, texts, sorted(asked))).encode()).hexdigest()
     return Material(log, split, runs, since, item_ids, others, vectors, words, without, canaries, digest)
+
+
+def text_vectors(texts: Sequence[str], text_encoder: Path, work: Path) -> NDArray[np.float32]:
+    """Text embeddings `[len(texts), TEXT_DIM]`; without a text no text encoder is needed. Raises `TextError`."""
+    if not any(texts):
+        return np.zeros((len(texts), TEXT_DIM), np.float32)
+    with progress("texts") as advance:
+        return RememberedTexts(TextEncoder(text_encoder), work / "texts.npz").encode(texts, advance)
 
 
 def _first_touches(events: Sequence[Event], config: Config) -> list[Event]:

@@ -138,6 +138,10 @@ def train(
     data_terms: Annotated[
         str | None, typer.Option(help="Terms of the data, which the weights stand under.", rich_help_panel=_TUNING)
     ] = None,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the text encoder; without, the model repository's."),
+    ] = None,
     key: Annotated[
         Path | None, typer.Option(metavar="FILE.key", help="Key to sign with; without, the local stack's own.")
     ] = None,
@@ -186,7 +190,7 @@ def train(
     }
     reach = {"config": config, "dir": directory, "kafka": kafka, "triton": triton}
     window = record_time("--from", start), record_time("--until", end)
-    text_encoder = resources.text_encoder_folder(Path(settings.model_repository))
+    text_encoder = text_encoder or resources.text_encoder_folder(Path(settings.model_repository))
     job = _Job(
         settings,
         Source(settings, events, items, window, read_seconds("--window", newest) if newest else None),
