@@ -12,6 +12,7 @@ from freshet.errors import FreshetError
 ROOT = Path(__file__).parents[2]
 BUILT_IN = {name for name in dir(builtins) if name.endswith(("Exception", "Error"))}
 INTERNAL = {
+    "CorruptBatchError",  # a batch that is quarantined: the reason goes into the dead letter
     "HeldError",  # a lock that another process holds: the caller says of what
     "PlayedOut",  # a demo's log has ended
     "OutOfTimeError",  # a search stops
