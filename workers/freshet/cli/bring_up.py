@@ -61,10 +61,10 @@ def bring_up(
     archive: bool = False,
     ports: dict[str, int] | None = None,
 ) -> tuple[Stack, Settings, list[LocalWorker]]:
-    """Start everything in `directory`; what was started is stopped again when a step fails.
+    """Start everything in `directory`. If a step fails, everything that was started is stopped again.
 
-    A `config` is then read by all commands that come to the stack.
-    Raises `StackError`, `SettingsError`, `UserError`.
+    If a `config` is given, all commands that come to the stack read it from then on. Raises `StackError`,
+    `SettingsError`, `UserError`.
     """
     parts = "Kafka, Triton and Redis" if redis else "Kafka and Triton"
     with step(parts):
@@ -97,7 +97,7 @@ def bring_up(
 
 
 def apply_features(settings: Settings) -> None:
-    """Register the feature repository's definitions; applying them twice changes nothing."""
+    """Register the feature repository's definitions. To apply them twice changes nothing."""
     from freshet.adapters.feast import apply
 
     apply(settings)
@@ -126,7 +126,7 @@ def _start(stack: Stack, settings: Settings, name: str, verb: str, health_port: 
 
 
 def wait_for(worker: LocalWorker, seconds: float = READY_SECONDS) -> None:
-    """Wait until a worker says it is ready. Raises `StackError` where it ends or takes too long."""
+    """Wait until a worker says that it is ready. Raises `StackError` if the worker ends or takes too long."""
     try:
         wait_until_ready(
             worker.name, worker.process, lambda: worker.health("readyz") is not None, seconds=seconds, log=worker.log

@@ -79,7 +79,7 @@ def require_topics(settings: Settings, *topics: str) -> None:
 
 
 def read(consumer: Any, partition: Any, start: int, end: int) -> Iterator[ConsumerRecord]:
-    """The records of a partition from offset `start`, up to but without `end`. Raises `UserError` when it stalls."""
+    """Yield the records of a partition from offset `start` to before `end`. Raises `UserError` if reading stalls."""
     consumer.assign([partition])
     consumer.seek(partition, start)
     moved = time.monotonic()

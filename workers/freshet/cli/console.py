@@ -63,9 +63,9 @@ def duration(ms: float) -> str:
 
 
 def rows(lines: Sequence[Sequence[str]], styles: Sequence[str], *, head: bool = False) -> None:
-    """Write aligned columns; on a terminal a cell too wide is folded, elsewhere nothing ever is.
+    """Write aligned columns. On a terminal a cell that is too wide is folded; elsewhere no cell is folded.
 
-    With `head` the first line names the columns, and stands back on a terminal.
+    With `head` the first line names the columns. A terminal shows this line dimmed.
     """
     if not out.is_terminal:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -167,7 +167,7 @@ def _letter(record: ConsumerRecord) -> DeadLetter:
 
 
 def _send(settings: Settings, letters: list[DeadLetter]) -> Counter[str]:
-    """Send each letter to its origin and wait for all. Raises `UserError` where one does not arrive."""
+    """Send each letter to its origin, and wait for all letters. Raises `UserError` if a letter does not arrive."""
     sent: Counter[str] = Counter()
     failures: list[BaseException] = []
     require_topics(settings, *{letter.origin_topic for letter in letters})

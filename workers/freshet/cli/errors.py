@@ -18,11 +18,11 @@ FAILED = 1
 
 
 class UserError(FreshetError):
-    """What was asked on the command line cannot be done; the message is one line that says what to do."""
+    """The command line asks for something that cannot be done. The message is one line that says what to do."""
 
 
 class Group(TyperGroup):
-    """All verbs; turns errors written for a user, and usage errors, into one line each."""
+    """All verbs. Errors written for a user, and usage errors, become one line each."""
 
     def main(
         self,

@@ -24,7 +24,7 @@ def features(
     """Bring Feast's history up to the end of the archive: a row of behaviour features for every event.
 
     `FeatureStore(fs_yaml_file="DIR/feast/history.yaml").get_historical_features(…)` then gives each user's features
-    as they were at any time; it needs feast[duckdb].
+    as they were at any time. The call needs feast[duckdb].
     """
     settings = resolve(config, directory, archive_dir=str(archive) if archive is not None else None).settings
     from freshet.adapters.feast import apply_history

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 
 def grouped(verb: Callable[..., None]) -> Callable[..., None]:
-    """Make a verb for typer out of one whose parameters are option groups.
+    """Make a verb for typer out of a verb whose parameters are option groups.
 
     A parameter of a dataclass becomes an option for each field, with the field's annotation and default. The verb is
     called with the dataclasses again. The names of all fields and of all other parameters must differ.

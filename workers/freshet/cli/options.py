@@ -59,7 +59,7 @@ Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for scripts.
 
 
 class Effective(msgspec.Struct, frozen=True):
-    """Settings, for each where it came from, and the settings file that was read."""
+    """The settings, the source of each setting, and the settings file that was read."""
 
     settings: Settings
     sources: dict[str, str]

@@ -35,9 +35,9 @@ def build_plan(
     directory: Directory = DEFAULT_DIRECTORY,
     as_json: Json = False,
 ) -> None:
-    """Build a bundle's TensorRT plan here, on the GPU host that serves it, and compare it with ONNX.
+    """Build a bundle's TensorRT plan on the GPU host that serves the bundle, and compare the plan with ONNX.
 
-    Then publish the bundle as ever. Exit status 1: there is no plan that fits this host, and ONNX Runtime serves.
+    Publish the bundle afterwards as usual. If no plan fits this host, the exit status is 1 and ONNX Runtime serves.
     """
     from freshet.bundle.signature import SignatureError
     from freshet.release.tensorrt import build_plan as plans

@@ -58,10 +58,9 @@ def ope(
 ) -> None:
     """Estimate what another policy would have earned, from lists that explored (setting `exploration`).
 
-    Each list is made again at its moment with another model version or other settings; clicks on
-    the lists that were shown are weighted by the logged propensities. An act says which list it is
-    on by `context.recommendation_id`, else it is the newest one before it. An archive with a file of
-    lists needs no broker.
+    Each list is made again at its moment with another model version or other settings. Clicks on the lists that were
+    shown are weighted by the logged propensities. An act names its list by `context.recommendation_id`. If an act
+    names no list, it counts for the user's newest list before it. An archive with a file of lists needs no broker.
     """
     settings = resolve(config, directory, kafka=kafka).settings
     _behaviour("--reward", reward, settings)
@@ -107,7 +106,8 @@ def compare(
 ) -> None:
     """Read an experiment out: what users did with the lists of each variant (setting `variants`).
 
-    An act says which list it is on by `context.recommendation_id`, else it is the newest one before it.
+    An act names its list by `context.recommendation_id`. If an act names no list, it counts for the user's newest
+    list before it.
     """
     settings = resolve(config, directory, kafka=kafka).settings
     from freshet.core.evaluation.readout import sample_ratio_mismatch

@@ -73,7 +73,7 @@ def produce(
 ) -> None:
     """Send JSON lines to the events topic, keyed by user.
 
-    A bad line is reported with its number and left out; the exit status is then 1.
+    A bad line is reported with its number and left out. If any line is bad, the exit status is 1.
     """
     if raw and (items or strict):
         raise typer.BadParameter("--raw goes with neither --items nor --strict")

@@ -112,7 +112,7 @@ def rollback(
     triton: Triton = None,
     as_json: Json = False,
 ) -> None:
-    """Withdraw the candidate; without one, go back to the version promoted before the live one."""
+    """Withdraw the candidate. If there is no candidate, go back to the version promoted before the live version."""
     from freshet.release.publish import roll_back
 
     settings = resolve(config, directory, kafka=kafka, triton=triton).settings

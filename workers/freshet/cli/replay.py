@@ -235,7 +235,7 @@ def _version(source: str, settings: Settings) -> int:
 
 
 def _items(source: str | None, settings: Settings) -> list[Record]:
-    """The catalogue's records; a line of a file may have a `ts`, before which the item is not there."""
+    """The catalogue's records. If a line of a file has a `ts`, its item enters at that time."""
     from freshet.logs.source import read_topic
     from freshet.ports import Record
 

@@ -35,7 +35,7 @@ def sign(
 def keys(
     key: Annotated[Path, typer.Argument(metavar="FILE.key", help="The private key; the public one is put beside it.")],
 ) -> None:
-    """Make a key pair to sign bundles with; put FILE.pub into the folder that the setting `trusted_keys` names."""
+    """Make a key pair to sign bundles with. Put FILE.pub into the folder that the setting `trusted_keys` names."""
     from freshet.bundle.signature import make_keys
 
     if key.suffix != ".key":

@@ -95,7 +95,7 @@ def steps(name: str) -> Iterator[None]:
 
 
 def _running(directory: Path) -> Stack | None:
-    """The stack of a directory where all of it runs. Raises `UserError` where only some of it does."""
+    """The stack of a directory, if all of the stack runs. Raises `UserError` if only parts of the stack run."""
     from deploy.local import NotRunning, is_running, load
 
     try:

@@ -1,4 +1,4 @@
-"""`freshet replay --try`: what a knob of the ranking costs, and what it buys."""
+"""`freshet replay --try`: what a setting of the ranking costs, and what the setting gains."""
 
 from __future__ import annotations
 

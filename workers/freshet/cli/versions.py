@@ -14,7 +14,7 @@ def live_version(settings: Settings) -> int:
 
 
 def promoted_version(settings: Settings) -> int | None:
-    """The version that the models topic says is live; None where it says nothing, or is not there.
+    """The version that the models topic says is live. None if the topic names no version, or does not exist.
 
     Raises `UserError`.
     """
@@ -40,7 +40,7 @@ def newest_version(settings: Settings) -> int:
 
 
 def text_encoder_folder(settings: Settings) -> Path:
-    """The text encoder's folder: the served one, or the one that set-up fetched."""
+    """The folder of the text encoder: the served text encoder, or else the text encoder that set-up fetched."""
     from freshet import resources
 
     return resources.text_encoder_folder(Path(settings.model_repository))

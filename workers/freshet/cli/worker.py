@@ -32,7 +32,7 @@ def worker(
     state_dir: StateDir = None,
     health_port: HealthPort = None,
 ) -> None:
-    """Run one stream worker until SIGTERM; logs are JSON on stderr."""
+    """Run one stream worker until SIGTERM. Logs are JSON on stderr."""
     settings = resolve(
         config,
         directory,
