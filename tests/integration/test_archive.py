@@ -245,7 +245,7 @@ def test_items_are_archived_and_what_retention_took_is_told(archivers: Archivers
     gone = CliRunner().invoke(
         app, ["replay", topic, "--fold-only", "--offsets", "0:1-", "--out", "o"], env=archivers.environment
     )
-    assert f"offset 1 is gone, the first there is is {ends[0] + 5}" in gone.stderr
+    assert f"offset 1 is not there, the first is {ends[0] + 5}" in gone.stderr
 
 
 def test_topics_that_are_not_there_are_named(archivers: Archivers, monkeypatch: pytest.MonkeyPatch) -> None:

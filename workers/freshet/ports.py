@@ -171,6 +171,22 @@ class Window(NamedTuple):
         first, last = self.offsets.get(partition, (0, -1))
         return first <= record.offset and (last is None or record.offset <= last)
 
+    def narrow(self, where: str, partition: int, low: int, bounds: tuple[int, int]) -> tuple[int, int]:
+        """The first offset and the end of a partition, narrowed to the window's offsets.
+
+        `low` is the first offset that the partition has, and `where` names the partition in an error. Raises
+        `LogError` if the window begins before `low`.
+        """
+        first, end = bounds
+        if not self.offsets:
+            return bounds
+        wanted, last = self.offsets.get(partition, (0, -1))
+        if last is not None and last < wanted:
+            return first, min(end, last + 1)
+        if wanted < low:
+            raise LogError(f"{where}: offset {wanted} is not there, the first is {low}")
+        return max(first, wanted), end if last is None else min(end, last + 1)
+
     @property
     def is_whole(self) -> bool:
         """Whether nothing is left out."""

@@ -72,16 +72,7 @@ class ArchiveLog:
             first = self._offset_at(segments, self._window.start_ms)
         if self._window.end_ms is not None:
             end = self._offset_at(segments, self._window.end_ms)
-        if self._window.offsets:
-            wanted, last = self._window.offsets.get(partition, (0, -1))
-            if last is None or last >= wanted:
-                if wanted < low:
-                    raise LogError(
-                        f"{self.name}, partition {partition}: offset {wanted} is not there, the first is {low}"
-                    )
-                first = max(first, wanted)
-            end = end if last is None else min(end, last + 1)
-        return first, end
+        return self._window.narrow(f"{self.name}, partition {partition}", partition, low, (first, end))
 
     def _offset_at(self, segments: Sequence[Segment], ms: int) -> int:
         """The first offset with this record time or a later time, as a broker would find it; else the end."""

@@ -51,21 +51,11 @@ class KafkaLog:
             first = max(first, self._offset_at(consumer, partition, self._window.start_ms, high))
         if self._window.end_ms is not None:
             end = min(end, self._offset_at(consumer, partition, self._window.end_ms, high))
-        if self._window.offsets:
-            wanted, last = self._window.offsets.get(partition, (0, -1))
-            if last is None or last >= wanted:
-                if wanted < low:
-                    raise LogError(
-                        f"topic {self._topic}, partition {partition}: "
-                        f"offset {wanted} is gone, the first there is is {low}"
-                    )
-                first = max(first, wanted)
-            end = end if last is None else min(end, last + 1)
-        return first, end
+        return self._window.narrow(f"topic {self._topic}, partition {partition}", partition, low, (first, end))
 
     def _offset_at(self, consumer: KafkaConsumer, partition: int, ms: int, high: int) -> int:
-        place = TopicPartition(self._topic, partition)
-        found = consumer.offsets_for_times({place: ms})[place]
+        topic_partition = TopicPartition(self._topic, partition)
+        found = consumer.offsets_for_times({topic_partition: ms})[topic_partition]
         return int(found.offset) if found is not None else high
 
     def read(self, partition: int, start: int = 0) -> Iterator[list[Record]]:
@@ -74,18 +64,20 @@ class KafkaLog:
         position = max(first, start)
         if position >= end:
             return
-        place = TopicPartition(self._topic, partition)
+        topic_partition = TopicPartition(self._topic, partition)
         with _consumer(self._settings) as consumer:
-            consumer.assign([place])
-            consumer.seek(place, position)
+            consumer.assign([topic_partition])
+            consumer.seek(topic_partition, position)
             heard = time.monotonic()
             while position < end:
-                fetched = consumer.poll(POLL_MS, max_records=min(RUN_RECORDS, end - position)).get(place, ())
-                before, position = position, consumer.position(place)
+                fetched = consumer.poll(POLL_MS, max_records=min(RUN_RECORDS, end - position)).get(topic_partition, ())
+                before, position = position, consumer.position(topic_partition)
                 if position > before:
                     heard = time.monotonic()
                 elif time.monotonic() - heard > PATIENCE_SECONDS:
-                    raise LogError(f"topic {place.topic}, partition {partition}: the broker sends nothing more")
+                    raise LogError(
+                        f"topic {topic_partition.topic}, partition {partition}: the broker sends nothing more"
+                    )
                 if run := [record_of(record) for record in fetched if record.offset < end]:
                     yield run
 
@@ -96,29 +88,31 @@ class KafkaLog:
 def behind(settings: Settings, topic: str) -> int:
     """Count the records of a topic that the settings' group has not committed yet. Raises `LogError`."""
     with _consumer(settings, group_id=settings.group) as consumer:
-        places = [TopicPartition(topic, partition) for partition in _partitions(consumer, settings, topic)]
-        consumer.assign(places)
-        return sum(_left(consumer, place) for place in places)
+        topic_partitions = [TopicPartition(topic, partition) for partition in _partitions(consumer, settings, topic)]
+        consumer.assign(topic_partitions)
+        return sum(_left(consumer, topic_partition) for topic_partition in topic_partitions)
 
 
-def _left(consumer: KafkaConsumer, place: TopicPartition) -> int:
+def _left(consumer: KafkaConsumer, topic_partition: TopicPartition) -> int:
     """How many offsets of a partition are behind the committed one; 0 where they hold no record, but markers."""
-    low, high = _bounds(consumer, place)
-    position = first = max(low, consumer.committed(place) or 0)
+    low, high = _bounds(consumer, topic_partition)
+    position = first = max(low, consumer.committed(topic_partition) or 0)
     consumer.pause(*consumer.assignment())
-    consumer.resume(place)
-    consumer.seek(place, first)
+    consumer.resume(topic_partition)
+    consumer.seek(topic_partition, first)
     until = time.monotonic() + PATIENCE_SECONDS
     while position < high and time.monotonic() < until:
         if consumer.poll(POLL_MS, max_records=1):
             return high - first
-        position = consumer.position(place)
+        position = consumer.position(topic_partition)
     return max(0, high - position)
 
 
-def _bounds(consumer: KafkaConsumer, place: TopicPartition) -> tuple[int, int]:
+def _bounds(consumer: KafkaConsumer, topic_partition: TopicPartition) -> tuple[int, int]:
     """The first offset of a partition, and the end of what is committed."""
-    return int(consumer.beginning_offsets([place])[place]), int(consumer.end_offsets([place])[place])
+    return int(consumer.beginning_offsets([topic_partition])[topic_partition]), int(
+        consumer.end_offsets([topic_partition])[topic_partition]
+    )
 
 
 def _partitions(consumer: KafkaConsumer, settings: Settings, topic: str) -> list[int]:
