@@ -15,8 +15,9 @@ from pathlib import Path
 
 import msgspec
 from freshet.core.catalogue import CatalogueItem, decode_item
-from freshet.core.decoding import Undecodable, decode
+from freshet.core.decoding import Undecodable
 from freshet.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, BadReason, Event, decode_event, encode_event
+from freshet.core.lines import item_line, user_line
 from freshet.errors import FreshetError
 
 from freshet_training.config import Config
@@ -31,18 +32,6 @@ UNREADABLE_SHARE = 0.5
 
 class DatasetError(FreshetError):
     """The log or the items file cannot be used; the message says which line and why."""
-
-
-class _Key(msgspec.Struct):
-    user_id: str
-
-
-class _ItemKey(msgspec.Struct):
-    item_id: str
-
-
-_key = msgspec.json.Decoder(_Key)
-_item_key = msgspec.json.Decoder(_ItemKey)
 
 
 @dataclass(frozen=True)
@@ -118,11 +107,11 @@ class _Reader:
     def events(self) -> Iterator[Event]:
         for number, line in _lines(self._path):
             self.lines += 1
-            head = decode(_key, line)
-            if isinstance(head, Undecodable):
-                self._note(number, "unreadable", head.why)
+            named = user_line(line)
+            if isinstance(named, Undecodable):
+                self._note(number, "unreadable", named.why)
                 continue
-            event = decode_event(line, head.user_id.encode(), self._types)
+            event = decode_event(line, named.user_id.encode(), self._types)
             if not isinstance(event, BadEvent):
                 self.known.add(event.type)
                 yield event
@@ -199,8 +188,8 @@ def read_items(path: Path) -> dict[str, CatalogueItem]:
     """Decode an items file; a later line replaces an earlier one of the same id, as on the compacted topic."""
     items: dict[str, CatalogueItem] = {}
     for number, line in _lines(path):
-        head = decode(_item_key, line)
-        item = head.why if isinstance(head, Undecodable) else decode_item(line, head.item_id.encode())
+        named = item_line(line)
+        item = named.why if isinstance(named, Undecodable) else decode_item(line, named.item_id.encode())
         if isinstance(item, str):
             raise DatasetError(f"{path}:{number}: {item}")
         items[item.item_id] = item

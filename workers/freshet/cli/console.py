@@ -16,8 +16,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-Say = Callable[[str], None]
-
 out = Console(highlight=False, markup=False)
 err = Console(highlight=False, markup=False, stderr=True)
 

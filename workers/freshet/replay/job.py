@@ -289,9 +289,9 @@ async def _model(job: ReplayJob, version: int, encoder: Encoder, knob: tuple[str
     schedules = (*((FRESHEST, *PERIODIC) if job.freshness else ()), PUBLISHED, *BASELINES)
     settings, name = job.settings, f"version {version}"
     if knob is not None:
-        tried = dict([knob])
-        side_inputs.live.bundle.require_lifts(tried.get("value_weight"), tried.get("novelty_weight"))
-        settings = msgspec.structs.replace(settings, variants={}, **tried)
+        knobs = dict([knob])
+        side_inputs.live.bundle.require_lifts(knobs.get("value_weight"), knobs.get("novelty_weight"))
+        settings = msgspec.structs.replace(settings, variants={}, **knobs)
         name += f", {knob[0].replace('_', ' ')} {knob[1]:g}"
     catalogue = max(1, len({*space.index, *((record.key or b"").decode() for record in job.items)}))
     judges = {
