@@ -15,7 +15,7 @@ from pathlib import Path
 from freshet.files import write_json
 
 from deploy.local import kafka, redis, triton
-from deploy.local.errors import AlreadyRunning, NotRunning
+from deploy.local.errors import AlreadyRunning, NotRunning, StackError
 from deploy.local.parts import TRITON_MODELS
 from deploy.local.ports import LOOPBACK, choose_ports
 from deploy.local.process import Process, kill, terminate
@@ -292,13 +292,16 @@ def _write(stack: Stack) -> None:
 
 
 def _read(directory: Path) -> Stack | None:
+    file = directory / "stack.json"
     try:
-        content = json.loads((directory / "stack.json").read_text())
+        content = json.loads(file.read_text())
+        return Stack(
+            directory,
+            {name: int(at.rpartition(":")[2]) for name, at in content["addresses"].items()},
+            Path(content["shipped_models"]),
+            {name: Process(**process) for name, process in content["processes"].items()},
+        )
     except FileNotFoundError:
         return None
-    return Stack(
-        directory,
-        {name: int(at.rpartition(":")[2]) for name, at in content["addresses"].items()},
-        Path(content["shipped_models"]),
-        {name: Process(**process) for name, process in content["processes"].items()},
-    )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StackError(f"{file} cannot be read ({error!r}): end what it started by hand, and remove it") from None

@@ -52,3 +52,5 @@ def test_a_broken_stack_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "stack.json").write_text(content)
     with pytest.raises(StackFileError, match=r"stack\.json cannot be read"):
         resolve(None, tmp_path)
+    for verb in ("up", "down"):
+        assert "stack.json cannot be read" in fails(verb, "--dir", str(tmp_path))
