@@ -43,11 +43,12 @@ def log(seed: int, events: int = 400, users: int = 3, control: bool = True) -> l
 
 
 def small_model(seed: int = 0):  # noqa: ANN201 - torch may be absent here
-    from freshet_training.model import Config, UserEncoder  # noqa: PLC0415 - imports torch
+    from freshet_training.model import UserEncoder  # noqa: PLC0415 - imports torch
+    from freshet_training.model_shape import ModelShape  # noqa: PLC0415 - with it
 
     torch.manual_seed(seed)
     model = UserEncoder(
-        Config(ITEMS, len(TYPES), length=LENGTH), torch.nn.functional.normalize(torch.randn(ITEMS, TEXT_DIM))
+        ModelShape(ITEMS, len(TYPES), length=LENGTH), torch.nn.functional.normalize(torch.randn(ITEMS, TEXT_DIM))
     )
     for block in model.blocks:
         torch.nn.init.normal_(block.distance_bias)  # it begins at 0
@@ -247,17 +248,15 @@ def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
     """An exported bundle gives torch's scores and vectors for inputs that the export never saw, at any batch size."""
     onnxruntime = pytest.importorskip("onnxruntime")
     from freshet.bundle.bundle import Data, load_bundle  # noqa: PLC0415
-    from freshet_training.config import Config  # noqa: PLC0415 - with the others
-    from freshet_training.export import ServedEncoder, export_bundle, golden_inputs  # noqa: PLC0415 - imports torch
+    from freshet_training.config import TrainingConfig  # noqa: PLC0415 - with the others
+    from freshet_training.export import BundleContents, ServedEncoder, export_bundle, golden_inputs  # noqa: PLC0415 - imports torch
 
     model = small_model(7)
     item_ids = [f"i{number}" for number in range(ITEMS)]
-    export_bundle(
-        model,
-        tmp_path / "bundle",
-        item_ids,
-        model.text.numpy(),
-        config=Config(behaviours=dict.fromkeys(TYPES, 1.0), text_fields=("title",)),
+    contents = BundleContents(
+        item_ids=item_ids,
+        text_embeddings=model.text.numpy(),
+        config=TrainingConfig(behaviours=dict.fromkeys(TYPES, 1.0), text_fields=("title",)),
         prior_weight=0.5,
         privacy=None,
         lifts=None,
@@ -267,6 +266,7 @@ def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
         parent="3",
         model_card="test\n",
     )
+    export_bundle(model, tmp_path / "bundle", contents)
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.item_ids == item_ids
     manifest = bundle.manifest
@@ -306,9 +306,10 @@ def test_an_unseen_item_stands_at_its_text() -> None:
 
 def test_item_dropout_leaves_the_text() -> None:
     """While training with full item dropout every item stands at its text alone."""
-    from freshet_training.model import Config, UserEncoder  # noqa: PLC0415 - imports torch
+    from freshet_training.model import UserEncoder  # noqa: PLC0415 - imports torch
+    from freshet_training.model_shape import ModelShape  # noqa: PLC0415 - with it
 
-    model = UserEncoder(Config(ITEMS, len(TYPES), item_dropout=1.0), torch.randn(ITEMS, TEXT_DIM)).train()
+    model = UserEncoder(ModelShape(ITEMS, len(TYPES), item_dropout=1.0), torch.randn(ITEMS, TEXT_DIM)).train()
     torch.testing.assert_close(model.item_vectors(), model.tower(model.text))
 
 
@@ -367,11 +368,11 @@ def test_what_teachers_say_weighs_beside_what_came() -> None:
 
 def test_a_sampled_softmax_is_right_on_average() -> None:
     """The sum over drawn items, corrected by how often each is expected, estimates the sum over all that train."""
-    from freshet_training.losses import Sampler  # noqa: PLC0415 - imports torch
+    from freshet_training.losses import ItemSampler  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(0)
     counts, scores = torch.tensor([0, 1, 4, 100]), torch.tensor([9.0, 0.5, 1.0, -1.0])
-    drawn, expected = Sampler(counts, 200_000).draw()
+    drawn, expected = ItemSampler(counts, 200_000).draw()
     assert 0 not in drawn
     estimate = torch.logsumexp(scores[drawn] - expected, 0)
     torch.testing.assert_close(estimate, torch.logsumexp(scores[1:], 0), atol=0.01, rtol=0)

@@ -24,8 +24,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from freshet_training.config import Config, load_config
-from freshet_training.text import TextEncoder
+from freshet_training.config import TrainingConfig, load_config
+from freshet_training.text.encoder import TextEncoder
 from rich.console import Console
 from rich.table import Table
 
@@ -72,7 +72,7 @@ class Run:
     peers: Path
     embed: Callable[[list[str]], Floats]
 
-    def settings(self, config: Config, seed: int) -> Config:
+    def settings(self, config: TrainingConfig, seed: int) -> TrainingConfig:
         """A domain's settings with a seed, on the threads allowed."""
         return msgspec.structs.replace(config, seed=seed, threads=self.threads)
 
@@ -205,7 +205,7 @@ PARTS_BY_NAME: dict[str, Callable[[Run], Figures]] = {
 }
 
 
-def _leave_one_out(split: LeaveOneOut, config: Config, run: Run, peer_epochs: int) -> Figures:
+def _leave_one_out(split: LeaveOneOut, config: TrainingConfig, run: Run, peer_epochs: int) -> Figures:
     counts = split.counts()
     figures: Figures = {}
     makers: dict[str, Callable[[LeaveOneOut], Scorer]] = {
@@ -251,7 +251,7 @@ def _peers(split: LeaveOneOut, run: Run, epochs: int) -> Figures:
     return {name: _over_seeds([figures[name] for figures in runs]) for name in runs[0]}
 
 
-def _stream(stream: logs.Stream, run: Run, config: Config, *, kinds: set[str], window_days: float) -> Figures:
+def _stream(stream: logs.Stream, run: Run, config: TrainingConfig, *, kinds: set[str], window_days: float) -> Figures:
     texts = run.embed(stream.texts)
     short = msgspec.structs.replace(config, epochs=STREAM_EPOCHS, validate_every=STREAM_EPOCHS)
     runs = []

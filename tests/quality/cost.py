@@ -12,7 +12,8 @@ import torch
 from freshet.bundle.onnx_session import open_session
 from freshet.core.features import TEXT_DIM, USER_ENCODER_OUTPUTS
 from freshet_training.export import ServedEncoder, export_graph, golden_inputs
-from freshet_training.model import Config, UserEncoder
+from freshet_training.model import UserEncoder
+from freshet_training.model_shape import ModelShape
 
 BATCH = 64
 ROUNDS = 60
@@ -21,7 +22,7 @@ ROUNDS = 60
 def measure(shape: Mapping[str, float], items: int) -> dict[str, float]:
     """Milliseconds per user, the median over rounds."""
     torch.manual_seed(0)
-    config = Config(items, 3, **shape)  # type: ignore[arg-type]
+    config = ModelShape(items, 3, **shape)  # type: ignore[arg-type]
     encoder = UserEncoder(config, torch.randn(items, TEXT_DIM)).eval()
     inputs = golden_inputs(items, 3, config.length, rows=BATCH)
     with tempfile.TemporaryDirectory() as folder:

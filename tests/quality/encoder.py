@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from freshet.core.events import Event
 from freshet.core.features import FIRST_ITEM, UNKNOWN
-from freshet_training.config import Config
+from freshet_training.config import TrainingConfig
 from freshet_training.examples import Examples, windows
-from freshet_training.fit import Fitted, Options, fit, teacher_seeds
-from freshet_training.model import Config as ModelConfig
+from freshet_training.fit import FittedEncoder, Hyperparameters, fit, teacher_seeds
 from freshet_training.model import UserEncoder
-from freshet_training.text_words import word_numbers
+from freshet_training.model_shape import ModelShape
+from freshet_training.text.vocabulary import word_numbers
 from numpy.typing import NDArray
 
 from tests.quality.ranking import Floats, LeaveOneOut, Scorer, judge
@@ -44,14 +44,14 @@ class Trained:
     seconds: float
 
 
-def train_encoder(split: LeaveOneOut, texts: Floats, config: Config) -> Trained:
+def train_encoder(split: LeaveOneOut, texts: Floats, config: TrainingConfig) -> Trained:
     """Fit on the training part as `freshet train` does, the epoch chosen on a sample of the validation users."""
     started = time.perf_counter()
     trained = np.flatnonzero(split.counts())
     index = np.full(split.items, UNKNOWN, np.int64)
     index[trained] = FIRST_ITEM + np.arange(len(trained))
     torch.set_num_threads(config.threads)
-    shape = ModelConfig(len(trained), 1, **config.model)
+    shape = ModelShape(len(trained), 1, **config.model)
     rows = _rows(split.train, index, shape.length, config.overlap)
     words = torch.from_numpy(word_numbers([split.texts[item] for item in trained])) if config.words else None
     chosen = np.random.default_rng(0).permutation(len(split.validation))[:VALIDATION_USERS]
@@ -60,10 +60,10 @@ def train_encoder(split: LeaveOneOut, texts: Floats, config: Config) -> Trained:
     def validate(candidate: UserEncoder) -> float:
         return float(judge(scorer(candidate, texts, index)[0], cases).gain.mean())
 
-    def fitted(seed: int, teachers: Sequence[UserEncoder] = ()) -> Fitted:
+    def fitted(seed: int, teachers: Sequence[UserEncoder] = ()) -> FittedEncoder:
         torch.manual_seed(seed)
         model = UserEncoder(shape, torch.from_numpy(texts[trained]), words)
-        options = Options.of(msgspec.structs.replace(config, seed=seed))
+        options = Hyperparameters.of(msgspec.structs.replace(config, seed=seed))
         return fit(model, rows, validate, options, teachers=teachers)
 
     teachers = [fitted(seed).model for seed in teacher_seeds(config)]

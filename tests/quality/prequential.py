@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from freshet.core.events import Event
 from freshet.core.features import FIRST_ITEM, USER_ENCODER_INPUTS, Tensors, featurise
-from freshet_training.config import Config
+from freshet_training.config import TrainingConfig
 from freshet_training.evaluate import DAY_MS, UNRANKED, gains, hits
 from freshet_training.examples import histories, shuffle_ties, states_before, windows
-from freshet_training.fit import Epoch, Options, fit
-from freshet_training.model import Config as ModelConfig
+from freshet_training.fit import Epoch, Hyperparameters, fit
 from freshet_training.model import UserEncoder
+from freshet_training.model_shape import ModelShape
 from numpy.typing import NDArray
 
 from tests.quality.logs import Stream
@@ -111,7 +111,7 @@ class Popularity:
 
 
 def run(
-    stream: Stream, texts: Floats, config: Config, *, kinds: Collection[str], window_days: float
+    stream: Stream, texts: Floats, config: TrainingConfig, *, kinds: Collection[str], window_days: float
 ) -> dict[str, dict[str, float]]:
     """Figures by ranker; `kinds` are the behaviour types whose first touches are judged."""
     events = [
@@ -139,7 +139,7 @@ def _touches(stream: Stream, kinds: Collection[str]) -> Iterator[Touch]:
 
 
 def _encode(
-    events: list[Event], touches: Sequence[Touch], texts: Floats, config: Config
+    events: list[Event], touches: Sequence[Touch], texts: Floats, config: TrainingConfig
 ) -> Iterator[tuple[Floats, Floats] | None]:
     """Per touch the user's vector and the item table then in force; None in the burn-in."""
     bounds = [len(events) * part // PARTS for part in range(1, PARTS + 1)]
@@ -164,7 +164,7 @@ def _encode(
                 yield from ((user, table) for user in model(*inputs, vectors, last_only=True)[:, 0].numpy())
 
 
-def _train(events: list[Event], texts: Floats, config: Config) -> tuple[UserEncoder, dict[str, int], Floats]:
+def _train(events: list[Event], texts: Floats, config: TrainingConfig) -> tuple[UserEncoder, dict[str, int], Floats]:
     """A model of the log so far, its vocabulary, and the table `[N, D]` with all other items at their text."""
     runs = histories(events)
     items = list(dict.fromkeys(event.item_id or "" for run in runs for event in run))
@@ -173,7 +173,7 @@ def _train(events: list[Event], texts: Floats, config: Config) -> tuple[UserEnco
     rows = np.array([int(item) for item in items])
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
-    shape = ModelConfig(len(items), len(kinds), **config.model)
+    shape = ModelShape(len(items), len(kinds), **config.model)
     types = {kind: number + 1 for number, kind in enumerate(kinds)}
     fitted = fit(
         UserEncoder(shape, torch.from_numpy(texts[rows])),
@@ -181,7 +181,7 @@ def _train(events: list[Event], texts: Floats, config: Config) -> tuple[UserEnco
             shuffle_ties(runs, random), index, types, shape.length, overlap=config.overlap, random=random
         ),
         lambda _: 0.0,
-        Options.of(config),
+        Hyperparameters.of(config),
         report=_tell,
     )
     model = fitted.model

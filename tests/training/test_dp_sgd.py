@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from freshet.bundle.bundle import load_bundle
-from freshet_training.config import Privacy
-from freshet_training.dp_sgd import Private, epsilon, private_gradient
+from freshet_training.config import PrivacySettings
+from freshet_training.dp_sgd import DpSgd, epsilon, private_gradient
 from freshet_training.examples import Examples
 from freshet_training.train import main
 from scipy.optimize import brentq
@@ -64,7 +64,7 @@ def user(pull: int) -> Examples:
 def test_no_user_pulls_further_than_the_clip() -> None:
     """A huge gradient counts as one of length `clip`, a small one as it is; the sum is divided by what is expected."""
     model = Line()
-    settings = Privacy(noise=1e-9, clip=2.0, users_per_step=4)
+    settings = PrivacySettings(noise=1e-9, clip=2.0, users_per_step=4)
     private_gradient(model, [user(1000), user(1)], model.loss, settings)
     assert model.weight.grad is not None
     assert model.weight.grad.tolist() == pytest.approx([(2 + 1) / 4, 0, 0], abs=1e-6)
@@ -73,7 +73,7 @@ def test_no_user_pulls_further_than_the_clip() -> None:
 def test_noise_is_of_the_stated_size_and_needs_no_user() -> None:
     """Its standard deviation is noise × clip ÷ users a step, on every weight, also where nobody was drawn."""
     model = nn.Linear(200, 200)
-    settings = Privacy(noise=3.0, clip=2.0, users_per_step=4)
+    settings = PrivacySettings(noise=3.0, clip=2.0, users_per_step=4)
     assert private_gradient(model, [], lambda _: torch.zeros(()), settings) is None
     assert model.weight.grad is not None
     assert float(model.weight.grad.std()) == pytest.approx(3.0 * 2.0 / 4, rel=0.02)
@@ -81,11 +81,11 @@ def test_noise_is_of_the_stated_size_and_needs_no_user() -> None:
 
 def test_every_user_is_drawn_with_the_same_chance() -> None:
     """Each on its own, so that a step's size varies; as many steps as an epoch would need."""
-    private = Private(Privacy(users_per_step=10), 100, lambda _: [user(number) for number in range(100)])
+    private = DpSgd(PrivacySettings(users_per_step=10), 100, lambda _: [user(number) for number in range(100)])
     random = np.random.default_rng(0)
     draws = [step for _ in range(200) for step in private.draws(random)]
     assert len(draws) == 200 * 10
-    seen = np.bincount([int(one.item_index[0, 0]) for step in draws for one in step], minlength=100)
+    seen = np.bincount([int(rows.item_index[0, 0]) for step in draws for rows in step], minlength=100)
     assert seen.mean() == pytest.approx(200, rel=0.05)
     assert seen.min() > 140
     assert len({len(step) for step in draws}) > 5

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from freshet_training.text import TextEncoder, TextError
+from freshet_training.text.encoder import TextEncoder, TextError
 from freshet_training.training_set import text_vectors
 
 

@@ -21,16 +21,20 @@ import torch
 from freshet.bundle.bundle import Data, load_bundle
 from freshet.bundle.verify import load_sound
 from freshet.core.events import ERASE, OPT_OUT, Event
-from freshet_training import export, gate, measure, search, text, train, training_set
+from freshet_training import export, gate, measure, search, train, training_set
 from freshet_training import tracking as tracker
-from freshet_training.config import Config, ConfigError, load_config
-from freshet_training.evaluate import EvaluationSet, Replay, evaluate
+from freshet_training.config import ConfigError, TrainingConfig, load_config
+from freshet_training.evaluate import EvaluationReplay, EvaluationSet, evaluate
 from freshet_training.examples import IGNORE
 from freshet_training.fit import Epoch, FitError
-from freshet_training.model import Config as ModelConfig
+from freshet_training.layout import LayoutError
 from freshet_training.model import UserEncoder
-from freshet_training.regression_set import CANARY_FILE, canaries, canary_pairs
+from freshet_training.model_shape import ModelShape
+from freshet_training.regression_set import FORMER_FILE, REGRESSION_FILE, regression_cases, regression_pairs
+from freshet_training.text import vector_cache
 from freshet_training.train import REFUSED, main
+from freshet_training.training_run import RunRequest
+from freshet_training.training_set import TrainingFiles
 from freshet_training.warm_start import warm_start
 from mlflow import MlflowClient
 from safetensors.numpy import load_file
@@ -38,7 +42,8 @@ from safetensors.numpy import load_file
 from tests.training.conftest import Texts, arguments
 from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
 
-SHIPPED = Path(__file__).parents[2] / "triton_models" / "user_encoder" / "1"
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "triton_models" / "user_encoder" / "1"
 
 
 def run(folder: Path, out: str, *more: str, events: str = "events.jsonl", work: str = "work") -> int:
@@ -51,7 +56,7 @@ def test_the_bundle_says_what_it_is_of(first: Path) -> None:
     manifest = bundle.manifest
     assert (manifest.name, manifest.types, manifest.dim, manifest.length) == ("ring", ["view"], 16, 8)
     assert (manifest.data.first, manifest.data.events, manifest.data.users) == (NOW, 360, 30)
-    assert manifest.data.cleaning == {"items without text": 1, "held back as canaries": 0}
+    assert manifest.data.cleaning == {"items without text": 1, "held back for the regression set": 0}
     assert len(manifest.data.digest) == 64
     assert manifest.gate is not None
     assert manifest.gate.accepted
@@ -77,8 +82,8 @@ def test_an_incremental_run_goes_on_from_the_live_version(first: Path) -> None:
     assert after.manifest.data.last > before.manifest.data.last
     assert after.manifest.gate is not None
     names = [check.name for check in after.manifest.gate.checks]
-    assert names == ["finite", "parity", "size", "latency", "quality", "coverage", "diversity", "canary set"]
-    assert json.loads((first / "work" / CANARY_FILE).read_bytes())
+    assert names == ["finite", "parity", "size", "latency", "quality", "coverage", "diversity", "regression set"]
+    assert json.loads((first / "work" / REGRESSION_FILE).read_bytes())
 
 
 def test_what_was_held_back_is_learned_as_new(first: Path) -> None:
@@ -87,9 +92,11 @@ def test_what_was_held_back_is_learned_as_new(first: Path) -> None:
     write_log(first / "later.jsonl", events)
     config = load_config(first / "ring.toml", rehearsal=0.0)
     live = load_bundle(first / "first")
-    work = first / "without a canary set"
+    work = first / "without a regression set"
     work.mkdir()
-    found = training_set.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live)
+    found = training_set.read_training_set(
+        config, TrainingFiles(first / "later.jsonl", first / "items.jsonl", work, first), live
+    )
     learned, judged = events[:288], events[288:360]
     assert live.manifest.data.last == judged[-1].ts
     new = [event for event in found.split.train if event.ts > learned[-1].ts]
@@ -106,12 +113,9 @@ def test_a_version_that_does_not_say_what_it_learned(first: Path) -> None:
         live.manifest, data=msgspec.structs.replace(live.manifest.data, trained_to=Data().trained_to)
     )
     config = load_config(first / "ring.toml")
-    found = training_set.gather(
+    found = training_set.read_training_set(
         config,
-        first / "later.jsonl",
-        first / "items.jsonl",
-        first / "work",
-        first,
+        TrainingFiles(first / "later.jsonl", first / "items.jsonl", first / "work", first),
         msgspec.structs.replace(live, manifest=early),
     )
     assert found.since == live.manifest.data.last + 1
@@ -147,7 +151,7 @@ def test_a_candidate_that_was_refused_is_not_made_again(
         real = gate.judge
         patch.setattr(gate, "judge", lambda *given: msgspec.structs.replace(real(*given), accepted=False))
         assert run(first, "refused", *more, events="later.jsonl", work="refused-work") == REFUSED
-    assert (first / "refused-work" / CANARY_FILE).exists()
+    assert (first / "refused-work" / REGRESSION_FILE).exists()
     assert run(first, "again", *more, events="later.jsonl", work="refused-work") == 0
     assert "nothing new since the gate refused a candidate" in capsys.readouterr().out
     assert not (first / "again").exists()
@@ -185,7 +189,7 @@ def test_what_a_candidate_has_forgotten_counts_against_it(first: Path) -> None:
     catalogue = [*half.item_ids, *(item for item in whole.item_ids if item not in half.item_ids)]
     ground = EvaluationSet(walk(), 330, catalogue, np.zeros((ITEMS, 384), np.float32), frozenset())
     config = load_config(first / "ring.toml")
-    decision = gate.judge(half, whole, ground, config, first / "half-canaries.json")
+    decision = gate.judge(half, whole, ground, config, first / "half-regression-set.json")
     [check] = [check for check in decision.checks if check.name == "quality"]
     assert not check.passed
     assert check.detail.endswith("over 30 events")
@@ -201,7 +205,7 @@ def test_quality_is_told_by_slice(first: Path) -> None:
 
 def test_texts_are_read_once_by_each_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was read before a kill is there; another encoder's vectors are not mistaken for one's own."""
-    monkeypatch.setattr(text, "STORED_EVERY", 2)
+    monkeypatch.setattr(vector_cache, "STORED_EVERY", 2)
     file, encoder = tmp_path / "texts.npz", Texts(tmp_path)
 
     def killed(done: int, _total: int) -> None:
@@ -209,12 +213,12 @@ def test_texts_are_read_once_by_each_text_encoder(tmp_path: Path, monkeypatch: p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        text.RememberedTexts(encoder, file).encode(["a", "b", "c"], killed)
-    text.RememberedTexts(encoder, file).encode(["a", "b", "c"])
+        vector_cache.TextVectorCache(encoder, file).encode(["a", "b", "c"], killed)
+    vector_cache.TextVectorCache(encoder, file).encode(["a", "b", "c"])
     assert encoder.read == ["a", "b", "c", "c"]
     other = Texts(tmp_path)
     other.digest = "other directions"
-    text.RememberedTexts(other, file).encode(["a"])
+    vector_cache.TextVectorCache(other, file).encode(["a"])
     assert other.read == ["a"]
 
 
@@ -226,7 +230,9 @@ def test_what_was_no_event_is_in_the_record(first: Path) -> None:
 
 def test_a_version_says_how_it_was_made(first: Path) -> None:
     """All settings stand in the manifest, those a search found among them."""
-    assert msgspec.convert(load_bundle(first / "first").manifest.settings, Config) == load_config(first / "ring.toml")
+    assert msgspec.convert(load_bundle(first / "first").manifest.settings, TrainingConfig) == load_config(
+        first / "ring.toml"
+    )
 
 
 def test_a_run_killed_for_real_ends_with_the_same_bundle(first: Path) -> None:
@@ -237,8 +243,8 @@ def test_a_run_killed_for_real_ends_with_the_same_bundle(first: Path) -> None:
     write_items(folder / "items.jsonl", without=[3])
     write_config(folder / "ring.toml", epochs=4)
     script = (
-        "import sys; from tests.training.conftest import Texts; from training import material, train; "
-        "material.TextEncoder = Texts; sys.exit(train.main(sys.argv[1:]))"
+        "import sys; from tests.training.conftest import Texts; from freshet_training import train, training_set; "
+        "training_set.TextEncoder = Texts; sys.exit(train.main(sys.argv[1:]))"
     )
     command = [
         sys.executable,
@@ -250,7 +256,7 @@ def test_a_run_killed_for_real_ends_with_the_same_bundle(first: Path) -> None:
         "--work",
         str(folder / "work"),
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=train.ROOT) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("epoch   2"):
@@ -293,7 +299,7 @@ def test_teachers_are_fitted_first_and_once(
 
 
 def test_who_is_forgotten_is_in_no_row(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of a user who opted out or was erased is learned from, judged by, or kept as a canary."""
+    """Nothing of a user who opted out or was erased is learned from, judged by, or kept in the regression set."""
     events = walk()
     last = events[-1].ts
     gone = [Event("o", "u1", OPT_OUT, last + 1), Event("r", "u2", ERASE, last + 2)]
@@ -303,7 +309,7 @@ def test_who_is_forgotten_is_in_no_row(first: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         training_set, "shuffle_ties", lambda runs, _: seen.extend(e for run in runs for e in run) or runs
     )
-    monkeypatch.setattr(train, "_write", lambda *_: True)
+    monkeypatch.setattr(train, "write_candidate", lambda *_: True)
     judged: list[str] = []
     real = measure.evaluate
     monkeypatch.setattr(
@@ -321,11 +327,15 @@ def test_an_epoch_is_judged_as_it_would_be_served(first: Path) -> None:
     fashion = [Event(f"f{n}", f"u{n % 20}", "view", NOW + n * 60_000, f"i{n // 20}") for n in range(240)]
     write_log(first / "fashion.jsonl", fashion)
     config = load_config(first / "ring.toml", popularity_half_life=600.0)
-    found = training_set.gather(config, first / "fashion.jsonl", first / "items.jsonl", first / "work", first, None)
+    found = training_set.read_training_set(
+        config, TrainingFiles(first / "fashion.jsonl", first / "items.jsonl", first / "work", first), None
+    )
     catalogue = [*found.item_ids, *found.others]
-    replay = Replay(found.log.events, catalogue, found.item_index, {"view": 1}, config.popularity_half_life, 8)
+    replay = EvaluationReplay(
+        found.log.events, catalogue, found.item_index, {"view": 1}, config.popularity_half_life, 8
+    )
     torch.manual_seed(0)
-    model = UserEncoder(training_set.model_config(config, found), torch.from_numpy(found.known)).eval()
+    model = UserEncoder(training_set.model_shape(config, found), torch.from_numpy(found.known)).eval()
     start, stop = len(found.split.train), len(found.split.train) + len(found.split.validation)
     alone = evaluate(replay.batches(start, stop, 2), {"encoder": measure.encoder_ranker(model, found.unseen)})
     assert alone["encoder"].only_untied().ndcg < 0.7
@@ -380,9 +390,10 @@ def test_what_cannot_be_used_is_one_line(
 )
 def test_a_model_that_cannot_be_is_refused(tmp_path: Path, model: dict[str, object], why: str) -> None:
     """Before anything is read, and by the setting's name."""
-    job = train.Job(tmp_path, None, tmp_path / "out", tmp_path / "work", tmp_path, "nowhere")
+    files = TrainingFiles(tmp_path, None, tmp_path / "work", tmp_path)
+    request = RunRequest(files, tmp_path / "out", "nowhere")
     with pytest.raises(ConfigError) as refused:
-        train.train(job, Config(model=model))
+        train.train(request, TrainingConfig(model=model))
     assert why in str(refused.value)
 
 
@@ -417,7 +428,7 @@ def test_a_version_of_another_catalogue_is_no_measure(first: Path) -> None:
     assert "of version foreign" in against[1]
 
 
-def test_nothing_of_the_canary_set_is_learned(first: Path) -> None:
+def test_nothing_of_the_regression_set_is_learned(first: Path) -> None:
     """Its users' later events are; what each did with the item that is asked of them is in no row, of any run."""
     config, events = load_config(first / "ring.toml"), walk(steps=18)
     work = first / "apart"
@@ -425,65 +436,100 @@ def test_nothing_of_the_canary_set_is_learned(first: Path) -> None:
     write_log(first / "later.jsonl", events)
     ids = [f"i{number}" for number in range(ITEMS)]
     ground = EvaluationSet(events, 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
-    cases, _ = canaries(work / CANARY_FILE, ground, config)
-    asked = canary_pairs(work / CANARY_FILE, ())
+    cases, _ = regression_cases(work / REGRESSION_FILE, ground, config)
+    asked = regression_pairs(work / REGRESSION_FILE, ())
     assert {(case.user_id, case.item) for case in cases} == asked
     assert 0 < len(cases) <= 0.2 * len(events[300:])
     when = {(event.user_id, event.item_id): event.ts for event in events}
     for live in (None, load_bundle(first / "first")):
-        found = training_set.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live)
+        found = training_set.read_training_set(
+            config, TrainingFiles(first / "later.jsonl", first / "items.jsonl", work, first), live
+        )
         learned = {(event.user_id, event.item_id) for run in found.runs for event in run}
         assert not learned & asked
         since = {user: when[user, item] for user, item in asked}
         assert any(user in since and when[user, item] > since[user] for user, item in learned)
         trained = {(event.user_id, event.item_id) for event in found.split.train}
-        assert found.canaries == len(trained & asked) > 0
-    (work / CANARY_FILE).unlink()
+        assert found.held_back == len(trained & asked) > 0
+    (work / REGRESSION_FILE).unlink()
     assert (
-        training_set.gather(config, first / "later.jsonl", first / "items.jsonl", work, first, live).digest
+        training_set.read_training_set(
+            config, TrainingFiles(first / "later.jsonl", first / "items.jsonl", work, first), live
+        ).digest
         != found.digest
     )
 
 
-def test_a_canary_set_forgets_who_asks(first: Path) -> None:
+def test_a_regression_set_forgets_who_asks(first: Path) -> None:
     """A frozen user who is erased leaves the set; the others stay frozen."""
-    config, events = Config(behaviours={"view": 1.0}), walk()
+    config, events = TrainingConfig(behaviours={"view": 1.0}), walk()
     ids = [f"i{number}" for number in range(ITEMS)]
     texts = np.zeros((ITEMS, 384), np.float32)
     ground = EvaluationSet(events, 300, ids, texts, frozenset())
     path = first / "frozen.json"
-    frozen, remark = canaries(path, ground, config)
+    frozen, remark = regression_cases(path, ground, config)
     assert remark == "; frozen now"
     gone, too = frozen[0].user_id, frozen[-1].user_id
     later = EvaluationSet(events, 10, ids, texts, frozenset({gone}))
-    assert canaries(path, later, config) == ([case for case in frozen if case.user_id != gone], "")
+    assert regression_cases(path, later, config) == ([case for case in frozen if case.user_id != gone], "")
     assert f'"{gone}"' not in path.read_text()
-    assert all(user != too for user, _ in canary_pairs(path, {too}))
+    assert all(user != too for user, _ in regression_pairs(path, {too}))
     assert f'"{too}"' not in path.read_text()
 
 
-def test_a_canary_set_of_another_domain_is_frozen_anew(first: Path) -> None:
+def test_a_regression_set_of_another_domain_is_frozen_anew(first: Path) -> None:
     """Of another name, or of items that are not in this catalogue: it would be nought against nought, and pass."""
     ids = [f"i{number}" for number in range(ITEMS)]
     ground = EvaluationSet(walk(), 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
-    config, path = Config(behaviours={"view": 1.0}), first / "domains.json"
-    frozen, _ = canaries(path, ground, config)
+    config, path = TrainingConfig(behaviours={"view": 1.0}), first / "domains.json"
+    frozen, _ = regression_cases(path, ground, config)
     renamed = [msgspec.structs.replace(event, item_id=f"x{event.item_id}") for event in walk()]
     other = EvaluationSet(renamed, 300, [f"x{item}" for item in ids], ground.texts, frozenset())
-    cases, remark = canaries(path, other, config)
+    cases, remark = regression_cases(path, other, config)
     assert remark == "; frozen anew, 0 of the 12 items of the former set, of freshet, are known"
     assert {case.item[0] for case in cases} == {"x"}
     named = msgspec.structs.replace(config, name="news")
-    assert "of the former set, of freshet" in canaries(path, other, named)[1]
-    assert canaries(path, other, named)[1] == ""
+    assert "of the former set, of freshet" in regression_cases(path, other, named)[1]
+    assert regression_cases(path, other, named)[1] == ""
     path.write_text("{}")
-    assert "cannot be read" in canaries(path, ground, config)[1]
-    assert canaries(path, ground, config) == (frozen, "")
+    assert "cannot be read" in regression_cases(path, ground, config)[1]
+    assert regression_cases(path, ground, config) == (frozen, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "remedy"),
+    [
+        (FORMER_FILE, "{}", f"rename it to {REGRESSION_FILE}"),
+        (REGRESSION_FILE, '{"name": "ring", "cases": [], "version": 2}', "remove it"),
+    ],
+)
+def test_a_regression_set_of_another_layout_is_one_line(
+    first: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, remedy: str
+) -> None:
+    """Under its old name, or of another version: the run ends with the remedy, and the file stays as it is."""
+    work = first / f"layout of {name}"
+    work.mkdir()
+    (work / name).write_text(text)
+    assert run(first, "bad", work=work.name) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert remedy in said
+    assert (work / name).read_text() == text
+    assert not (first / "bad").exists()
+
+
+def test_settings_that_an_older_search_found_are_one_line(tmp_path: Path) -> None:
+    """A file without a version is refused, with the remedy, and stays as it is."""
+    path = tmp_path / "search.json"
+    path.write_text('{"run": "one", "config": {}}')
+    with pytest.raises(LayoutError, match="remove the file to start anew"):
+        search.FoundSettings(path, "one").load()
+    assert path.exists()
 
 
 def test_runs_are_tracked(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters, curves, the commit, and the data window with its digest are in the local store."""
-    monkeypatch.setattr(train, "_write", lambda *_: True)
+    monkeypatch.setattr(train, "write_candidate", lambda *_: True)
     uri = f"sqlite:///{first / 'tracking.db'}"
     assert run(first, "tracked", "--tracking", uri, work="tracked-work") == 0
     client = MlflowClient(uri)
@@ -500,66 +546,68 @@ def test_runs_are_tracked(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_search_keeps_the_best() -> None:
     """The given settings are the first trial; what is trained afterwards is the best of all."""
-    tried: list[Config] = []
+    tried: list[TrainingConfig] = []
 
-    def objective(config: Config, report: Callable[[Epoch], None], _advance: object) -> float:
+    def objective(config: TrainingConfig, report: Callable[[Epoch], None], _advance: object) -> float:
         tried.append(config)
         score = 1.0 - abs(config.learning_rate - 0.004)
         report(Epoch(1, 1.0, 0.1, score, best=True))
         return score
 
-    given = Config(learning_rate=0.002)
+    given = TrainingConfig(learning_rate=0.002)
     said: list[str] = []
     best = search.search(objective, given, 1.0, said.append)
     assert tried[0].learning_rate == pytest.approx(given.learning_rate)
     assert len(tried) > 3
-    assert abs(best.learning_rate - 0.004) == min(abs(one.learning_rate - 0.004) for one in tried)
+    assert abs(best.learning_rate - 0.004) == min(abs(config.learning_rate - 0.004) for config in tried)
     assert said[-1].startswith(f"best of {len(tried)} trials")
 
 
 def test_a_search_begins_with_what_it_would_not_try_itself() -> None:
     """Settings beyond its ranges move their ends; no weight decay stays none, as it is not near anything."""
-    tried: list[Config] = []
+    tried: list[TrainingConfig] = []
 
-    def objective(config: Config, report: Callable[[Epoch], None], _advance: object) -> float:
+    def objective(config: TrainingConfig, report: Callable[[Epoch], None], _advance: object) -> float:
         tried.append(config)
         report(Epoch(1, 1.0, 0.1, 0.5, best=True))
         return 0.5
 
-    given = Config(learning_rate=0.05, weight_decay=0.0, positions=77, model={"dropout": 0.7})
+    given = TrainingConfig(learning_rate=0.05, weight_decay=0.0, positions=77, model={"dropout": 0.7})
     search.search(objective, given, 0.5, lambda _: None)
     first = tried[0]
     assert (first.learning_rate, first.weight_decay, first.positions) == (pytest.approx(0.05), 0.0, 77)
     assert first.model["dropout"] == pytest.approx(0.7)
-    assert {one.weight_decay for one in tried} == {0.0}
+    assert {config.weight_decay for config in tried} == {0.0}
 
 
 def test_a_search_goes_past_a_trial_that_diverges() -> None:
     """Only where the settings given do so is it an error."""
     said: list[str] = []
 
-    def objective(config: Config, report: Callable[[Epoch], None], _advance: object) -> float:
-        if config.learning_rate != Config().learning_rate:
+    def objective(config: TrainingConfig, report: Callable[[Epoch], None], _advance: object) -> float:
+        if config.learning_rate != TrainingConfig().learning_rate:
             raise FitError("the loss is no number in epoch 1")
         report(Epoch(1, 1.0, 0.1, 0.5, best=True))
         return 0.5
 
-    assert search.search(objective, Config(), 0.5, said.append).learning_rate == Config().learning_rate
+    assert search.search(objective, TrainingConfig(), 0.5, said.append).learning_rate == TrainingConfig().learning_rate
     assert "the loss is no number" in said[1]
     with pytest.raises(FitError):
-        search.search(objective, Config(learning_rate=0.004), 0.5, said.append)
+        search.search(objective, TrainingConfig(learning_rate=0.004), 0.5, said.append)
 
 
 def test_a_search_ends_within_an_epoch() -> None:
     """A trial's epoch that would take for ever is left when the time is over, and its last score counts."""
 
-    def objective(_config: Config, report: Callable[[Epoch], None], advance: Callable[[int, int], None]) -> float:
+    def objective(
+        _config: TrainingConfig, report: Callable[[Epoch], None], advance: Callable[[int, int], None]
+    ) -> float:
         report(Epoch(1, 1.0, 0.1, 0.5, best=True))
         while True:
             advance(1, 2)
 
     said: list[str] = []
-    search.search(objective, Config(), 0.1, said.append)
+    search.search(objective, TrainingConfig(), 0.1, said.append)
     assert said[-1].startswith("best of 1 trials: 0.5000")
 
 
@@ -569,7 +617,7 @@ def test_a_killed_run_goes_on_with_what_its_search_found(
     """It does not search again, takes up its checkpoint, and is one run on record; the next run searches anew."""
     rates = iter([0.011, 0.012])
 
-    def found(_objective: object, config: Config, _seconds: float, _say: object) -> Config:
+    def found(_objective: object, config: TrainingConfig, _seconds: float, _say: object) -> TrainingConfig:
         return msgspec.structs.replace(config, learning_rate=next(rates))
 
     def killed(line: str) -> None:
@@ -577,7 +625,7 @@ def test_a_killed_run_goes_on_with_what_its_search_found(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "search", found)
-    monkeypatch.setattr(train, "_write", lambda *_: True)
+    monkeypatch.setattr(train, "write_candidate", lambda *_: True)
     uri = f"sqlite:///{first / 'searched.db'}"
     more = ["--search", "5", "--tracking", uri]
     with monkeypatch.context() as patch:
@@ -592,7 +640,7 @@ def test_a_killed_run_goes_on_with_what_its_search_found(
     [tracked] = client.search_runs([experiment.experiment_id])
     assert (tracked.info.status, tracked.data.params["learning_rate"]) == ("FINISHED", "0.011")
     assert run(first, "searched", *more, work="searched-work") == 0
-    assert [one.data.params["learning_rate"] for one in client.search_runs([experiment.experiment_id])] == [
+    assert [run.data.params["learning_rate"] for run in client.search_runs([experiment.experiment_id])] == [
         "0.012",
         "0.011",
     ]
@@ -601,17 +649,17 @@ def test_a_killed_run_goes_on_with_what_its_search_found(
 def test_an_abandoned_run_is_ended(tmp_path: Path) -> None:
     """A killed run that is not gone on with ends on record; one of another folder in the same store stays."""
     uri = f"sqlite:///{tmp_path / 'shared.db'}"
-    for place in ("here", "there"):
-        (tmp_path / place).mkdir()
-    tracker.Tracker(uri, "ring", "one", tmp_path / "here")
-    tracker.Tracker(uri, "ring", "one", tmp_path / "there")
-    again = tracker.Tracker(uri, "ring", "two", tmp_path / "here")
-    same = tracker.Tracker(uri, "ring", "two", tmp_path / "here")
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    tracker.MlflowTracker(uri, "ring", "one", tmp_path / "here")
+    tracker.MlflowTracker(uri, "ring", "one", tmp_path / "there")
+    again = tracker.MlflowTracker(uri, "ring", "two", tmp_path / "here")
+    same = tracker.MlflowTracker(uri, "ring", "two", tmp_path / "here")
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("ring")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
-    assert [one.info.status for one in runs] == ["KILLED", "RUNNING", "RUNNING"]
+    assert [run.info.status for run in runs] == ["KILLED", "RUNNING", "RUNNING"]
     same.end()
     assert client.get_run(again._run).info.status == "FINISHED"
     again.note({"seed": 1}, {})
@@ -621,14 +669,14 @@ def test_a_store_that_fails_loses_the_record_and_not_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It says so in a line, once; a store that cannot be had at all is an error before anything is done."""
-    one = tracker.Tracker(f"sqlite:///{tmp_path / 'store.db'}", "ring", "one", tmp_path)
-    one.note({"seed": 1}, {})
+    failing = tracker.MlflowTracker(f"sqlite:///{tmp_path / 'store.db'}", "ring", "one", tmp_path)
+    failing.note({"seed": 1}, {})
     for _ in range(2):
-        one.note({"seed": 2}, {})
-    one.end()
+        failing.note({"seed": 2}, {})
+    failing.end()
     assert re.fullmatch(r"tracking: [^\n]+; the run goes on without its record\n", capsys.readouterr().out)
     with pytest.raises(tracker.TrackingError, match=r"^tracking: [^\n]+$"):
-        tracker.Tracker("nowhere://x", "ring", "one", tmp_path)
+        tracker.MlflowTracker("nowhere://x", "ring", "one", tmp_path)
 
 
 def test_the_parity_check_takes_no_more_threads_than_training(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -659,7 +707,7 @@ def test_a_warm_start_of_another_shape_is_said(first: Path, capsys: pytest.Captu
 def test_a_known_item_keeps_its_place(first: Path) -> None:
     """A warm start moves nothing: every item of the live version stands where it stood, new ones at their text."""
     live = load_bundle(first / "first")
-    model = UserEncoder(ModelConfig(items=ITEMS + 1, types=2, **MODEL), torch.randn(ITEMS + 1, 384)).eval()
+    model = UserEncoder(ModelShape(items=ITEMS + 1, types=2, **MODEL), torch.randn(ITEMS + 1, 384)).eval()
     warm_start(model, live, ["new", *live.item_ids], ["click", "view"])
     vectors = model.item_vectors().detach()
     np.testing.assert_allclose(vectors[1:].numpy(), live.item_vectors, atol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from freshet_training.config import Config
+from freshet_training.config import TrainingConfig
 from freshet_training.dataset import read_items, read_log
 
 from tests.data.beauty import convert
@@ -15,7 +15,9 @@ def test_purchases_keep_their_order(tmp_path: Path) -> None:
     (tmp_path / "Beauty.txt").write_text("1 7 8 9\n2 8 5\n")
     (tmp_path / "items.tsv").write_text("item_id\tasin\ttitle\n7\tB0\tSoap, 2-Ounce\n8\tB1\t\n")
     convert(tmp_path, tmp_path / "out")
-    log = read_log(tmp_path / "out" / "events.jsonl", Config(behaviours={"purchase": 1.0}, min_users=1), 2 * 10**12)
+    log = read_log(
+        tmp_path / "out" / "events.jsonl", TrainingConfig(behaviours={"purchase": 1.0}, min_users=1), 2 * 10**12
+    )
     runs = {user: [event.item_id for event in log.events if event.user_id == user] for user in ("1", "2")}
     assert runs == {"1": ["7", "8", "9"], "2": ["8", "5"]}
     assert [event.item_id for event in log.events[-2:]] == ["9", "5"]

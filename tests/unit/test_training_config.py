@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from freshet.settings import load_settings
-from freshet_training.config import Config, ConfigError, load_config
+from freshet_training.config import ConfigError, TrainingConfig, load_config
 
 DOMAINS = sorted((Path(__file__).parents[2] / "deploy" / "domains").glob("*.toml"))
 
@@ -47,7 +47,8 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("[behaviours]\nview = nan", r">= 0.*behaviours"),
         ("[behaviours]\nview = -1", r">= 0.*behaviours"),
         ("[training.gate]\nlatency_ms = -1.0", r"> 0.*latency_ms"),
-        ("[training.gate]\ncanary = 5.0", r"<= 1.*canary"),
+        ("[training.gate]\nregression_set = 5.0", r"<= 1.*regression_set"),
+        ("[training.gate]\ncanary = 0.5", r"canary is called regression_set now"),
         ("[training", "c.toml"),
     ],
 )
@@ -61,7 +62,7 @@ def test_a_bad_setting_is_named(tmp_path: Path, text: str, why: str) -> None:
 
 def test_the_digest_is_of_every_setting() -> None:
     """A checkpoint of other settings is another run's."""
-    first = Config()
+    first = TrainingConfig()
     for name, value in {"epochs": 3, "model": {"dim": 32}, "targets": ("view",), "seed": 1}.items():
         assert msgspec.structs.replace(first, **{name: value}).digest != first.digest
-    assert Config().digest == first.digest
+    assert TrainingConfig().digest == first.digest

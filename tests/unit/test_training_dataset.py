@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from freshet.core.events import ERASE, OPT_IN, OPT_OUT, Event, encode_event
-from freshet_training.config import Config
-from freshet_training.dataset import DatasetError, Log, read_items, read_log, split_by_time, vocabulary
+from freshet_training.config import TrainingConfig
+from freshet_training.dataset import CleanedLog, DatasetError, read_items, read_log, split_by_time, vocabulary
 
 NOW = 1_700_000_000_000
 HOUR = 3_600_000
@@ -23,8 +23,8 @@ def write(path: Path, events: list[Event]) -> Path:
     return path
 
 
-def read(path: Path, **config: Any) -> Log:
-    return read_log(path, Config(min_users=1, **config), NOW + HOUR)
+def read(path: Path, **config: Any) -> CleanedLog:
+    return read_log(path, TrainingConfig(min_users=1, **config), NOW + HOUR)
 
 
 def test_reads_what_the_topic_holds(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_no_log_is_said(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="holds no events"):
         read(tmp_path / "empty")
     with pytest.raises(DatasetError, match="1 users have two events or more"):
-        read_log(write(tmp_path / "log", [event(n, n) for n in range(9)]), Config(min_users=2), NOW)
+        read_log(write(tmp_path / "log", [event(n, n) for n in range(9)]), TrainingConfig(min_users=2), NOW)
 
 
 def test_the_last_upsert_of_an_item_stands(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 from freshet.core.events import Event
 from freshet_training.evaluate import (
     UNRANKED,
-    Batch,
     CoOccurrence,
-    Replay,
+    EvaluationBatch,
+    EvaluationReplay,
     difference,
     evaluate,
     popularity,
@@ -28,9 +28,9 @@ def event(user: str, item: str, seconds: int) -> Event:
     return Event(f"{user}-{item}-{seconds}", user, "click", 1_700_000_000_000 + seconds * 1000, item)
 
 
-def replay(events: list[Event], half_life_s: float = DAY) -> Replay:
+def replay(events: list[Event], half_life_s: float = DAY) -> EvaluationReplay:
     index = {item: row + 2 for row, item in enumerate(ITEMS)}
-    return Replay(events, ITEMS, index, {"click": 1}, half_life_s, 50)
+    return EvaluationReplay(events, ITEMS, index, {"click": 1}, half_life_s, 50)
 
 
 def test_rank_counts_unseen_items_ahead() -> None:
@@ -121,12 +121,12 @@ def test_prior_is_added_to_the_encoder() -> None:
 def test_an_oracle_is_perfect_and_its_opposite_never_hits() -> None:
     """A world whose right answer is known: the metric's ends are reached."""
 
-    def oracle(batch: Batch) -> np.ndarray:
+    def oracle(batch: EvaluationBatch) -> np.ndarray:
         return np.eye(len(names), dtype=np.float32)[batch.target]
 
     names = [f"i{number}" for number in range(30)]
     events = [event(f"u{number % 3}", names[number], number) for number in range(30)]
-    world = Replay(events, names, {name: row + 2 for row, name in enumerate(names)}, {"click": 1}, DAY, 50)
+    world = EvaluationReplay(events, names, {name: row + 2 for row, name in enumerate(names)}, {"click": 1}, DAY, 50)
     results = evaluate(world.batches(0, 30), {"oracle": oracle, "opposite": lambda batch: -oracle(batch)})
     assert results["oracle"].ndcg == 1.0
     assert results["opposite"].hr == 0.0

@@ -3,7 +3,7 @@
 The top level of the file is the worker's (`freshet worker --config FILE`);
 training shares with it the behaviours, the texts and the prior. The table
 `[training]` is training's own, `[training.model]` holds fields of
-`freshet_training.model.Config`, `[training.gate]` what a candidate must hold, and
+`freshet_training.model_shape.ModelShape`, `[training.gate]` what a candidate must hold, and
 `[training.privacy]`, where it stands there, makes the run differentially private.
 """
 
@@ -33,7 +33,7 @@ class ConfigError(FreshetError):
     """A settings file cannot be used; the message names the setting."""
 
 
-class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GateLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a candidate must hold to be published."""
 
     tolerance: Rate = 0.05
@@ -42,8 +42,8 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Least coverage of the catalogue by lists, as a part of the live version's."""
     diversity: Part = 0.7
     """Least distance between the items of a list, as a part of the live version's."""
-    canary: Part = 0.8
-    """Least NDCG@10 on the frozen canary set, as a part of the live version's."""
+    regression_set: Part = 0.8
+    """Least NDCG@10 on the regression set, as a part of the live version's."""
     latency_ms: Annotated[float, msgspec.Meta(gt=0)] = 2.0
     """Most milliseconds a user at batch 64 on one thread."""
     size_mb: Annotated[float, msgspec.Meta(gt=0)] = 512.0
@@ -52,7 +52,7 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Most events that are judged."""
 
 
-class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PrivacySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How private the weights are by user; more noise, fewer epochs and fewer users a step make ε smaller."""
 
     noise: Annotated[float, msgspec.Meta(gt=0)] = 1.0
@@ -65,7 +65,7 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Chance that the promise of ε fails; well below one in the number of users."""
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides what comes of a log."""
 
     behaviours: dict[str, Weight] = msgspec.field(default_factory=lambda: dict(DEFAULT_BEHAVIOURS))
@@ -119,8 +119,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     threads: Positive = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     model: dict[str, Any] = {}
-    gate: Gate = Gate()
-    privacy: Privacy | None = None
+    gate: GateLimits = GateLimits()
+    privacy: PrivacySettings | None = None
 
     @property
     def types(self) -> list[str]:
@@ -143,7 +143,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
-def load_config(file: Path | None, **flags: Any) -> Config:
+def load_config(file: Path | None, **flags: Any) -> TrainingConfig:
     """Defaults, the file, then the `flags` that are not None. Raises `ConfigError`."""
     given: dict[str, Any] = {}
     if file is not None:
@@ -157,17 +157,20 @@ def load_config(file: Path | None, **flags: Any) -> Config:
         if not isinstance(own, dict) or (twice := sorted(set(own) & set(SHARED))):
             what = "[training] is no table" if not isinstance(own, dict) else f"{twice[0]} stands above [training]"
             raise ConfigError(f"settings file {file}: {what}")
+        gate = own.get("gate")
+        if isinstance(gate, dict) and "canary" in gate:
+            raise ConfigError(f"settings file {file}: [training.gate] canary is called regression_set now")
         given = {**{name: raw[name] for name in SHARED if name in raw}, **own}
     given |= {name: value for name, value in flags.items() if value is not None}
     try:
-        config = msgspec.convert(given, Config)
+        config = msgspec.convert(given, TrainingConfig)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{f'settings file {file}' if file else 'settings'}: {error}") from None
     _check(config)
     return config
 
 
-def _check(config: Config) -> None:
+def _check(config: TrainingConfig) -> None:
     if wrong := wrong_behaviours(config.behaviours):
         raise ConfigError(wrong)
     for kind in config.targets:

@@ -20,7 +20,7 @@ from freshet.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, BadReas
 from freshet.core.lines import item_line, user_line
 from freshet.errors import FreshetError
 
-from freshet_training.config import Config
+from freshet_training.config import TrainingConfig
 from freshet_training.examples import histories
 
 CLOCK_SKEW_MS = 3_600_000
@@ -35,7 +35,7 @@ class DatasetError(FreshetError):
 
 
 @dataclass(frozen=True)
-class Log:
+class CleanedLog:
     """Cleaned events in time order, none of them by a user who has since opted out or been erased.
 
     `forgotten` are those users. `cleaning` counts by reason the events left out, and those behind a later one of
@@ -59,7 +59,7 @@ class Split:
     test: list[Event]
 
 
-def read_log(path: Path, config: Config, now_ms: int) -> Log:
+def read_log(path: Path, config: TrainingConfig, now_ms: int) -> CleanedLog:
     """Decode and clean a log. Raises `DatasetError` where nothing can be learned from it."""
     reader = _Reader(path, config.types)
     events = list(reader.events())
@@ -83,7 +83,7 @@ def read_log(path: Path, config: Config, now_ms: int) -> Log:
     digest = hashlib.sha256()
     for event in kept:
         digest.update(encode_event(event))
-    return Log(
+    return CleanedLog(
         kept,
         {reason: count for reason, count in cleaning.items() if count},
         digest.hexdigest(),
@@ -130,7 +130,7 @@ class _Type(msgspec.Struct):
     type: str
 
 
-def _hint(reader: _Reader, config: Config) -> str:
+def _hint(reader: _Reader, config: TrainingConfig) -> str:
     if not reader.unknown:
         return ""
     named = [kind for kind in config.types if kind in reader.known]

@@ -24,31 +24,31 @@ import torch
 from freshet.bundle import bundle
 from torch import Tensor, nn
 
-from freshet_training.config import Privacy
+from freshet_training.config import PrivacySettings
 from freshet_training.examples import Examples
 
 
 @dataclass(frozen=True)
-class Private:
-    """How private a run is, its users' number, and what makes an epoch's examples of each of them."""
+class DpSgd:
+    """The privacy settings of a run, how many users the run has, and what makes an epoch's examples of each user."""
 
-    settings: Privacy
-    number: int
+    settings: PrivacySettings
+    user_count: int
     users: Callable[[np.random.Generator], list[Examples]]
 
     @property
     def chance(self) -> float:
-        """Of a user to be drawn in a step."""
-        return min(1.0, self.settings.users_per_step / self.number)
+        """The chance of a user to be drawn in a step."""
+        return min(1.0, self.settings.users_per_step / self.user_count)
 
     def draws(self, random: np.random.Generator) -> Iterator[list[Examples]]:
-        """An epoch's steps, as the users that each draws; a step may have none."""
+        """The steps of an epoch: each yields the examples of the users that it draws, who may be none."""
         users = self.users(random)
-        for _ in range(math.ceil(self.number / self.settings.users_per_step)):
-            yield [users[drawn] for drawn in np.flatnonzero(random.random(self.number) < self.chance)]
+        for _ in range(math.ceil(self.user_count / self.settings.users_per_step)):
+            yield [users[drawn] for drawn in np.flatnonzero(random.random(self.user_count) < self.chance)]
 
     def spent(self, steps: int) -> bundle.Privacy:
-        """What so many steps have cost."""
+        """The privacy that `steps` have cost."""
         settings = self.settings
         return bundle.Privacy(
             unit="user",
@@ -73,7 +73,7 @@ def epsilon(noise: float, chance: float, steps: int, delta: float) -> float:
 
 
 def private_gradient(
-    model: nn.Module, users: Sequence[Examples], loss_of: Callable[[Examples], Tensor], privacy: Privacy
+    model: nn.Module, users: Sequence[Examples], loss_of: Callable[[Examples], Tensor], privacy: PrivacySettings
 ) -> float | None:
     """Leave a step's private gradient in the parameters; returns the mean loss, where somebody was drawn."""
     parameters = list(model.parameters())
@@ -82,12 +82,12 @@ def private_gradient(
     for rows in users:
         loss = loss_of(rows)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        length = math.sqrt(sum(float(one.square().sum()) for one in gradients if one is not None))
-        for kept, one in zip(total, gradients, strict=True):
-            if one is not None:
-                kept.add_(one, alpha=min(1.0, privacy.clip / max(length, 1e-12)))
+        length = math.sqrt(sum(float(part.square().sum()) for part in gradients if part is not None))
+        for summed, part in zip(total, gradients, strict=True):
+            if part is not None:
+                summed.add_(part, alpha=min(1.0, privacy.clip / max(length, 1e-12)))
         losses.append(loss.item())
-    for parameter, kept in zip(parameters, total, strict=True):
-        kept.add_(torch.randn_like(kept), alpha=privacy.noise * privacy.clip)
-        parameter.grad = kept / privacy.users_per_step
+    for parameter, summed in zip(parameters, total, strict=True):
+        summed.add_(torch.randn_like(summed), alpha=privacy.noise * privacy.clip)
+        parameter.grad = summed / privacy.users_per_step
     return float(np.mean(losses)) if losses else None

@@ -55,7 +55,7 @@ class EvaluationSet:
 
 
 @dataclass(frozen=True)
-class Batch:
+class EvaluationBatch:
     """B evaluated events; M items of the catalogue, the version's vocabulary first.
 
     `tensors` are the encoder's inputs; `target` [B] the rows of the events'
@@ -75,11 +75,11 @@ class Batch:
     untied: NDArray[np.bool_]
 
 
-Ranker = Callable[[Batch], Floats]
+Ranker = Callable[[EvaluationBatch], Floats]
 """Scores `[B, M]` of every item of the catalogue, minus infinity of one that it cannot list."""
 
 
-class Replay:
+class EvaluationReplay:
     """A log ready to be evaluated, any number of times, from one position on."""
 
     def __init__(
@@ -108,12 +108,12 @@ class Replay:
         self._history = history
         self._targets = targets
 
-    def batches(self, start: int, stop: int, every: int = 1) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int, every: int = 1) -> Iterator[EvaluationBatch]:
         """Evaluate events `start` to `stop`, or each `every`-th of them."""
         popular = np.zeros(len(self.row), np.float32)
         recent = np.zeros(len(self.row), np.float32)
         clock = self.events[0].ts
-        pending: list[_Row] = []
+        pending: list[_EvaluationRow] = []
         for place, (event, state, first) in enumerate(states_before(self.events[:stop], {}, self._history)):
             if not first:
                 continue
@@ -125,24 +125,24 @@ class Replay:
             if aimed and place >= start and place % every == 0:
                 pending.append(self._row(event, state, row, popular, recent))
                 if len(pending) == BATCH:
-                    yield _stack(pending)
+                    yield _stacked(pending)
                     pending = []
             popular[row] += 1
             recent[row] += 1
         if pending:
-            yield _stack(pending)
+            yield _stacked(pending)
 
-    def _row(self, event: Event, state: UserState, target: int, popular: Floats, recent: Floats) -> _Row:
+    def _row(self, event: Event, state: UserState, target: int, popular: Floats, recent: Floats) -> _EvaluationRow:
         seen = np.zeros(len(self.row), np.bool_)
         seen[[self.row[item] for item in (*state.items, *state.seen)]] = True
         history = np.array([self.row[item] for item in state.items], np.int64)
         tensors = featurise([state], self._item_index, self._type_index, self._length)
         untied = not state.times or event.ts > state.last_ts
-        return _Row(tensors, event.user_id, target, seen, popular.copy(), recent.copy(), history, untied)
+        return _EvaluationRow(tensors, event.user_id, target, seen, popular.copy(), recent.copy(), history, untied)
 
 
 @dataclass(frozen=True)
-class _Row:
+class _EvaluationRow:
     tensors: Tensors
     user: str
     target: int
@@ -153,8 +153,8 @@ class _Row:
     untied: bool
 
 
-def _stack(rows: Sequence[_Row]) -> Batch:
-    return Batch(
+def _stacked(rows: Sequence[_EvaluationRow]) -> EvaluationBatch:
+    return EvaluationBatch(
         {name: np.concatenate([row.tensors[name] for row in rows]) for name in rows[0].tensors},
         [row.user for row in rows],
         np.array([row.target for row in rows], np.int64),
@@ -166,12 +166,12 @@ def _stack(rows: Sequence[_Row]) -> Batch:
     )
 
 
-def popularity(batch: Batch) -> Floats:
+def popularity(batch: EvaluationBatch) -> Floats:
     """All-time popularity, counted up to the event."""
     return batch.popular
 
 
-def recent_popularity(batch: Batch) -> Floats:
+def recent_popularity(batch: EvaluationBatch) -> Floats:
     """Popularity decayed by the half-life, counted up to the event: the worker's streaming prior."""
     return batch.recent
 
@@ -192,7 +192,7 @@ class CoOccurrence:
         self._similarity: Floats = both / np.outer(norm, norm)
         self._last = last
 
-    def __call__(self, batch: Batch) -> Floats:
+    def __call__(self, batch: EvaluationBatch) -> Floats:
         """Scores `[B, M]`."""
         scores = [self._similarity[history[-self._last :]].sum(axis=0) for history in batch.history]
         return np.stack(scores).astype(np.float32)
@@ -201,7 +201,7 @@ class CoOccurrence:
 def with_prior(encoder: Ranker, weight: float) -> Ranker:
     """The served score: `encoder + weight · log1p(decayed popularity)`."""
 
-    def score(batch: Batch) -> Floats:
+    def score(batch: EvaluationBatch) -> Floats:
         return encoder(batch) + np.float32(weight) * np.log1p(batch.recent)
 
     return score
@@ -233,7 +233,7 @@ def slices(item_events: NDArray[np.int64], user_events: NDArray[np.int64]) -> di
 
 
 @dataclass(frozen=True)
-class Result:
+class RankingResult:
     """Per evaluated event: the user, whether and where its item came in the first `CUTOFF`, and if it is untied."""
 
     users: NDArray[np.str_]
@@ -251,11 +251,11 @@ class Result:
         """NDCG@10; with one relevant item the ideal gain is 1."""
         return float(self.gain.mean())
 
-    def only(self, kept: NDArray[np.bool_]) -> Result:
+    def only(self, kept: NDArray[np.bool_]) -> RankingResult:
         """Some of the events."""
-        return Result(self.users[kept], self.hit[kept], self.gain[kept], self.untied[kept])
+        return RankingResult(self.users[kept], self.hit[kept], self.gain[kept], self.untied[kept])
 
-    def only_untied(self) -> Result:
+    def only_untied(self) -> RankingResult:
         """The untied events alone."""
         return self.only(self.untied)
 
@@ -270,17 +270,17 @@ def gains(ranks: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.where(ranks < CUTOFF, 1 / np.log2(ranks + 2.0), 0.0)
 
 
-def result_of(users: Sequence[str], ranks: NDArray[np.int64], untied: NDArray[np.bool_]) -> Result:
+def result_of(users: Sequence[str], ranks: NDArray[np.int64], untied: NDArray[np.bool_]) -> RankingResult:
     """Turn ranks into hits and gains."""
-    return Result(np.array(users), hits(ranks), gains(ranks), untied)
+    return RankingResult(np.array(users), hits(ranks), gains(ranks), untied)
 
 
-def difference(better: Result, worse: Result) -> Result:
+def difference(better: RankingResult, worse: RankingResult) -> RankingResult:
     """Event by event, so that its bootstrap interval is that of a paired comparison."""
-    return Result(better.users, better.hit - worse.hit, better.gain - worse.gain, better.untied)
+    return RankingResult(better.users, better.hit - worse.hit, better.gain - worse.gain, better.untied)
 
 
-def evaluate(batches: Iterator[Batch], rankers: Mapping[str, Ranker]) -> dict[str, Result]:
+def evaluate(batches: Iterator[EvaluationBatch], rankers: Mapping[str, Ranker]) -> dict[str, RankingResult]:
     """Run every ranker over the same events."""
     users: list[str] = []
     untied: list[NDArray[np.bool_]] = []

@@ -12,6 +12,7 @@ import json
 import logging
 import platform
 import warnings
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +40,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from freshet_training.config import Config
+from freshet_training.config import TrainingConfig
 from freshet_training.model import ItemTower, UserEncoder
 
 OPSET = 18
@@ -97,80 +98,87 @@ def golden_inputs(items: int, types: int, length: int, rows: int = GOLDEN_ROWS, 
     }
 
 
-def export_bundle(
-    encoder: UserEncoder,
-    out: Path,
-    item_ids: list[str],
-    text_embeddings: NDArray[np.float32],
-    *,
-    config: Config,
-    prior_weight: float,
-    metrics: dict[str, dict[str, float]],
-    data: bundle.Data,
-    commit: str,
-    parent: str,
-    privacy: bundle.Privacy | None,
-    lifts: NDArray[np.float32] | None,
-    model_card: str,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class BundleContents:
+    """What a bundle holds beside the encoder's graphs and weights.
+
+    `item_ids` are the vocabulary in index order, `text_embeddings` `[N, TEXT_DIM]` their texts' vectors. `lifts`
+    `[N + 1, 2]` are each item's value and novelty; a private version has none. `parent` names the version whose
+    weights were the start, and is empty where training started anew.
+    """
+
+    item_ids: list[str]
+    text_embeddings: NDArray[np.float32]
+    config: TrainingConfig
+    prior_weight: float
+    metrics: dict[str, dict[str, float]]
+    data: bundle.Data
+    commit: str
+    parent: str
+    privacy: bundle.Privacy | None
+    lifts: NDArray[np.float32] | None
+    model_card: str
+
+
+def export_bundle(encoder: UserEncoder, out: Path, contents: BundleContents) -> None:
     """Write the bundle at `out`, which must not exist or be empty. Raises `ExportError`."""
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise ExportError(f"{out} is not empty")
     encoder = encoder.cpu().eval()
     served = ServedEncoder(encoder).eval()
-    golden = golden_inputs(len(item_ids), len(config.types), encoder.config.length)
-    export_graph(served, golden, USER_ENCODER_OUTPUTS, out / "model.onnx")
-    tower: ItemTower = encoder.tower
-    export_graph(
-        tower,
-        {ITEM_TOWER_INPUTS[0].name: text_embeddings[:2]},
-        ITEM_TOWER_OUTPUTS,
-        out / "item_tower.onnx",
-    )
-
-    with torch.no_grad():
-        outputs = served(*(torch.from_numpy(golden[spec.name]) for spec in USER_ENCODER_INPUTS))
-        text = torch.from_numpy(text_embeddings[:GOLDEN_ROWS])
-        golden |= {spec.name: value.numpy() for spec, value in zip(USER_ENCODER_OUTPUTS, outputs, strict=True)}
-        golden |= {
-            ITEM_TOWER_INPUTS[0].name: text.numpy(),
-            ITEM_TOWER_OUTPUTS[0].name: tower(text).numpy(),
-        }
-    np.savez_compressed(out / GOLDEN, **golden)  # type: ignore[arg-type]
+    _write_graphs(encoder, served, out, contents)
     np.save(out / bundle.ITEM_VECTORS, served.vectors.numpy().astype(np.float32), allow_pickle=False)
-    if lifts is not None:
-        np.save(out / bundle.LIFTS, lifts, allow_pickle=False)
-    (out / "item_ids.json").write_text(json.dumps(item_ids) + "\n")
+    if contents.lifts is not None:
+        np.save(out / bundle.LIFTS, contents.lifts, allow_pickle=False)
+    (out / "item_ids.json").write_text(json.dumps(contents.item_ids) + "\n")
     weights = {key: value.contiguous() for key, value in encoder.state_dict().items()}
     (out / bundle.WEIGHTS).write_bytes(save(weights))  # `save_file` would let nobody else read it
-    (out / "MODEL_CARD.md").write_text(model_card)
-    bundle.write_manifest(
-        out,
-        bundle.Manifest(
-            name=config.name,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            dim=encoder.config.dim,
-            length=encoder.config.length,
-            types=config.types,
-            prior_weight=prior_weight,
-            popularity_half_life_s=config.popularity_half_life,
-            metrics=metrics,
-            environment={
-                "python": platform.python_version(),
-                **{package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")},
-                "opset": str(OPSET),
-            },
-            licence=config.data_terms,
-            files={file.name: bundle.sha256(file) for file in sorted(out.iterdir())},
-            text_fields=list(config.text_fields),
-            data=data,
-            commit=commit,
-            parent=parent,
-            privacy=privacy,
-            scale=encoder.log_scale.detach().exp().item(),
-            settings=msgspec.to_builtins(config),
-        ),
+    (out / "MODEL_CARD.md").write_text(contents.model_card)
+    bundle.write_manifest(out, _manifest(encoder, out, contents))
+
+
+def _write_graphs(encoder: UserEncoder, served: ServedEncoder, out: Path, contents: BundleContents) -> None:
+    """Write both ONNX graphs, and the golden inputs with the outputs that torch gives for them."""
+    golden = golden_inputs(len(contents.item_ids), len(contents.config.types), encoder.config.length)
+    export_graph(served, golden, USER_ENCODER_OUTPUTS, out / "model.onnx")
+    tower: ItemTower = encoder.tower
+    tower_input, tower_output = ITEM_TOWER_INPUTS[0].name, ITEM_TOWER_OUTPUTS[0].name
+    export_graph(tower, {tower_input: contents.text_embeddings[:2]}, ITEM_TOWER_OUTPUTS, out / "item_tower.onnx")
+    with torch.no_grad():
+        outputs = served(*(torch.from_numpy(golden[spec.name]) for spec in USER_ENCODER_INPUTS))
+        text = torch.from_numpy(contents.text_embeddings[:GOLDEN_ROWS])
+        golden |= {spec.name: value.numpy() for spec, value in zip(USER_ENCODER_OUTPUTS, outputs, strict=True)}
+        golden |= {tower_input: text.numpy(), tower_output: tower(text).numpy()}
+    np.savez_compressed(out / GOLDEN, **golden)  # type: ignore[arg-type]
+
+
+def _manifest(encoder: UserEncoder, out: Path, contents: BundleContents) -> bundle.Manifest:
+    """The manifest of the files in `out`."""
+    config = contents.config
+    return bundle.Manifest(
+        name=config.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        dim=encoder.config.dim,
+        length=encoder.config.length,
+        types=config.types,
+        prior_weight=contents.prior_weight,
+        popularity_half_life_s=config.popularity_half_life,
+        metrics=contents.metrics,
+        environment={
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "onnx", "onnxruntime", "numpy")},
+            "opset": str(OPSET),
+        },
+        licence=config.data_terms,
+        files={file.name: bundle.sha256(file) for file in sorted(out.iterdir())},
+        text_fields=list(config.text_fields),
+        data=contents.data,
+        commit=contents.commit,
+        parent=contents.parent,
+        privacy=contents.privacy,
+        scale=encoder.log_scale.detach().exp().item(),
+        settings=msgspec.to_builtins(config),
     )
 
 
@@ -219,8 +227,8 @@ def export_graph(module: nn.Module, example: Tensors, outputs: tuple[TensorSpec,
         raise ExportError(f"torch exported nothing for {path.name}")
     # `output_names` would clash with the exporter's own name for the result of an embedding look-up.
     for number, node in enumerate(program.model.graph):
-        for place, value in enumerate(node.outputs):
-            value.name = f"v{number}_{place}"
+        for index, value in enumerate(node.outputs):
+            value.name = f"v{number}_{index}"
         node.metadata_props.clear()  # source lines of this machine
         node.doc_string = None
     for value, spec in zip(program.model.graph.outputs, outputs, strict=True):

@@ -2,7 +2,7 @@
 
 A step takes about `positions` targets, from rows of like length cut to the
 longest of them: where histories are short, most of a row of full length is
-padding. Above `FULL_SOFTMAX` items the softmax is sampled (`losses.Sampler`)
+padding. Above `FULL_SOFTMAX` items the softmax is sampled (`losses.ItemSampler`)
 and a step computes only the item vectors that it meets.
 
 What is validated and kept is the exponential moving average of the weights
@@ -29,11 +29,11 @@ from freshet.errors import FreshetError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from freshet_training.checkpoint import Checkpoint
-from freshet_training.config import Config
-from freshet_training.dp_sgd import Private, private_gradient
+from freshet_training.checkpoint import Checkpoint, FitProgress, GeneratorState
+from freshet_training.config import TrainingConfig
+from freshet_training.dp_sgd import DpSgd, private_gradient
 from freshet_training.examples import IGNORE, Examples, look_ahead
-from freshet_training.losses import Sampler, multi_task_loss, next_item_loss, next_item_scores, next_type_loss
+from freshet_training.losses import ItemSampler, multi_task_loss, next_item_loss, next_item_scores, next_type_loss
 from freshet_training.model import UserEncoder
 
 FULL_SOFTMAX = 2000
@@ -49,7 +49,7 @@ Teacher = tuple[UserEncoder, Tensor]
 
 
 @dataclass(frozen=True)
-class Options:
+class Hyperparameters:
     """Hyperparameters of one run."""
 
     epochs: int = 60
@@ -66,7 +66,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @classmethod
-    def of(cls, config: Config) -> Options:
+    def of(cls, config: TrainingConfig) -> Hyperparameters:
         """What a domain's settings say of the fit."""
         return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
@@ -93,7 +93,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedEncoder:
     """The moving average of the weights that was kept, its epoch counted from 1, its score, and the steps up to it.
 
     The model is without words: they are merged.
@@ -105,16 +105,16 @@ class Fitted:
     steps: int
 
 
-def teacher_seeds(config: Config) -> list[int]:
+def teacher_seeds(config: TrainingConfig) -> list[int]:
     """The seeds of a run's teachers; runs on neighbouring seeds share none."""
     return [config.seed + number * TEACHER_SEEDS for number in range(1, config.teachers + 1)]
 
 
-def device_of(options: Options) -> torch.device:
+def device_of(hyperparameters: Hyperparameters) -> torch.device:
     """Where to train. Raises `FitError` where a GPU is asked for and none is there."""
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if hyperparameters.device == "cuda" and not torch.cuda.is_available():
         raise FitError("device is cuda and torch finds no GPU here: set it to cpu, or to auto")
-    wanted = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    wanted = "cuda" if hyperparameters.device != "cpu" and torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
 
 
@@ -126,51 +126,59 @@ def fit(
     model: UserEncoder,
     rows: Rows,
     validate: Score,
-    options: Options,
+    hyperparameters: Hyperparameters,
     *,
     report: Callable[[Epoch], None] = _print,
     advance: Callable[[int, int], None] = lambda _done, _total: None,
     checkpoint: Checkpoint | None = None,
-    private: Private | None = None,
+    dp_sgd: DpSgd | None = None,
     teachers: Sequence[UserEncoder] = (),
-) -> Fitted:
+) -> FittedEncoder:
     """Train until `patience` validations were no better; `rows` makes an epoch's examples.
 
-    A `private` run takes its examples by user, and keeps the weights of its last epoch.
+    A run with `dp_sgd` is private: it takes its examples by user, and keeps the weights of its last epoch.
     `teachers` are fitted models of the same items, whose mean scores are learned beside
     what happened. `report` is told each epoch and `advance` each step, which may raise to stop.
     Raises `FitError`, and `OSError` where a checkpoint cannot be written.
     """
-    run = _Run(model, options, private, teachers)
+    state = _FitState(model, hyperparameters, dp_sgd, teachers)
     stored = checkpoint.load() if checkpoint is not None else None
     if stored is not None:
-        run.restore(*stored)
-    while run.epoch < options.epochs and run.epoch - run.best_epoch < options.patience * options.validate_every:
-        report(run.train_epoch(rows, validate, advance))
+        state.restore(*stored)
+    patience = hyperparameters.patience * hyperparameters.validate_every
+    while state.epoch < hyperparameters.epochs and state.epoch - state.best_epoch < patience:
+        report(state.train_epoch(rows, validate, advance))
         if checkpoint is not None:
-            checkpoint.save(*run.dump())
-    best = copy.deepcopy(run.average).cpu()
-    best.load_state_dict(run.best)
-    return Fitted(best.eval().merged(), run.best_epoch, run.best_score, run.best_step)
+            checkpoint.save(*state.dump())
+    best = copy.deepcopy(state.average).cpu()
+    best.load_state_dict(state.best)
+    return FittedEncoder(best.eval().merged(), state.best_epoch, state.best_score, state.best_step)
 
 
-class _Run:
+class _FitState:
     """The changing parts of a fit."""
 
     def __init__(
-        self, model: UserEncoder, options: Options, private: Private | None, teachers: Sequence[UserEncoder]
+        self,
+        model: UserEncoder,
+        hyperparameters: Hyperparameters,
+        dp_sgd: DpSgd | None,
+        teachers: Sequence[UserEncoder],
     ) -> None:
-        self.options = options
-        self.private = private
-        self.device = device_of(options)
-        seed = options.seed if private is None else secrets.randbits(63)
+        self.hyperparameters = hyperparameters
+        self.dp_sgd = dp_sgd
+        self.device = device_of(hyperparameters)
+        seed = hyperparameters.seed if dp_sgd is None else secrets.randbits(63)
         torch.manual_seed(seed)
         self.random = np.random.default_rng(seed)
         self.model = model.to(self.device)
         self.average = copy.deepcopy(self.model).eval()
         self.teachers = [taught_by(teacher.to(self.device)) for teacher in teachers]
         self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), options.learning_rate, weight_decay=options.weight_decay, fused=True
+            self.model.parameters(),
+            hyperparameters.learning_rate,
+            weight_decay=hyperparameters.weight_decay,
+            fused=True,
         )
         self.best = _state(self.average)
         self.best_score, self.best_epoch, self.best_step = -1.0, 0, 0
@@ -179,8 +187,8 @@ class _Run:
     def train_epoch(self, rows: Rows, validate: Score, advance: Callable[[int, int], None]) -> Epoch:
         started = time.perf_counter()
         self.epoch += 1
-        options = self.options
-        gradients = self._gradients(rows) if self.private is None else self._private_gradients(self.private)
+        hyperparameters = self.hyperparameters
+        gradients = self._gradients(rows) if self.dp_sgd is None else self._private_gradients(self.dp_sgd)
         losses = []
         self.model.train()
         for done, gradient in enumerate(gradients, 1):
@@ -190,9 +198,9 @@ class _Run:
         if not np.isfinite(loss):
             raise FitError(f"the loss is no number in epoch {self.epoch}: set a smaller learning_rate")
         score = None
-        if self.epoch % options.validate_every == 0 or self.epoch == options.epochs:
+        if self.epoch % hyperparameters.validate_every == 0 or self.epoch == hyperparameters.epochs:
             score = validate(self.average)
-            if score > self.best_score or self.private is not None:
+            if score > self.best_score or self.dp_sgd is not None:
                 self.best_score, self.best_epoch, self.best_step = score, self.epoch, self.step
                 self.best = _state(self.average)
         return Epoch(self.epoch, loss, time.perf_counter() - started, score, self.best_epoch == self.epoch)
@@ -200,22 +208,22 @@ class _Run:
     def _gradients(self, rows: Rows) -> list[Callable[[], float | None]]:
         """The epoch's steps: each leaves its gradient in the parameters and returns its loss."""
         examples = rows(self.random)
-        if self.options.look_ahead:
-            examples = look_ahead(examples, self.options.look_ahead, self.random)
-        sampler = _sampler(examples, self.model, self.options)
-        steps = batches(examples, self.options.positions, self.random)
+        if self.hyperparameters.look_ahead:
+            examples = look_ahead(examples, self.hyperparameters.look_ahead, self.random)
+        sampler = _sampler(examples, self.model, self.hyperparameters)
+        steps = batches(examples, self.hyperparameters.positions, self.random)
         return [partial(self._gradient, batch, sampler) for batch in steps]
 
-    def _private_gradients(self, private: Private) -> list[Callable[[], float | None]]:
+    def _private_gradients(self, dp_sgd: DpSgd) -> list[Callable[[], float | None]]:
         """The same for a private run; items are sampled alike, for how frequent they are is not public."""
         sampler = None
         if self.model.config.items > FULL_SOFTMAX:
-            sampler = Sampler(torch.ones(self.model.config.items), self.options.negatives)
+            sampler = ItemSampler(torch.ones(self.model.config.items), self.hyperparameters.negatives)
         loss_of = partial(step_loss, self.model, sampler=sampler)
-        draws = private.draws(self.random)
-        return [partial(private_gradient, self.model, users, loss_of, private.settings) for users in draws]
+        draws = dp_sgd.draws(self.random)
+        return [partial(private_gradient, self.model, users, loss_of, dp_sgd.settings) for users in draws]
 
-    def _gradient(self, batch: Examples, sampler: Sampler | None) -> float:
+    def _gradient(self, batch: Examples, sampler: ItemSampler | None) -> float:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = step_loss(self.model, batch, sampler, self.teachers)
         self.optimiser.zero_grad()
@@ -227,7 +235,7 @@ class _Run:
         loss = gradient()
         self.optimiser.step()
         self.step += 1
-        self._follow(min(self.options.average, (1 + self.step) / (10 + self.step)))
+        self._follow(min(self.hyperparameters.average, (1 + self.step) / (10 + self.step)))
         return loss
 
     @torch.no_grad()
@@ -236,7 +244,7 @@ class _Run:
         for kept, newest in zip(self.average.parameters(), self.model.parameters(), strict=True):
             kept.lerp_(newest, 1 - decay)
 
-    def dump(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def dump(self) -> tuple[dict[str, Tensor], FitProgress]:
         """Everything that the next epoch depends on."""
         tensors = {"random": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -246,17 +254,10 @@ class _Run:
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         for number, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{name}": value for name, value in moments.items()}
-        facts = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "best_epoch": self.best_epoch,
-            "best_step": self.best_step,
-            "best_score": self.best_score,
-            "random": self.random.bit_generator.state,
-        }
-        return tensors, facts
+        random = _generator_state(self.random)
+        return tensors, FitProgress(self.epoch, self.step, self.best_epoch, self.best_step, self.best_score, random)
 
-    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], progress: FitProgress) -> None:
         """Take over what `dump` gave."""
         self.model.load_state_dict(_part(tensors, "model."))
         self.average.load_state_dict(_part(tensors, "average."))
@@ -266,12 +267,27 @@ class _Run:
             number, _, moment = name.partition(".")
             moments.setdefault(int(number), {})[moment] = value
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": moments})
-        self.epoch, self.step = facts["epoch"], facts["step"]
-        self.best_epoch, self.best_step, self.best_score = facts["best_epoch"], facts["best_step"], facts["best_score"]
-        self.random.bit_generator.state = facts["random"]
+        self.epoch, self.step = progress.epoch, progress.step
+        self.best_epoch, self.best_step, self.best_score = progress.best_epoch, progress.best_step, progress.best_score
+        _set_generator_state(self.random, progress.random)
         torch.set_rng_state(tensors["random"])
         if "random.cuda" in tensors and self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+
+
+def _generator_state(random: np.random.Generator) -> GeneratorState:
+    state: Any = random.bit_generator.state
+    words = state["state"]
+    return GeneratorState(f"{words['state']:x}", f"{words['inc']:x}", state["has_uint32"], state["uinteger"])
+
+
+def _set_generator_state(random: np.random.Generator, state: GeneratorState) -> None:
+    random.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": int(state.state, 16), "inc": int(state.inc, 16)},
+        "has_uint32": state.has_uint32,
+        "uinteger": state.uinteger,
+    }
 
 
 def batches(examples: Examples, positions: int, random: np.random.Generator) -> Iterator[Examples]:
@@ -294,7 +310,9 @@ def taught_by(model: UserEncoder) -> Teacher:
         return model.eval(), model.item_vectors()
 
 
-def step_loss(model: UserEncoder, batch: Examples, sampler: Sampler | None, teachers: Sequence[Teacher] = ()) -> Tensor:
+def step_loss(
+    model: UserEncoder, batch: Examples, sampler: ItemSampler | None, teachers: Sequence[Teacher] = ()
+) -> Tensor:
     """The objective on one step's rows; teachers score the same candidates."""
     device = model.text.device
     item_index, event_type, time_gap, next_item, next_type = (
@@ -324,15 +342,15 @@ def step_loss(model: UserEncoder, batch: Examples, sampler: Sampler | None, teac
 
 def _among(index: Tensor, rows: Tensor) -> Tensor:
     """Item indices for a table that holds only `rows`; what is no item stays."""
-    place = torch.searchsorted(rows, index.long() - FIRST_ITEM) + FIRST_ITEM
-    return torch.where(index >= FIRST_ITEM, place, index.long())
+    row = torch.searchsorted(rows, index.long() - FIRST_ITEM) + FIRST_ITEM
+    return torch.where(index >= FIRST_ITEM, row, index.long())
 
 
-def _sampler(examples: Examples, model: UserEncoder, options: Options) -> Sampler | None:
+def _sampler(examples: Examples, model: UserEncoder, hyperparameters: Hyperparameters) -> ItemSampler | None:
     if model.config.items <= FULL_SOFTMAX:
         return None
     targets: NDArray[np.int32] = examples.next_item[examples.next_item != IGNORE] - FIRST_ITEM
-    return Sampler(torch.from_numpy(np.bincount(targets, minlength=model.config.items)), options.negatives)
+    return ItemSampler(torch.from_numpy(np.bincount(targets, minlength=model.config.items)), hyperparameters.negatives)
 
 
 def _state(model: UserEncoder) -> dict[str, Tensor]:

@@ -30,15 +30,15 @@ from freshet.core.features import (
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from freshet_training.config import Config, Gate
+from freshet_training.config import GateLimits, TrainingConfig
 from freshet_training.evaluate import (
     CUTOFF,
-    Batch,
+    EvaluationBatch,
+    EvaluationReplay,
     EvaluationSet,
     Floats,
     Ranker,
-    Replay,
-    Result,
+    RankingResult,
     difference,
     rank_of_target,
     recent_popularity,
@@ -47,7 +47,7 @@ from freshet_training.evaluate import (
     with_prior,
 )
 from freshet_training.export import ExportError, check_parity
-from freshet_training.regression_set import Case, canaries
+from freshet_training.regression_set import RegressionCase, regression_cases
 
 TIMED_BATCH = 64
 TIMED_RUNS = 50
@@ -59,7 +59,7 @@ FOREIGN = 0.1
 """A live version that knows a smaller part of the candidate's items is another catalogue's."""
 
 
-class Served:
+class ServedRanker:
     """A version's exported graphs, as a ranker of a catalogue."""
 
     def __init__(self, version: Bundle, ground: EvaluationSet) -> None:
@@ -69,14 +69,14 @@ class Served:
         [table] = tower.run([ITEM_TOWER_OUTPUTS[0].name], {ITEM_TOWER_INPUTS[0].name: ground.texts})
         self._table: Floats = np.array(table)  # [M, D]
         row = {item: number for number, item in enumerate(ground.catalogue)}
-        known = [(row[item], place) for place, item in enumerate(version.item_ids) if item in row]
-        rows, places = (list(column) for column in zip(*known, strict=True)) if known else ([], [])
-        self._table[rows] = version.item_vectors[places]
-        placed = ground.texts.any(axis=1)
-        placed[rows] = True
-        self._nowhere = np.flatnonzero(~placed)
+        known = [(row[item], number) for number, item in enumerate(version.item_ids) if item in row]
+        rows, own_rows = (list(column) for column in zip(*known, strict=True)) if known else ([], [])
+        self._table[rows] = version.item_vectors[own_rows]
+        rankable = ground.texts.any(axis=1)
+        rankable[rows] = True
+        self._unrankable = np.flatnonzero(~rankable)
 
-    def __call__(self, batch: Batch) -> Floats:
+    def __call__(self, batch: EvaluationBatch) -> Floats:
         """Scores `[B, M]`, without the prior."""
         return self.scores({spec.name: batch.tensors[spec.name] for spec in USER_ENCODER_INPUTS})
 
@@ -84,7 +84,7 @@ class Served:
         """Scores `[B, M]` for encoder inputs."""
         [embedding] = self._encoder.run([EMBEDDING], dict(tensors))
         scores: Floats = embedding @ self._table.T
-        scores[:, self._nowhere] = -np.inf
+        scores[:, self._unrankable] = -np.inf
         return scores
 
     def milliseconds(self) -> float:
@@ -106,34 +106,37 @@ class Served:
 
 
 @dataclass(frozen=True)
-class _Judged:
-    result: Result
+class _ListQuality:
+    result: RankingResult
     coverage: float
     """Part of the catalogue that stands in some list."""
     diversity: float
     """Mean distance, 1 - cosine of the text embeddings, between the items of a list."""
 
 
-def judge(candidate: Bundle, live: Bundle | None, ground: EvaluationSet, config: Config, canary: Path) -> Decision:
-    """Decide on a candidate. `canary` is the file of the frozen set, made here where there is none."""
+def judge(
+    candidate: Bundle, live: Bundle | None, ground: EvaluationSet, config: TrainingConfig, regression_file: Path
+) -> Decision:
+    """Decide on a candidate. `regression_file` holds the regression set; a missing one is made here."""
     gate = config.gate
     checks = [_finite(candidate), _parity(candidate), _size(candidate, gate)]
-    served = Served(candidate, ground)
+    served = ServedRanker(candidate, ground)
     checks.append(_latency(served, gate))
     ours = _judge(candidate, served, ground, config)
     if live is None or _is_foreign(live, candidate):
         popular = _judge(candidate, recent_popularity, ground, config)
         checks.append(_quality("recent popularity", ours.result, popular.result, gate))
     if live is not None:
-        running = Served(live, ground)
+        running = ServedRanker(live, ground)
         theirs = _judge(live, running, ground, config)
         checks += [
             _quality(f"version {live.path.name}", ours.result, theirs.result, gate),
             _floor("coverage", ours.coverage, theirs.coverage, gate.coverage),
             _floor("diversity", ours.diversity, theirs.diversity, gate.diversity),
         ]
-        cases, anew = canaries(canary, ground, config)
-        held = _floor("canary set", *(_canary_score(one, cases, ground) for one in (served, running)), gate.canary)
+        cases, anew = regression_cases(regression_file, ground, config)
+        scores = (_regression_score(version, cases, ground) for version in (served, running))
+        held = _floor("regression set", *scores, gate.regression_set)
         checks.append(msgspec.structs.replace(held, detail=f"{held.detail}{anew}"))
     return Decision(all(check.passed for check in checks), checks)
 
@@ -142,9 +145,9 @@ def _is_foreign(live: Bundle, candidate: Bundle) -> bool:
     return len({*live.item_ids} & {*candidate.item_ids}) < FOREIGN * len(candidate.item_ids)
 
 
-def _judge(version: Bundle, scorer: Ranker, ground: EvaluationSet, config: Config) -> _Judged:
+def _judge(version: Bundle, scorer: Ranker, ground: EvaluationSet, config: TrainingConfig) -> _ListQuality:
     manifest = version.manifest
-    ranker = with_prior(scorer, manifest.prior_weight) if isinstance(scorer, Served) else scorer
+    ranker = with_prior(scorer, manifest.prior_weight) if isinstance(scorer, ServedRanker) else scorer
     users: list[str] = []
     untied: list[NDArray[np.bool_]] = []
     ranks: list[NDArray[np.int64]] = []
@@ -165,16 +168,16 @@ def _judge(version: Bundle, scorer: Ranker, ground: EvaluationSet, config: Confi
     inside = unit[lists[:LISTS_MEASURED]]  # [lists, size, TEXT_DIM]
     alike = np.matmul(inside, inside.transpose(0, 2, 1)).sum(axis=(1, 2)) - (inside**2).sum(axis=(1, 2))
     diversity = 1 - float(alike.mean()) / max(size * (size - 1), 1)
-    return _Judged(
+    return _ListQuality(
         result_of(users, np.concatenate(ranks), np.concatenate(untied)),
         len(np.unique(lists)) / len(ground.catalogue),
         diversity,
     )
 
 
-def _replay(version: Bundle, ground: EvaluationSet, config: Config) -> Replay:
+def _replay(version: Bundle, ground: EvaluationSet, config: TrainingConfig) -> EvaluationReplay:
     manifest = version.manifest
-    return Replay(
+    return EvaluationReplay(
         ground.events,
         ground.catalogue,
         version.item_index,
@@ -206,17 +209,17 @@ def _parity(candidate: Bundle) -> Check:
     return Check("parity", passed=True, detail=f"ONNX Runtime is off what torch gave by {off:.1e} at most")
 
 
-def _size(candidate: Bundle, gate: Gate) -> Check:
+def _size(candidate: Bundle, gate: GateLimits) -> Check:
     size = sum(file.stat().st_size for file in candidate.path.iterdir()) / MEGABYTE
     return Check("size", size <= gate.size_mb, f"{size:.1f} MB of {gate.size_mb:g} allowed")
 
 
-def _latency(served: Served, gate: Gate) -> Check:
+def _latency(served: ServedRanker, gate: GateLimits) -> Check:
     taken = served.milliseconds()
     return Check("latency", taken <= gate.latency_ms, f"{taken:.3f} ms a user of {gate.latency_ms:g} allowed")
 
 
-def _quality(name: str, ours: Result, theirs: Result, gate: Gate) -> Check:
+def _quality(name: str, ours: RankingResult, theirs: RankingResult, gate: GateLimits) -> Check:
     """Refuses what is shown to be worse, and what lacks more than is tolerated."""
     paired = difference(ours, theirs)
     low, high = user_bootstrap(paired.users, paired.gain)
@@ -231,7 +234,7 @@ def _floor(name: str, ours: float, theirs: float, part: float) -> Check:
     return Check(name, ours >= part * theirs, f"{ours:.4f} against {theirs:.4f}, at least {part:g} of it")
 
 
-def _canary_score(served: Served, cases: Sequence[Case], ground: EvaluationSet) -> float:
+def _regression_score(served: ServedRanker, cases: Sequence[RegressionCase], ground: EvaluationSet) -> float:
     """NDCG@10 by the encoder alone: a frozen user has no popularity of the day."""
     row = {item: number for number, item in enumerate(ground.catalogue)}
     known = [case for case in cases if case.item in row]
@@ -241,8 +244,8 @@ def _canary_score(served: Served, cases: Sequence[Case], ground: EvaluationSet) 
     version = served.version
     scores = served.scores(featurise(states, version.item_index, version.type_index, version.manifest.length))
     seen = np.zeros(scores.shape, np.bool_)
-    for place, state in enumerate(states):
-        seen[place, [row[item] for item in (*state.items, *state.seen) if item in row]] = True
+    for number, state in enumerate(states):
+        seen[number, [row[item] for item in (*state.items, *state.seen) if item in row]] = True
     target = np.array([row[case.item] for case in known])
     ranks = rank_of_target(scores, target, seen)
     return result_of([case.user_id for case in known], ranks, np.ones(len(known), np.bool_)).ndcg

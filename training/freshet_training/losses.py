@@ -22,7 +22,7 @@ COLLISION = -1e4
 """Score of a drawn item that is the position's own target: it must not count twice."""
 
 
-class Sampler:
+class ItemSampler:
     """Draws the items that a step's softmax runs over, for a catalogue too large to score whole."""
 
     def __init__(self, counts: Tensor, number: int) -> None:
@@ -46,7 +46,7 @@ def next_item_scores(
     Candidates are all of `vectors`, or each position's own item and a sample. `hidden`
     [B, L, D], `next_item` [B, L] in the encoder's index space, `vectors` [R, D] by that
     index; `sample` are rows of `vectors` [S] and the log of their expected counts [S], as
-    `Sampler` draws them. Padding is dropped before the product with the table, the costliest step.
+    `ItemSampler` draws them. Padding is dropped before the product with the table, the costliest step.
     """
     valid = next_item != IGNORE
     hidden, target = hidden[valid], next_item[valid].long() - FIRST_ITEM  # [P, D], [P]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,12 +13,12 @@ from numpy.typing import NDArray
 from freshet_training.console import say
 from freshet_training.dataset import DatasetError
 from freshet_training.evaluate import (
-    Batch,
     CoOccurrence,
+    EvaluationBatch,
+    EvaluationReplay,
     Floats,
     Ranker,
-    Replay,
-    Result,
+    RankingResult,
     difference,
     evaluate,
     popularity,
@@ -26,9 +27,9 @@ from freshet_training.evaluate import (
     user_bootstrap,
     with_prior,
 )
-from freshet_training.fit import Fitted
+from freshet_training.fit import FittedEncoder
 from freshet_training.model import UserEncoder
-from freshet_training.training_set import Material
+from freshet_training.training_set import TrainingSet
 
 PRIOR_WEIGHTS = (
     0.0,
@@ -44,13 +45,13 @@ SERVED = "encoder + prior"
 UNTIED = "untied_"
 
 
-def validator(material: Material, replay: Replay) -> Callable[[UserEncoder], float]:
+def validator(training_set: TrainingSet, replay: EvaluationReplay) -> Callable[[UserEncoder], float]:
     """NDCG@10 as served, with the prior at its best weight, on every other untied event of the validation part."""
-    start = len(material.split.train)
-    stop = start + len(material.split.validation)
+    start = len(training_set.split.train)
+    stop = start + len(training_set.split.validation)
 
     def validate(candidate: UserEncoder) -> float:
-        mixes = _mixes(encoder_ranker(candidate, material.unseen), PRIOR_WEIGHTS[::2])
+        mixes = _mixes(encoder_ranker(candidate, training_set.unseen), PRIOR_WEIGHTS[::2])
         results = _evaluate(replay, start, stop, mixes, every=2)
         return _untied_ndcg(results[_best(results)])
 
@@ -59,20 +60,20 @@ def validator(material: Material, replay: Replay) -> Callable[[UserEncoder], flo
 
 def _mixes(encoder: Ranker, weights: Sequence[float]) -> dict[str, Ranker]:
     """The encoder with the prior at each of the weights."""
-    once = _Once(encoder)
+    once = _CachedRanker(encoder)
     return {f"{weight:g}": with_prior(once, weight) for weight in weights}
 
 
 def _evaluate(
-    replay: Replay, start: int, stop: int, rankers: Mapping[str, Ranker], every: int = 1
-) -> dict[str, Result]:
+    replay: EvaluationReplay, start: int, stop: int, rankers: Mapping[str, Ranker], every: int = 1
+) -> dict[str, RankingResult]:
     try:
         return evaluate(replay.batches(start, stop, every), rankers)
     except ValueError as error:
         raise DatasetError(str(error)) from None
 
 
-def _untied_ndcg(result: Result) -> float:
+def _untied_ndcg(result: RankingResult) -> float:
     """By untied events, or by all where every event is tied."""
     untied = result.only_untied()
     return (untied if len(untied.users) else result).ndcg
@@ -85,33 +86,33 @@ def encoder_ranker(model: UserEncoder, other_texts: NDArray[np.float32]) -> Rank
     with torch.no_grad():
         vectors = model.item_vectors()  # [N, D]
         table = torch.cat([vectors, model.tower(torch.from_numpy(other_texts).to(device))])  # [M, D]
-    nowhere = np.flatnonzero(~other_texts.any(axis=1)) + len(vectors)
+    unrankable = np.flatnonzero(~other_texts.any(axis=1)) + len(vectors)
 
-    def score(batch: Batch) -> Floats:
+    def score(batch: EvaluationBatch) -> Floats:
         with torch.no_grad():
             inputs = (torch.from_numpy(batch.tensors[spec.name]).to(device) for spec in USER_ENCODER_INPUTS)
             user = model(*inputs, vectors, last_only=True)[:, 0]  # [B, D]
             scores: Floats = (user @ table.T).cpu().numpy()
-        scores[:, nowhere] = -np.inf
+        scores[:, unrankable] = -np.inf
         return scores
 
     return score
 
 
-class _Once:
+class _CachedRanker:
     """A ranker that scores a batch once for all who ask in turn."""
 
     def __init__(self, ranker: Ranker) -> None:
         self._ranker = ranker
-        self._last: tuple[Batch, Floats] | None = None
+        self._last: tuple[EvaluationBatch, Floats] | None = None
 
-    def __call__(self, batch: Batch) -> Floats:
+    def __call__(self, batch: EvaluationBatch) -> Floats:
         if self._last is None or self._last[0] is not batch:
             self._last = batch, self._ranker(batch)
         return self._last[1]
 
 
-class _Noted:
+class _SliceRanker:
     """A ranker that notes of each event that it scores what the slices need."""
 
     def __init__(self, ranker: Ranker) -> None:
@@ -119,50 +120,59 @@ class _Noted:
         self._targets: list[NDArray[np.int64]] = []
         self._user_events: list[int] = []
 
-    def __call__(self, batch: Batch) -> Floats:
+    def __call__(self, batch: EvaluationBatch) -> Floats:
         self._targets.append(batch.target)
         self._user_events.extend(map(len, batch.history))
         return self._ranker(batch)
 
-    def slices(self, result: Result, item_events: NDArray[np.int64]) -> dict[str, Result]:
+    def slices(self, result: RankingResult, item_events: NDArray[np.int64]) -> dict[str, RankingResult]:
         """Its result by slice; `item_events` `[M]` are the items' training events."""
         parts = slices(item_events[np.concatenate(self._targets)], np.array(self._user_events))
         return {name: result.only(chosen) for name, chosen in parts.items() if chosen.any()}
 
 
-def measure(fitted: Fitted, material: Material, replay: Replay) -> tuple[float, dict[str, dict[str, float]]]:
+@dataclass(frozen=True)
+class MeasuredEncoder:
+    """A fitted encoder, the prior's weight beside it, and its test metrics by ranker."""
+
+    fitted: FittedEncoder
+    prior_weight: float
+    metrics: dict[str, dict[str, float]]
+
+
+def measure(fitted: FittedEncoder, training_set: TrainingSet, replay: EvaluationReplay) -> MeasuredEncoder:
     """The prior's weight by the validation part, and the metrics of the test part by ranker."""
-    validation = len(material.split.train)
-    test = validation + len(material.split.validation)
-    encoder = _Once(encoder_ranker(fitted.model, material.unseen))
+    validation = len(training_set.split.train)
+    test = validation + len(training_set.split.validation)
+    encoder = _CachedRanker(encoder_ranker(fitted.model, training_set.unseen))
     prior_weight = float(_best(_evaluate(replay, validation, test, _mixes(encoder, PRIOR_WEIGHTS))))
     baselines: dict[str, Ranker] = {"popularity": popularity, "recent popularity": recent_popularity}
     if len(replay.row) <= CO_OCCURRENCE_ITEMS:
         counts: dict[str, Ranker] = {
-            str(last): CoOccurrence(material.split.train, replay.row, last) for last in CO_OCCURRENCE_LAST
+            str(last): CoOccurrence(training_set.split.train, replay.row, last) for last in CO_OCCURRENCE_LAST
         }
         baselines["co-occurrence"] = counts[_best(_evaluate(replay, validation, test, counts))]
-    served = _Noted(with_prior(encoder, prior_weight))
+    served = _SliceRanker(with_prior(encoder, prior_weight))
     rankers = {**baselines, ENCODER: encoder, SERVED: served}
     say(f"best epoch {fitted.epoch}, prior weight {prior_weight:g}; testing")
-    results = _evaluate(replay, test, len(material.log.events), rankers)
+    results = _evaluate(replay, test, len(training_set.log.events), rankers)
     best_baseline = max(baselines, key=lambda name: results[name].ndcg)
     results[f"{SERVED} over {best_baseline}"] = difference(results[SERVED], results[best_baseline])
-    rows = [replay.row[event.item_id or ""] for run in material.runs for event in run]
+    rows = [replay.row[event.item_id or ""] for run in training_set.runs for event in run]
     by_slice = served.slices(results[SERVED], np.bincount(rows, minlength=len(replay.row)))
     results |= {f"{SERVED}, {name}": result for name, result in by_slice.items()}
     metrics = {ranker: _metrics(result) for ranker, result in results.items()}
     say(_told(metrics))
     if metrics[SERVED]["events"] != metrics[SERVED][f"{UNTIED}events"]:
         say(f"events later than the user's previous one alone:\n{_told(metrics, UNTIED)}")
-    return prior_weight, metrics
+    return MeasuredEncoder(fitted, prior_weight, metrics)
 
 
-def _best(results: Mapping[str, Result]) -> str:
+def _best(results: Mapping[str, RankingResult]) -> str:
     return max(results, key=lambda name: _untied_ndcg(results[name]))
 
 
-def _metrics(result: Result) -> dict[str, float]:
+def _metrics(result: RankingResult) -> dict[str, float]:
     metrics = {"users": float(len(np.unique(result.users)))}
     for prefix, part in (("", result), (UNTIED, result.only_untied())):
         metrics[f"{prefix}events"] = float(len(part.users))

@@ -23,7 +23,6 @@ Shapes: B rows, L = `length` positions, D = `dim`, H heads, N items.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import log
 
 import torch
@@ -31,48 +30,18 @@ from freshet.core.features import FIRST_ITEM, GAP_BUCKETS, PADDING, TEXT_DIM, UN
 from torch import Tensor, nn
 from torch.nn import functional
 
+from freshet_training.model_shape import ModelShape
+
 PADDED = -1e4
 FUTURE = -4e4
 """Added to attention scores that must not count; finite, also in half precision and where both apply. A padding
 position has only padding to look at, so the future must weigh less than padding does."""
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that shapes the network."""
-
-    items: int
-    types: int
-    dim: int = 64
-    length: int = 50
-    blocks: int = 2
-    heads: int = 2
-    feed_forward: int = 128
-    dropout: float = 0.2
-    attention_dropout: float | None = None
-    """Of the weights of attention, as `dropout` where none is set: short histories need it, long ones do not."""
-    item_dropout: float = 0.15
-    temperature: float = 0.07
-    unknown_dropout: float = 0.02
-
-    def __post_init__(self) -> None:
-        """Raises `ValueError`."""
-        for name in ("items", "types", "dim", "length", "blocks", "heads", "feed_forward"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
-        if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is no multiple of heads {self.heads}")
-        for name in ("dropout", "attention_dropout", "item_dropout", "unknown_dropout"):
-            if not 0 <= (getattr(self, name) or 0) <= 1:
-                raise ValueError(f"{name} is from 0 to 1, not {getattr(self, name)}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is more than 0, not {self.temperature}")
-
-
 class ItemTower(nn.Module):
     """Text embedding `[n, TEXT_DIM]` → item vector `[n, D]` of length 1: where an item with no events stands."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ModelShape) -> None:
         super().__init__()
         self.project = nn.Linear(TEXT_DIM, config.dim)
         nn.init.normal_(self.project.weight, std=0.5 * config.dim**-0.5)
@@ -90,7 +59,7 @@ class Block(nn.Module):
     the product, and leaves the norm alone (its fused kernel of sum and norm takes five times as long as the two).
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: ModelShape) -> None:
         super().__init__()
         self.heads = config.heads
         self.width = config.dim // config.heads
@@ -150,12 +119,12 @@ class UserEncoder(nn.Module):
     distance: Tensor
     causal: Tensor
     text: Tensor
-    words: Tensor | None
+    word_numbers: Tensor | None
 
-    def __init__(self, config: Config, text_embeddings: Tensor, words: Tensor | None = None) -> None:
+    def __init__(self, config: ModelShape, text_embeddings: Tensor, word_numbers: Tensor | None = None) -> None:
         """`text_embeddings` [N, TEXT_DIM] in index order; kept as data, not as weights.
 
-        `words` [N, W] are numbers of the words of each item's text, from 1, and 0 where there is none.
+        `word_numbers` [N, W] number the words of each item's text, counted from 1; 0 fills a row up.
         """
         super().__init__()
         if text_embeddings.shape != (config.items, TEXT_DIM):
@@ -174,14 +143,14 @@ class UserEncoder(nn.Module):
         self.type_head = nn.Linear(config.dim, config.types)
         for embedding in (self.residual, self.special, self.type_embedding, self.gap_embedding):
             nn.init.normal_(embedding.weight, std=0.5 * config.dim**-0.5)
-        self.register_buffer("words", words, persistent=False)
-        if words is not None:
-            self.word_vectors = nn.Embedding(int(words.max()) + 1, config.dim)
+        self.register_buffer("word_numbers", word_numbers, persistent=False)
+        if word_numbers is not None:
+            self.word_vectors = nn.Embedding(int(word_numbers.max()) + 1, config.dim)
             nn.init.normal_(self.word_vectors.weight, std=0.5 * config.dim**-0.5)
-        place = torch.arange(config.length)
+        position = torch.arange(config.length)
         self.register_buffer("text", text_embeddings, persistent=False)
-        self.register_buffer("distance", (place[:, None] - place).clamp(min=0), persistent=False)  # [L, L]
-        causal = torch.where(place[:, None] >= place, 0.0, FUTURE)
+        self.register_buffer("distance", (position[:, None] - position).clamp(min=0), persistent=False)  # [L, L]
+        causal = torch.where(position[:, None] >= position, 0.0, FUTURE)
         self.register_buffer("causal", causal, persistent=False)  # [L, L]
 
     def item_vectors(self, rows: Tensor | None = None) -> Tensor:
@@ -195,10 +164,10 @@ class UserEncoder(nn.Module):
 
     def _residual(self, rows: Tensor | None = None) -> Tensor:
         own = self.residual.weight if rows is None else self.residual(rows)
-        if self.words is None:
+        if self.word_numbers is None:
             return own
-        words = self.words if rows is None else self.words[rows]
-        return own + functional.embedding_bag(words, self.word_vectors.weight, mode="mean", padding_idx=0)
+        numbers = self.word_numbers if rows is None else self.word_numbers[rows]
+        return own + functional.embedding_bag(numbers, self.word_vectors.weight, mode="mean", padding_idx=0)
 
     @torch.no_grad()
     def merged(self) -> UserEncoder:

@@ -7,23 +7,17 @@ from datetime import UTC, datetime
 from freshet.bundle.bundle import Privacy
 from freshet.core.events import Event
 
-from freshet_training.config import Config
-from freshet_training.dataset import Split
-from freshet_training.model import Config as ModelConfig
+from freshet_training.config import TrainingConfig
+from freshet_training.measure import UNTIED, MeasuredEncoder, table
+from freshet_training.training_set import TrainingSet
 
 
 def model_card(
-    config: Config,
-    network: ModelConfig,
-    split: Split,
-    metrics: str,
-    untied: str,
-    *,
-    cold: int,
-    prior_weight: float,
-    privacy: Privacy | None,
+    config: TrainingConfig, training_set: TrainingSet, measured: MeasuredEncoder, privacy: Privacy | None
 ) -> str:
-    """Markdown: what it is, its data and their terms, how it was measured, how to make it again."""
+    """Markdown: what the version is, its data and their terms, how it was measured, how to make it again."""
+    network, split = measured.fitted.model.config, training_set.split
+    cold = int(training_set.unseen.any(axis=1).sum())
     parts = "\n".join(
         f"| {part} | {len(events):,} | {len({event.user_id for event in events}):,} | {_period(events)} |"
         for part, events in (
@@ -56,13 +50,13 @@ before it. Weights see the training part only; histories and popularity counts r
 are a bootstrap over users. Every choice (epoch, prior weight, co-occurrence's window) was made on validation.
 {config.note}
 
-{metrics}
+{table(measured.metrics)}
 
 The same without events that are not later than the user's previous one, whose order in the log is no behaviour:
 
-{untied}
+{table(measured.metrics, UNTIED)}
 
-The served score is `encoder + {prior_weight:g} · log1p(decayed popularity)`.
+The served score is `encoder + {measured.prior_weight:g} · log1p(decayed popularity)`.
 
 ## Reproduce
 
@@ -76,7 +70,7 @@ Trained on one data set; its ranking says little about another catalogue. Users 
 
 
 def _facts(privacy: Privacy | None) -> str:
-    """What else it tells of the data; a private version tells nothing else."""
+    """What else the bundle tells of the data: a private version tells nothing else."""
     return ", and of each item how frequent it was and what its events were worth" if privacy is None else ""
 
 

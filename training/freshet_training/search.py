@@ -16,12 +16,13 @@ import msgspec
 from freshet.core.decoding import Undecodable, decode
 from freshet.files import write_json
 
-from freshet_training.config import Config
+from freshet_training.config import TrainingConfig
 from freshet_training.console import Advance
 from freshet_training.fit import Epoch, FitError
-from freshet_training.model import Config as ModelConfig
+from freshet_training.layout import check_version
+from freshet_training.model_shape import ModelShape
 
-Objective = Callable[[Config, Callable[[Epoch], None], Advance], float]
+Objective = Callable[[TrainingConfig, Callable[[Epoch], None], Advance], float]
 """Trains with a config, telling each epoch and each step, and returns the validation's score."""
 
 POSITIONS = (1024, 2048, 4096)
@@ -38,39 +39,45 @@ class OutOfTimeError(Exception):
     """The search's time is over in the middle of a trial."""
 
 
-class _Kept(msgspec.Struct, frozen=True):
+VERSION = 1
+
+
+class _StoredSettings(msgspec.Struct, frozen=True):
+    version: int
     run: str
-    config: Config
+    config: TrainingConfig
 
 
-_decoder = msgspec.json.Decoder(_Kept)
+_decoder = msgspec.json.Decoder(_StoredSettings)
 
 
-class Found:
+class FoundSettings:
     """The settings that a search found, on disk; `run` is the digest of the log, the start and the settings given."""
 
     def __init__(self, path: Path, run: str) -> None:
         self._path = path
         self._run = run
 
-    def load(self) -> Config | None:
-        """What was found for this run, or None."""
+    def load(self) -> TrainingConfig | None:
+        """The settings that were found for this run, or None. Raises `LayoutError`."""
         try:
-            kept = decode(_decoder, self._path.read_bytes())
+            raw = self._path.read_bytes()
         except OSError:
             return None
-        return None if isinstance(kept, Undecodable) or kept.run != self._run else kept.config
+        check_version(self._path, raw, VERSION)
+        stored = decode(_decoder, raw)
+        return None if isinstance(stored, Undecodable) or stored.run != self._run else stored.config
 
-    def save(self, config: Config) -> None:
+    def save(self, config: TrainingConfig) -> None:
         """Replace what is there. Raises `OSError`."""
-        write_json(self._path, _Kept(self._run, config))
+        write_json(self._path, _StoredSettings(VERSION, self._run, config))
 
     def remove(self) -> None:
         """The run is over: the next one searches anew."""
         self._path.unlink(missing_ok=True)
 
 
-def search(objective: Objective, config: Config, seconds: float, say: Callable[[str], None]) -> Config:
+def search(objective: Objective, config: TrainingConfig, seconds: float, say: Callable[[str], None]) -> TrainingConfig:
     """The config with the best score that `seconds` of trials found."""
     import optuna  # noqa: PLC0415 - only where there is a search
 
@@ -96,7 +103,9 @@ def search(objective: Objective, config: Config, seconds: float, say: Callable[[
     return _with(config, best.params)
 
 
-def _score(trial: Any, tried: Config, objective: Objective, in_time: Advance, say: Callable[[str], None]) -> float:
+def _score(
+    trial: Any, tried: TrainingConfig, objective: Objective, in_time: Advance, say: Callable[[str], None]
+) -> float:
     """The validation's best score of one trial; raises what tells Optuna that it has none."""
     import optuna  # noqa: PLC0415 - as above
 
@@ -139,18 +148,18 @@ def _until(deadline: float) -> Advance:
     return advance
 
 
-def _given(config: Config) -> dict[str, Any]:
+def _given(config: TrainingConfig) -> dict[str, Any]:
     """The settings as they are; a weight decay of 0 is not searched, for on a log scale nothing is near it."""
     return {
         "learning_rate": config.learning_rate,
         **({"weight_decay": config.weight_decay} if config.weight_decay else {}),
         "positions": config.positions,
-        "dropout": config.model.get("dropout", ModelConfig.dropout),
-        "item_dropout": config.model.get("item_dropout", ModelConfig.item_dropout),
+        "dropout": config.model.get("dropout", ModelShape.dropout),
+        "item_dropout": config.model.get("item_dropout", ModelShape.item_dropout),
     }
 
 
-def _suggest(trial: Any, config: Config) -> Config:
+def _suggest(trial: Any, config: TrainingConfig) -> TrainingConfig:
     given = _given(config)
     found = {"positions": trial.suggest_categorical("positions", sorted({*POSITIONS, config.positions}))}
     for name, (low, high, log) in RANGES.items():
@@ -159,7 +168,7 @@ def _suggest(trial: Any, config: Config) -> Config:
     return _with(config, found)
 
 
-def _with(config: Config, found: dict[str, Any]) -> Config:
+def _with(config: TrainingConfig, found: dict[str, Any]) -> TrainingConfig:
     shape = {name: found[name] for name in ("dropout", "item_dropout")}
     rest = {name: value for name, value in found.items() if name not in shape}
     return msgspec.structs.replace(config, model={**config.model, **shape}, **rest)

@@ -45,7 +45,7 @@ def _plainly() -> Iterator[None]:
         raise TrackingError(f"tracking: {str(error).splitlines()[0]}") from None
 
 
-class Tracker:
+class MlflowTracker:
     """One run of an MLflow experiment; where the store fails it says so once and records no more."""
 
     def __init__(self, uri: str, experiment: str, run: str, work: Path) -> None:

@@ -2,7 +2,7 @@
 
 Each text runs alone and unpadded: the int8 model quantises activations over the
 whole tensor, so padding or a batch mate would move a text's vector (to a cosine
-of 0.98), and one at a time is also faster on a CPU. `training/freshet_training/text.py` does the same.
+of 0.98), and one at a time is also faster on a CPU. `training/freshet_training/text/encoder.py` does the same.
 """
 # ruff: noqa: INP001 - Triton loads this file by its path
 

@@ -105,7 +105,7 @@ class Manifest(msgspec.Struct, frozen=True):
     `privacy` is what the weights may tell of a user, where training bounded it.
     `gate` is what the gate decided, None in what it has not judged; `ungated` is why
     a version that it refused may be published all the same, in the signer's words.
-    `settings` are all that training was told, by `freshet_training.config.Config`'s names (the
+    `settings` are all that training was told, by `freshet_training.config.TrainingConfig`'s names (the
     first versions did not say).
     """
 
