@@ -320,17 +320,23 @@ def test_windows_and_offsets(world: World, tmp_path: Path) -> None:
 
 
 def test_the_readme_s_transcript_runs(stack: Stack, tmp_path: Path) -> None:
-    """Every command of the replay section, as it stands there, beside a worker; a verification reads 0."""
-    section = (ROOT / "README.md").read_text().partition("## Replay\n")[2].partition("\n## ")[0]
-    [block] = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    assert "verify kafka" in block
+    """The commands of two sections, and the Python of one, as they stand there; a verification reads 0."""
+    blocks = []
+    for title in ("Produce and subscribe", "Replay"):
+        section = (ROOT / "README.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+        for language, block in re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL):
+            blocks.append(f".venv/bin/python - <<'END'\n{block}END\n" if language == "python" else block)
+    script, count = re.subn(r"^\.venv/bin/freshet (up|down)\b.*\n", "", "".join(blocks), flags=re.MULTILINE)
+    assert count == 1  # the test brings its own stack
+    assert "verify kafka" in script
+    assert "freshet.Lists" in script
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / ".parts").symlink_to(ROOT / ".parts")
     world = World(stack, tmp_path, f"transcript-{time.time_ns()}", partitions=2)
     try:
         world.worker()
         done = subprocess.run(
-            ["bash", "-euxo", "pipefail", "-c", block],
+            ["bash", "-euxo", "pipefail", "-c", script],
             cwd=tmp_path,
             env=os.environ | world.settings | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
