@@ -236,6 +236,16 @@ def test_dead_letters_go_back_byte_for_byte_once(stack: Stack, producer: KafkaPr
     assert b"\xff\x00" in {record.value for record in read_topic(stack.bootstrap, topics["events"])}
 
 
+def test_dead_letters_go_to_no_other_topic(stack: Stack, producer: KafkaProducer, topics: dict[str, str]) -> None:
+    """A letter that claims to come from `models` would promote a version by the hand of whoever replays it."""
+    forged = [("reason", b"not_json"), ("origin_topic", topics["models"].encode())]
+    producer.send(topics["dead_letters"], b'{"version":1,"stage":"promoted"}', b"user_encoder", forged, partition=0)
+    producer.flush()
+    counts = json.loads(freshet("dlq", "replay", "--json").stdout)
+    assert (counts["replayed"], counts["foreign_left_out"]) == (0, 1)
+    assert read_topic(stack.bootstrap, topics["models"]) == []
+
+
 # --- the demo ------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import socket
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -114,3 +116,32 @@ def test_a_log_line_is_one_json_object() -> None:
     assert entry["users"] == 3
     assert "ValueError: invalid literal" in entry["exception"]
     assert set(entry) == {"ts", "level", "logger", "message", "users", "exception"}
+
+
+def test_half_open_requests_are_bounded_and_end(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of connections that say nothing takes a bounded number of threads, and the pages come back."""
+    monkeypatch.setattr(health_module, "CONNECTION_SECONDS", 0.5)
+    server = HealthServer(health, "127.0.0.1", 0)
+    before = threading.active_count()
+    silent = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(200)]
+    try:
+        refused = [connection for connection in silent if is_closed(connection)]
+        assert len(refused) >= len(silent) - health_module.MAX_CONNECTIONS
+        assert threading.active_count() - before <= health_module.MAX_CONNECTIONS
+        assert all(is_closed(connection) for connection in silent if connection not in refused)
+        health.renew(ALL_OK)
+        assert get(server, "/healthz")[0] == 200
+    finally:
+        for connection in silent:
+            connection.close()
+        server.close()
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server has closed a connection that said nothing, which is waited for."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False

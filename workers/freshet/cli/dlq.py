@@ -104,14 +104,16 @@ def replay(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Send dead letters back to the topic they came from, byte for byte, each distinct record once.
+    """Send dead letters back to the events topic they came from, byte for byte, each distinct record once.
 
-    Records that are still bad come back as new dead letters, and a record that was folded
-    meanwhile is skipped by its event id: repeating a replay does no harm.
+    A letter that names another origin is left out: whoever may write dead letters may not write models so.
+    Records that are still bad come back as new dead letters. A record that was folded meanwhile is skipped by
+    its event id: repeating a replay does no harm.
     """
     settings = resolve(config, directory, kafka=kafka).settings
     found = list(_read(settings, reason))
-    letters = [letter for letter in found if not letter.truncated]
+    own = [letter for letter in found if letter.origin_topic == settings.events_topic]
+    letters = [letter for letter in own if not letter.truncated]
     distinct = {(letter.origin_topic, letter.key, letter.value): letter for letter in reversed(letters)}
     sent: Counter[str] = Counter()
     if not dry_run and distinct:
@@ -120,22 +122,20 @@ def replay(
         sent.update(letter.reason for letter in distinct.values())
     total = sum(sent.values())
     repeats = len(letters) - len(distinct)
-    cut = len(found) - len(letters)
+    foreign, cut = len(found) - len(own), len(own) - len(letters)
     if as_json:
-        emit(
-            {
-                "replayed": total,
-                "repeats_left_out": repeats,
-                "truncated_left_out": cut,
-                "reasons": dict(sent),
-                "dry_run": dry_run,
-            }
-        )
+        left_out = {"repeats_left_out": repeats, "truncated_left_out": cut, "foreign_left_out": foreign}
+        emit({"replayed": total, **left_out, "reasons": dict(sent), "dry_run": dry_run})
         return
     verb = "would be sent again" if dry_run else "sent again"
     reasons = ", ".join(f"{count:,} {plain(name)}" for name, count in sent.most_common())
-    left_out = f"; {repeats:,} repeats left out" if repeats else ""
-    say(f"{total:,} {verb}" + (f": {reasons}" if reasons else "") + left_out)
+    say(
+        f"{total:,} {verb}"
+        + (f": {reasons}" if reasons else "")
+        + (f"; {repeats:,} repeats left out" if repeats else "")
+    )
+    if foreign:
+        say(f"{foreign:,} name another origin than {settings.events_topic} and are left out")
     if cut:
         say(
             f"{cut:,} cannot be sent again, for they do not hold the whole record: "

@@ -11,11 +11,16 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 STALE_SECONDS = 15.0
 """A worker whose loop has not reported for this long is not alive."""
+MAX_CONNECTIONS = 32
+"""Connections served at once; probes and scrapers need a few."""
+CONNECTION_SECONDS = 5.0
+"""How long a connection may be silent: a request that never ends must not keep its thread."""
 
 
 class Health:
@@ -43,15 +48,40 @@ class Health:
         return all(verdict == "ok" for verdict in self.checks().values())
 
 
+class _BoundedServer(ThreadingHTTPServer):
+    """A thread a connection, and no more than `MAX_CONNECTIONS` of them: a connection beyond is closed at once."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no error of the worker."""
+
+
 class HealthServer:
     """Serves the three pages. Raises `OSError` for a port that is taken."""
 
     def __init__(self, health: Health, host: str, port: int) -> None:
         try:
-            self._server = ThreadingHTTPServer((host, port), _handler(health))
+            self._server = _BoundedServer((host, port), _handler(health))
         except OSError as error:
             raise OSError(f"health_port {host}:{port}: {error.strerror}") from None
-        self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
 
@@ -70,6 +100,8 @@ def write_port(data_dir: str, port: int) -> None:
 
 def _handler(health: Health) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        timeout = CONNECTION_SECONDS
+
         def do_GET(self) -> None:
             if self.path == "/healthz":
                 alive = health.alive()
