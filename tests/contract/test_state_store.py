@@ -23,7 +23,8 @@ def table(broker: str, unique: Callable[[str], str], data_dir: Path, monkeypatch
     """The worker's table on RocksDB, with its changelog on a real broker."""
     monkeypatch.setattr(sys, "argv", ["freshet"])  # importing faust reads the command line
     from freshet.adapters.kafka import KafkaPublisher  # noqa: PLC0415
-    from freshet.serving.app import WorkerApp, changelog_topic  # noqa: PLC0415
+    from freshet.adapters.source import changelog_topic  # noqa: PLC0415
+    from freshet.serving.app import WorkerApp  # noqa: PLC0415
 
     settings = Settings(kafka=broker, group=unique("store"), data_dir=str(data_dir))
     make_topic(broker, NewTopic(changelog_topic(settings.group), 3))

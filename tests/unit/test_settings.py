@@ -17,6 +17,7 @@ import yaml
 from confluent_kafka import TopicPartition
 from freshet.adapters.feast import redis_options
 from freshet.adapters.kafka import client_config
+from freshet.adapters.source import new_changelog
 from freshet.archive import archiver
 from freshet.core.comparison import Comparison, out_of_band
 from freshet.core.events import encode_event
@@ -133,6 +134,12 @@ def client(settings: Settings) -> object:
     return client_config(msgspec.structs.replace(settings, kafka_security="SASL_SSL"))
 
 
+def changelog(settings: Settings) -> object:
+    """How the topic of states is created."""
+    topic = new_changelog(settings, 1)
+    return topic.replication_factor, topic.config
+
+
 def security(settings: Settings) -> object:
     """How librdkafka connects, as set."""
     return client_config(settings)
@@ -214,8 +221,9 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def consumer(app: Any) -> Callable[[Settings], object]:
+def consumer(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Settings], object]:
     """How the worker consumes."""
+    monkeypatch.chdir(tmp_path)  # the worker's name is kept in its folder
 
     def observe(settings: Settings) -> object:
         conf = app.WorkerApp(settings, 1, None).conf
@@ -252,6 +260,7 @@ def wiring(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callabl
         "TritonEncoder",
         "LiveModel",
         "SideInputReader",
+        "SourceWatch",
         "Pipeline",
         "CanaryAnalysis",
     ):
@@ -357,6 +366,8 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "kafka_username": ("client", "ann"),
     "kafka_password": ("client", "hunter2"),
     "group": ("consumer", "other"),
+    "changelog_replication_factor": ("changelog", 3),
+    "changelog_min_insync_replicas": ("changelog", 2),
     "events_topic": ("published", "other"),
     "items_topic": ("wiring", "other"),
     "recommendations_topic": ("published", "other"),
@@ -403,6 +414,7 @@ CHANGES: dict[str, tuple[str, Any]] = {
 """For each setting: where it is observed, and another value than the default."""
 
 AT_HAND: dict[str, Callable[[Settings], object]] = {
+    "changelog": changelog,
     "client": client,
     "security": security,
     "redis": redis,

@@ -71,6 +71,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     group: str = "freshet"
     """Consumer group, and the prefix of the changelog topic."""
+    changelog_replication_factor: Positive | None = None
+    """Replicas of the topic of states, when the first worker creates it; by default the broker's own number."""
+    changelog_min_insync_replicas: Positive | None = None
+    """Replicas that must have a state before it counts as written; by default the broker's own number."""
     events_topic: str = "events"
     items_topic: str = "items"
     recommendations_topic: str = "recommendations"

@@ -37,8 +37,9 @@ def side_input_faults(settings: Settings, admin: AdminClient) -> list[str]:
                 f"topic {name} has {count} partitions, of which only the first would be read: "
                 f"delete it, create it with 1 partition, and produce its records again"
             )
-        policy = _cleanup_policy(admin, name)
-        if policy not in {"compact", None}:
+        config = topic_config(admin, name)
+        policy = config["cleanup.policy"] if config is not None else "compact"
+        if policy != "compact":
             faults.append(
                 f"topic {name} has cleanup.policy={policy}, so that records which still hold would be deleted: "
                 f"set cleanup.policy=compact"
@@ -46,14 +47,14 @@ def side_input_faults(settings: Settings, admin: AdminClient) -> list[str]:
     return faults
 
 
-def _cleanup_policy(admin: AdminClient, topic: str) -> str | None:
-    """The topic's cleanup policy; None where this user may not read it."""
+def topic_config(admin: AdminClient, topic: str) -> dict[str, str] | None:
+    """The topic's configuration; None where this user may not read it. Raises `KafkaException`."""
     resource = ConfigResource(ResourceType.TOPIC, topic)
     try:
         config = admin.describe_configs([resource], request_timeout=SECONDS)[resource].result(SECONDS)
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
             raise
-        log.warning("cleanup policy unknown", extra={"topic": topic, "why": error.args[0].str()})
+        log.warning("topic configuration unknown", extra={"topic": topic, "why": error.args[0].str()})
         return None
-    return str(config["cleanup.policy"].value)
+    return {name: str(entry.value) for name, entry in config.items()}

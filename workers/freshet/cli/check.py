@@ -77,6 +77,7 @@ def _kafka(settings: Settings) -> str:
     from confluent_kafka.admin import AdminClient
 
     from freshet.adapters.kafka import client_config
+    from freshet.adapters.source import SourceReader, changelog_faults, source_faults
     from freshet.adapters.topics import side_input_faults
 
     names = [getattr(settings, name) for name in settings.__struct_fields__ if name.endswith("_topic")]
@@ -84,9 +85,13 @@ def _kafka(settings: Settings) -> str:
         counts = {name: len(consumer.partitions_for_topic(name) or ()) for name in names}
     if missing := [name for name, count in counts.items() if not count]:
         raise Failed(f"{settings.kafka} answers, without the topics {', '.join(missing)}")
-    if faults := side_input_faults(settings, AdminClient(client_config(settings))):
+    admin, events = AdminClient(client_config(settings)), counts[settings.events_topic]
+    source = SourceReader(settings).read()
+    faults = side_input_faults(settings, admin) + changelog_faults(settings, admin, events)
+    faults += source_faults(settings, source) + source.losses(settings.events_topic)
+    if faults:
         raise Failed("; ".join(faults))
-    events, lists = counts[settings.events_topic], counts[settings.recommendations_topic]
+    lists = counts[settings.recommendations_topic]
     return f"{settings.kafka}, {len(counts)} topics, {events} partitions of events, {lists} of recommendations"
 
 

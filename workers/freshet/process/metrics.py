@@ -25,6 +25,9 @@ STATES_FULL = Counter(
 REFUSED = Counter("freshet_refused_records_total", "Outputs that the broker refused as too large.", ["topic"])
 DEAD_LETTERS = Counter("freshet_dead_letters_total", "Records sent to the dead-letter topic.", ["reason"])
 LISTS = Counter("freshet_lists_published_total", "Recommendation lists published.", ["kind"])
+LOST = Counter(
+    "freshet_lost_events_total", "Source records that retention deleted before they were folded.", ["partition"]
+)
 LAG = Gauge("freshet_lag_events", "Records behind the end of the source partition.", ["partition"])
 MODEL_VERSION = Gauge("freshet_model_version", "Model version that lists are made with.")
 CANDIDATE_VERSION = Gauge("freshet_candidate_version", "Model version in shadow or canary; 0 for none.")

@@ -21,6 +21,7 @@ from freshet.adapters.faust import FlowControl, Inbox, RunSchema, RunTransport
 from freshet.adapters.feast import open_feature_store
 from freshet.adapters.kafka import KafkaPublisher, client_config
 from freshet.adapters.kafka_python import SideInputReader
+from freshet.adapters.source import SourceReader, changelog_faults, create_changelog, source_faults
 from freshet.adapters.state_table import PartitionState, StateTable, StateTables
 from freshet.adapters.topics import side_input_faults
 from freshet.adapters.triton import TritonEncoder
@@ -34,6 +35,7 @@ from freshet.process.json_logging import JSON_LOGS
 from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.live_versions import LiveModel
 from freshet.serving.pipeline import PartitionBatch, Pipeline
+from freshet.serving.source_watch import SourceWatch, known_topic_id
 from freshet.settings import Settings, require_folders
 
 TABLE = "user_state"
@@ -58,7 +60,7 @@ def run(settings: Settings) -> int:
     logging.config.dictConfig(_LOGGING)
     require_folders(settings)
     partitions = events_partitions(settings)
-    runtime = Runtime(settings)
+    runtime = Runtime(settings, partitions)
     try:
         runtime.open()
     except OSError as error:
@@ -75,11 +77,6 @@ def run_app(app: faust.App) -> int:
     except SystemExit as exit_:
         return int(exit_.code or 0)
     return 0
-
-
-def changelog_topic(group: str) -> str:
-    """Name of the topic that holds every user's state."""
-    return f"{group}-{TABLE}-changelog"
 
 
 _LOGGING = JSON_LOGS | {
@@ -104,16 +101,27 @@ def events_partitions(settings: Settings) -> int:
             faults.append(f"topic {name} does not exist: create it, or run `freshet up`")
     if faults:
         raise StartError("; ".join(faults))
-    return len(topics[settings.events_topic].partitions)
+    partitions = len(topics[settings.events_topic].partitions)
+    try:
+        create_changelog(settings, admin, partitions)
+        faults = changelog_faults(settings, admin, partitions)
+        faults += source_faults(settings, SourceReader(settings).read(), known_topic_id(settings))
+    except KafkaException as error:
+        raise StartError(f"Kafka at {settings.kafka}: {error.args[0].str()}") from None
+    if faults:
+        raise StartError("; ".join(faults))
+    return partitions
 
 
 class Runtime:
     """Everything of a worker that lives in its event loop beside Faust."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, partitions: int = 1) -> None:
         self.settings = settings
+        self.partitions = partitions
         self.health = Health()
         self.recovering: Callable[[], bool] = lambda: True
+        self.assigned: Callable[[], set[int]] = set
 
     def open(self) -> None:
         """Open what needs no event loop. Raises `OSError` (a port that is taken), `SettingsError`, `Unavailable`."""
@@ -146,7 +154,10 @@ class Runtime:
         instance = instance_id(settings.group, settings.data_dir)
         self.trial = CanaryAnalysis(settings, self.model, self.trial_encoder, self.publisher, instance)
         self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher, self.trial)
-        self.tasks = [asyncio.create_task(run()) for run in (self.model.run, self.trial.run, self._watch)]
+        self.source = SourceWatch(settings, self.partitions)
+        self.source_checks = await asyncio.to_thread(self.source.look, None)
+        running = (self.model.run, self.trial.run, self._watch_source, self._watch)
+        self.tasks = [asyncio.create_task(run()) for run in running]
 
     async def stop(self) -> None:
         """Close every edge."""
@@ -175,6 +186,7 @@ class Runtime:
             ready = await self.encoder.ready(live.version)
             checks["model"] = "ok" if ready else f"version {live.version} is not ready at Triton"
             checks["features"] = await self._features_verdict()
+            checks |= self.source_checks
             self.health.renew(checks)
             for reader in self.readers:
                 if reader.failure is not None:
@@ -182,6 +194,12 @@ class Runtime:
             for task in self.tasks[:-1]:
                 if task.done():
                     watchdog.fail_fast(task.exception() or RuntimeError("a side task ended"))
+            await asyncio.sleep(HEALTH_SECONDS)
+
+    async def _watch_source(self) -> None:
+        """Renew the verdicts on the broker and the events topic. Raises `OtherTopicError`."""
+        while True:
+            self.source_checks = await asyncio.to_thread(self.source.look, self.assigned())
             await asyncio.sleep(HEALTH_SECONDS)
 
     async def _features_verdict(self) -> str:
@@ -205,7 +223,6 @@ class WorkerApp(faust.App):
             store="rocksdb://",
             datadir=str(Path(settings.data_dir).resolve() / settings.group),
             topic_partitions=partitions,
-            topic_replication_factor=1,
             topic_disable_leader=True,
             table_standby_replicas=0,
             web_enabled=False,
@@ -262,6 +279,11 @@ class WorkerApp(faust.App):
         """Tables are recovered once Faust is fully started, and again after each rebalance."""
         await super().on_started()
         self.runtime.recovering = lambda: self.in_recovery or self.rebalancing
+        self.runtime.assigned = self._assigned
+
+    def _assigned(self) -> set[int]:
+        """The partitions of the events topic that this worker reads."""
+        return {tp.partition for tp in self.consumer.assignment() if tp.topic == self.settings.events_topic}
 
     async def on_stop(self) -> None:
         """Drain first, then close the edges; where that does not end, end at once."""
