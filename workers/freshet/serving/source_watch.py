@@ -49,7 +49,7 @@ class SourceWatch:
         remember_topic_id(self._settings, source.topic_id)
         self._tell_losses(source, assigned)
         if (count := len(source.ends)) != self._partitions:
-            why = f"topic {topic} has {count} partitions, of which {self._partitions} are read: restart the workers"
+            why = f"topic {topic} has {count} partitions, of which {self._partitions} are read: set another `group`"
             return {"kafka": "ok", "events": why}
         return {"kafka": "ok", "events": "ok"}
 

@@ -1,0 +1,53 @@
+"""A worker whose broker goes away, or whose topic changes under it, says so on `/readyz`, on real parts."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions
+
+from deploy import local
+from tests.integration.test_worker import stream
+from tests.integration.world import Worker, World, until
+
+pytestmark = pytest.mark.integration
+
+
+def says(worker: Worker, words: str) -> bool:
+    """Whether the worker is not ready for this reason."""
+    status, page = worker.get("/readyz")
+    return status == 503 and words in page
+
+
+def test_readiness_follows_the_broker_and_the_topic(
+    start_stack: Callable[..., local.Stack], tmp_path: Path, unique: Callable[[str], str]
+) -> None:
+    """A broker that stands still, then is back; partitions that are added; a second start, which is refused."""
+    stack = start_stack(tmp_path / "stack")
+    (tmp_path / "world").mkdir()
+    world = World(stack, tmp_path / "world", unique("world"), partitions=2)
+    try:
+        worker = world.worker()
+        world.send(stream(1, 50))
+        world.settle()
+        broker = stack.processes["kafka"].pid
+        os.kill(broker, signal.SIGSTOP)
+        try:
+            until(lambda: says(worker, "does not answer"), "not ready while the broker is away", worker)
+        finally:
+            os.kill(broker, signal.SIGCONT)
+        until(lambda: worker.get("/readyz")[0] == 200, "ready when it is back", worker)
+        topic = world.topics["events"]
+        admin = AdminClient({"bootstrap.servers": stack.bootstrap})
+        admin.create_partitions([NewPartitions(topic, 4)])[topic].result()
+        until(lambda: says(worker, "has 4 partitions, of which 2 are read"), "not ready with new partitions", worker)
+        assert worker.terminate() == 0
+        again = world.worker("w2", ready=False)
+        assert again.process.wait(60) == 1
+        assert "are kept in 2" in again.log.read_text()
+    finally:
+        world.close()
