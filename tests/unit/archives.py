@@ -74,13 +74,17 @@ def stream(seed: int, count: int, users: int = 6) -> list[Event]:
 
 
 def write_stream(folder: Path, events: list[Event], place: list[int]) -> None:
-    """Archive events by user in two partitions, with some poison between; `place` is where each partition goes on."""
+    """Archive events by user in two partitions, with some poison between; `place` is where each partition goes on.
+
+    The records arrive when the last of the events has happened.
+    """
+    arrival = max(event.ts for event in events)
     for partition in (0, 1):
         records = []
         for event in events:
             if int(event.user_id[-1]) % 2 == partition:
                 for value in (encode_event(event), *([b"{"] if place[partition] % 20 == 19 else [])):
-                    records.append(Record(place[partition], START, event.user_id.encode(), value))
+                    records.append(Record(place[partition], arrival, event.user_id.encode(), value))
                     place[partition] += 1
         write(folder, records, partition=partition, per_file=50)
 
