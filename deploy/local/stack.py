@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from freshet.adapters.triton_address import TritonAddress
 from freshet.files import write_json
 
 from deploy.local import kafka, redis, triton
@@ -53,9 +54,9 @@ class Stack:
         return self._address("triton_grpc")
 
     @property
-    def triton_http(self) -> str:
-        """Triton's HTTP address, ``host:port``."""
-        return self._address("triton_http")
+    def triton(self) -> TritonAddress:
+        """Where Triton is, with the key to load models there."""
+        return TritonAddress(self.triton_grpc, control_key=triton.control_key(self.directory))
 
     @property
     def triton_metrics(self) -> str:

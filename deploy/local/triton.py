@@ -1,22 +1,29 @@
 """Triton Inference Server out of its wheel, on the loopback address, models loaded explicitly."""
 
 import compileall
-import http.client
 import os
+import secrets
 import shutil
 from pathlib import Path
 
+from freshet.adapters.triton_address import CONTROL_KEY
 from freshet.bundle.bundle import version_numbers
+from freshet.cli.stack_file import TRITON_KEY_FILE
 from freshet.release.repository import sweep
+from tritonclient.utils import InferenceServerException
 
 from deploy.local.errors import MissingPart
 from deploy.local.parts import TEXT_ENCODER, TRITON_ENV, TRITON_SERVER, present
 from deploy.local.ports import LOOPBACK
 from deploy.local.process import Process, spawn, wait_until_ready
 
-PORTS = ("triton_http", "triton_grpc", "triton_metrics")
+PORTS = ("triton_grpc", "triton_metrics")
+CONTROL = "model-repository,shared-memory,trace,logging"
+"""The protocols that ask for the control key: by them a client could load code, read memory or write files."""
 READY_SECONDS = 120
 GRACE_SECONDS = 15
+KEPT = frozenset({"PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"})
+"""What the server keeps of the environment that it is started in."""
 _MODEL_SECONDS = 30  # for one version of one model to load
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the Python backend keeps its tensors
 
@@ -71,7 +78,8 @@ def start(directory: Path, ports: dict[str, int], shipped: Path) -> Process:
     server = present(TRITON_SERVER, "Triton")
     models = directory / "models"
     names = assemble(models, shipped)
-    prefix = f"freshet-{ports['triton_http']}-"
+    grpc = ports["triton_grpc"]
+    prefix = f"freshet-{grpc}-"
     remove_shared_memory(ports)
     command = [
         str(site / "pytriton" / "tritonserver" / "bin" / "tritonserver"),
@@ -81,10 +89,10 @@ def start(directory: Path, ports: dict[str, int], shipped: Path) -> Process:
         f"--backend-config=python,stub-timeout-seconds={_MODEL_SECONDS}",
         "--model-control-mode=explicit",
         *(f"--load-model={name}" for name in names),
-        f"--http-address={LOOPBACK}",
-        f"--http-port={ports['triton_http']}",
+        "--allow-http=false",
         f"--grpc-address={LOOPBACK}",
-        f"--grpc-port={ports['triton_grpc']}",
+        f"--grpc-port={grpc}",
+        f"--grpc-restricted-protocol={CONTROL}:{CONTROL_KEY}={control_key(directory)}",
         f"--metrics-address={LOOPBACK}",
         f"--metrics-port={ports['triton_metrics']}",
         "--exit-timeout-secs=10",
@@ -92,37 +100,44 @@ def start(directory: Path, ports: dict[str, int], shipped: Path) -> Process:
     ]
     log = directory / "logs" / "triton.log"
     process = spawn(command, log=log, env=_environment(server, site))
-    http = ports["triton_http"]
-    wait_until_ready("Triton", process, lambda: answers(http), seconds=READY_SECONDS, log=log)
+    wait_until_ready("Triton", process, lambda: answers(grpc), seconds=READY_SECONDS, log=log)
     return process
 
 
-def answers(http_port: int) -> bool:
+def control_key(directory: Path) -> str:
+    """The secret that this stack's server asks for where models are loaded; made when it is first asked for."""
+    file = directory / TRITON_KEY_FILE
+    if not file.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(secrets.token_urlsafe(24))
+    return file.read_text()
+
+
+def answers(grpc_port: int) -> bool:
     """Whether the server on this loopback port says it is ready, within a second."""
-    connection = http.client.HTTPConnection(LOOPBACK, http_port, timeout=1)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == http.client.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    import tritonclient.grpc as client  # noqa: PLC0415 - half a second that only those who wait for Triton spend
+
+    with client.InferenceServerClient(f"{LOOPBACK}:{grpc_port}") as server:
+        try:
+            return bool(server.is_server_ready(client_timeout=1.0))
+        except InferenceServerException:
+            return False
 
 
 def remove_shared_memory(ports: dict[str, int]) -> None:
     """Remove what a killed server with these ports left behind in shared memory."""
-    for region in _SHARED_MEMORY.glob(f"freshet-{ports['triton_http']}-*"):
+    for region in _SHARED_MEMORY.glob(f"freshet-{ports['triton_grpc']}-*"):
         region.unlink(missing_ok=True)
 
 
 def _environment(server: Path, site: Path) -> dict[str, str]:
-    """This process's environment with the server's own interpreter and libraries first.
+    """The server's own interpreter and libraries first, and nothing else of this process but what `KEPT` names.
 
-    The Python backend's stub finds its packages by the first ``python3`` on PATH, and ignores
-    PYTHONPATH.
+    Models run as code in the server: this process's secrets are not theirs to read. The Python
+    backend's stub finds its packages by the first ``python3`` on PATH, and ignores PYTHONPATH.
     """
-    dropped = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    env = {name: value for name, value in os.environ.items() if name not in dropped}
+    env = {name: value for name, value in os.environ.items() if name in KEPT}
     env["PATH"] = f"{TRITON_ENV / 'bin'}:{env.get('PATH', os.defpath)}"
     env["LD_LIBRARY_PATH"] = f"{server / 'lib'}:{site / 'nvidia_pytriton.libs'}"
     env["OMP_NUM_THREADS"] = "1"

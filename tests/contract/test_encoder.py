@@ -45,7 +45,7 @@ async def in_process() -> AsyncIterator[OnnxEncoder]:
 @pytest.fixture
 async def served(triton: Stack) -> AsyncIterator[TritonEncoder]:
     """Triton."""
-    encoder = TritonEncoder(triton.triton_grpc, 10.0)
+    encoder = TritonEncoder(triton.triton, 10.0)
     yield encoder
     await encoder.close()
 
@@ -95,7 +95,7 @@ async def test_a_version_that_is_not_there_is_unavailable(in_process: Encoder, t
 
 async def test_long_descriptions_hold_up_no_new_item(triton: Stack) -> None:
     """The deadline that ships is enough for 130 descriptions of 100 kB, and for the item behind them."""
-    encoder = TritonEncoder(triton.triton_grpc, Settings().triton_deadline)
+    encoder = TritonEncoder(triton.triton, Settings().triton_deadline)
     model = LiveModel(encoder, REPOSITORY)
     await model.start(1)
     names = [f"long-{number}" for number in range(130)]

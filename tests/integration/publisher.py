@@ -1,6 +1,6 @@
 """A publisher that dies: SIGKILL on entering or on leaving a step.
 
-    python -m tests.integration.publisher BUNDLE REPOSITORY TRITON KEYS LIVE STEP enter|leave
+    python -m tests.integration.publisher BUNDLE REPOSITORY TRITON CONTROL_KEY KEYS LIVE STEP enter|leave
 
 `STEP` is a word of a step's name. Steps of a version that were recorded are printed.
 """
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from freshet.adapters.triton_address import TritonAddress
 from freshet.core.rollout import MODEL, Rollout, encode_record
 from freshet.release.publish import Service, publish_bundle
 
@@ -32,7 +33,7 @@ class PrintedRecords(MemoryRecords):
 
 def main() -> None:
     """Publish, and die on the way."""
-    bundle, repository, triton, keys, live, name, where = sys.argv[1:]
+    bundle, repository, address, key, keys, live, name, where = sys.argv[1:]
 
     @contextmanager
     def step(entered: str) -> Iterator[None]:
@@ -44,7 +45,12 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     records = PrintedRecords(Rollout(MODEL, int(live), "promoted", 0))
-    publish_bundle(Path(bundle), Service(Path(repository), triton, Path(keys), 5), records, step=step)
+    publish_bundle(
+        Path(bundle),
+        Service(Path(repository), TritonAddress(address, control_key=key), Path(keys), 5),
+        records,
+        step=step,
+    )
 
 
 if __name__ == "__main__":

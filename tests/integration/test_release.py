@@ -50,7 +50,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 @pytest.fixture
 def service(server: Stack, keys: Keys) -> Service:
     """Where to publish."""
-    return Service(server.models, server.triton_grpc, keys.folder, 5)
+    return Service(server.models, server.triton, keys.folder, 5)
 
 
 @pytest.fixture
@@ -63,6 +63,7 @@ def world(stack: Stack, server: Stack, keys: Keys, tmp_path: Path, unique: Calla
         tmp_path / name,
         name,
         FRESHET_TRITON=server.triton_grpc,
+        FRESHET_TRITON_CONTROL_KEY=str(server.triton.control_key),
         FRESHET_MODEL_REPOSITORY=str(server.models),
         FRESHET_TRUSTED_KEYS=str(keys.folder),
         FRESHET_CANARY_LISTS="50",
@@ -159,7 +160,8 @@ def test_every_bad_bundle_is_refused_in_one_line_while_the_old_version_serves(
 def test_a_killed_publisher_leaves_the_old_version_serving(service: Service, keys: Keys, name: str, where: str) -> None:
     """After SIGKILL at a step the old version answers, and the next publication works and sweeps the rest up."""
     live = max(versions(service.repository))
-    arguments = [SHIPPED, service.repository, service.triton, keys.folder, live, name, where]
+    triton = [service.triton.address, service.triton.control_key]
+    arguments = [SHIPPED, service.repository, *triton, keys.folder, live, name, where]
     command = [sys.executable, "-m", "tests.integration.publisher", *map(str, arguments)]
     killed = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE)
     assert (killed.returncode, killed.stdout) == (-signal.SIGKILL, b"")

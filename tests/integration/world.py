@@ -108,6 +108,7 @@ class World:
         self.settings = {
             "FRESHET_KAFKA": stack.bootstrap,
             "FRESHET_TRITON": stack.triton_grpc,
+            "FRESHET_TRITON_CONTROL_KEY": str(stack.triton.control_key),
             "FRESHET_TRITON_DEADLINE": "10",  # a busy machine degrades no list
             "FRESHET_MODEL_REPOSITORY": str(stack.models),
             "FRESHET_TRUSTED_KEYS": str(SHIPPED_KEYS),

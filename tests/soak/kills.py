@@ -26,12 +26,13 @@ def kill_at_every_step(folder: Path) -> bool:
     stack = local.start(folder / "stack", kafka=False)
     good = True
     try:
-        service = Service(stack.models, stack.triton_grpc, keys.folder, 2)
+        service = Service(stack.models, stack.triton, keys.folder, 2)
         records = MemoryRecords(Rollout(MODEL, 1, "promoted", 0))
         live = 1
         for name in STEPS:
             for where in ("enter", "leave"):
-                arguments = [SHIPPED, service.repository, service.triton, keys.folder, live, name, where]
+                server = [service.triton.address, service.triton.control_key]
+                arguments = [SHIPPED, service.repository, *server, keys.folder, live, name, where]
                 command = [sys.executable, "-m", "tests.integration.publisher", *map(str, arguments)]
                 publisher = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE)
                 killed = publisher.returncode == -signal.SIGKILL

@@ -48,9 +48,9 @@ def reload_many_times(folder: Path, reloads: int) -> bool:
     stack = local.start(folder / "stack", kafka=False)
     load = None
     try:
-        service = Service(stack.models, stack.triton_grpc, keys.folder, 2)
+        service = Service(stack.models, stack.triton, keys.folder, 2)
         pid = stack.processes["triton"].pid
-        prefix = f"freshet-{stack.ports['triton_http']}-"
+        prefix = f"freshet-{stack.ports['triton_grpc']}-"
         records, timed = MemoryRecords(Rollout(MODEL, 1, "promoted", 0)), _Timed()
         load = Load(stack.triton_grpc, SHIPPED, 1)
         time.sleep(5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from freshet.adapters import triton
 from freshet.adapters.triton import BREAKER_FAILURES, BREAKER_SECONDS, RETRY_BURST, Breaker, TritonEncoder
+from freshet.adapters.triton_address import TritonAddress
 from freshet.core.features import USER_ENCODER_INPUTS, USER_ENCODER_OUTPUTS, Tensors
 from freshet.ports import Unavailable
 from freshet.process.metrics import BREAKER_OPEN
@@ -134,7 +135,7 @@ class FakeTriton:
 @pytest.fixture
 async def encoder(monkeypatch: pytest.MonkeyPatch) -> TritonEncoder:
     """An encoder over a fake client, whose retries do not wait."""
-    made = TritonEncoder("127.0.0.1:1", deadline=0.7)
+    made = TritonEncoder(TritonAddress("127.0.0.1:1"), deadline=0.7)
     await made._client.close()
     made._client = FakeTriton()
 
@@ -180,7 +181,7 @@ async def test_a_failing_version_keeps_no_other_from_being_asked(encoder: Triton
 
 async def test_once_is_once(encoder: TritonEncoder) -> None:
     """Asked so, a version that has failed is asked again the next time, and only then."""
-    once = TritonEncoder("127.0.0.1:1", deadline=0.7, once=True)
+    once = TritonEncoder(TritonAddress("127.0.0.1:1"), deadline=0.7, once=True)
     await once._client.close()
     once._client = encoder._client
     encoder._client.failures = 20

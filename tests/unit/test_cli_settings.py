@@ -19,7 +19,6 @@ from tests.integration.bundles import Keys, without_lifts
 
 ADDRESSES = {
     "kafka": "127.0.0.1:1111",
-    "triton_http": "127.0.0.1:2221",
     "triton_grpc": "127.0.0.1:2222",
     "redis": "127.0.0.1:3333",
 }

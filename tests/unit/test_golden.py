@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from freshet.adapters.triton_address import TritonAddress
 from freshet.bundle.golden import GoldenError, check_answers, read_golden
 from freshet.core.features import FIRST_ITEM, USER_ENCODER_OUTPUTS, Tensors
 from freshet.release.errors import ReleaseError
@@ -88,7 +89,7 @@ def test_a_server_that_gives_other_items_is_refused(
 ) -> None:
     """With the right scores and user vectors, too: the publication ends before anybody is served."""
     monkeypatch.setattr(Server, "_infer", lambda *_: answers)
-    server = Server("127.0.0.1:1")
+    server = Server(TritonAddress("127.0.0.1:1"))
     server.try_golden(SHIPPED, 1)
     other = Path(shutil.copytree(SHIPPED, tmp_path / "other"))
     misnumber(other)

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from freshet.adapters.triton_address import TritonAddress
 from freshet.bundle.bundle import MANIFEST, sha256
 from freshet.bundle.signature import sign_file
 from freshet.cli import app
@@ -128,7 +129,7 @@ def test_a_malformed_stamp_is_refused_in_one_line(
         publish._verify(bundle, key.parent)
     assert why in str(refused.value)
     assert "\n" not in str(refused.value)
-    server = Server("127.0.0.1:1")
+    server = Server(TritonAddress("127.0.0.1:1"))
     with pytest.raises(ReleaseError, match=r"user_encoder version 2: plan\.json .*: build it again"):
         server.try_golden(bundle, 2)
     server.close()

@@ -26,12 +26,15 @@ PREFIX = "FRESHET_"
 TRAINING = "training"
 """The table of a settings file that is for `freshet train` alone."""
 PATHS = frozenset(
-    {"kafka_ca", "redis_ca", "model_repository", "trusted_keys", "feature_repo", "feast_dir", "data_dir", "archive_dir"}
+    {
+        *("kafka_ca", "redis_ca", "triton_ca", "model_repository", "trusted_keys", "feature_repo"),
+        *("feast_dir", "data_dir", "archive_dir"),
+    }
 )
 """Files and folders; in a settings file a relative one starts from the file's folder."""
 FOLDERS = ("feature_repo", "model_repository", "trusted_keys")
 """Folders that a worker reads and does not make."""
-SECRETS = frozenset({"kafka_password", "redis_password"})
+SECRETS = frozenset({"kafka_password", "redis_password", "triton_control_key"})
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -84,6 +87,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     triton: str = "127.0.0.1:8001"
     """gRPC address of Triton."""
+    triton_security: Literal["PLAINTEXT", "SSL"] = "PLAINTEXT"
+    triton_ca: str | None = None
+    """File with the CA certificates of Triton; without it the system's."""
+    triton_control_key: str | None = None
+    """Secret that Triton asks for where models are loaded; `publish`, `promote`, `rollback` and `models` show it."""
     triton_deadline: Seconds = 1.0
     model_repository: str = str(resources.MODELS)
     """Folder of Triton's model repository; workers read item tables from it."""

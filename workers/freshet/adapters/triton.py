@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import grpc
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from freshet.adapters.triton_address import TritonAddress
 from freshet.core.features import (
     ITEM_TOWER_INPUTS,
     ITEM_TOWER_OUTPUTS,
@@ -88,8 +89,8 @@ class TritonEncoder:
     that is to be judged by its answers.
     """
 
-    def __init__(self, address: str, deadline: float, *, once: bool = False) -> None:
-        self._client = triton.InferenceServerClient(address, channel_args=_CHANNEL_ARGS)
+    def __init__(self, server: TritonAddress, deadline: float, *, once: bool = False) -> None:
+        self._client = triton.InferenceServerClient(**server.arguments, channel_args=_CHANNEL_ARGS)
         self._deadline = deadline
         self._once = once
         self._burst = 0.0 if once else RETRY_BURST
@@ -154,14 +155,15 @@ class TritonEncoder:
             self.breaker(version).succeeded()
         return ready
 
-    async def newest(self, besides: Container[int] = ()) -> int | None:
-        """The newest version of the user encoder that is ready, but for some; None for none. Raises `Unavailable`."""
+    async def newest(self, versions: Collection[int]) -> int | None:
+        """The newest of these versions of the user encoder that is ready; None for none. Raises `Unavailable`."""
         try:
-            index = await self._client.get_model_repository_index(client_timeout=self._deadline)
+            for version in sorted(versions, reverse=True):
+                if await self._client.is_model_ready(MODEL, str(version), client_timeout=self._deadline):
+                    return version
         except (InferenceServerException, grpc.aio.AioRpcError) as error:
             raise Unavailable(f"Triton: {_why(error)}") from error
-        ready = ready_versions(index.models, (MODEL,))[MODEL]
-        return max((version for version in ready if version not in besides), default=None)
+        return None
 
     async def close(self) -> None:
         """Close the channel."""
@@ -206,12 +208,3 @@ class TritonEncoder:
 
 def _why(error: Exception) -> str:
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-
-
-def ready_versions(index: Iterable[Any], models: Sequence[str]) -> dict[str, set[int]]:
-    """The versions of each model that are ready, from the models of Triton's repository index."""
-    ready: dict[str, set[int]] = {name: set() for name in models}
-    for model in index:
-        if model.state == "READY" and model.name in ready:
-            ready[model.name].add(int(model.version))
-    return ready

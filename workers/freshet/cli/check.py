@@ -20,7 +20,8 @@ from freshet.core.rollout import MODEL
 from freshet.errors import FreshetError
 from freshet.settings import Settings, Variant, require_folders
 
-MODELS = ("user_encoder", "item_tower", "text_encoder")
+VERSIONED = (MODEL, "item_tower")
+TEXT_ENCODER = "text_encoder"
 
 
 class Failed(FreshetError):
@@ -99,23 +100,31 @@ def _triton(settings: Settings) -> str:
     import tritonclient.grpc as client
     from tritonclient.utils import InferenceServerException
 
-    from freshet.adapters.triton import ready_versions
+    from freshet.adapters.triton_address import TritonAddress
 
-    server = client.InferenceServerClient(settings.triton)
+    server = client.InferenceServerClient(**TritonAddress.of(settings).arguments)
+    ready: dict[str, set[int]] = {}
     try:
         if not server.is_server_live(client_timeout=settings.triton_deadline):
             raise Failed(f"{settings.triton} is not live")
-        index = server.get_model_repository_index(client_timeout=settings.triton_deadline).models
+        for model in VERSIONED:
+            ready[model] = {
+                version
+                for version in version_numbers(Path(settings.model_repository) / MODEL)
+                if server.is_model_ready(model, str(version), client_timeout=settings.triton_deadline)
+            }
+        reads_texts = server.is_model_ready(TEXT_ENCODER, client_timeout=settings.triton_deadline)
     except InferenceServerException as error:
         raise Failed(f"{settings.triton} does not answer: {error.message()}") from None
     finally:
         server.close()
-    ready = ready_versions(index, MODELS)
-    if missing := [name for name, versions in ready.items() if not versions]:
+    missing = [name for name, versions in ready.items() if not versions] + [TEXT_ENCODER] * (not reads_texts)
+    if missing:
         raise Failed(f"{settings.triton} is live, yet has no ready version of {', '.join(missing)}")
     if apart := ready[MODEL] - ready["item_tower"]:
         raise Failed(f"version {max(apart)} of {MODEL} is ready, its item tower is not")
-    return f"{settings.triton}, " + ", ".join(f"{name} {_versions(found)}" for name, found in ready.items())
+    versions = ", ".join(f"{name} {_versions(found)}" for name, found in ready.items())
+    return f"{settings.triton}, {versions}, {TEXT_ENCODER} ready"
 
 
 def _features(settings: Settings) -> str:

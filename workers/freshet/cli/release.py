@@ -147,10 +147,14 @@ def models(
 
 
 def _service(settings: Settings) -> Any:
+    from freshet.adapters.triton_address import TritonAddress
     from freshet.release.publish import Service
 
     return Service(
-        Path(settings.model_repository), settings.triton, Path(settings.trusted_keys), settings.versions_kept
+        Path(settings.model_repository),
+        TritonAddress.of(settings),
+        Path(settings.trusted_keys),
+        settings.versions_kept,
     )
 
 
@@ -181,10 +185,11 @@ def _tell(taken: Rollout, live: int | None, *, as_json: bool) -> None:
 
 def _ready(settings: Settings) -> list[int] | None:
     """The versions that Triton has ready; None where it does not answer."""
+    from freshet.adapters.triton_address import TritonAddress
     from freshet.release.errors import ReleaseError
     from freshet.release.server import Server
 
-    server = Server(settings.triton)
+    server = Server(TritonAddress.of(settings))
     try:
         return server.ready()
     except ReleaseError:

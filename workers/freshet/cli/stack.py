@@ -17,13 +17,12 @@ from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, kept
 if TYPE_CHECKING:  # a local stack is of a checkout alone
     from deploy.local import Stack
 
-PORT_NAMES = ("kafka", "kafka_controller", "triton_grpc", "triton_http", "triton_metrics", "redis")
+PORT_NAMES = ("kafka", "kafka_controller", "triton_grpc", "triton_metrics", "redis")
 HIGHEST_PORT = 65_535
 TITLES = {
     "kafka": "Kafka",
     "kafka_controller": "Kafka controller",
     "triton_grpc": "Triton gRPC",
-    "triton_http": "Triton HTTP",
     "triton_metrics": "Triton metrics",
     "redis": "Redis",
 }

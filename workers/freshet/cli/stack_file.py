@@ -12,6 +12,8 @@ from freshet.core.decoding import Undecodable, decode
 from freshet.errors import FreshetError
 
 STACK_FILE = "stack.json"
+TRITON_KEY_FILE = "triton.key"
+"""Beside it: the secret that the stack's Triton asks for where models are loaded."""
 
 
 class StackFileError(FreshetError):
@@ -54,6 +56,8 @@ def stack_settings(directory: Path) -> dict[str, Any]:
         found["kafka"] = stack.addresses["kafka"]
     if "triton_grpc" in stack.addresses:
         found |= {"triton": stack.addresses["triton_grpc"], "model_repository": stack.models}
+        if (key := folder / TRITON_KEY_FILE).is_file():
+            found["triton_control_key"] = key.read_text()
     if "redis" in stack.addresses:
         found["online_store"] = f"redis://{stack.addresses['redis']}"
     return found

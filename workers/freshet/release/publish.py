@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from freshet.adapters.triton_address import TritonAddress
 from freshet.bundle.bundle import MANIFEST, SIGNATURE, Bundle, BundleError, Manifest
 from freshet.bundle.signature import load_trusted
 from freshet.core.rollout import MODEL, Rollout, Stage, Versions
@@ -36,13 +37,13 @@ Step = Callable[[str], AbstractContextManager[Any]]
 class Service:
     """Where versions are served.
 
-    `repository` is Triton's model repository, `triton` its gRPC address, `trusted`
+    `repository` is Triton's model repository, `triton` where Triton is, `trusted`
     the folder of the public keys that may have signed a bundle. The newest
     `versions_kept` folders stay in the repository.
     """
 
     repository: Path
-    triton: str
+    triton: TritonAddress
     trusted: Path
     versions_kept: int
 
@@ -180,7 +181,7 @@ def _make_way(service: Service, server: Server, records: Records) -> int:
     if live is None:
         ready = [version for version in server.ready() if version not in found.steps]
         if not ready:
-            raise ReleaseError(f"Triton at {service.triton} has no version of {MODEL} ready")
+            raise ReleaseError(f"Triton at {service.triton.address} has no version of {MODEL} ready")
         live = ready[-1]
         records.write(Rollout(MODEL, live, "promoted", _now_ms(), reason="it served before the first publication"))
     above = {version for version in folders.versions(service.repository) if version > live}

@@ -9,7 +9,7 @@ from typing import Any
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from freshet.adapters.triton import ready_versions
+from freshet.adapters.triton_address import CONTROL_KEY, TritonAddress
 from freshet.bundle.bundle import ITEM_VECTORS, BundleError, read_table
 from freshet.bundle.golden import TOLERANCE, GoldenError, check_answers, read_golden
 from freshet.core.features import (
@@ -30,11 +30,12 @@ INFER_SECONDS = 30.0
 
 
 class Server:
-    """One Triton, by its gRPC address. Close it."""
+    """One Triton. Close it."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._client = triton.InferenceServerClient(address)
+    def __init__(self, server: TritonAddress) -> None:
+        self.address = server.address
+        self._control = server.control_headers
+        self._client = triton.InferenceServerClient(**server.arguments)
 
     def close(self) -> None:
         """Close the channel."""
@@ -52,16 +53,22 @@ class Server:
     def ready(self) -> list[int]:
         """The versions of which both models are ready, ascending. Raises `ReleaseError`."""
         try:
-            index = self._client.get_model_repository_index(client_timeout=5.0).models
+            index = self._client.get_model_repository_index(headers=self._control, client_timeout=5.0).models
         except InferenceServerException as error:
-            raise ReleaseError(f"Triton at {self.address} does not answer: {error.message()}") from None
-        return sorted(set.intersection(*ready_versions(index, MODELS).values()))
+            raise self._refused(error) or ReleaseError(
+                f"Triton at {self.address} does not answer: {error.message()}"
+            ) from None
+        found: dict[str, set[int]] = {model: set() for model in MODELS}
+        for entry in index:
+            if entry.name in found and entry.state == "READY":
+                found[entry.name].add(int(entry.version))
+        return sorted(set.intersection(*found.values()))
 
     def load(self, version: int) -> None:
         """Load both models, and wait for the version. Raises `ReleaseError`; what served before then still does."""
         for model in MODELS:
             try:
-                self._client.load_model(model, client_timeout=READY_SECONDS)
+                self._client.load_model(model, headers=self._control, client_timeout=READY_SECONDS)
                 deadline = time.monotonic() + READY_SECONDS
                 while not self._client.is_model_ready(model, str(version), client_timeout=5.0):
                     if time.monotonic() > deadline:
@@ -69,7 +76,7 @@ class Server:
                     time.sleep(0.1)
             except InferenceServerException as error:
                 why = next(iter(error.message().splitlines()), "no reason given")
-                raise ReleaseError(
+                raise self._refused(error) or ReleaseError(
                     f"Triton cannot load {model} version {version}, the old one serves on: {why}"
                 ) from None
 
@@ -77,7 +84,7 @@ class Server:
         """Have both models read again, as far as that goes: they keep what they have where it does not."""
         for model in MODELS:
             try:
-                self._client.load_model(model, client_timeout=READY_SECONDS)
+                self._client.load_model(model, headers=self._control, client_timeout=READY_SECONDS)
             except InferenceServerException:
                 continue
 
@@ -100,6 +107,15 @@ class Server:
                 check_answers(answers, golden, outputs, item_vectors, tolerance)
         except (BundleError, GoldenError, StampError) as error:
             raise ReleaseError(f"{model} version {version}: {error}") from None
+
+    def _refused(self, error: InferenceServerException) -> ReleaseError | None:
+        """What to say where the server asked for a key that this client did not show."""
+        if CONTROL_KEY not in error.message():
+            return None
+        return ReleaseError(
+            f"Triton at {self.address} lets only those load models who have its key: set `triton_control_key` "
+            "(FRESHET_TRITON_CONTROL_KEY)"
+        )
 
     def _infer(
         self,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from freshet.adapters.kafka import KafkaPublisher, create_topic, delete_topic
 from freshet.adapters.onnx import OnnxEncoder
 from freshet.adapters.triton import TritonEncoder
+from freshet.adapters.triton_address import TritonAddress
 from freshet.core.evaluation.compare import difference
 from freshet.core.evaluation.prequential import Prequential
 from freshet.core.evaluation.results import FreshnessPoint, Results
@@ -271,7 +272,7 @@ def _identity(job: ReplayJob) -> dict[str, Any]:
 async def open_encoder(settings: Settings, text_encoder: Path, *, through_triton: bool) -> AsyncIterator[Encoder]:
     """The encoder in process, or Triton's; `text_encoder` is the folder of the one in process."""
     if through_triton:
-        served = TritonEncoder(settings.triton, settings.triton_deadline)
+        served = TritonEncoder(TritonAddress.of(settings), settings.triton_deadline)
         try:
             yield served
         finally:

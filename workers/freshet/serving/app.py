@@ -25,6 +25,8 @@ from freshet.adapters.source import SourceReader, changelog_faults, create_chang
 from freshet.adapters.state_table import PartitionState, StateTable, StateTables
 from freshet.adapters.topics import side_input_faults
 from freshet.adapters.triton import TritonEncoder
+from freshet.adapters.triton_address import TritonAddress
+from freshet.bundle.bundle import version_numbers
 from freshet.core.rollout import MODEL
 from freshet.errors import FreshetError
 from freshet.ports import Unavailable
@@ -135,7 +137,7 @@ class Runtime:
         """Open every other edge and make a model live."""
         settings = self.settings
         self.publisher = KafkaPublisher(settings, watchdog.Watchdog(SESSION_SECONDS - HEARTBEAT_SECONDS).check)
-        self.encoder = TritonEncoder(settings.triton, settings.triton_deadline)
+        self.encoder = TritonEncoder(TritonAddress.of(settings), settings.triton_deadline)
         self.model = LiveModel(
             self.encoder,
             Path(settings.model_repository),
@@ -150,7 +152,7 @@ class Runtime:
         ]
         await asyncio.gather(*(reader.start() for reader in self.readers))
         await self.model.start(self.model.promoted or await first_version(settings, self.encoder, self.model.steps))
-        self.trial_encoder = TritonEncoder(settings.triton, settings.triton_deadline, once=True)
+        self.trial_encoder = TritonEncoder(TritonAddress.of(settings), settings.triton_deadline, once=True)
         instance = instance_id(settings.group, settings.data_dir)
         self.trial = CanaryAnalysis(settings, self.model, self.trial_encoder, self.publisher, instance)
         self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher, self.trial)
@@ -348,9 +350,10 @@ async def first_version(settings: Settings, encoder: TritonEncoder, known: Conta
     Raises `StartError`.
     """
     why = ""
+    folder = Path(settings.model_repository) / MODEL
     for _ in range(FIRST_TRIES):
         try:
-            found = await encoder.newest(besides=known)
+            found = await encoder.newest([version for version in version_numbers(folder) if version not in known])
         except Unavailable as error:
             why = str(error)
         else:
