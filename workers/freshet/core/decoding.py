@@ -30,7 +30,8 @@ class Undecodable(NamedTuple):
 
 def decode(decoder: msgspec.json.Decoder[T] | msgspec.msgpack.Decoder[T], raw: bytes) -> T | Undecodable:
     """What the decoder makes of the bytes."""
-    if isinstance(decoder, msgspec.json.Decoder) and _is_deep(raw):
+    # a value that deep has a bracket more at either end; what is shorter is not looked at
+    if len(raw) > 2 * MAX_NESTING and isinstance(decoder, msgspec.json.Decoder) and _is_deep(raw):
         return Undecodable(f"nested more than {MAX_NESTING} deep")
     try:
         return decoder.decode(raw)

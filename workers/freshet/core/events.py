@@ -184,25 +184,20 @@ def decode_event(
         return BadEvent(BadReason.UNREADABLE, value.decode())
     if len(value) > MAX_EVENT_BYTES:
         return BadEvent(BadReason.TOO_LARGE, f"{len(value)} bytes, at most {MAX_EVENT_BYTES}")
-    event = _decoded(value, headers)
+    event = _from_cloudevent(value, headers) if headers and _is_cloudevent(headers) else decode(_decoder, value)
     if isinstance(event, Undecodable):
         return BadEvent(BadReason.INVALID if event.well_formed else BadReason.NOT_JSON, event.why)
-    return _refused(event, key, behaviours) or _in_time(event, latest_ts)
+    refused = _refused(event, key, behaviours)
+    if refused is not None:
+        return refused
+    return event if event.ts <= latest_ts else _ahead_of_time(event, latest_ts)
 
 
-def _in_time(event: Event, latest_ts: int) -> Event | BadEvent:
-    if event.ts <= latest_ts:
-        return event
+def _ahead_of_time(event: Event, latest_ts: int) -> Event | BadEvent:
     if event.type in CONTROL_TYPES:
         return msgspec.structs.replace(event, ts=max(MIN_TS_MS, latest_ts))
     ahead = (event.ts - latest_ts) / 1000
     return BadEvent(BadReason.AHEAD_OF_TIME, f"ts is {ahead:,.0f} s later than the record's time allows (event_ahead)")
-
-
-def _decoded(value: bytes, headers: Collection[tuple[str, bytes | None]]) -> Event | Undecodable:
-    if headers and _is_cloudevent(headers):
-        return _from_cloudevent(value, headers)
-    return decode(_decoder, value)
 
 
 def _refused(event: Event, key: bytes | None, behaviours: Collection[str]) -> BadEvent | None:
