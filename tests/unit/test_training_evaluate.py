@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from freshet.core.events import Event
+from freshet_training.config import TrainingConfig
 from freshet_training.evaluate import (
     UNRANKED,
     CoOccurrence,
@@ -85,6 +87,18 @@ def test_popularity_counts_users_not_events() -> None:
     (batch,) = replay(events).batches(0, 3)
     assert len(batch.users) == 2
     assert popularity(batch)[-1].tolist() == [1, 0, 0, 0]
+
+
+def test_a_type_that_weighs_nothing_is_no_part_of_popularity() -> None:
+    """A dislike of weight 0 raises no item, in training as in the worker."""
+    liked, disliked = event("ann", "a", 0), msgspec.structs.replace(event("ann", "b", 1), type="dislike")
+    index = {item: row + 2 for row, item in enumerate(ITEMS)}
+    types = {"click": 1, "dislike": 2}
+    counted = TrainingConfig(behaviours={"click": 1.0, "dislike": 0.0}).counted
+    world = EvaluationReplay([liked, disliked, event("bob", "c", 2)], ITEMS, index, types, DAY, 50, counted=counted)
+    [batch] = world.batches(2, 3)
+    assert popularity(batch).tolist() == [[1, 0, 0, 0]]
+    assert recent_popularity(batch)[0, 1] == 0
 
 
 def test_recent_popularity_halves_in_a_half_life() -> None:

@@ -138,6 +138,11 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return frozenset(self.targets or self.behaviours)
 
     @property
+    def counted(self) -> frozenset[str]:
+        """The behaviour types that popularity counts, as in the worker: those that weigh something."""
+        return frozenset(kind for kind, weight in self.behaviours.items() if weight > 0)
+
+    @property
     def digest(self) -> str:
         """Hex digest of all settings."""
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()

@@ -93,11 +93,13 @@ class EvaluationReplay:
         *,
         history: int = HISTORY,
         targets: Collection[str] | None = None,
+        counted: Collection[str] | None = None,
     ) -> None:
         """`catalogue` are all M item ids, those of the events among them, the vocabulary first.
 
         `length` events are read by the encoder, `history` are kept. Events of other
-        types than `targets` (None: all) are folded and not evaluated.
+        types than `targets` (None: all) are folded and not evaluated. Events of other
+        types than `counted` (None: all) are no part of popularity.
         """
         self.events = events
         self.row = {item: row for row, item in enumerate(catalogue)}
@@ -107,6 +109,7 @@ class EvaluationReplay:
         self._length = length
         self._history = history
         self._targets = targets
+        self._counted = counted
 
     def batches(self, start: int, stop: int, every: int = 1) -> Iterator[EvaluationBatch]:
         """Evaluate events `start` to `stop`, or each `every`-th of them."""
@@ -127,8 +130,9 @@ class EvaluationReplay:
                 if len(pending) == BATCH:
                     yield _stacked(pending)
                     pending = []
-            popular[row] += 1
-            recent[row] += 1
+            if self._counted is None or event.type in self._counted:
+                popular[row] += 1
+                recent[row] += 1
         if pending:
             yield _stacked(pending)
 

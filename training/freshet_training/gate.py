@@ -186,6 +186,7 @@ def _replay(version: Bundle, ground: EvaluationSet, config: TrainingConfig) -> E
         manifest.length,
         history=config.history,
         targets=config.targeted,
+        counted=config.counted,
     )
 
 

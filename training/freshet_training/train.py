@@ -134,6 +134,7 @@ def _replay(config: TrainingConfig, training_set: TrainingSet) -> EvaluationRepl
         model_shape(config, training_set).length,
         history=config.history,
         targets=config.targeted,
+        counted=config.counted,
     )
 
 
