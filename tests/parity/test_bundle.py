@@ -13,7 +13,8 @@ from freshet.core import features
 from freshet.core.attribution import leave_each_out, losses
 from freshet.core.events import Event
 from freshet.core.features import FIRST_ITEM, TOP_K, Tensors, TensorSpec
-from freshet.core.ranking import ItemSpace, RankConfig, rank
+from freshet.core.item_space import ItemSpace
+from freshet.core.ranking import RankConfig, rank
 from freshet.core.state import empty_state, fold
 
 TOLERANCE = 1e-4

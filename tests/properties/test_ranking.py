@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 from freshet.core import ranking
 from freshet.core.features import FIRST_ITEM, TOP_K, featurise
-from freshet.core.ranking import ItemSpace, Prior, RankConfig, _common_candidates, rank, rank_popular
+from freshet.core.item_space import ItemSpace, Prior
+from freshet.core.ranking import RankConfig, _common_candidates, rank, rank_popular
 from freshet.core.recommendation import Item
 from freshet.core.state import UserState
 from freshet.ports import Encoded

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from freshet.core.fallback import DECAY, stand_in
 from freshet.core.features import FIRST_ITEM, TOP_K, UNKNOWN
-from freshet.core.ranking import ItemSpace, RankConfig, rank
+from freshet.core.item_space import ItemSpace
+from freshet.core.ranking import RankConfig, rank
 from freshet.core.state import empty_state
 
 DIM = 16

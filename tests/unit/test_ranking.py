@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from freshet.core.events import Event
 from freshet.core.features import FIRST_ITEM, TOP_K
-from freshet.core.ranking import ItemSpace, RankConfig, rank, rank_popular
+from freshet.core.item_space import ItemSpace
+from freshet.core.ranking import RankConfig, rank, rank_popular
 from freshet.core.recommendation import Item
 from freshet.core.state import HISTORY, UserState, empty_state, fold
 

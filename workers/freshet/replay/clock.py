@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.ranking import POPULAR_CANDIDATES, ItemSpace, Prior
+from freshet.core.item_space import POPULAR_CANDIDATES, ItemSpace, Prior
 from freshet.core.snapshots import TICK_MS, SavedSnapshots, Snapshots
 
 

@@ -22,7 +22,7 @@ from freshet.adapters.triton_address import TritonAddress
 from freshet.core.evaluation.compare import difference
 from freshet.core.evaluation.prequential import Prequential
 from freshet.core.evaluation.results import FreshnessPoint, Results
-from freshet.core.ranking import ItemSpace
+from freshet.core.item_space import ItemSpace
 from freshet.errors import FreshetError
 from freshet.files import write_json
 from freshet.logs.source import open_log

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshet.core.evaluation.prequential import Judgement, Prequential, SavedJudge
-from freshet.core.ranking import POPULAR_CANDIDATES, Prior
+from freshet.core.item_space import POPULAR_CANDIDATES, Prior
 from freshet.core.state import Consent, UserState, decode_state, encode_state
 from freshet.ports import Encoded
 from freshet.replay.actions import Act, Action, Moment

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from freshet.core.events import ERASE
 from freshet.core.features import featurise
+from freshet.core.item_space import Prior
 from freshet.core.popularity import Partial, decode_partial, total
-from freshet.core.ranking import Prior
 from freshet.core.recommendation import MAX_SKIPPED, Recommendation, SideInputs
 from freshet.core.state import UserState, empty_state, fold
 from freshet.logs.source import events

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from freshet.core import fallback
 from freshet.core.assignment import variant
-from freshet.core.ranking import DECAY, Prior, RankConfig, rank, rank_popular
+from freshet.core.item_space import Prior
+from freshet.core.ranking import DECAY, RankConfig, rank, rank_popular
 from freshet.core.recommendation import Item, SideInputs
 from freshet.core.state import UserState
 from freshet.ports import Encoded

@@ -25,8 +25,8 @@ from freshet.bundle.bundle import Bundle, BundleError, load_bundle
 from freshet.bundle.signature import load_trusted
 from freshet.core.assignment import variant
 from freshet.core.catalogue import TEXT_FIELDS, Catalogue, CatalogueItem, Text
+from freshet.core.item_space import ItemSpace
 from freshet.core.popularity import Partial, decode_partial, total
-from freshet.core.ranking import ItemSpace
 from freshet.core.recommendation import MAX_SKIPPED, SideInputs
 from freshet.core.rollout import MODEL, Rollout, Versions
 from freshet.ports import Encoder, Record, Unavailable
