@@ -12,6 +12,7 @@ from freshet.core.popularity import decode_partial
 from freshet.core.state import Consent
 from freshet.ports import DeliveryError, Encoded, FeatureRow, Message, Record, Unavailable
 from freshet.serving import pipeline as pipeline_module
+from freshet.serving import popularity_counts
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
@@ -422,8 +423,8 @@ async def test_popularity_counts_users_and_goes_out_at_intervals(world: World, m
     assert partial.offset == 2
     await world.run(event(3, "cyd", item=ITEMS[0]))
     assert len(world.messages("popularity")) == 1
-    monkeypatch.setattr(pipeline_module, "POPULARITY_INTERVAL", 0.0)
-    world.pipeline._popularity_due.clear()
+    monkeypatch.setattr(popularity_counts, "INTERVAL_SECONDS", 0.0)
+    world.pipeline._popularity._due.clear()
     await world.run(event(4, "dan", item=ITEMS[0]))
     assert decode_partial(world.messages("popularity")[-1].value).counts[ITEMS[0]] == pytest.approx(4.0, abs=1e-3)
 
@@ -471,7 +472,7 @@ async def test_counts_that_cannot_be_handed_over_end_nothing(world: World, caplo
     world.pipeline._publisher.publish = refuse  # type: ignore[method-assign]
     await world.pipeline.release()
     assert "popularity not handed over" in caplog.text
-    assert not world.pipeline._popularity
+    assert PARTITION not in world.pipeline._popularity
 
 
 async def test_redelivery_counts_nobody_twice(world: World) -> None:
@@ -479,7 +480,7 @@ async def test_redelivery_counts_nobody_twice(world: World) -> None:
     records = [record(0, event(0)), record(1, event(1, "bob", item=ITEMS[0]))]
     for _ in range(3):
         await world.process(records)
-    counts = world.pipeline._popularity[PARTITION].snapshot().counts
+    counts = world.pipeline._popularity.of(PARTITION).snapshot().counts
     assert counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
 
 

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from freshet.core.events import BadEvent, Event, decode_event
 from freshet.core.features import behaviour_row, featurise
 from freshet.core.fold_run import fold_run
-from freshet.core.popularity import Partial, PartialPopularity, encode_partial
 from freshet.core.recommendation import AsOf, Recommendation, Timings, encode_recommendation, recommendation_id
 from freshet.core.state import (
     FIRST_TOUCH,
@@ -35,7 +34,6 @@ from freshet.core.state import (
     encode_state,
 )
 from freshet.ports import (
-    DeliveryError,
     Encoded,
     Encoder,
     FeatureRow,
@@ -51,14 +49,13 @@ from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.dead_letters import dead_letter, publish_dead_letters, publish_or_tell
 from freshet.serving.list_maker import ListMaker, MadeList, fallback_encoded
 from freshet.serving.live_versions import LiveModel, ServableVersion
+from freshet.serving.popularity_counts import PopularityCounts
 from freshet.settings import Settings
 
 FEATURE_RETRIES = 8
 """Tries of a feature write before the worker gives up and ends; waits double from 0.1 s (25 s in all)."""
 ENCODED_AHEAD = 2
 """Chunks of a batch that are at the encoder together: it works on one while the next waits there, not here."""
-POPULARITY_INTERVAL = 2.0
-"""Seconds between two publications of a partition's popularity."""
 
 log = logging.getLogger(__name__)
 
@@ -146,23 +143,13 @@ class Pipeline:
         self._lists = ListMaker(settings)
         self._trial = trial
         self._clock = clock
-        self._popularity: dict[int, PartialPopularity] = {}
-        self._popularity_due: dict[int, float] = {}
-        self._released: dict[int, Partial] = {}
+        self._popularity = PopularityCounts(settings, model.partial, publisher)
         self._folded: asyncio.Task[_Batch] | None = None
         self._done: asyncio.Task[None] | None = None
 
     async def release(self, partitions: Collection[int] | None = None) -> None:
-        """Publish and put aside what has been counted in partitions that another worker may own next: None for all."""
-        held = [partition for partition in self._popularity if partitions is None or partition in partitions]
-        self._released |= {partition: self._popularity[partition].snapshot() for partition in held}
-        try:
-            await self._publish_popularity(held)
-        except DeliveryError as error:
-            log.warning("popularity not handed over", extra={"why": str(error), "partitions": held})
-        for partition in held:
-            self._popularity.pop(partition, None)
-            self._popularity_due.pop(partition, None)
+        """Hand over what has been counted in partitions that another worker may own next: None for all."""
+        await self._popularity.release(partitions)
 
     async def process(self, runs: Sequence[PartitionBatch]) -> None:
         """Process a run of each of some partitions. Raises on anything unexpected; nothing is then to be committed."""
@@ -209,7 +196,7 @@ class Pipeline:
             for user, raw in zip(users, store.read(list(users)), strict=True)
         }
         touched = {user: Touched(user, state) for user, state in states.items()}
-        popularity = self._partition_popularity(partition)
+        popularity = self._popularity.of(partition)
         outcomes = [0] * len(Outcome)
         folded = fold_run(states, users, events, self._settings.history)
         for (_, record, event), outcome in zip(events, folded, strict=True):
@@ -237,32 +224,6 @@ class Pipeline:
             states = {user.user_id: user.state for user in touched if user.changed}
             metrics.STATES_FULL.inc(sum(state.full for state in states.values()))
             await store.write({user_id: encode_state(state) for user_id, state in states.items()})
-
-    def _partition_popularity(self, partition: int) -> PartialPopularity:
-        popularity = self._popularity.get(partition)
-        if popularity is None:
-            known = [one for one in (self._model.partial(partition), self._released.get(partition)) if one is not None]
-            newest = max(known, key=lambda partial: partial.offset, default=None)
-            popularity = PartialPopularity(partition, self._settings.popularity_half_life, newest)
-            self._popularity[partition] = popularity
-        return popularity
-
-    async def _publish_due_popularity(self, partitions: Sequence[int]) -> None:
-        """Publish the partitions' counts where they are due: at the first run and then every interval."""
-        now = time.monotonic()
-        await self._publish_popularity([one for one in partitions if now >= self._popularity_due.get(one, 0.0)])
-
-    async def _publish_popularity(self, partitions: Sequence[int]) -> None:
-        due = time.monotonic() + POPULARITY_INTERVAL
-        messages = []
-        for partition in partitions:
-            popularity = self._popularity[partition]
-            if popularity.offset >= 0:
-                self._popularity_due[partition] = due
-                value = encode_partial(popularity.snapshot())
-                messages.append(Message(self._settings.popularity_topic, str(partition).encode(), value))
-        if messages:
-            await publish_or_tell(self._publisher, messages)
 
     async def _write_features(self, users: list[Touched], embedding: Sequence[FeatureRow] = ()) -> None:
         """Write the users' behaviour, and their vectors where there are any; who withdrew consent has no features."""
@@ -296,7 +257,7 @@ class Pipeline:
         try:
             if before is not None:
                 await before
-            effects: list[Awaitable[None]] = [batch.written, self._publish_due_popularity(batch.partitions)]
+            effects: list[Awaitable[None]] = [batch.written, self._popularity.publish_due(batch.partitions)]
             if batch.dead:
                 effects.append(publish_dead_letters(self._publisher, batch.dead))
             if plain:
