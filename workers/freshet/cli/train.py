@@ -9,10 +9,10 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -20,26 +20,18 @@ from freshet import resources
 from freshet.bundle.bundle import MANIFEST, SIGNATURE
 from freshet.cli.console import say
 from freshet.cli.errors import FAILED, UserError
-from freshet.cli.options import (
-    DEFAULT_DIRECTORY,
-    Config,
-    Directory,
-    Effective,
-    Kafka,
-    Triton,
-    read_seconds,
-    record_time,
-    resolve,
-)
+from freshet.cli.option_groups import grouped
+from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Effective, Kafka, Triton, resolve
 from freshet.cli.signing import local_keys, sign_bundle
 from freshet.cli.training_env import have_training, run_module
+from freshet.cli.training_options import LogOptions, TuningOptions, VersionOptions
 from freshet.cli.versions import newest_version, promoted_version
 from freshet.errors import FreshetError
 from freshet.files import HeldError, held, write_whole
 from freshet.settings import Settings
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
-    from freshet.cli.training_log import Source
+    from freshet.cli.training_log import TrainingLog
 
 FILMS = resources.DOMAINS / "films.toml"
 REFUSED = 3
@@ -50,15 +42,13 @@ DOMAIN = "domain.toml"
 KEPT_CANDIDATES = 5
 """Accepted bundles of incremental runs that stay on disk, and as many refused ones."""
 
-_TUNING = "Training"
-
 
 @dataclass(frozen=True)
 class _Job:
     """What every run of a command has in common."""
 
     settings: Settings
-    source: Source
+    source: TrainingLog
     work: Path
     arguments: list[str]
     threads: int
@@ -72,79 +62,11 @@ class _Job:
     """Options by which `freshet publish` finds the stack."""
 
 
+@grouped
 def train(
-    events: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE",
-            help="FILE.jsonl, an archive's folder, `kafka` or `kafka:TOPIC`; MovieLens-100K where left out.",
-        ),
-    ] = None,
-    items: Annotated[
-        str | None, typer.Option(metavar="FILE.jsonl|kafka", help="The catalogue; without one items have no text.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for the bundle; without, `bundle` in --dir, for an incremental run a new one in `candidates`.",
-        ),
-    ] = None,
-    start: Annotated[str | None, typer.Option("--from", metavar="TIME", help="Leave out records before (UTC).")] = None,
-    end: Annotated[
-        str | None, typer.Option("--until", metavar="TIME", help="Leave out records from then on (UTC).")
-    ] = None,
-    newest: Annotated[
-        str | None, typer.Option("--window", metavar="30d", help="Leave out records older than this.")
-    ] = None,
-    live: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="VERSION_DIR",
-            help="What the gate compares with, and what an incremental run starts from; else the promoted version.",
-        ),
-    ] = None,
-    incremental: Annotated[
-        bool, typer.Option("--incremental", help="Start from the live version and learn what is new since.")
-    ] = False,
-    every: Annotated[
-        str | None, typer.Option(metavar="1h", help="Run incrementally again and again, never two at once.")
-    ] = None,
-    publish: Annotated[bool, typer.Option("--publish", help="Publish each candidate that the gate accepts.")] = False,
-    search: Annotated[str | None, typer.Option(metavar="10m", help="First search hyperparameters for so long.")] = None,
-    types: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Behaviour types, where no settings file names them: one is written, domain.toml in --dir.",
-        ),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name in the manifest.", rich_help_panel=_TUNING)] = None,
-    epochs: Annotated[int | None, typer.Option(help="At most so many.", rich_help_panel=_TUNING)] = None,
-    positions: Annotated[int | None, typer.Option(help="Targets a step.", rich_help_panel=_TUNING)] = None,
-    learning_rate: Annotated[float | None, typer.Option(rich_help_panel=_TUNING)] = None,
-    teachers: Annotated[
-        int | None,
-        typer.Option(help="Models fitted first, whose mean scores are learned too.", rich_help_panel=_TUNING),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(rich_help_panel=_TUNING)] = None,
-    threads: Annotated[int | None, typer.Option(help="Bounds the CPU used.", rich_help_panel=_TUNING)] = None,
-    tracking: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URI|none", help="MLflow store; an SQLite file in --dir where left out.", rich_help_panel=_TUNING
-        ),
-    ] = None,
-    data_terms: Annotated[
-        str | None, typer.Option(help="Terms of the data, which the weights stand under.", rich_help_panel=_TUNING)
-    ] = None,
-    text_encoder: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of the text encoder; without, the model repository's."),
-    ] = None,
-    key: Annotated[
-        Path | None, typer.Option(metavar="FILE.key", help="Key to sign with; without, the local stack's own.")
-    ] = None,
+    log: LogOptions,
+    version: VersionOptions,
+    tuning: TuningOptions,
     config: Config = None,
     directory: Directory = DEFAULT_DIRECTORY,
     kafka: Kafka = None,
@@ -154,68 +76,54 @@ def train(
 
     Stopped or killed, the same command goes on from the last epoch. Exit status 3: the gate refused.
     """
-    from freshet.cli.training_log import Source
+    from freshet.cli.training_log import TrainingLog
 
-    _check_together(newest, start, end, every, out)
+    log.check()
+    version.check()
     effective = resolve(config, directory, kafka=kafka, triton=triton)
-    settings = effective.settings
-    interval = read_seconds("--every", every) if every else None
-    incremental = incremental or interval is not None
-    if events is None:
-        if incremental:
-            raise UserError("--events says where new events come from: an archive's folder, or kafka")
-        if items is not None:
-            raise UserError("--items is the catalogue of the log that --events names")
-        if types is not None:
-            raise UserError("--types are those of the log that --events names")
-        events, items, terms = _movielens(directory)
-        config, name, data_terms = config or FILMS, name or "movielens-100k", data_terms or terms
+    incremental = version.incremental or version.interval is not None
+    if log.events is None:
+        log.check_films(incremental=incremental)
+        log, tuning = _films(log, tuning, directory)
+        config = config or FILMS
     else:
         config = effective.config
-    if types is not None:
-        config = _named(types, directory, config, effective)
+    settings = effective.settings
+    if log.types is not None:
+        config = _named(log.types, directory, config, effective)
         settings = resolve(config, directory, kafka=kafka, triton=triton).settings
     work = directory / "training"
-    tuning = {
-        "name": name,
-        "epochs": epochs,
-        "positions": positions,
-        "learning-rate": learning_rate,
-        "teachers": teachers,
-        "seed": seed,
-        "threads": threads,
-        "tracking": tracking,
-        "data-terms": data_terms,
-        "search": read_seconds("--search", search) if search else None,
-    }
-    reach = {"config": config, "dir": directory, "kafka": kafka, "triton": triton}
-    window = record_time("--from", start), record_time("--until", end)
-    text_encoder = text_encoder or resources.text_encoder_folder(Path(settings.model_repository))
+    text_encoder = tuning.text_encoder or resources.text_encoder_folder(Path(settings.model_repository))
     job = _Job(
-        settings,
-        Source(settings, events, items, window, read_seconds("--window", newest) if newest else None),
-        work,
-        [
-            "--work",
-            str(work),
-            "--text-encoder",
-            str(text_encoder),
-            *_flags({"config": config, **tuning}),
-        ],
-        threads or _threads(config),
-        live,
-        incremental,
-        effective.sources["kafka"] != "default",
-        key,
-        config,
-        _flags(reach),
+        settings=settings,
+        source=TrainingLog(settings, str(log.events), log.items, log.window, log.newest_seconds),
+        work=work,
+        arguments=_flags({"work": work, "text-encoder": text_encoder, "config": config, **tuning.flags}),
+        threads=tuning.threads or _threads(config),
+        live=version.live,
+        incremental=incremental,
+        released=effective.sources["kafka"] != "default",
+        key=version.key,
+        config=config,
+        served_by=_flags({"config": config, "dir": directory, "kafka": kafka, "triton": triton}),
     )
-    if key is not None and not key.is_file():
-        raise UserError(f"{key} does not exist: `freshet keys` makes one")
     have_training()
-    if interval is None:
-        bundle = out or (_candidates(job) / _stamp() if incremental else directory / "bundle")
-        raise typer.Exit(_once(job, bundle, publish=publish))
+    if version.interval is not None:
+        _again_and_again(job, version.interval, publish=version.publish)
+        return
+    bundle = version.out or (_candidates(job) / _stamp() if incremental else directory / "bundle")
+    raise typer.Exit(_once(job, bundle, publish=version.publish))
+
+
+def _films(log: LogOptions, tuning: TuningOptions, directory: Path) -> tuple[LogOptions, TuningOptions]:
+    """The options that learn from MovieLens-100K, with its name and terms where none are given."""
+    events, items, terms = _movielens(directory)
+    named = replace(tuning, name=tuning.name or "movielens-100k", data_terms=tuning.data_terms or terms)
+    return replace(log, events=events, items=items), named
+
+
+def _again_and_again(job: _Job, interval: float, *, publish: bool) -> None:
+    """Run incrementally for ever; a run that fails is tried again when the next run is due."""
     for number, due in enumerate(_ticks(interval), 1):
         bundle = _candidates(job) / _stamp()
         say(f"run {number}: {bundle}")
@@ -226,15 +134,6 @@ def train(
             status = FAILED
         when = f"at {due:%H:%M:%S} UTC" if due > datetime.now(UTC) else "now"
         say(f"run {number} ended with status {status}; the next one starts {when}")
-
-
-def _check_together(
-    newest: str | None, start: str | None, end: str | None, every: str | None, out: Path | None
-) -> None:
-    if newest is not None and (start or end):
-        raise UserError("--window ends now: it goes without --from and --until")
-    if every is not None and out is not None:
-        raise UserError("--every writes each bundle to a new folder in `candidates`: it goes without --out")
 
 
 def _once(job: _Job, bundle: Path, *, publish: bool, polite: bool = False) -> int:

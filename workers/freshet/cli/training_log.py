@@ -34,7 +34,7 @@ SHOWN_EVERY = 2048
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingLog:
     """Where a run's events and items come from.
 
     `window` is of record times in ms, the end left out; `newest` is the length in seconds of one that ends now.
@@ -70,7 +70,7 @@ class _Kept(msgspec.Struct, frozen=True):
     left_out: dict[str, int]
 
 
-def as_files(source: Source, work: Path, run: str) -> Files:
+def as_files(source: TrainingLog, work: Path, run: str) -> Files:
     """The log and the catalogue as files, in `work` where they are exported; `run` is all else that decides the run.
 
     What was exported for the same run is taken again where there is a checkpoint of it, unless somebody has opted out
@@ -96,7 +96,7 @@ def as_files(source: Source, work: Path, run: str) -> Files:
     return Files(work / _EVENTS, items, left_out)
 
 
-def over(source: Source, work: Path) -> None:
+def over(source: TrainingLog, work: Path) -> None:
     """The run is over: nothing of what was exported is kept, for its users may ask to be erased."""
     own = {Path(given).resolve() for given in (source.events, source.items) if given}
     for name in (_KEPT, _EVENTS, _ITEMS):
@@ -119,7 +119,7 @@ def _stopped(work: Path, asked: str) -> _Kept | None:
 _decoder = msgspec.json.Decoder(_Kept)
 
 
-def _has_left(source: Source, kept: _Kept) -> bool:
+def _has_left(source: TrainingLog, kept: _Kept) -> bool:
     """Whether somebody's events in what was exported must not be learned from any more."""
     log = open_log(source.events, source.settings)
     left = (OPT_OUT, ERASE)
@@ -131,7 +131,7 @@ def _has_left(source: Source, kept: _Kept) -> bool:
     )
 
 
-def _export(source: Source, path: Path, now_ms: int) -> tuple[dict[int, int], dict[str, int]]:
+def _export(source: TrainingLog, path: Path, now_ms: int) -> tuple[dict[int, int], dict[str, int]]:
     """Write the window's events, and all user-control events: an erasure before the window holds inside it.
 
     Returns each partition's end, and how many records are no events, by reason.
@@ -165,7 +165,7 @@ def _export(source: Source, path: Path, now_ms: int) -> tuple[dict[int, int], di
     return ends, dict(bad)
 
 
-def _catalogue(source: Source, work: Path) -> Path | None:
+def _catalogue(source: TrainingLog, work: Path) -> Path | None:
     if source.items != "kafka":
         return Path(source.items) if source.items is not None else None
     catalogue, bad = Catalogue(), 0
