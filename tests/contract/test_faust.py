@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from freshet.core.state import UserState, decode_state, empty_state, encode_state
 
 from deploy import local
-from tests.integration import oracle
+from tests.integration import independent_fold
 
 pytestmark = pytest.mark.integration
 
@@ -395,7 +395,7 @@ def test_a_write_is_durable_with_the_offset_it_is_good_for(make_worker: Callable
         worker.produce(0, 3, f"user-{number % 7}")
     worker.until(lambda: len(worker.calls("end", 0)) >= 1, "a run written")
     worker.end(signal.SIGKILL)
-    reached, held = oracle.local_files(worker.partition_folder(0))
+    reached, held = independent_fold.local_files(worker.partition_folder(0))
     records = worker.changelog_records(0)
     prefix = {key: encode_state(state) for key, state, offset in records if offset <= reached}
     assert held == prefix

@@ -36,7 +36,7 @@ from deploy.local.parts import executable
 from deploy.local.ports import choose_ports
 from deploy.local.process import Process, kill, spawn, wait_until_ready
 from tests.contract.tls import self_signed
-from tests.memory import MemoryFeatureStore
+from tests.memory_ports import MemoryFeatureStore
 
 ROOT = Path(__file__).parents[2]
 BEHAVIOURS = {"view": 1.0, "click": 2.0, "add-to-cart": 3.0, "it's": 4.0}

@@ -13,7 +13,7 @@ from freshet.ports import DeliveryError, Message, Publisher, TooLargeError
 from freshet.settings import Settings
 
 from tests.contract.topics import make_topic
-from tests.memory import MemoryPublisher
+from tests.memory_ports import MemoryPublisher
 
 PARTITIONS = 3
 

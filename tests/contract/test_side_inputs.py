@@ -26,7 +26,7 @@ from freshet.settings import Settings
 from typer.testing import CliRunner
 
 from tests.contract.topics import make_topic
-from tests.simulation.fakes import ITEMS, FakeEncoder, make_bundle, write_bundle
+from tests.simulation.memory_world import ITEMS, FakeEncoder, make_bundle, write_bundle
 
 pytestmark = pytest.mark.integration
 

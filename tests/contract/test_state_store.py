@@ -13,7 +13,7 @@ from freshet.ports import DeliveryError, Message, StateStore
 from freshet.settings import Settings
 
 from tests.contract.topics import make_topic
-from tests.memory import MemoryStateStore
+from tests.memory_ports import MemoryStateStore
 
 PARTITION = 1
 

@@ -25,8 +25,8 @@ from kafka.structs import TopicPartition
 from typer.testing import CliRunner
 
 from deploy.local import Stack, create_topics
-from tests.integration import oracle
-from tests.integration.world import until
+from tests.integration import independent_fold
+from tests.integration.deployment import until
 
 pytestmark = pytest.mark.integration
 
@@ -106,7 +106,7 @@ class Archivers:
 
     def records(self, topic: str) -> list[Any]:
         """What the broker holds."""
-        return oracle.read_topic(self.stack.bootstrap, topic)
+        return independent_fold.read_topic(self.stack.bootstrap, topic)
 
     def caught_up(self, topic: str) -> bool:
         """Whether the archive holds all that the broker does."""

@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 
 from deploy.local import Stack, create_topics, load
 from deploy.local.parts import SHIPPED_KEYS
-from tests.integration.oracle import read_topic
+from tests.integration.independent_fold import read_topic
 
 pytestmark = pytest.mark.integration
 

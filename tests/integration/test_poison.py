@@ -19,8 +19,8 @@ from freshet.process.health import Health
 from freshet.settings import load_settings
 
 from deploy.local import Stack
-from tests.integration.world import World, chains_end, until
-from tests.raw_batches import CODECS, batch, produce, record, records
+from tests.integration.deployment import Deployment, chains_end, until
+from tests.record_batches import CODECS, batch, produce, record, records
 
 pytestmark = pytest.mark.integration
 
@@ -28,11 +28,11 @@ TS = 890_000_000_000
 
 
 @pytest.fixture
-def world(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[World]:
-    """A world with one partition of events."""
-    world = World(stack, tmp_path, unique("poison"), 1)
-    yield world
-    world.close()
+def deployment(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Deployment]:
+    """A deployment with one partition of events."""
+    deployment = Deployment(stack, tmp_path, unique("poison"), 1)
+    yield deployment
+    deployment.close()
 
 
 def event(number: int, user: str) -> tuple[bytes, bytes]:
@@ -41,26 +41,26 @@ def event(number: int, user: str) -> tuple[bytes, bytes]:
     return user.encode(), encode_event(made)
 
 
-def send(world: World, data: bytes, topic: str = "events") -> None:
+def send(deployment: Deployment, data: bytes, topic: str = "events") -> None:
     """Produce a batch to partition 0 of a topic; the broker takes it once the partition has a leader."""
-    taken = partial(produce, world.stack.bootstrap, world.topics[topic], 0, data)
+    taken = partial(produce, deployment.stack.bootstrap, deployment.topics[topic], 0, data)
     until(lambda: taken() == 0, "the broker takes the batch")
 
 
-def listed(world: World, user: str) -> Callable[[], bool]:
+def listed(deployment: Deployment, user: str) -> Callable[[], bool]:
     """Whether the user has a list."""
-    return lambda: user in world.lists()
+    return lambda: user in deployment.lists()
 
 
-def archived(world: World, end: int) -> Path:
+def archived(deployment: Deployment, end: int) -> Path:
     """The folder of an archive of the events up to an offset."""
-    folder = world.folder / "archive"
+    folder = deployment.folder / "archive"
     own = {"FRESHET_ARCHIVE_DIR": str(folder), "FRESHET_ARCHIVE_ROLL": "0.2", "FRESHET_DATA_DIR": str(folder)}
-    archiver, stopping = Archiver(load_settings(environ=world.settings | own), Health()), threading.Event()
+    archiver, stopping = Archiver(load_settings(environ=deployment.settings | own), Health()), threading.Event()
     thread = threading.Thread(target=archiver.run, args=(stopping,))
     thread.start()
     try:
-        until(chains_end(folder / world.topics["events"], end), "the events are archived")
+        until(chains_end(folder / deployment.topics["events"], end), "the events are archived")
     finally:
         stopping.set()
         thread.join()
@@ -72,44 +72,44 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
-def test_batches_of_every_codec_and_header_are_folded(world: World) -> None:
+def test_batches_of_every_codec_and_header_are_folded(deployment: Deployment) -> None:
     """By any client: the users are folded, the verbs read the lists' and items' topics, the archive has the rows."""
     odd = [(b"\xff\xfe", b"x"), (b"", None), (b"n" * 1000, b"\xff")]
     for number, codec in enumerate(CODECS.values()):
         pairs = [event(10 * number + n, f"user-{codec}") for n in range(5)]
-        send(world, batch(records(pairs), 5, codec, timestamp=now()))
+        send(deployment, batch(records(pairs), 5, codec, timestamp=now()))
         item = b'{"item_id": "%d", "title": "item of codec %d"}' % (number + 1, codec)
-        send(world, batch(records([(b"%d" % (number + 1), item)], odd), 1, codec, timestamp=now()), "items")
-    send(world, batch(records([event(100, "odd")], odd), 1, timestamp=now()))
-    worker = world.worker()
-    until(listed(world, "odd"), "the last user has a list", worker)
-    states = world.states()
+        send(deployment, batch(records([(b"%d" % (number + 1), item)], odd), 1, codec, timestamp=now()), "items")
+    send(deployment, batch(records([event(100, "odd")], odd), 1, timestamp=now()))
+    worker = deployment.worker()
+    until(listed(deployment, "odd"), "the last user has a list", worker)
+    states = deployment.states()
     assert {user: state.folded for user, state in states.items()} == {
         **{f"user-{codec}": 5 for codec in CODECS.values()},
         "odd": 1,
     }
-    assert len(world.freshet("inspect", "user-4")["lists"]) == 1
-    log = KafkaLog(world.topics["events"], load_settings(environ=world.settings))
+    assert len(deployment.freshet("inspect", "user-4")["lists"]) == 1
+    log = KafkaLog(deployment.topics["events"], load_settings(environ=deployment.settings))
     read = [found for run in log.read(0) for found in run]
     assert [found.offset for found in read] == list(range(26))
-    kept = ArchiveLog(archived(world, 26) / world.topics["events"], WHOLE)
+    kept = ArchiveLog(archived(deployment, 26) / deployment.topics["events"], WHOLE)
     for kept_record, read_record in zip((found for run in kept.read(0) for found in run), read, strict=True):
         assert (kept_record.offset, kept_record.value) == (read_record.offset, read_record.value)
         assert list(kept_record.headers) == list(read_record.headers)
     assert worker.terminate() == 0
 
 
-def test_oversized_records_and_bombs_become_dead_letters(world: World) -> None:
+def test_oversized_records_and_bombs_become_dead_letters(deployment: Deployment) -> None:
     """A value that the broker takes and librdkafka would not, 3 MB in a batch, 300 MB in a batch, and a small topic."""
     key = b"user-1"
-    send(world, batch(record(0, key, b"x" * 1_020_000), 1, timestamp=now()))
-    send(world, batch(record(0, key, b"y" * 3_000_000), 1, CODECS["gzip"], timestamp=now()))
-    send(world, batch(record(0, key, bytes(300_000_000)), 1, CODECS["gzip"], timestamp=now()))
-    send(world, batch(record(0, key, b"z", [(b"h", None)] * 100_000), 1, timestamp=now()))
-    send(world, batch(records([event(1, "user-2")]), 1, timestamp=now()))
-    worker = world.worker()
-    until(listed(world, "user-2"), "the stream goes on", worker)
-    letters = [dict(letter.headers) for letter in world.records("events.dlq")]
+    send(deployment, batch(record(0, key, b"x" * 1_020_000), 1, timestamp=now()))
+    send(deployment, batch(record(0, key, b"y" * 3_000_000), 1, CODECS["gzip"], timestamp=now()))
+    send(deployment, batch(record(0, key, bytes(300_000_000)), 1, CODECS["gzip"], timestamp=now()))
+    send(deployment, batch(record(0, key, b"z", [(b"h", None)] * 100_000), 1, timestamp=now()))
+    send(deployment, batch(records([event(1, "user-2")]), 1, timestamp=now()))
+    worker = deployment.worker()
+    until(listed(deployment, "user-2"), "the stream goes on", worker)
+    letters = [dict(letter.headers) for letter in deployment.records("events.dlq")]
     assert [(one["origin_offset"], one["reason"], one.get("origin_size")) for one in letters] == [
         (b"0", b"too_large", b"1020000"),
         (b"1", b"too_large", b"3000000"),
@@ -117,25 +117,28 @@ def test_oversized_records_and_bombs_become_dead_letters(world: World) -> None:
         (b"3", b"not_json", b"1"),
     ]
     assert letters[2]["origin_end"] == b"3"
-    replayed = world.freshet("dlq", "replay", "--dry-run")
+    replayed = deployment.freshet("dlq", "replay", "--dry-run")
     assert (replayed["replayed"], replayed["truncated_left_out"]) == (0, 4)
     assert worker.terminate() == 0
 
 
-def test_an_aborted_transaction_is_never_folded(world: World) -> None:
+def test_an_aborted_transaction_is_never_folded(deployment: Deployment) -> None:
     """Events of an aborted transaction have no effect, those of a committed one do; its marker ends nothing."""
-    producer = Producer({"bootstrap.servers": world.stack.bootstrap, "transactional.id": world.group})
+    producer = Producer({"bootstrap.servers": deployment.stack.bootstrap, "transactional.id": deployment.group})
     producer.init_transactions()
     for user, end in (("aborted", producer.abort_transaction), ("committed", producer.commit_transaction)):
         producer.begin_transaction()
         for number in range(5):
             key, value = event(number, user)
-            producer.produce(world.topics["events"], value, key, partition=0)
+            producer.produce(deployment.topics["events"], value, key, partition=0)
         producer.flush()
         end()
-    worker = world.worker()
-    until(listed(world, "committed"), "the committed user has a list", worker)
-    assert {user: state.folded for user, state in world.states().items()} == {"committed": 5}
-    assert set(world.lists()) == {"committed"}
-    until(lambda: behind(load_settings(environ=world.settings), world.topics["events"]) == 0, "markers are no backlog")
+    worker = deployment.worker()
+    until(listed(deployment, "committed"), "the committed user has a list", worker)
+    assert {user: state.folded for user, state in deployment.states().items()} == {"committed": 5}
+    assert set(deployment.lists()) == {"committed"}
+    until(
+        lambda: behind(load_settings(environ=deployment.settings), deployment.topics["events"]) == 0,
+        "markers are no backlog",
+    )
     assert worker.terminate() == 0

@@ -29,7 +29,7 @@ from freshet.simulate.shoppers import HOUR_MS
 from deploy.demo.movielens import read_items
 from deploy.local import Stack
 from deploy.local.parts import TEXT_ENCODER
-from tests.integration.world import World
+from tests.integration.deployment import Deployment
 
 pytestmark = pytest.mark.integration
 
@@ -41,9 +41,9 @@ LOOKS_AFTER_MS = 40_000
 
 
 @pytest.fixture
-def world(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[World]:
+def deployment(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Deployment]:
     """A worker that explores with every list, in an experiment with two variants."""
-    made = World(
+    made = Deployment(
         stack,
         tmp_path,
         unique("policies"),
@@ -67,13 +67,13 @@ def opened_at(over: Shop, round_: int) -> int:
     return over.plan.origin + round_ * HOUR_MS
 
 
-def live(world: World, over: Shop) -> tuple[dict[str, int], int]:
+def live(deployment: Deployment, over: Shop) -> tuple[dict[str, int], int]:
     """Rounds of looking at the newest list and acting on it: which lists were looked at, and when; clicks on them."""
     ids = [item.item_id for item in over.catalogue.items]
     looked: dict[str, int] = {}
     clicks = 0
     for round_ in range(ROUNDS + 1):
-        now, lists = opened_at(over, round_), world.lists() if round_ else {}
+        now, lists = opened_at(over, round_), deployment.lists() if round_ else {}
         events: list[Event] = []
         for shopper in range(SHOPPERS):
             user = user_id(shopper)
@@ -85,16 +85,18 @@ def live(world: World, over: Shop) -> tuple[dict[str, int], int]:
             found = ids[(shopper * 7 + round_ * 31) % len(ids)]
             events.append(Event(f"own-{shopper}-{round_}", user, "view", now + LOOKS_AFTER_MS + 20_000, found))
         clicks += sum(event.type == "click" for event in events)
-        world.send(events)
-        world.settle()
+        deployment.send(events)
+        deployment.settle()
     closing = opened_at(over, ROUNDS + WINDOW_HOURS) + LOOKS_AFTER_MS
-    world.send([Event("closing", "somebody else", "view", closing, ids[0])])
+    deployment.send([Event("closing", "somebody else", "view", closing, ids[0])])
     return looked, clicks
 
 
-async def truth(world: World, over: Shop, looked: dict[str, int], target: policies.Target) -> tuple[float, float]:
+async def truth(
+    deployment: Deployment, over: Shop, looked: dict[str, int], target: policies.Target
+) -> tuple[float, float]:
     """What judged lists are worth in truth, as shown and as the target would have made them, by clicks a list."""
-    settings = load_settings(environ=world.settings)
+    settings = load_settings(environ=deployment.settings)
     lists = {one.recommendation_id: one for one in _published(settings)}
     log = policies.open_log("kafka", settings)
     folded = FoldedLog(log, settings, lists.values())
@@ -120,9 +122,9 @@ def _published(settings: Settings) -> Iterator[Recommendation]:
             yield decode_recommendation(record.value)
 
 
-def _cli(world: World, *arguments: str) -> dict[str, Any]:
+def _cli(deployment: Deployment, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "freshet.cli", *arguments, "--json"]
-    done = subprocess.run(command, env=os.environ | world.settings, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=os.environ | deployment.settings, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -132,19 +134,22 @@ def near(estimate: Estimate, value: float, half_widths: float = 2.0) -> bool:
     return abs(estimate.mean - value) <= half_widths * (estimate.high - estimate.low) / 2
 
 
-async def test_estimates_meet_the_truth(world: World, tmp_path: Path) -> None:
+async def test_estimates_meet_the_truth(deployment: Deployment, tmp_path: Path) -> None:
     """Clicks on published lists say what lists that were never published are worth; each variant is read out.
 
     An archive and a file of the lists say the same without a broker.
     """
-    world.worker()
+    deployment.worker()
     over = shop()
-    looked, clicked = live(world, over)
+    looked, clicked = live(deployment, over)
     record = policies.RecordedRun(
-        settings=load_settings(environ=world.settings), source="kafka", lists="kafka", window_ms=WINDOW_HOURS * HOUR_MS
+        settings=load_settings(environ=deployment.settings),
+        source="kafka",
+        lists="kafka",
+        window_ms=WINDOW_HOURS * HOUR_MS,
     )
     found = await policies.off_policy(record, policies.Target(), "click", TEXT_ENCODER)
-    as_shown, greedy = await truth(world, over, looked, policies.Target())
+    as_shown, greedy = await truth(deployment, over, looked, policies.Target())
     judged = found.counts["judged"]
     assert served(found.slots).value.mean * judged == pytest.approx(clicked)
     assert near(served(found.slots).value, as_shown)
@@ -156,8 +161,8 @@ async def test_estimates_meet_the_truth(world: World, tmp_path: Path) -> None:
         assert one.effective_sample_size > judged / 2
 
     results = tmp_path / "results.json"
-    _cli(world, "ope", "--diversity", "0.05", "--window", f"{WINDOW_HOURS}h", "--out", str(results))
-    _, diverse = await truth(world, over, looked, policies.Target(diversity=0.05))
+    _cli(deployment, "ope", "--diversity", "0.05", "--window", f"{WINDOW_HOURS}h", "--out", str(results))
+    _, diverse = await truth(deployment, over, looked, policies.Target(diversity=0.05))
     first, *_, robust = read_results(results).off_policy
     assert first == served(found.slots)
     assert near(robust.value, diverse, 3.0), (robust, diverse)
@@ -165,14 +170,14 @@ async def test_estimates_meet_the_truth(world: World, tmp_path: Path) -> None:
     assert robust.effective_sample_size < unexplored[0].effective_sample_size
 
     lists = tmp_path / "lists.jsonl"
-    lists.write_bytes(b"".join(one.value + b"\n" for one in world.records("recommendations")))
-    recorded = ("ope", str(world.archived()), "--lists", str(lists), "--diversity", "0.05")
-    world.settings["FRESHET_KAFKA"] = "127.0.0.1:1"
-    alone = _cli(world, *recorded, "--window", f"{WINDOW_HOURS}h")
-    world.settings["FRESHET_KAFKA"] = world.stack.bootstrap
+    lists.write_bytes(b"".join(one.value + b"\n" for one in deployment.records("recommendations")))
+    recorded = ("ope", str(deployment.archived()), "--lists", str(lists), "--diversity", "0.05")
+    deployment.settings["FRESHET_KAFKA"] = "127.0.0.1:1"
+    alone = _cli(deployment, *recorded, "--window", f"{WINDOW_HOURS}h")
+    deployment.settings["FRESHET_KAFKA"] = deployment.stack.bootstrap
     assert alone["off_policy"] == msgspec.to_builtins(read_results(results).off_policy)
 
-    read = _cli(world, "compare", "--window", f"{WINDOW_HOURS}h")
+    read = _cli(deployment, "compare", "--window", f"{WINDOW_HOURS}h")
     assert [one["variant"] for one in read["variants"]] == ["plain", "popular"]
     assert sum(one["users"] for one in read["variants"]) == SHOPPERS
     clicks = sum(one["metrics"]["click per user"]["mean"] * one["users"] for one in read["variants"])

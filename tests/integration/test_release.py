@@ -25,9 +25,9 @@ from freshet.release.tensorrt.stamp import Stamp, encode_stamp
 
 from deploy import local
 from deploy.local import Stack
-from tests.integration.bundles import SHIPPED, Keys, MemoryRecords, altered, renamed_items, with_nan
+from tests.altered_bundles import SHIPPED, Keys, MemoryRecords, altered, renamed_items, with_nan
+from tests.integration.deployment import Deployment, Worker, until
 from tests.integration.test_worker import stream
-from tests.integration.world import Worker, World, until
 from tests.parity.wrong_items import misnumber
 
 pytestmark = pytest.mark.integration
@@ -54,11 +54,13 @@ def service(server: Stack, keys: Keys) -> Service:
 
 
 @pytest.fixture
-def world(stack: Stack, server: Stack, keys: Keys, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[World]:
-    """A world whose workers serve from this module's Triton."""
+def deployment(
+    stack: Stack, server: Stack, keys: Keys, tmp_path: Path, unique: Callable[[str], str]
+) -> Iterator[Deployment]:
+    """A deployment whose workers serve from this module's Triton."""
     name = unique("release")
     (tmp_path / name).mkdir()
-    made = World(
+    made = Deployment(
         stack,
         tmp_path / name,
         name,
@@ -184,12 +186,12 @@ def test_one_publisher_at_a_time(service: Service) -> None:
     assert versions(service.repository) == before
 
 
-def test_two_publishers_at_once_end_well(world: World, service: Service) -> None:
+def test_two_publishers_at_once_end_well(deployment: Deployment, service: Service) -> None:
     """Whoever comes second is refused in a line, or comes after; each version that was announced is there, no other."""
     before = versions(service.repository)
     command = [sys.executable, "-m", "freshet.cli", "publish", str(SHIPPED), "--json"]
     racing = [
-        subprocess.Popen(command, env=os.environ | world.settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(command, env=os.environ | deployment.settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
     said = [publisher.communicate() for publisher in racing]
@@ -197,7 +199,7 @@ def test_two_publishers_at_once_end_well(world: World, service: Service) -> None
     refused = [err.decode() for publisher, (_, err) in zip(racing, said, strict=True) if publisher.returncode]
     assert (len(published), len(refused)) in {(1, 1), (2, 0)}
     assert all("somebody else is publishing into" in err.splitlines()[-1] for err in refused)
-    told = world.freshet("models")
+    told = deployment.freshet("models")
     assert {step["version"] for step in told["versions"]} == {max(before), *published}
     assert told["live"] == serving(service) == max(published)
     assert published <= versions(service.repository) <= before | published
@@ -224,76 +226,78 @@ def test_rollbacks_in_a_row_go_back_as_far_as_versions_are_kept(service: Service
     assert debris(service) == []
 
 
-def test_from_shadow_to_promotion_and_back(world: World, service: Service, keys: Keys, tmp_path: Path) -> None:
+def test_from_shadow_to_promotion_and_back(
+    deployment: Deployment, service: Service, keys: Keys, tmp_path: Path
+) -> None:
     """A version is compared unseen, then made for a share of the users, then for all, and taken back.
 
     While it is made for a share, a verification makes the lists of both versions again, and none differs.
     """
-    worker = world.worker()
+    worker = deployment.worker()
     users = 300
-    world.send(stream(1, 600, users=users))
-    world.settle()
-    first = _newest_lists(world)
+    deployment.send(stream(1, 600, users=users))
+    deployment.settle()
+    first = _newest_lists(deployment)
     assert len({version for version, _ in first.values()}) == 1
     live = next(iter(first.values()))[0]
-    candidate = world.freshet("publish", str(SHIPPED), "--stage", "shadow")["version"]
+    candidate = deployment.freshet("publish", str(SHIPPED), "--stage", "shadow")["version"]
     assert candidate > live
-    world.send(stream(1, 400, users=users, start=600))
-    until(lambda: _compared(world) > 0, "the candidate is compared", worker)
-    told = world.freshet("models")
+    deployment.send(stream(1, 400, users=users, start=600))
+    until(lambda: _compared(deployment) > 0, "the candidate is compared", worker)
+    told = deployment.freshet("models")
     [report] = told["workers"]
     assert (told["live"], told["candidate"]["stage"], report["obeys"]) == (live, "shadow", True)
     assert report["comparison"]["overlap"] == 1.0
     assert report["comparison"]["score_gap"] == 0.0
-    assert {version for version, _ in _newest_lists(world).values()} == {live}
+    assert {version for version, _ in _newest_lists(deployment).values()} == {live}
 
-    assert "is in shadow: promote it or roll it back first" in world.freshet("publish", str(SHIPPED), fails=True)
-    world.freshet("promote", "--stage", "canary", "--share", "0.3")
-    world.send(stream(1, 900, users=users, start=1000))
-    world.settle()
-    made = _newest_lists(world)
+    assert "is in shadow: promote it or roll it back first" in deployment.freshet("publish", str(SHIPPED), fails=True)
+    deployment.freshet("promote", "--stage", "canary", "--share", "0.3")
+    deployment.send(stream(1, 900, users=users, start=1000))
+    deployment.settle()
+    made = _newest_lists(deployment)
     canary = {user for user, (version, _) in made.items() if version == candidate}
     assert {version for version, _ in made.values()} == {live, candidate}
     assert users * 0.15 < len(canary) < users * 0.45
-    verified = world.freshet("verify", "kafka", "--feature-users", "0")
-    assert verified["compared"]["lists"] == len(world.records("recommendations"))
+    verified = deployment.freshet("verify", "kafka", "--feature-users", "0")
+    assert verified["compared"]["lists"] == len(deployment.records("recommendations"))
     assert (verified["unverifiable"], verified["examples"]) == (0, [])
-    world.send(stream(1, 900, users=users, start=2000))
-    world.settle()
-    later = {user for user, (version, _) in _newest_lists(world).items() if version == candidate}
+    deployment.send(stream(1, 900, users=users, start=2000))
+    deployment.settle()
+    later = {user for user, (version, _) in _newest_lists(deployment).items() if version == candidate}
     assert canary <= later
 
-    world.freshet("promote")
-    world.send(stream(1, 300, users=users, start=3000))
-    world.settle()
-    world.freshet("rollback", "--reason", "a test")
-    world.send(stream(1, 300, users=users, start=4000))
-    world.settle()
-    told = world.freshet("models")
+    deployment.freshet("promote")
+    deployment.send(stream(1, 300, users=users, start=3000))
+    deployment.settle()
+    deployment.freshet("rollback", "--reason", "a test")
+    deployment.send(stream(1, 300, users=users, start=4000))
+    deployment.settle()
+    told = deployment.freshet("models")
     assert (told["live"], told["candidate"]) == (live, None)
     assert told["versions"][0]["reason"] == "a test"
-    _no_version_goes_back_unflagged(world)
-    world.check()
-    assert not any(json.loads(record.value)["degraded"] for record in world.records("recommendations"))
+    _no_version_goes_back_unflagged(deployment)
+    deployment.check()
+    assert not any(json.loads(record.value)["degraded"] for record in deployment.records("recommendations"))
 
 
 def test_a_canary_that_ranks_something_else_is_rolled_back(
-    world: World, service: Service, keys: Keys, tmp_path: Path
+    deployment: Deployment, service: Service, keys: Keys, tmp_path: Path
 ) -> None:
     """The worker itself writes the record, with the reason; everybody is back on the live version, and stays."""
-    worker = world.worker()
-    world.send(stream(2, 300, users=200))
-    world.settle()
-    live = world.freshet("models")["ready"][-1]
+    worker = deployment.worker()
+    deployment.send(stream(2, 300, users=200))
+    deployment.settle()
+    live = deployment.freshet("models")["ready"][-1]
     other = renamed_items(tmp_path / "renamed", keys.private)
-    candidate = world.freshet("publish", str(other), "--stage", "canary", "--share", "0.5")["version"]
-    assert "overlap" in _rolled_back(world, worker, candidate)
-    assert world.freshet("models")["live"] == live
+    candidate = deployment.freshet("publish", str(other), "--stage", "canary", "--share", "0.5")["version"]
+    assert "overlap" in _rolled_back(deployment, worker, candidate)
+    assert deployment.freshet("models")["live"] == live
     until(lambda: worker.metric("freshet_candidate_version") == 0, "the worker obeys", worker)
-    world.send(stream(2, 400, users=200, start=90_000))
-    world.settle()
-    assert {version for version, _ in _newest_lists(world).values()} == {live}
-    _no_version_goes_back_unflagged(world)
+    deployment.send(stream(2, 400, users=200, start=90_000))
+    deployment.settle()
+    assert {version for version, _ in _newest_lists(deployment).values()} == {live}
+    _no_version_goes_back_unflagged(deployment)
 
 
 @contextmanager
@@ -313,77 +317,79 @@ def hung(server: Stack, version: int) -> Iterator[None]:
         local.start_part(server, "triton")
 
 
-def test_a_canary_that_hangs_is_rolled_back(world: World, server: Stack, service: Service, keys: Keys) -> None:
+def test_a_canary_that_hangs_is_rolled_back(
+    deployment: Deployment, server: Stack, service: Service, keys: Keys
+) -> None:
     """It never answered the stream, so its users had degraded lists; then everybody has the live version's."""
-    world.settings["FRESHET_TRITON_DEADLINE"] = "1"
-    worker = world.worker()
-    world.send(stream(2, 300, users=200))
-    world.settle()
-    live = world.freshet("models")["ready"][-1]
-    candidate = world.freshet("publish", str(SHIPPED), "--stage", "canary", "--share", "0.5")["version"]
+    deployment.settings["FRESHET_TRITON_DEADLINE"] = "1"
+    worker = deployment.worker()
+    deployment.send(stream(2, 300, users=200))
+    deployment.settle()
+    live = deployment.freshet("models")["ready"][-1]
+    candidate = deployment.freshet("publish", str(SHIPPED), "--stage", "canary", "--share", "0.5")["version"]
     with hung(server, candidate):
-        assert "of its inferences failed" in _rolled_back(world, worker, candidate)
+        assert "of its inferences failed" in _rolled_back(deployment, worker, candidate)
         until(lambda: worker.metric("freshet_candidate_version") == 0, "the worker obeys", worker)
-        world.send(stream(2, 400, users=200, start=90_000))
-        world.settle()
-        made = [json.loads(record.value) for record in world.records("recommendations")]
+        deployment.send(stream(2, 400, users=200, start=90_000))
+        deployment.settle()
+        made = [json.loads(record.value) for record in deployment.records("recommendations")]
         assert {one["degraded"] for one in made if one["model_version"] == candidate} == {True}
-        assert {version for version, _ in _newest_lists(world).values()} == {live}
-        _no_version_goes_back_unflagged(world)
+        assert {version for version, _ in _newest_lists(deployment).values()} == {live}
+        _no_version_goes_back_unflagged(deployment)
 
 
 def test_triton_restarted_comes_back_with_what_was_live(
-    world: World, server: Stack, service: Service, keys: Keys
+    deployment: Deployment, server: Stack, service: Service, keys: Keys
 ) -> None:
     """Both versions are ready again; the worker, itself restarted, takes them from the topic."""
-    worker = world.worker()
-    live = world.freshet("models")["ready"][-1]
-    candidate = world.freshet("publish", str(SHIPPED), "--stage", "canary", "--share", "0.5")["version"]
+    worker = deployment.worker()
+    live = deployment.freshet("models")["ready"][-1]
+    candidate = deployment.freshet("publish", str(SHIPPED), "--stage", "canary", "--share", "0.5")["version"]
     worker.kill()
     local.kill_part(server, "triton")
     local.start_part(server, "triton")
     triton = Server(service.triton)
     assert triton.ready() == [live, candidate]
     triton.close()
-    again: Worker = world.worker()
+    again: Worker = deployment.worker()
     until(lambda: again.get("/metrics")[0] == 200, "the worker tells its metrics", again)
     assert again.metric("freshet_model_version") == live
     assert again.metric("freshet_candidate_version") == candidate
-    world.freshet("rollback")
+    deployment.freshet("rollback")
 
 
-def _rolled_back(world: World, worker: Worker, candidate: int) -> str:
+def _rolled_back(deployment: Deployment, worker: Worker, candidate: int) -> str:
     """Stream until the newest version, the candidate, is rolled back; the reason on record."""
     rounds = count(1)
 
     def rolled_back() -> bool:
-        world.send(stream(2, 200, users=200, start=next(rounds) * 1000))
-        [newest, *_] = world.freshet("models")["versions"]
+        deployment.send(stream(2, 200, users=200, start=next(rounds) * 1000))
+        [newest, *_] = deployment.freshet("models")["versions"]
         return (newest["version"], newest["stage"]) == (candidate, "rolled_back")
 
     until(rolled_back, "the canary is rolled back", worker)
-    reason: str = world.freshet("models")["versions"][0]["reason"]
+    reason: str = deployment.freshet("models")["versions"][0]["reason"]
     return reason
 
 
-def _compared(world: World) -> int:
-    return sum(worker["comparison"]["lists"] for worker in world.freshet("models")["workers"])
+def _compared(deployment: Deployment) -> int:
+    return sum(worker["comparison"]["lists"] for worker in deployment.freshet("models")["workers"])
 
 
-def _newest_lists(world: World) -> dict[str, tuple[int, int]]:
+def _newest_lists(deployment: Deployment) -> dict[str, tuple[int, int]]:
     """Each user's newest list: its version and offset."""
-    return {user: (made["model_version"], made["as_of"]["offset"]) for user, made in world.lists().items()}
+    return {user: (made["model_version"], made["as_of"]["offset"]) for user, made in deployment.lists().items()}
 
 
-def _no_version_goes_back_unflagged(world: World) -> None:
+def _no_version_goes_back_unflagged(deployment: Deployment) -> None:
     """Per user the version and the offset never go back, unless the topic says that the version was rolled back."""
     ended = {
         json.loads(record.value)["version"]: record.offset
-        for record in world.records("models")
+        for record in deployment.records("models")
         if json.loads(record.value).get("stage") == "rolled_back"
     }
     newest: dict[str, dict[str, Any]] = {}
-    for record in world.records("recommendations"):
+    for record in deployment.records("recommendations"):
         made, before = json.loads(record.value), newest.get(record.key.decode())
         if before is not None:
             assert made["as_of"]["offset"] >= before["as_of"]["offset"]

@@ -29,9 +29,9 @@ from kafka import KafkaAdminClient
 from typer.testing import CliRunner, Result
 
 from deploy.local import Stack
-from tests.integration.oracle import read_topic
+from tests.integration.deployment import Deployment, until
+from tests.integration.independent_fold import read_topic
 from tests.integration.test_worker import stream
-from tests.integration.world import World, until
 
 pytestmark = pytest.mark.integration
 
@@ -43,36 +43,36 @@ KILLS = 2
 
 
 @pytest.fixture(scope="module")
-def world(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def deployment(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A live run that is over: poison among its events, items that came meanwhile, one kill and one kill with a wipe.
 
     Its settings are in the environment of the whole module.
     """
     folder = tmp_path_factory.mktemp("replayed")
-    world = World(stack, folder, f"replayed-{time.time_ns()}", FRESHET_EXPLORATION="0.3")
+    deployment = Deployment(stack, folder, f"replayed-{time.time_ns()}", FRESHET_EXPLORATION="0.3")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in world.settings.items():
+        for name, value in deployment.settings.items():
             patch.setenv(name, value)
         patch.chdir(folder)
         try:
-            _live(world)
-            yield world
+            _live(deployment)
+            yield deployment
         finally:
-            world.close()
+            deployment.close()
 
 
-def _live(world: World) -> None:
+def _live(deployment: Deployment) -> None:
     third = len(EVENTS) // 3
     for round_ in range(KILLS + 1):
-        worker = world.worker()
+        worker = deployment.worker()
         folded = partial(worker.metric, "freshet_events_folded_total")
-        world.item(f"new-{round_}", title=f"Star Wars part {round_}", category="Sci-Fi")
-        world.item("new-0", title=f"Titanic, cut {round_}", category="Drama")
-        world.send(EVENTS[round_ * third : (round_ + 1) * third if round_ < KILLS else None])
-        world.raw(*POISON[round_])
+        deployment.item(f"new-{round_}", title=f"Star Wars part {round_}", category="Sci-Fi")
+        deployment.item("new-0", title=f"Titanic, cut {round_}", category="Drama")
+        deployment.send(EVENTS[round_ * third : (round_ + 1) * third if round_ < KILLS else None])
+        deployment.raw(*POISON[round_])
         if round_ == KILLS:
-            world.send([Event("c1", "user-4", "user.erase", LAST), Event("c2", "user-5", "user.opt_out", LAST)])
-            until(partial(_is_committed, world), "all is processed", worker)
+            deployment.send([Event("c1", "user-4", "user.erase", LAST), Event("c2", "user-5", "user.opt_out", LAST)])
+            until(partial(_is_committed, deployment), "all is processed", worker)
             assert worker.terminate() == 0
             return
         until(lambda folded=folded: folded() > third / 3, "the worker is in mid-stream", worker)
@@ -81,13 +81,13 @@ def _live(world: World) -> None:
             shutil.rmtree(worker.data)
 
 
-def _is_committed(world: World) -> bool:
-    admin = KafkaAdminClient(bootstrap_servers=world.stack.bootstrap)
+def _is_committed(deployment: Deployment) -> bool:
+    admin = KafkaAdminClient(bootstrap_servers=deployment.stack.bootstrap)
     try:
-        offsets = admin.list_group_offsets({world.group: None})[world.group]
+        offsets = admin.list_group_offsets({deployment.group: None})[deployment.group]
     finally:
         admin.close()
-    return sum(offset.offset for offset in offsets.values()) == len(world.records("events"))
+    return sum(offset.offset for offset in offsets.values()) == len(deployment.records("events"))
 
 
 def freshet(*arguments: str) -> Result:
@@ -108,13 +108,15 @@ def verified(*arguments: str) -> tuple[int, dict[str, Any]]:
     return result.exit_code, json.loads(result.stdout)
 
 
-def test_a_live_run_with_kills_is_what_the_code_says(world: World) -> None:
+def test_a_live_run_with_kills_is_what_the_code_says(deployment: Deployment) -> None:
     """Lists, last lists, features and embeddings: all compared, none differs, whichever encoder makes them again."""
     status, found = verified()
     users = {event.user_id for event in EVENTS}
     assert (status, found["unverifiable"], found["examples"]) == (0, 0, [])
     assert not any(found["mismatches"].values())
-    assert found["compared"]["lists"] == sum(record.value is not None for record in world.records("recommendations"))
+    assert found["compared"]["lists"] == sum(
+        record.value is not None for record in deployment.records("recommendations")
+    )
     assert found["compared"]["last lists"] == found["compared"]["features"] == len(users)
     assert found["compared"]["embeddings"] == len(users) - 2
     assert verified("--feature-users", "0", "--encoder", "triton")[1]["mismatches"] == dict.fromkeys(
@@ -122,17 +124,17 @@ def test_a_live_run_with_kills_is_what_the_code_says(world: World) -> None:
     )
 
 
-def test_an_archive_verifies_the_run_and_holds_nothing_of_who_was_erased(world: World) -> None:
+def test_an_archive_verifies_the_run_and_holds_nothing_of_who_was_erased(deployment: Deployment) -> None:
     """Verified against the archive nothing differs; lists of the erased user, whose events are gone, are not judged."""
-    archive = world.archived()
+    archive = deployment.archived()
     result = freshet("verify", str(archive), "--json", "--feature-users", "0")
     found = json.loads(result.stdout)
     assert (result.exit_code, found["examples"]) == (0, [])
-    lists = [decode_recommendation(record.value) for record in world.records("recommendations") if record.value]
+    lists = [decode_recommendation(record.value) for record in deployment.records("recommendations") if record.value]
     assert found["unverifiable"] == sum(one.user_id == "user-4" for one in lists) > 0
     assert found["compared"]["lists"] == len(lists) - found["unverifiable"]
-    rows = [row for file in (archive / world.topics["events"]).rglob("*.parquet") for row in _rows(file)]
-    assert len(rows) == len(world.records("events"))
+    rows = [row for file in (archive / deployment.topics["events"]).rglob("*.parquet") for row in _rows(file)]
+    assert len(rows) == len(deployment.records("events"))
     assert [row["type"] for row in rows if b"user-4" in (row["key"] or b"") + (row["value"] or b"")] == ["user.erase"]
     assert sum(row["bad_reason"] == "erased" for row in rows) == sum(event.user_id == "user-4" for event in EVENTS)
 
@@ -142,11 +144,11 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_an_item_is_explained_by_the_user_s_own_events(world: World) -> None:
+def test_an_item_is_explained_by_the_user_s_own_events(deployment: Deployment) -> None:
     """Each reason is an event of theirs that the item's score loses by; who opted out is told why there is none."""
     found = json.loads(freshet("explain", "user-7", "--json", "--top", "2").stdout)
-    state = world.states()["user-7"]
-    shown = [item["item_id"] for item in world.lists()["user-7"]["items"]]
+    state = deployment.states()["user-7"]
+    shown = [item["item_id"] for item in deployment.lists()["user-7"]["items"]]
     assert [one["item_id"] for one in found["items"]] == shown
     events = set(zip(state.items, state.types, state.times, strict=True))
     raised = [event for one in found["items"] for event in one["raised_by"]]
@@ -161,15 +163,15 @@ def test_an_item_is_explained_by_the_user_s_own_events(world: World) -> None:
     assert "no place for item nothing" in freshet("explain", "user-7", "nothing").stderr
 
 
-def test_what_differs_is_reported(world: World, tmp_path: Path) -> None:
+def test_what_differs_is_reported(deployment: Deployment, tmp_path: Path) -> None:
     """A list that was tampered with, one that is none, a feature and a vector that are not the fold's are named."""
-    record = next(one for one in world.records("recommendations") if one.value and b'"user-7"' in one.value)
+    record = next(one for one in deployment.records("recommendations") if one.value and b'"user-7"' in one.value)
     changed = json.loads(record.value)
     changed["items"][0]["score"] += 0.00001
-    topic = world.topics["recommendations"]
-    world.producer.send(topic, json.dumps(changed).encode(), b"user-7")
-    world.producer.send(topic, b"{}", b"user-8")
-    world.producer.flush()
+    topic = deployment.topics["recommendations"]
+    deployment.producer.send(topic, json.dumps(changed).encode(), b"user-7")
+    deployment.producer.send(topic, b"{}", b"user-8")
+    deployment.producer.flush()
     settings = load_settings()
     store = open_feature_store(settings)
     try:
@@ -199,12 +201,12 @@ def _run(reading: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(reading)
 
 
-def test_every_way_gives_the_same_lists(world: World, tmp_path: Path) -> None:
+def test_every_way_gives_the_same_lists(deployment: Deployment, tmp_path: Path) -> None:
     """In process and through Triton, in memory and on RocksDB, from four partitions, one, and a file: one digest.
 
     Poison is a dead letter of the replay with the very bytes and headers that the live worker gave it.
     """
-    topic = world.topics["events"]
+    topic = deployment.topics["events"]
     one = replayed("kafka", "--items", "kafka", "--out", str(tmp_path / "one"))
     assert one["counts"]["dead letters"] == len(POISON)
     ways = [
@@ -216,15 +218,15 @@ def test_every_way_gives_the_same_lists(world: World, tmp_path: Path) -> None:
         again = replayed("kafka", "--items", "kafka", "--out", str(tmp_path / str(number)), *way)
         assert again["digests"] == one["digests"], way
         assert again["counts"] == one["counts"]
-    _same_lists(world, f"{topic}.again", tmp_path / "one")
+    _same_lists(deployment, f"{topic}.again", tmp_path / "one")
     written = pq.read_table(tmp_path / "one" / "dead_letters").to_pylist()
-    live = {(r.key, r.value, tuple(r.headers)) for r in world.records("events.dlq")}
+    live = {(r.key, r.value, tuple(r.headers)) for r in deployment.records("events.dlq")}
     assert {(r["key"], r["value"], tuple(r["headers"])) for r in written} == live
 
     file = tmp_path / "events.jsonl"
     file.write_bytes(b"".join(encode_event(event) + b"\n" for event in EVENTS))
     from_file = replayed(str(file), "--out", str(tmp_path / "file"))
-    narrow = World(world.stack, tmp_path / "narrow", f"{world.group}-narrow", partitions=1)
+    narrow = Deployment(deployment.stack, tmp_path / "narrow", f"{deployment.group}-narrow", partitions=1)
     narrow.send(EVENTS)
     narrow.producer.close()
     from_one = replayed(f"kafka:{narrow.topics['events']}", "--out", str(tmp_path / "from-one"))
@@ -232,9 +234,9 @@ def test_every_way_gives_the_same_lists(world: World, tmp_path: Path) -> None:
     assert from_one["counts"] == from_file["counts"]
 
 
-def _same_lists(world: World, topic: str, folder: Path) -> None:
+def _same_lists(deployment: Deployment, topic: str, folder: Path) -> None:
     """The topic holds the lists that the folder's Parquet files hold, and a tombstone for whom they have none."""
-    records = read_topic(world.stack.bootstrap, topic)
+    records = read_topic(deployment.stack.bootstrap, topic)
     lists = [decode_recommendation(record.value) for record in records if record.value is not None]
     assert {record.key for record in records if record.value is None} == {b"user-4"}
     published = {(one.user_id, one.as_of.ts): [(item.item_id, item.score) for item in one.items] for one in lists}
@@ -244,7 +246,7 @@ def _same_lists(world: World, topic: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["memory", "rocksdb"])
-def test_going_on_after_a_kill_is_as_if_never_cut_off(world: World, tmp_path: Path, state: str) -> None:
+def test_going_on_after_a_kill_is_as_if_never_cut_off(deployment: Deployment, tmp_path: Path, state: str) -> None:
     """SIGKILL behind a checkpoint, `--resume`: the same digest, counts and Parquet rows as without."""
     at = ("kafka", "--items", "kafka", "--state", state, "--features", "--training-rows")
     whole = replayed(*at, "--out", str(tmp_path / "whole"))
@@ -269,14 +271,14 @@ def test_going_on_after_a_kill_is_as_if_never_cut_off(world: World, tmp_path: Pa
     assert sorted(path.name for path in cut.iterdir() if path.is_file()) == ["replay.json"]
 
 
-def test_what_cannot_be_replayed_is_one_line(world: World, tmp_path: Path) -> None:
+def test_what_cannot_be_replayed_is_one_line(deployment: Deployment, tmp_path: Path) -> None:
     """It says what to do, and nothing is left behind."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     lines = tmp_path / "events.jsonl"
     lines.write_bytes(encode_event(EVENTS[0]) + b"\n")
     out = ("--out", str(tmp_path / "out"))
-    live, events = world.topics["recommendations"], world.topics["events"]
+    live, events = deployment.topics["recommendations"], deployment.topics["events"]
     refusals = {
         ("kafka:nowhere", *out): "topic nowhere does not exist",
         ("nowhere.jsonl", *out): "nowhere.jsonl does not exist",
@@ -288,7 +290,7 @@ def test_what_cannot_be_replayed_is_one_line(world: World, tmp_path: Path) -> No
         ("kafka", "--out", str(tmp_path / "full")): "is not empty",
         ("kafka", "--topic", live, *out): "is the live recommendations topic",
         ("kafka", "--topic", events, *out): "is the live events topic",
-        ("kafka", "--topic", f"{world.group}-user_state-changelog", *out): "belongs to the live group",
+        ("kafka", "--topic", f"{deployment.group}-user_state-changelog", *out): "belongs to the live group",
         ("kafka", "--topic", "x", "--model", "1", "--model", "2", *out): "--topic takes the lists of one --model",
         ("kafka", "--fold-only", "--evaluate", *out): "--fold-only makes no lists",
         ("kafka", "--speed", "fast", *out): "--speed is a number of times",
@@ -305,12 +307,12 @@ def test_what_cannot_be_replayed_is_one_line(world: World, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "full"]
 
 
-def test_windows_and_offsets(world: World, tmp_path: Path) -> None:
+def test_windows_and_offsets(deployment: Deployment, tmp_path: Path) -> None:
     """Only the records asked for are replayed."""
     fold = ("kafka", "--fold-only")
     some = replayed(*fold, "--offsets", "0:3-12", "--offsets", "2:0-4", "--out", str(tmp_path / "offsets"))
     assert some["records"] == 15
-    records = world.records("events")
+    records = deployment.records("events")
     middle = sorted(record.timestamp for record in records)[len(records) // 2]
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(middle / 1000)) + f".{middle % 1000:03d}"
     before = replayed(*fold, "--until", moment, "--out", str(tmp_path / "before"))["records"]
@@ -332,18 +334,18 @@ def test_the_readme_s_transcript_runs(stack: Stack, tmp_path: Path) -> None:
     assert "freshet.Lists" in script
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / ".parts").symlink_to(ROOT / ".parts")
-    world = World(stack, tmp_path, f"transcript-{time.time_ns()}", partitions=2)
+    deployment = Deployment(stack, tmp_path, f"transcript-{time.time_ns()}", partitions=2)
     try:
-        world.worker()
+        deployment.worker()
         done = subprocess.run(
             ["bash", "-euxo", "pipefail", "-c", script],
             cwd=tmp_path,
-            env=os.environ | world.settings | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | deployment.settings | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=200,
             check=False,
         )
     finally:
-        world.close()
+        deployment.close()
     assert done.returncode == 0, done.stdout + done.stderr

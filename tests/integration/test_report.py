@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from freshet.report.page import page
 
-from tests.unit.test_report import everything
+from tests.unit.report.test_page import everything
 
 pytestmark = pytest.mark.integration
 

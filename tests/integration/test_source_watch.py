@@ -11,8 +11,8 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from deploy import local
+from tests.integration.deployment import Deployment, Worker, until
 from tests.integration.test_worker import stream
-from tests.integration.world import Worker, World, until
 
 pytestmark = pytest.mark.integration
 
@@ -28,12 +28,12 @@ def test_readiness_follows_the_broker_and_the_topic(
 ) -> None:
     """A broker that stands still, then is back; partitions that are added; a second start, which is refused."""
     stack = start_stack(tmp_path / "stack")
-    (tmp_path / "world").mkdir()
-    world = World(stack, tmp_path / "world", unique("world"), partitions=2)
+    (tmp_path / "deployment").mkdir()
+    deployment = Deployment(stack, tmp_path / "deployment", unique("deployment"), partitions=2)
     try:
-        worker = world.worker()
-        world.send(stream(1, 50))
-        world.settle()
+        worker = deployment.worker()
+        deployment.send(stream(1, 50))
+        deployment.settle()
         broker = stack.processes["kafka"].pid
         os.kill(broker, signal.SIGSTOP)
         try:
@@ -41,13 +41,13 @@ def test_readiness_follows_the_broker_and_the_topic(
         finally:
             os.kill(broker, signal.SIGCONT)
         until(lambda: worker.get("/readyz")[0] == 200, "ready when it is back", worker)
-        topic = world.topics["events"]
+        topic = deployment.topics["events"]
         admin = AdminClient({"bootstrap.servers": stack.bootstrap})
         admin.create_partitions([NewPartitions(topic, 4)])[topic].result()
         until(lambda: says(worker, "has 4 partitions, of which 2 are read"), "not ready with new partitions", worker)
         assert worker.terminate() == 0
-        again = world.worker("w2", ready=False)
+        again = deployment.worker("w2", ready=False)
         assert again.process.wait(60) == 1
         assert "are kept in 2" in again.log.read_text()
     finally:
-        world.close()
+        deployment.close()

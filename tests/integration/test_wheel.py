@@ -19,7 +19,7 @@ import pytest
 from deploy.local import Stack
 from deploy.local.parts import ROOT, TEXT_ENCODER
 from deploy.setup.bootstrap import REQUIREMENTS, call_uv, make_env
-from tests.integration.world import until
+from tests.integration.deployment import until
 
 pytestmark = pytest.mark.integration
 

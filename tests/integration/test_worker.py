@@ -17,27 +17,27 @@ from kafka import KafkaAdminClient
 
 from deploy import local
 from deploy.local import Stack
-from tests.integration.world import Worker, World, until
+from tests.integration.deployment import Deployment, Worker, until
 
 pytestmark = pytest.mark.integration
 
-NewWorld = Callable[..., World]
+NewWorld = Callable[..., Deployment]
 
 
 @pytest.fixture
 def new_world(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[NewWorld]:
     """Makes worlds and closes them."""
-    worlds: list[World] = []
+    worlds: list[Deployment] = []
 
-    def make(**options: object) -> World:
-        name = unique("world")
-        worlds.append(World(stack, tmp_path / name, name, **options))
+    def make(**options: object) -> Deployment:
+        name = unique("deployment")
+        worlds.append(Deployment(stack, tmp_path / name, name, **options))
         (tmp_path / name).mkdir(exist_ok=True)
         return worlds[-1]
 
     yield make
-    for world in worlds:
-        world.close()
+    for deployment in worlds:
+        deployment.close()
 
 
 def stream(seed: int, count: int, users: int = 40, start: int = 0) -> list[Event]:
@@ -61,77 +61,77 @@ def stream(seed: int, count: int, users: int = 40, start: int = 0) -> list[Event
     return events
 
 
-def committed(world: World) -> dict[int, int]:
+def committed(deployment: Deployment) -> dict[int, int]:
     """The group's committed offset per partition."""
-    admin = KafkaAdminClient(bootstrap_servers=world.stack.bootstrap)
+    admin = KafkaAdminClient(bootstrap_servers=deployment.stack.bootstrap)
     try:
-        offsets = admin.list_group_offsets({world.group: None})[world.group]
+        offsets = admin.list_group_offsets({deployment.group: None})[deployment.group]
     finally:
         admin.close()
     return {
         partition.partition: offset.offset
         for partition, offset in offsets.items()
-        if partition.topic == world.topics["events"]
+        if partition.topic == deployment.topics["events"]
     }
 
 
 def test_events_become_fresh_lists(new_world: NewWorld) -> None:
     """Every user's state is the fold of the log, and their last list is as of their last event, with its evidence."""
-    world = new_world(applied=False)
-    worker = world.worker()
-    world.send(stream(1, 600))
-    world.settle()
-    world.check()
-    for user, made in world.lists().items():
+    deployment = new_world(applied=False)
+    worker = deployment.worker()
+    deployment.send(stream(1, 600))
+    deployment.settle()
+    deployment.check()
+    for user, made in deployment.lists().items():
         items = [item["item_id"] for item in made["items"]]
         assert len(items) == len(set(items)) == 10
-        seen = set(world.states()[user].items) if user == "user-0" else set()
+        seen = set(deployment.states()[user].items) if user == "user-0" else set()
         assert not seen & set(items)
         assert made["model_version"] == 1
         assert made["personalised"]
         assert not made["degraded"]
         assert made["timings"]["broker"] <= made["timings"]["state"] <= made["timings"]["publish"]
         assert any(item["reasons"] for item in made["items"])
-    folded = sum(state.folded for state in world.expected()[0].values())
+    folded = sum(state.folded for state in deployment.expected()[0].values())
     until(lambda: worker.metric("freshet_events_folded_total") == folded, "the worker says what it folded", worker)
     assert worker.terminate() == 0
-    assert sum(committed(world).values()) == len(world.records("events"))
+    assert sum(committed(deployment).values()) == len(deployment.records("events"))
 
 
 def test_killed_in_mid_stream(new_world: NewWorld) -> None:
     """After SIGKILLs in mid-stream the state equals an independent fold, from local files and the changelog alone."""
-    world = new_world()
+    deployment = new_world()
     for round_, wiped in enumerate((False, True, False)):
-        worker = world.worker()
-        world.send(stream(2, 1500, users=150, start=round_ * 1500))
+        worker = deployment.worker()
+        deployment.send(stream(2, 1500, users=150, start=round_ * 1500))
         in_mid_stream = partial(_folded, worker, 200)
         until(in_mid_stream, "the worker is in mid-stream", worker)
         worker.kill()
         if wiped:
             shutil.rmtree(worker.data)
-    world.worker()
-    world.settle()
-    world.check()
+    deployment.worker()
+    deployment.settle()
+    deployment.check()
 
 
 def test_two_workers_share_and_hand_over(new_world: NewWorld) -> None:
     """A second worker takes partitions over; when the first goes, the second has them all; nothing is lost."""
-    world = new_world()
-    first = world.worker("w1")
-    world.send(stream(3, 600))
-    second = world.worker("w2")
-    world.send(stream(3, 1200, start=600))
+    deployment = new_world()
+    first = deployment.worker("w1")
+    deployment.send(stream(3, 600))
+    second = deployment.worker("w2")
+    deployment.send(stream(3, 1200, start=600))
     until(lambda: second.metric("freshet_events_folded_total") > 0, "the second worker takes part", first, second)
     assert first.terminate() == 0
-    world.send(stream(3, 600, start=1800))
-    world.settle()
-    world.check()
+    deployment.send(stream(3, 600, start=1800))
+    deployment.settle()
+    deployment.check()
 
 
 def test_bad_input_is_dead_lettered(new_world: NewWorld) -> None:
     """Each poison record becomes a dead letter with its reason, origin and digest, while good events flow."""
-    world = new_world()
-    worker = world.worker()
+    deployment = new_world()
+    worker = deployment.worker()
     good = stream(4, 200)
     poison: list[tuple[bytes | None, bytes | None, str]] = [
         (None, b"user-1", "empty"),
@@ -159,71 +159,71 @@ def test_bad_input_is_dead_lettered(new_world: NewWorld) -> None:
         (b'{"event_id":"' + b"x" * 70_000 + b'"}', b"user-1", "too_large"),
     ]
     for number, event in enumerate(good):
-        world.send([event])
+        deployment.send([event])
         if number < len(poison):
-            world.raw(*poison[number][:2])
-    world.settle()
-    world.check()
-    letters = world.records("events.dlq")
+            deployment.raw(*poison[number][:2])
+    deployment.settle()
+    deployment.check()
+    letters = deployment.records("events.dlq")
     reasons = [dict(letter.headers)["reason"].decode() for letter in letters]
     assert sorted(reasons) == sorted(reason for _, _, reason in poison)
-    origin = {(record.partition, record.offset): record for record in world.records("events")}
+    origin = {(record.partition, record.offset): record for record in deployment.records("events")}
     for letter in letters:
         headers = {name: value.decode() for name, value in letter.headers}
         source = origin[int(headers["origin_partition"]), int(headers["origin_offset"])]
         assert (letter.key, letter.value) == (source.key, source.value)
-        assert headers["origin_topic"] == world.topics["events"]
+        assert headers["origin_topic"] == deployment.topics["events"]
         assert len(headers["sha256"]) == 64
     assert worker.process.poll() is None
 
 
 def test_triton_away_and_back(new_world: NewWorld, stack: Stack) -> None:
     """Without Triton lists come out degraded and state keeps folding; with it back they are personal again."""
-    world = new_world()
-    worker = world.worker()
-    world.send(stream(5, 200))
-    world.settle()
+    deployment = new_world()
+    worker = deployment.worker()
+    deployment.send(stream(5, 200))
+    deployment.settle()
     local.kill_part(stack, "triton")
     try:
-        world.send(stream(5, 200, start=200))
-        world.settle()
-        world.check()
-        assert any(made["degraded"] for made in world.lists().values())
+        deployment.send(stream(5, 200, start=200))
+        deployment.settle()
+        deployment.check()
+        assert any(made["degraded"] for made in deployment.lists().values())
         until(lambda: worker.get("/readyz")[0] == 503, "the worker says that it is not ready", worker)
     finally:
         local.start_part(stack, "triton")
     until(lambda: worker.get("/readyz")[0] == 200, "the worker is ready again", worker)
-    world.send(stream(5, 400, start=400))
-    world.settle()
-    world.check()
-    lists = world.lists().values()
+    deployment.send(stream(5, 400, start=400))
+    deployment.settle()
+    deployment.check()
+    lists = deployment.lists().values()
     assert not any(made["degraded"] for made in lists)
-    verified = world.freshet("verify", "kafka", "--feature-users", "0")
+    verified = deployment.freshet("verify", "kafka", "--feature-users", "0")
     assert (verified["unverifiable"], verified["examples"]) == (0, [])
-    assert verified["compared"]["lists"] == len(world.records("recommendations"))
+    assert verified["compared"]["lists"] == len(deployment.records("recommendations"))
 
 
 def test_a_new_item_is_rankable_at_once(new_world: NewWorld) -> None:
     """A catalogue item unknown to the model is placed by its text; one made unavailable leaves the lists."""
-    world = new_world()
-    world.worker()
+    deployment = new_world()
+    deployment.worker()
     fan = [
         Event(f"s{n}", "fan", "purchase", 890_000_000_000 + n * 1000, item)
         for n, item in enumerate(("50", "172", "181"))
     ]
-    world.send(fan)
-    world.settle()
-    favourite = world.lists()["fan"]["items"][0]["item_id"]
-    world.item("new-1", title="Star Wars: The Next Saga (1998)", category="Action Adventure Romance Sci-Fi War")
-    world.item(favourite, title="gone", available=False)
+    deployment.send(fan)
+    deployment.settle()
+    favourite = deployment.lists()["fan"]["items"][0]["item_id"]
+    deployment.item("new-1", title="Star Wars: The Next Saga (1998)", category="Action Adventure Romance Sci-Fi War")
+    deployment.item(favourite, title="gone", available=False)
 
     def items_embedded() -> bool:
-        return world.workers[0].metric("freshet_cold_items") >= 1
+        return deployment.workers[0].metric("freshet_cold_items") >= 1
 
-    until(items_embedded, "the new item has a place", *world.workers)
-    world.send([Event("s9", "fan", "purchase", 890_000_100_000, "228")])
-    world.settle()
-    made = world.lists()["fan"]
+    until(items_embedded, "the new item has a place", *deployment.workers)
+    deployment.send([Event("s9", "fan", "purchase", 890_000_100_000, "228")])
+    deployment.settle()
+    made = deployment.lists()["fan"]
     ranked = {item["item_id"]: item for item in made["items"]}
     assert favourite not in ranked
     if "new-1" in ranked:
@@ -233,13 +233,13 @@ def test_a_new_item_is_rankable_at_once(new_world: NewWorld) -> None:
 
 def test_users_control_their_profile(new_world: NewWorld) -> None:
     """Opting out and erasing are honoured in state, features and output; opting in starts anew."""
-    world = new_world()
-    world.worker()
+    deployment = new_world()
+    deployment.worker()
     base = 890_000_000_000
     for user in ("out", "gone", "stays"):
-        world.send(Event(f"{user}{n}", user, "purchase", base + n, str(50 + n)) for n in range(5))
-    world.settle()
-    world.send(
+        deployment.send(Event(f"{user}{n}", user, "purchase", base + n, str(50 + n)) for n in range(5))
+    deployment.settle()
+    deployment.send(
         [
             Event("c1", "out", "user.opt_out", base + 10),
             Event("c2", "gone", "user.erase", base + 10),
@@ -248,20 +248,20 @@ def test_users_control_their_profile(new_world: NewWorld) -> None:
         ]
     )
     until(
-        lambda: "gone" not in world.lists() and not world.lists()["out"]["personalised"],
+        lambda: "gone" not in deployment.lists() and not deployment.lists()["out"]["personalised"],
         "controls are honoured",
-        *world.workers,
+        *deployment.workers,
     )
-    states = world.states()
+    states = deployment.states()
     assert states["out"].items == states["gone"].items == []
     assert states["out"].folded == states["gone"].folded == 0
-    assert all(item["source"] == "popular" for item in world.lists()["out"]["items"])
-    features = world.freshet("inspect", "out")["features"]
+    assert all(item["source"] == "popular" for item in deployment.lists()["out"]["items"])
+    features = deployment.freshet("inspect", "out")["features"]
     assert not any(features.values()), features
-    assert any(world.freshet("inspect", "stays")["features"].values())
-    world.send([Event("c3", "out", "user.opt_in", base + 20), Event("x3", "out", "view", base + 21, "7")])
-    until(lambda: world.lists()["out"]["personalised"], "opted in again", *world.workers)
-    assert world.states()["out"].items == ["7"]
+    assert any(deployment.freshet("inspect", "stays")["features"].values())
+    deployment.send([Event("c3", "out", "user.opt_in", base + 20), Event("x3", "out", "view", base + 21, "7")])
+    until(lambda: deployment.lists()["out"]["personalised"], "opted in again", *deployment.workers)
+    assert deployment.states()["out"].items == ["7"]
 
 
 def _folded(worker: Worker, count: int) -> bool:
@@ -270,19 +270,19 @@ def _folded(worker: Worker, count: int) -> bool:
 
 def test_features_are_the_fold_on_redis(new_world: NewWorld, redis: str) -> None:
     """With Redis for a store, what an outsider reads through Feast after the stream is exactly the fold."""
-    world = new_world(FRESHET_ONLINE_STORE=f"redis://{redis}")
-    worker = world.worker()
-    world.send(stream(6, 400, users=20))
-    world.settle()
+    deployment = new_world(FRESHET_ONLINE_STORE=f"redis://{redis}")
+    worker = deployment.worker()
+    deployment.send(stream(6, 400, users=20))
+    deployment.settle()
     assert worker.terminate() == 0
-    store = FeatureStore(fs_yaml_file=world.folder / "feast" / "feature_store.yaml")
-    users, _ = world.expected()
+    store = FeatureStore(fs_yaml_file=deployment.folder / "feast" / "feature_store.yaml")
+    users, _ = deployment.expected()
     names = sorted(users)
     rows = store.get_online_features(
         _all_features(store),
         [{"user_id": user} for user in names],
     ).to_dict()
-    lists = world.lists()
+    lists = deployment.lists()
     for row, user in enumerate(names):
         expected = users[user]
         assert rows["recent_items"][row] == expected.items[-50:]
@@ -296,19 +296,19 @@ def test_features_are_the_fold_on_redis(new_world: NewWorld, redis: str) -> None
 
 def test_hot_swaps_under_load(new_world: NewWorld, stack: Stack) -> None:
     """Versions published under load take over with no degraded list and no list that mixes versions."""
-    world = new_world()
-    worker = world.worker()
+    deployment = new_world()
+    worker = deployment.worker()
     versions = [1]
     for round_ in range(3):
-        world.send(stream(7, 400, start=round_ * 400))
-        versions.append(world.freshet("publish", str(stack.models / "user_encoder" / "1"))["version"])
-        world.send(stream(7, 200, start=2000 + round_ * 200))
+        deployment.send(stream(7, 400, start=round_ * 400))
+        versions.append(deployment.freshet("publish", str(stack.models / "user_encoder" / "1"))["version"])
+        deployment.send(stream(7, 200, start=2000 + round_ * 200))
         until(lambda: worker.metric("freshet_model_version") == versions[-1], "the version is live", worker)
-    world.send(stream(7, 200, start=4000))
-    world.settle()
-    world.check()
+    deployment.send(stream(7, 200, start=4000))
+    deployment.settle()
+    deployment.check()
     per_user: dict[str, list[int]] = {}
-    for record in world.records("recommendations"):
+    for record in deployment.records("recommendations"):
         made = json.loads(record.value)
         assert not made["degraded"]
         per_user.setdefault(record.key.decode(), []).append(made["model_version"])

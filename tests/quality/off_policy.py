@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from freshet.core.evaluation.off_policy import RewardModel, Slots, off_policy
 
-from tests.simulation.shopping import Moments, Policy, shop
+from tests.simulation.shop_policies import Moments, Policy, shop
 
 LISTS = 400
 DRAWS = 3

@@ -12,7 +12,7 @@ from freshet.core.state import Outcome, UserState, empty_state, fold
 from freshet.ports import Message, Record
 from freshet.serving.pipeline import PartitionBatch, Pipeline, Touched
 
-from tests.simulation.crashes import (
+from tests.simulation.mortal_worker import (
     IN_FLIGHT,
     SLOW_ENCODER,
     SLOW_STATE,

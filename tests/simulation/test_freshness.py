@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from deploy import local
 from deploy.local.parts import ROOT, TEXT_ENCODER
-from tests.simulation.replays import NEW_ITEM, START, Kept, catalogue, records, stream
+from tests.simulation.memory_replays import NEW_ITEM, START, Kept, catalogue, records, stream
 
 pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from freshet.core.evaluation.off_policy import off_policy, served
 
-from tests.simulation.shopping import Moments, Policy, shop
+from tests.simulation.shop_policies import Moments, Policy, shop
 
 DRAWS = 12
 LISTS = 800

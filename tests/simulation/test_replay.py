@@ -19,8 +19,7 @@ from freshet.replay.states import MemoryStates
 from freshet_training.examples import states_before
 
 from deploy import local
-from tests.simulation.fakes import NOW, PARTITION, World, event, record
-from tests.simulation.replays import (
+from tests.simulation.memory_replays import (
     NEW_ITEM,
     SETTINGS,
     START,
@@ -32,6 +31,7 @@ from tests.simulation.replays import (
     replayed,
     stream,
 )
+from tests.simulation.memory_world import NOW, PARTITION, MemoryWorld, event, record
 
 pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
 
@@ -193,7 +193,7 @@ async def test_users_who_left_are_remembered() -> None:
 async def test_counted_anew_is_what_the_worker_published() -> None:
     """With events of a time to come, types that weigh nothing, withdrawals and a late event among them."""
     settings = msgspec.structs.replace(SETTINGS, behaviours={**SETTINGS.behaviours, "dislike": 0.0})
-    world = World()
+    world = MemoryWorld()
     world.settings = settings
     await world.start()
     given = [

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from deploy import local
 from deploy.local.parts import ROOT
-from tests.integration.bundles import Keys, without_lifts
-from tests.simulation.replays import stream
+from tests.altered_bundles import Keys, without_lifts
+from tests.simulation.memory_replays import stream
 
 pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
 

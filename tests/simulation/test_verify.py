@@ -11,15 +11,15 @@ from freshet.ports import Record
 from freshet.replay.rebuild import FoldedLog, Rebuilder, SideInputTopics
 from freshet.replay.verify import Published, Verifier
 
-from tests.simulation.fakes import PARTITION, World, event, record, write_bundle
-from tests.simulation.replays import ListLog
+from tests.simulation.memory_replays import ListLog
+from tests.simulation.memory_world import PARTITION, MemoryWorld, event, record, write_bundle
 
 NOTHING = SideInputTopics([], [])
 
 
-async def lived(*, away: set[int], events: int = 6) -> tuple[World, list[Record]]:
+async def lived(*, away: set[int], events: int = 6) -> tuple[MemoryWorld, list[Record]]:
     """A world after some events of two users, the encoder being away at some of them, and their log."""
-    world = await World().start()
+    world = await MemoryWorld().start()
     log = []
     for number in range(events):
         world.encoder.away = number in away
@@ -31,7 +31,7 @@ async def lived(*, away: set[int], events: int = 6) -> tuple[World, list[Record]
     return world, log
 
 
-def verifier(world: World, log: list[Record], repository: Path, topics: SideInputTopics = NOTHING) -> Verifier:
+def verifier(world: MemoryWorld, log: list[Record], repository: Path, topics: SideInputTopics = NOTHING) -> Verifier:
     """What was published against what the log says."""
     published = Published(
         Record(place, 0, message.key, message.value) for place, message in enumerate(world.messages("recommendations"))
@@ -57,7 +57,7 @@ async def test_what_was_published_is_made_again(tmp_path: Path, away: set[int]) 
 
 async def test_lists_made_without_a_text_that_failed_are_made_again(tmp_path: Path) -> None:
     """A list names the texts that the encoder could not place, so that it is known what stood where."""
-    world = await World().start()
+    world = await MemoryWorld().start()
     write_bundle(tmp_path, 1)
     world.encoder.stumbles = {"poison"}
     log, items = [], []

@@ -15,8 +15,8 @@ from freshet.core.features import USER_ENCODER_INPUTS
 from freshet.core.rollout import MODEL
 from tritonclient.utils import InferenceServerException
 
+from tests.integration.deployment import Deployment
 from tests.integration.test_worker import stream
-from tests.integration.world import World
 
 USERS = 16
 PER_SECOND = 50.0
@@ -26,10 +26,10 @@ FILL_SECONDS = 10.0
 
 
 @contextmanager
-def events_sent(world: World) -> Iterator[None]:
-    """A world is sent events at an even pace while the block runs, which begins once caches are full."""
+def events_sent(deployment: Deployment) -> Iterator[None]:
+    """Send a deployment events at an even pace while the block runs, which begins once caches are full."""
     done = threading.Event()
-    feeder = threading.Thread(target=_feed, args=(world, done), name="feeder")
+    feeder = threading.Thread(target=_feed, args=(deployment, done), name="feeder")
     feeder.start()
     try:
         time.sleep(FILL_SECONDS)
@@ -39,11 +39,11 @@ def events_sent(world: World) -> Iterator[None]:
         feeder.join()
 
 
-def _feed(world: World, done: threading.Event) -> None:
+def _feed(deployment: Deployment, done: threading.Event) -> None:
     events = iter(stream(11, 10**6 // 10, users=2000))
     due = time.monotonic()
     while not done.is_set():
-        world.send([next(events) for _ in range(EVENTS_PER_SECOND // 10)])
+        deployment.send([next(events) for _ in range(EVENTS_PER_SECOND // 10)])
         due += 0.1
         time.sleep(max(0.0, due - time.monotonic()))
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from deploy import local
-from tests.integration.bundles import SHIPPED, Keys, renamed_items
-from tests.integration.world import World
-from tests.soak.lists import went_back
+from tests.altered_bundles import SHIPPED, Keys, renamed_items
+from tests.integration.deployment import Deployment
+from tests.soak.list_order import went_back
 from tests.soak.load import events_sent
 
 SETTLE_SECONDS = 3.0
@@ -26,7 +26,7 @@ def swap_under_load(folder: Path, swaps: int) -> bool:
     folder.mkdir(parents=True)
     keys = Keys(folder / "keys")
     stack = local.start(folder / "stack")
-    world = World(
+    deployment = Deployment(
         stack,
         folder,
         "soak",
@@ -36,24 +36,24 @@ def swap_under_load(folder: Path, swaps: int) -> bool:
     )
     windows: list[tuple[float, float]] = []
     try:
-        world.worker()
+        deployment.worker()
         other = renamed_items(folder / "renamed", keys.private)
-        with events_sent(world):
+        with events_sent(deployment):
             for number in range(swaps):
                 began = time.time()
-                published = _freshet(world, "publish", str((other, SHIPPED)[number % 2]))
+                published = _freshet(deployment, "publish", str((other, SHIPPED)[number % 2]))
                 windows.append((began, time.time()))
                 print(f"swap {number + 1}: version {published['version']}, {windows[-1][1] - began:.1f} s", flush=True)
                 time.sleep(SETTLE_SECONDS)
-        world.settle()
-        return _judge(world, windows)
+        deployment.settle()
+        return _judge(deployment, windows)
     finally:
-        world.close()
+        deployment.close()
         local.stop(stack)
 
 
-def _judge(world: World, windows: list[tuple[float, float]]) -> bool:
-    made = [json.loads(record.value) for record in world.records("recommendations")]
+def _judge(deployment: Deployment, windows: list[tuple[float, float]]) -> bool:
+    made = [json.loads(record.value) for record in deployment.records("recommendations")]
     degraded = sum(one["degraded"] for one in made)
     back = went_back(made, lambda one: int(one["model_version"]))
     swapping, steady = [], []
@@ -69,15 +69,15 @@ def _judge(world: World, windows: list[tuple[float, float]]) -> bool:
     for name, times in (("steady", steady), ("swapping", swapping)):
         print(f"event to list, {name}: p50 {np.percentile(times, 50):.0f} ms, p99 {np.percentile(times, 99):.0f} ms")
     print(f"p99 while swapping {ratio:.2f} × steady")
-    verified = _freshet(world, "verify", "kafka", "--feature-users", "200")
+    verified = _freshet(deployment, "verify", "kafka", "--feature-users", "200")
     for kind, compared in verified["compared"].items():
         print(f"made again from the log, {kind}: {compared:,} compared, {verified['mismatches'][kind]} differ")
     return not degraded and not back and not any(verified["mismatches"].values())
 
 
-def _freshet(world: World, *arguments: str) -> dict[str, Any]:
+def _freshet(deployment: Deployment, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "freshet.cli", *arguments, "--json"]
-    done = subprocess.run(command, env=os.environ | world.settings, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=os.environ | deployment.settings, capture_output=True, text=True, check=False)
     if done.returncode and not done.stdout:
         raise RuntimeError(done.stderr)
     answer: dict[str, Any] = json.loads(done.stdout)

@@ -15,8 +15,8 @@ from freshet.core.events import Event, encode_event
 from deploy import local
 from deploy.demo import movielens
 from deploy.local.parts import ROOT
-from tests.integration.bundles import Keys
-from tests.integration.world import World
+from tests.altered_bundles import Keys
+from tests.integration.deployment import Deployment
 from tests.soak.load import events_sent
 
 STEADY_SECONDS = 40.0
@@ -32,19 +32,19 @@ def train_beside(folder: Path) -> bool:
     parent = folder / "parent"
     subprocess.run(_command(log.with_name("first.jsonl"), folder / "job", out=parent, epochs=1), check=True)
     stack = local.start(folder / "stack")
-    world = World(stack, folder, "beside", FRESHET_TRUSTED_KEYS=str(keys.folder), FRESHET_TRITON_DEADLINE="1")
+    deployment = Deployment(stack, folder, "beside", FRESHET_TRUSTED_KEYS=str(keys.folder), FRESHET_TRITON_DEADLINE="1")
     try:
-        world.worker()
-        with events_sent(world):
+        deployment.worker()
+        with events_sent(deployment):
             began = time.time()
             time.sleep(STEADY_SECONDS)
             trained = time.time()
             status = _train(_command(log, folder / "job", live=parent, every="1h", epochs=4))
             ended = time.time()
-        world.settle()
-        return status in ("0", "3") and _judge(world, began, trained, ended)
+        deployment.settle()
+        return status in ("0", "3") and _judge(deployment, began, trained, ended)
     finally:
-        world.close()
+        deployment.close()
         local.stop(stack)
 
 
@@ -85,8 +85,8 @@ def _train(command: list[str]) -> str:
         job.wait()
 
 
-def _judge(world: World, began: float, trained: float, ended: float) -> bool:
-    made = [json.loads(record.value) for record in world.records("recommendations")]
+def _judge(deployment: Deployment, began: float, trained: float, ended: float) -> bool:
+    made = [json.loads(record.value) for record in deployment.records("recommendations")]
     degraded = sum(one["degraded"] for one in made)
     times: dict[str, list[float]] = {"alone": [], "beside training": []}
     for one in made:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from freshet_training import train, training_set
 
-from tests.training.worlds import walk, write_config, write_items, write_log
+from tests.training.ring_log import walk, write_config, write_items, write_log
 
 torch.set_num_threads(1)
 

@@ -19,7 +19,7 @@ from scipy.stats import norm
 from torch import nn
 
 from tests.training.conftest import arguments
-from tests.training.worlds import walk, write_config, write_items, write_log
+from tests.training.ring_log import walk, write_config, write_items, write_log
 
 
 def closed_form(noise: float, steps: int, delta: float) -> float:

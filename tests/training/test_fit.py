@@ -18,7 +18,7 @@ from freshet_training.model_shape import ModelShape
 from freshet_training.text.vocabulary import word_numbers
 from safetensors.torch import save_file
 
-from tests.training.worlds import ITEMS, MODEL, walk
+from tests.training.ring_log import ITEMS, MODEL, walk
 
 INDEX = {f"i{number}": number + 2 for number in range(ITEMS)}
 HYPERPARAMETERS = Hyperparameters(epochs=6, validate_every=2, positions=128, learning_rate=0.02)

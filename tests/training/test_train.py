@@ -40,7 +40,7 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file
 
 from tests.training.conftest import Texts, arguments
-from tests.training.worlds import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
+from tests.training.ring_log import ITEMS, MODEL, NOW, walk, write_config, write_items, write_log
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "triton_models" / "user_encoder" / "1"

@@ -16,7 +16,7 @@ from freshet.core.rollout import Report, Rollout, encode_record
 from jsonschema import Draft7Validator, Draft202012Validator
 from typer.testing import CliRunner
 
-from tests.simulation.fakes import PARTITION, World, event, record
+from tests.simulation.memory_world import PARTITION, MemoryWorld, event, record
 
 FOLDER = Path(schemas.__file__).parent
 ASYNCAPI = Path(__file__).parents[1] / "data" / "asyncapi-3.0.0.json.gz"
@@ -62,7 +62,7 @@ def test_every_field_is_described() -> None:
 
 async def test_what_a_worker_publishes_is_of_the_schemas() -> None:
     """Events in; lists, counts and dead letters out."""
-    world = await World().start()
+    world = await MemoryWorld().start()
     events = [event(number, "ann") for number in range(3)]
     bad = msgspec.structs.replace(record(3, events[0]), value=b"\xff")
     await world.process([*(record(number, each) for number, each in enumerate(events)), bad])

@@ -31,7 +31,7 @@ from freshet.serving.canary import bands
 from freshet.serving.list_maker import ListMaker
 from freshet.settings import KNOBS, SECRETS, Settings, SettingsError, Variant, load_settings
 
-from tests.simulation.fakes import NOW, World, event, lists
+from tests.simulation.memory_world import NOW, MemoryWorld, event, lists
 
 NAMES = Settings.__struct_fields__
 
@@ -157,7 +157,7 @@ def published(settings: Settings) -> object:
     """What two users' clicks lead to on every topic, and how the encoder is asked."""
 
     async def run() -> object:
-        world = World()
+        world = MemoryWorld()
         world.settings = settings
         await world.start()
         world.model.live.space.set_popularity({f"film-{number}": 50.0 - number for number in range(50)})

@@ -1,0 +1,371 @@
+"""A candidate on trial: both lists of a user, what is said of them, and a canary's end."""
+
+import asyncio
+from collections.abc import Callable
+from itertools import combinations, count
+
+import pytest
+from freshet.core.comparison import WINDOW, Comparison, ComparisonWindow, Thresholds, average_overlap, out_of_band
+from freshet.core.features import Tensors
+from freshet.core.recommendation import Item
+from freshet.core.rollout import MODEL, Report, Rollout, Stage, decode_record, encode_record
+from freshet.core.state import UserState
+from freshet.ports import Encoded, Message, Record, Unavailable
+from freshet.serving import canary
+
+from tests.simulation.memory_world import ITEMS, NOW, FakeEncoder, MemoryWorld, event, lists, make_bundle
+
+BANDS = Thresholds(lists=100, error_rate=0.01, latency_ratio=2.0, overlap=0.1)
+GOOD = Comparison(lists=1000, failed=0, overlap=0.5, live_ms=2.0, candidate_ms=3.0)
+ANN, BOB = [Item("ann", 1.0, "model")], [Item("bob", 3.0, "model")]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [("abc", "abc", 1.0), ("abc", "xyz", 0.0), ("ab", "ba", 0.5), ("abc", "bac", 2 / 3), ("", "", 1.0), ("a", "", 0.0)],
+)
+def test_average_overlap(one: str, other: str, overlap: float) -> None:
+    """Equal rankings are 1, disjoint ones 0, and the top weighs most; it is symmetric."""
+    assert average_overlap(one, other) == pytest.approx(overlap)
+    assert average_overlap(other, one) == pytest.approx(overlap)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "why"),
+    [
+        (GOOD, ""),
+        (Comparison(lists=99, overlap=0.0), ""),
+        (Comparison(lists=99, failed=1, error_rate=0.01, overlap=0.5), ""),
+        (Comparison(lists=90, failed=10, error_rate=0.1, overlap=0.5), "10.0% of its inferences failed"),
+        (Comparison(lists=0, failed=100, error_rate=1.0), "100.0% of its inferences failed"),
+        (Comparison(lists=100, overlap=0.09), "overlap by 0.090"),
+        (Comparison(lists=100, overlap=0.5, live_ms=2.0, candidate_ms=4.1), "2.0 times as long"),
+    ],
+)
+def test_a_canary_is_judged_by_its_bands(comparison: Comparison, why: str) -> None:
+    """Not before enough users were compared, then by errors, overlap and latency, and the reason has the figures."""
+    said = out_of_band(comparison, BANDS)
+    assert why in said
+    assert bool(said) is bool(why)
+
+
+def agree(comparing: ComparisonWindow) -> None:
+    comparing.add(ANN, ANN)
+
+
+def differ(comparing: ComparisonWindow) -> None:
+    comparing.add(ANN, BOB)
+
+
+def fail(comparing: ComparisonWindow) -> None:
+    comparing.add_failed(1)
+
+
+@pytest.mark.parametrize(
+    ("worse", "why"), [(differ, "its lists overlap by"), (fail, "1.1% of its inferences failed, more than 1.0%")]
+)
+def test_an_old_canary_is_rolled_back_as_soon_as_a_new_one(worse: Callable[[ComparisonWindow], None], why: str) -> None:
+    """However many good lists it had before: figures are of the newest users, and only counts are of all."""
+    comparing = ComparisonWindow(BANDS.lists)
+    for _ in range(10 * WINDOW):
+        agree(comparing)
+    for _ in range(WINDOW):
+        worse(comparing)
+        if said := out_of_band(comparing.so_far(), BANDS):
+            break
+    assert why in said
+    found = comparing.so_far()
+    assert found.lists + found.failed > 10 * WINDOW
+
+
+def test_what_was_bad_is_forgiven_when_it_is_old() -> None:
+    """A sample that failed, and lists that differed, count for as long as they are of the newest users."""
+    comparing = ComparisonWindow(BANDS.lists)
+    for _ in range(WINDOW):
+        agree(comparing)
+    comparing.add_failed(canary.SAMPLE_USERS)
+    assert out_of_band(comparing.so_far(), BANDS) == ""
+    comparing.add_failed(canary.SAMPLE_USERS)
+    assert "1.6% of its inferences failed" in out_of_band(comparing.so_far(), BANDS)
+    differ(comparing)
+    assert comparing.so_far().overlap < 1.0
+    for _ in range(WINDOW):
+        agree(comparing)
+    found = comparing.so_far()
+    assert (found.lists, found.failed) == (2 * WINDOW + 1, 2 * canary.SAMPLE_USERS)
+    assert (found.error_rate, found.overlap, found.score_gap) == (0.0, 1.0, 0.0)
+
+
+def test_a_canary_that_only_failed_of_late_has_no_overlap_to_judge() -> None:
+    """Where a shop lets every inference fail, that is no difference of lists."""
+    comparing = ComparisonWindow(BANDS.lists)
+    agree(comparing)
+    comparing.add_failed(WINDOW)
+    assert out_of_band(comparing.so_far(), Thresholds(lists=100, error_rate=1.0, latency_ratio=2.0, overlap=0.1)) == ""
+
+
+async def test_as_many_users_count_as_the_settings_ask_for() -> None:
+    """Also where that is more than count by themselves."""
+    world = await on_trial("same", canary_lists=2 * WINDOW)
+    await world.trial.report()
+    world.trial._comparing.add_failed(WINDOW)
+    for _ in range(WINDOW):
+        agree(world.trial._comparing)
+    assert world.trial.comparison.error_rate == 0.5
+
+
+async def on_trial(other: str, stage: Stage = "canary", share: float = 1.0, **settings: object) -> MemoryWorld:
+    """A world with a candidate: `same` ranks as the live version does, `turned` quite otherwise."""
+    world = await MemoryWorld(**settings).start()
+    items = ITEMS if other == "same" else ITEMS[::-1]
+    bundle = make_bundle(2, items)
+    vectors = world.bundle.item_vectors
+    candidate = type(bundle)(bundle.path, bundle.manifest, bundle.item_ids, vectors)
+    world.encoder.bundles[2] = candidate
+    step = Rollout(MODEL, 2, stage, NOW, share)
+    world.model.apply_models([Record(0, NOW, step.key, encode_record(step))])
+    world.model._make_ready(candidate, world.model._space(candidate), (), {})
+    return world
+
+
+def states(world: MemoryWorld, count: int = 8) -> list[tuple[str, UserState]]:
+    return [(f"user-{number}", world.state(f"user-{number}")) for number in range(count)]
+
+
+def said(messages: list[Message], topic: str = "models") -> list[Rollout | Report | str]:
+    return [decode_record(message.value) for message in messages if message.topic == topic and message.value]
+
+
+async def test_equal_versions_make_equal_lists() -> None:
+    """The measure of a candidate that is the live version again: all in common, no difference of scores."""
+    world = await on_trial("same", "shadow")
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    await world.trial.compare(states(world))
+    comparison = world.trial.comparison
+    assert (comparison.lists, comparison.failed) == (8, 0)
+    assert (comparison.overlap, comparison.score_gap) == (1.0, 0.0)
+    assert comparison.live_ms > 0 < comparison.candidate_ms
+
+
+async def test_a_shadow_publishes_no_list() -> None:
+    """Its lists differ, that is measured and reported, and what users get is the live version's."""
+    world = await on_trial("turned", "shadow")
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    await world.trial.compare(states(world))
+    await world.trial.report()
+    await world.trial.judge()
+    assert {made.model_version for made in lists(world.publisher.messages)} == {1}
+    [report] = said(world.messages("models"))
+    assert isinstance(report, Report)
+    assert (report.worker, report.live, report.candidate, report.comparison.lists) == ("worker", 1, 2, 8)
+    assert report.comparison.overlap < 0.5
+    assert report.comparison.score_gap > 0
+
+
+async def test_a_canary_s_lists_are_wholly_its_own() -> None:
+    """Each user's list and stored vector are of one version, and the list says which."""
+    world = await on_trial("turned", share=0.5)
+    await world.run(*(event(number, f"user-{number}") for number in range(40)))
+    made = {one.user_id: one.model_version for one in lists(world.publisher.messages)}
+    assert set(made.values()) == {1, 2}
+    for user, version in made.items():
+        assert (await world.features.read(user))["model_version"] == version
+        assert world.model.candidate.has(user) is (version == 2)
+
+
+async def test_a_canary_out_of_its_bands_is_rolled_back_once() -> None:
+    """The record has the reason and the worker's name; it is written once, and obeyed when it is read."""
+    world = await on_trial("turned", canary_lists=8, canary_overlap=1.0)
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    await world.trial.compare(states(world, 4))
+    await world.trial.judge()
+    assert said(world.messages("models")) == []
+    await world.trial.compare(states(world))
+    await world.trial.judge()
+    await world.trial.judge()
+    [step] = said(world.messages("models"))
+    assert isinstance(step, Rollout)
+    assert (step.version, step.stage) == (2, "rolled_back")
+    assert step.reason.startswith("worker: its lists overlap by")
+    [message] = world.messages("models")
+    world.model.apply_models([Record(1, NOW, message.key, message.value)])
+    assert world.model.candidate is None
+    await world.run(event(50, "user-1"))
+    assert lists(world.publisher.messages)[-1].model_version == 1
+
+
+@pytest.mark.parametrize(("stage", "share"), [("promoted", 1.0), ("canary", 0.5)])
+async def test_a_rollback_that_comes_late_undoes_nothing(stage: Stage, share: float) -> None:
+    """The operator's next step was on record before the worker's: it stands, and a renewed canary is judged anew."""
+    world = await on_trial("turned", canary_lists=8, canary_overlap=1.0)
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    await world.trial.compare(states(world))
+    await world.trial.judge()
+    [late] = world.messages("models")
+    next_ = Rollout(MODEL, 2, stage, NOW + 1, share)
+    world.model.apply_models(
+        [Record(1, NOW, next_.key, encode_record(next_)), Record(2, NOW, late.key, late.value)],
+    )
+    assert world.model.steps[2] == next_
+    assert world.model.live.version == (2 if stage == "promoted" else 1)
+    await world.trial.compare(states(world))
+    await world.trial.judge()
+    assert len(world.messages("models")) == (1 if stage == "promoted" else 2)
+
+
+async def test_a_candidate_that_does_not_answer_has_failed() -> None:
+    """Only where the live version does: a server that is away is nobody's fault."""
+    world = await on_trial("same", canary_lists=8)
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    kept = world.encoder.bundles.pop(2)
+    world.encoder.away = True
+    await world.trial.compare(states(world))
+    assert world.trial.comparison.failed == 0
+    world.encoder.away = False
+    world.encoder.bundles[2] = kept
+    world.encoder.broken = {2}
+    await world.trial.compare(states(world))
+    assert world.trial.comparison.failed == 8
+    await world.trial.judge()
+    [step] = said(world.messages("models"))
+    assert "100.0% of its inferences failed" in step.reason
+
+
+async def streamed(world: MemoryWorld, batches: int = 40, users: int = 40) -> list[str]:
+    """Stream batches of the same users through the pipeline, the trial beside it; why the canary was rolled back."""
+    beside = asyncio.create_task(world.trial.run())
+    for batch in range(batches):
+        await world.run(*(event(batch * users + number, f"user-{number}") for number in range(users)))
+        await asyncio.sleep(0.005)
+        ended = [step.reason for step in said(world.messages("models")) if isinstance(step, Rollout)]
+        if ended:
+            break
+    beside.cancel()
+    return ended
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker judges whenever it can."""
+    monkeypatch.setattr(canary, "TICK_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("share", [0.5, 1.0])
+async def test_a_canary_that_fails_on_the_stream_is_rolled_back(share: float) -> None:
+    """None of its users ever has a list from it, and yet it is found out and the record written."""
+    world = await on_trial("same", share=share, canary_lists=48)
+    world.encoder.broken = {2}
+    [why] = await streamed(world)
+    assert why == "worker: 100.0% of its inferences failed, more than 1.0%"
+    degraded = {made.model_version for made in lists(world.publisher.messages) if made.degraded}
+    assert degraded == {2}
+
+
+class Overheard(FakeEncoder):
+    """While it answers, another worker reports."""
+
+    world: MemoryWorld
+
+    async def encode(self, tensors: Tensors, version: int) -> Encoded:
+        """Answer after the report."""
+        report = Report(MODEL, "another", NOW, 1, 2, Comparison())
+        self.world.model.apply_models([Record(1, NOW, report.key, encode_record(report))])
+        return await super().encode(tensors, version)
+
+
+async def test_no_comparison_is_lost_to_another_worker_s_report() -> None:
+    """With many workers one comes during every comparison that has to wait for a deadline."""
+    world = await on_trial("same")
+    world.trial._encoder = overheard = Overheard(*world.encoder.bundles.values())
+    overheard.world = world
+    overheard.broken = {2}
+    await world.run(event(0, "user-0"))
+    await world.trial.compare(states(world, 1))
+    assert world.trial.comparison.failed == 1
+
+
+class Bounded(FakeEncoder):
+    """Version 2 answers in time for few users at once, and not for more."""
+
+    async def encode(self, tensors: Tensors, version: int) -> Encoded:
+        """Answer, or miss the deadline."""
+        if version == 2 and len(tensors["item_index"]) > canary.SAMPLE_USERS:
+            raise Unavailable("deadline exceeded")
+        return await super().encode(tensors, version)
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_canary_that_misses_its_deadline_for_full_batches_is_rolled_back() -> None:
+    """It is asked again for the batch that it failed, not for a part."""
+    world = await on_trial("same", canary_lists=48)
+    world.trial._encoder = world.pipeline._encoder = Bounded(*world.encoder.bundles.values())
+    [why] = await streamed(world)
+    assert "100.0% of its inferences failed" in why
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_canary_that_is_slow_on_the_stream_is_rolled_back() -> None:
+    """Within its deadline, but by more than its band slower than the live version."""
+    world = await on_trial("same", share=0.5, canary_lists=48)
+    world.encoder.takes[2] = 0.05
+    [why] = await streamed(world)
+    assert "times as long as the live version, more than 2" in why
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_server_that_is_away_ends_no_canary() -> None:
+    """However long, and whatever it did before and does after."""
+    world = await on_trial("same", share=0.5, canary_lists=16, canary_latency_ratio=1e6)
+    for away in (False, True, False):
+        world.encoder.away = away
+        assert await streamed(world, batches=10) == []
+        assert any(made.degraded for made in lists(world.publisher.messages[-40:])) is away
+    assert world.trial.comparison.failed == 0
+    assert world.trial.comparison.lists >= 16
+
+
+class Interrupted(FakeEncoder):
+    """Away for some calls, told by their number."""
+
+    async def encode(self, tensors: Tensors, version: int) -> Encoded:
+        """Answer, or be away."""
+        self.away = next(self.number) in self.missed
+        return await super().encode(tensors, version)
+
+
+@pytest.mark.parametrize("live_first", [False, True])
+async def test_no_interruption_is_held_against_the_candidate(live_first: bool) -> None:
+    """Whichever calls of a comparison a server misses, going and coming back between any two."""
+    world = await on_trial("same")
+    await world.run(event(0, "user-0"))
+    world.trial._encoder = interrupted = Interrupted(*world.encoder.bundles.values())
+    for start, end in combinations(range(6), 2):
+        interrupted.number, interrupted.missed = count(), range(start, end)
+        world.trial._live_first = live_first
+        await world.trial.compare(states(world, 1))
+        assert world.trial.comparison.failed == 0, (start, end)
+    assert world.trial.comparison.lists > 0
+
+
+async def test_a_new_stage_is_measured_anew() -> None:
+    """What a shadow did is not held against the canary."""
+    world = await on_trial("turned", "shadow")
+    await world.run(*(event(number, f"user-{number}") for number in range(8)))
+    await world.trial.compare(states(world))
+    step = Rollout(MODEL, 2, "canary", NOW, 1.0)
+    world.model.apply_models([Record(1, NOW, step.key, encode_record(step))])
+    await world.trial.judge()
+    await world.trial.report()
+    assert world.trial.comparison == Comparison()
+
+
+async def test_a_change_of_versions_is_reported_at_once() -> None:
+    """Once for each change, and taken back when the worker leaves."""
+    world = await MemoryWorld().start()
+    await world.trial.report()
+    await world.trial.report()
+    [report] = said(world.messages("models"))
+    assert (report.live, report.candidate) == (1, 0)
+    await world.trial.leave()
+    assert world.messages("models")[-1] == Message("models", report.key, None)

@@ -1,0 +1,532 @@
+"""The micro-batch with everything in memory: its effects, their order, and what failures do."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from freshet.core.events import ERASE, MAX_EVENT_BYTES, OPT_IN, OPT_OUT, BadReason, Event, Unreadable
+from freshet.core.features import Tensors
+from freshet.core.popularity import decode_partial
+from freshet.core.state import Consent
+from freshet.ports import DeliveryError, Encoded, FeatureRow, Message, Record, Unavailable
+from freshet.serving import pipeline as pipeline_module
+from freshet.serving import popularity_counts
+from msgspec.structs import replace
+from prometheus_client import REGISTRY
+
+from tests.simulation.memory_world import (
+    ITEMS,
+    NOW,
+    PARTITION,
+    MemoryWorld,
+    digest,
+    event,
+    go_live,
+    lists,
+    make_bundle,
+    record,
+)
+
+
+@pytest.fixture
+async def world() -> MemoryWorld:
+    """A world with the default settings."""
+    return await MemoryWorld().start()
+
+
+def sample(name: str, **labels: str) -> float:
+    """A metric's value now."""
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+async def test_a_run_changes_state_features_and_list(world: MemoryWorld) -> None:
+    """One event is in the state, in the feature store and in the list when `process` returns."""
+    await world.run(event(3, kind="purchase", amount=7.5))
+    assert world.state().items == [ITEMS[3]]
+    row = await world.features.read("ann")
+    assert list(row["recent_items"]) == [ITEMS[3]]
+    assert row["purchase_count"] == 1
+    assert row["purchase_spend"] == 7.5
+    assert row["model_version"] == 1
+    np.testing.assert_array_equal(row["embedding"], world.bundle.item_vectors[3])
+    [made] = lists(world.publisher.messages)
+    assert (made.user_id, made.model_version, made.degraded, made.personalised) == ("ann", 1, False, True)
+    assert (made.as_of.partition, made.as_of.offset, made.as_of.ts) == (PARTITION, 0, event(3).ts)
+    assert len(made.items) == world.settings.list_size
+    assert ITEMS[3] not in {item.item_id for item in made.items}
+    assert made.items[0].reasons[0].item_id == ITEMS[3]
+
+
+async def test_timings_are_the_events_way(world: MemoryWorld) -> None:
+    """Event time, the broker's time, then the worker's clock for state, inference and publish."""
+    await world.run(event(1))
+    [made] = lists(world.publisher.messages)
+    clock = NOW + 60_000
+    timings = made.timings
+    assert (timings.event, timings.broker) == (event(1).ts, event(1).ts + 5)
+    assert timings.state == timings.inference == timings.publish == clock
+
+
+async def test_a_burst_costs_one_inference_and_one_list(world: MemoryWorld) -> None:
+    """Ten events of a user in a run are folded one by one, encoded and published once."""
+    await world.run(*(event(number) for number in range(10)))
+    assert world.state().folded == 10
+    assert world.encoder.calls == [(1, 1)]
+    [made] = lists(world.publisher.messages)
+    assert made.as_of.offset == 9
+
+
+async def test_large_runs_are_encoded_in_batches_purchases_first() -> None:
+    """No encoder call is larger than the setting, and buyers are served before viewers."""
+    world = await MemoryWorld(encode_batch=4).start()
+    views = [event(number, f"viewer-{number}") for number in range(7)]
+    await world.run(*views, event(8, "clicker", "click"), event(9, "buyer", "purchase"))
+    assert world.encoder.calls == [(4, 1), (4, 1), (1, 1)]
+    assert [made.user_id for made in lists(world.publisher.messages)][:2] == ["buyer", "clicker"]
+
+
+EFFECTS = ("state", "lists", "dead letters", "popularity", "features", "delete")
+
+
+class Gate:
+    """Lets every effect through but those that are held, and counts the waiting."""
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+        self.opened = asyncio.Event()
+        self.waiting: list[str] = []
+
+    async def through(self, effect: str) -> None:
+        """Wait while the effect is held."""
+        if effect in self.held:
+            self.waiting.append(effect)
+            await self.opened.wait()
+
+
+def gated(world: MemoryWorld, gate: Callable[[str], Any]) -> None:
+    """Have every effect of a world pass a gate first."""
+    topics = {
+        world.settings.recommendations_topic: "lists",
+        world.settings.dlq_topic: "dead letters",
+        world.settings.popularity_topic: "popularity",
+    }
+    write, publish = world.store.write, world.publisher.publish
+    write_rows, delete = world.features.write, world.features.delete
+
+    async def write_state(states: Mapping[str, bytes]) -> None:
+        await gate("state")
+        await write(states)
+
+    async def publish_messages(messages: Sequence[Message]) -> None:
+        for topic in dict.fromkeys(message.topic for message in messages):
+            await gate(topics[topic])
+        await publish(messages)
+
+    async def write_features(behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
+        await gate("features")
+        await write_rows(behaviour, embedding)
+
+    async def delete_users(users: Sequence[str]) -> None:
+        await gate("delete")
+        await delete(users)
+
+    world.store.write = write_state  # type: ignore[method-assign]
+    world.publisher.publish = publish_messages  # type: ignore[method-assign]
+    world.features.write = write_features  # type: ignore[method-assign]
+    world.features.delete = delete_users  # type: ignore[method-assign]
+
+
+def one_of_each() -> list[Record]:
+    """A run that has every effect there is."""
+    bad = Record(2, NOW, b"k", b"junk")
+    return [record(0, event(0)), record(1, event(1, "bob", OPT_OUT)), bad]
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+async def test_nothing_returns_before_every_effect_is_durable(world: MemoryWorld, effect: str) -> None:
+    """While one effect of whatever kind is not acknowledged, `process` does not return."""
+    gate = Gate()
+    gate.held = {effect}
+    gated(world, gate.through)
+    task = asyncio.create_task(world.process(one_of_each()))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert set(gate.waiting) == {effect}
+    assert not task.done()
+    gate.opened.set()
+    await asyncio.wait_for(task, 5)
+
+
+@pytest.mark.parametrize("effect", EFFECTS)
+async def test_a_failed_effect_raises_after_the_others_ended(world: MemoryWorld, effect: str) -> None:
+    """An effect that fails fails the run, and nothing of the run is still going on when it raises."""
+
+    class Refused(Exception):
+        """Nobody expects this."""
+
+    ended: list[str] = []
+
+    async def gate(one: str) -> None:
+        if one == effect:
+            raise Refused
+        await asyncio.sleep(0.01)
+        ended.append(one)
+
+    gated(world, gate)
+    with pytest.raises(Refused):
+        await world.process(one_of_each())
+    at_once = list(ended)
+    await asyncio.sleep(0.05)
+    assert ended == at_once
+
+
+async def test_a_broken_encoder_is_a_surprise(world: MemoryWorld) -> None:
+    """Anything but `Unavailable` out of the encoder raises out of the run."""
+
+    async def encode(*_: object) -> None:
+        raise ZeroDivisionError
+
+    world.encoder.encode = encode  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        await world.run(event(0))
+
+
+async def test_a_list_never_mixes_versions(world: MemoryWorld) -> None:
+    """A version that goes live while users are encoded makes the next list, not this one."""
+    other = make_bundle(2, ITEMS[::-1])
+    world.encoder.bundles[2] = other
+    encode = world.encoder.encode
+
+    async def swapped(tensors: Tensors, version: int) -> Encoded:
+        encoded = await encode(tensors, version)
+        go_live(world.model, other)
+        return encoded
+
+    world.encoder.encode = swapped  # type: ignore[method-assign]
+    await world.run(event(3))
+    world.encoder.encode = encode  # type: ignore[method-assign]
+    row = await world.features.read("ann")
+    await world.run(event(3))
+    alone = await MemoryWorld().start()
+    await alone.run(event(3))
+    first, second = lists(world.publisher.messages)
+    [expected] = lists(alone.publisher.messages)
+    assert (first.model_version, row["model_version"], second.model_version) == (1, 1, 2)
+    assert first.items == expected.items != second.items
+    np.testing.assert_array_equal(row["embedding"], world.bundle.item_vectors[3])
+
+
+async def test_lists_degrade_while_the_encoder_is_away(world: MemoryWorld) -> None:
+    """State and features go on, the list has what is near the user's items and not seen by them, and says so."""
+    world.encoder.away = True
+    await world.run(event(0))
+    [made] = lists(world.publisher.messages)
+    assert (made.degraded, made.personalised) == (True, True)
+    assert len(made.items) == world.settings.list_size
+    vectors = world.bundle.item_vectors
+    nearest = [ITEMS[row] for row in np.argsort(-(vectors @ vectors[0]), kind="stable") if row]
+    assert made.items[0].item_id == nearest[0]
+    assert [reason.item_id for reason in made.items[0].reasons] == [ITEMS[0]]
+    assert ITEMS[0] not in {item.item_id for item in made.items}
+    assert world.state().items == [ITEMS[0]]
+    row = await world.features.read("ann")
+    assert list(row["recent_items"]) == [ITEMS[0]]
+    assert row["embedding"] is None
+    world.encoder.away = False
+    await world.run(event(1))
+    assert not lists(world.publisher.messages)[-1].degraded
+
+
+async def test_opting_out_forgets_and_unpersonalises(world: MemoryWorld) -> None:
+    """State and features are emptied, and the last list is the popular one, not personalised."""
+    await world.run(event(0))
+    await world.run(event(1, kind=OPT_OUT))
+    assert world.state().consent is Consent.OPTED_OUT
+    assert world.state().items == []
+    assert set((await world.features.read("ann")).values()) == {None}
+    last = lists(world.publisher.messages)[-1]
+    assert (last.personalised, last.degraded, last.as_of.offset) == (False, False, 1)
+    assert last.items
+    assert not any(item.reasons for item in last.items)
+
+
+async def test_a_profile_opted_out_stays_away_until_opt_in(world: MemoryWorld) -> None:
+    """Events in between leave no trace; after the opt-in they count again."""
+    await world.run(event(0), event(1, kind=OPT_OUT), event(2))
+    assert world.state().items == []
+    assert set((await world.features.read("ann")).values()) == {None}
+    await world.run(event(3, kind=OPT_IN))
+    assert not lists(world.publisher.messages)[-1].personalised
+    await world.run(event(4))
+    assert world.state().items == [ITEMS[4]]
+    assert lists(world.publisher.messages)[-1].personalised
+    assert (await world.features.read("ann"))["view_count"] == 1
+
+
+async def test_a_visitor_has_a_list_before_the_first_event(world: MemoryWorld) -> None:
+    """An opt-in is enough: it is what is popular at the moment, and the first event makes it their own."""
+    world.model.live.space.set_popularity({ITEMS[5]: 2.0})
+    await world.run(event(3, kind=OPT_IN))
+    made = lists(world.publisher.messages)[-1]
+    assert (made.user_id, made.personalised, made.degraded) == ("ann", False, False)
+    assert (made.items[0].item_id, made.items[0].source) == (ITEMS[5], "popular")
+    await world.run(event(4))
+    assert lists(world.publisher.messages)[-1].personalised
+
+
+async def test_erasing_leaves_a_tombstone(world: MemoryWorld) -> None:
+    """State and features are emptied, and the newest record under the user's key is a tombstone."""
+    await world.run(event(0))
+    await world.run(event(1, kind=ERASE), event(2))
+    assert world.state().consent is Consent.ERASED
+    assert world.state().items == []
+    assert set((await world.features.read("ann")).values()) == {None}
+    last = world.messages("recommendations")[-1]
+    assert (last.key, last.value) == (b"ann", None)
+
+
+BAD: dict[BadReason, Record] = {
+    BadReason.EMPTY: Record(10, NOW, b"k", None),
+    BadReason.TOO_LARGE: Record(11, NOW, b"k", b"x" * (MAX_EVENT_BYTES + 1)),
+    BadReason.NOT_JSON: Record(12, NOW, b"k", b"\xff{"),
+    BadReason.INVALID: Record(13, NOW, None, b"{}", [("ce_id", b"1")]),
+    BadReason.UNKNOWN_TYPE: record(14, event(1, kind="like")),
+    BadReason.MISSING_ITEM: record(15, Event(event_id="e", user_id="u", type="view", ts=NOW)),
+    BadReason.KEY_MISMATCH: replace(record(16, event(1)), key=b"somebody else"),
+    BadReason.AHEAD_OF_TIME: replace(record(18, event(1, ts=NOW + 10**12)), timestamp=NOW),
+    BadReason.UNREADABLE: Record(17, NOW, None, Unreadable("batch 17 to 19: garbage", 20)),
+}
+
+
+@pytest.mark.parametrize("reason", list(BadReason))
+async def test_bad_records_become_dead_letters(world: MemoryWorld, reason: BadReason) -> None:
+    """The original key, bytes and headers go to the dead letters, with reason, origin and digest; good ones go on."""
+    bad = BAD[reason]
+    before = sample("freshet_dead_letters_total", reason=reason)
+    await world.process([record(1, event(0)), bad, record(20, event(1))])
+    [letter] = world.messages("events.dlq")
+    unreadable = isinstance(bad.value, Unreadable)
+    value = None if unreadable else bad.value
+    assert (letter.key, letter.value) == (bad.key, value)
+    headers = dict(letter.headers)
+    assert headers.pop("detail")
+    assert headers.pop("origin_end", None) == (b"20" if unreadable else None)
+    assert headers == {
+        **dict(bad.headers),
+        "reason": reason.encode(),
+        "origin_topic": b"events",
+        "origin_partition": str(PARTITION).encode(),
+        "origin_offset": str(bad.offset).encode(),
+        "sha256": digest(value),
+    }
+    assert sample("freshet_dead_letters_total", reason=reason) == before + 1
+    assert world.state().folded == 2
+
+
+async def test_a_run_of_bad_records_alone_has_no_other_effect(world: MemoryWorld) -> None:
+    """Nothing but dead letters comes of it."""
+    await world.process(list(BAD.values()))
+    assert len(world.messages("events.dlq")) == len(BadReason) == len(world.publisher.messages)
+    assert not world.store.states
+
+
+async def test_redelivery_publishes_again_and_changes_nothing(world: MemoryWorld) -> None:
+    """A run read again leaves the same bytes in the state and an equal list, features included."""
+    records = [record(0, event(0)), record(1, event(1)), record(2, event(2, "bob", OPT_OUT))]
+    await world.process(records)
+    states, features = dict(world.store.states), await world.features.read("ann")
+    first = lists(world.publisher.messages)
+    skipped = sample("freshet_events_skipped_total", reason="redelivered")
+    world.publisher.messages.clear()
+    await world.process(records)
+    assert world.store.states == states
+    again = await world.features.read("ann")
+    assert again.keys() == features.keys()
+    assert all(np.array_equal(again[name], features[name]) for name in again)
+    assert lists(world.publisher.messages) == first
+    assert sample("freshet_events_skipped_total", reason="redelivered") == skipped + 3
+
+
+async def test_a_redelivered_list_has_the_time_of_its_newest_event(world: MemoryWorld) -> None:
+    """After a click and an opt-out read again, the list is as of the opt-out, in offset and in time."""
+    records = [record(0, event(0)), record(1, event(1, kind=OPT_OUT))]
+    await world.process(records)
+    await world.process(records)
+    first, again = lists(world.publisher.messages)
+    assert first.as_of.ts == event(1).ts
+    assert again.as_of == first.as_of
+
+
+async def test_an_event_produced_twice_moves_the_position_alone(world: MemoryWorld) -> None:
+    """A second record with a known event id is counted as a duplicate, and the list knows its offset."""
+    before = sample("freshet_events_skipped_total", reason="duplicate")
+    await world.run(event(0))
+    await world.run(event(0))
+    assert (world.state().folded, world.state().offset) == (1, 1)
+    assert sample("freshet_events_skipped_total", reason="duplicate") == before + 1
+    assert lists(world.publisher.messages)[-1].as_of.offset == 1
+
+
+async def test_features_are_retried_while_the_store_is_away(world: MemoryWorld) -> None:
+    """A store that answers at the third try has every row, and the tries are counted."""
+    before = sample("freshet_feature_write_retries_total")
+    write, fails = world.features.write, iter((True, True))
+
+    async def write_late(behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
+        if next(fails, False):
+            raise Unavailable("restarting")
+        await write(behaviour, embedding)
+
+    world.features.write = write_late  # type: ignore[method-assign]
+    await world.run(event(0))
+    assert list((await world.features.read("ann"))["recent_items"]) == [ITEMS[0]]
+    assert sample("freshet_feature_write_retries_total") == before + 2
+
+
+@pytest.mark.parametrize("effect", ["write", "delete"])
+async def test_a_store_away_for_good_ends_the_run(
+    world: MemoryWorld, effect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the tries are used up the run raises: features are never dropped silently."""
+    monkeypatch.setattr(pipeline_module, "FEATURE_RETRIES", 1)
+    tries = 0
+
+    async def away(*_: object) -> None:
+        nonlocal tries
+        tries += 1
+        raise Unavailable("gone")
+
+    monkeypatch.setattr(world.features, effect, away)
+    with pytest.raises(Unavailable):
+        await world.process(one_of_each())
+    assert tries == 2
+
+
+async def test_every_step_is_observed(world: MemoryWorld) -> None:
+    """Each step's seconds, the batch size, the folds, the lists and the freshness are in the metrics."""
+    steps = ("fold", "state", "encode", "rank", "features", "publish")
+    names = {step: sample("freshet_step_seconds_count", step=step) for step in steps}
+    kinds = {kind: sample("freshet_lists_published_total", kind=kind) for kind in ("personalised", "plain", "degraded")}
+    folded = sample("freshet_events_folded_total")
+    batches, events = sample("freshet_batch_events_count"), sample("freshet_batch_events_sum")
+    fresh = sample("freshet_event_to_publish_seconds_sum")
+    await world.process(one_of_each())
+    for step, before in names.items():
+        assert sample("freshet_step_seconds_count", step=step) > before, step
+    assert sample("freshet_events_folded_total") == folded + 2
+    assert sample("freshet_batch_events_count") == batches + 1
+    assert sample("freshet_batch_events_sum") == events + 3
+    assert sample("freshet_lists_published_total", kind="personalised") == kinds["personalised"] + 1
+    assert sample("freshet_lists_published_total", kind="plain") == kinds["plain"] + 1
+    assert sample("freshet_event_to_publish_seconds_sum") - fresh == pytest.approx(2 * 60 - 0.005 * 2 - 1)
+    world.encoder.away = True
+    await world.run(event(5, "cyd"))
+    assert sample("freshet_lists_published_total", kind="degraded") == kinds["degraded"] + 1
+
+
+async def test_popularity_counts_users_and_goes_out_at_intervals(
+    world: MemoryWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run publishes the partition's counts, later runs only when the interval has passed."""
+    await world.run(event(0), event(1, item=ITEMS[0]), event(2, "bob", item=ITEMS[0]))
+    [published] = world.messages("popularity")
+    partial = decode_partial(published.value)
+    assert published.key == str(PARTITION).encode()
+    assert partial.counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
+    assert partial.offset == 2
+    await world.run(event(3, "cyd", item=ITEMS[0]))
+    assert len(world.messages("popularity")) == 1
+    monkeypatch.setattr(popularity_counts, "INTERVAL_SECONDS", 0.0)
+    world.pipeline._popularity._due.clear()
+    await world.run(event(4, "dan", item=ITEMS[0]))
+    assert decode_partial(world.messages("popularity")[-1].value).counts[ITEMS[0]] == pytest.approx(4.0, abs=1e-3)
+
+
+async def test_popularity_goes_on_where_the_partition_was_left(world: MemoryWorld) -> None:
+    """A worker that takes a partition over starts from its last published counts, not from what it once held."""
+    await world.run(event(0))
+    world.model.apply_popularity([Record(0, NOW, b"4", world.messages("popularity")[0].value)])
+    await world.pipeline.release([PARTITION])
+    await world.run(event(1, "bob", item=ITEMS[0]))
+    counts = decode_partial(world.messages("popularity")[-1].value).counts
+    assert counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
+
+
+async def test_what_was_counted_since_is_handed_over(world: MemoryWorld) -> None:
+    """A partition that goes away leaves all its counts behind, also those that were not yet due; others stay."""
+    await world.run(event(0, item=ITEMS[0]))
+    await world.run(event(1, "bob", item=ITEMS[0]))
+    await world.pipeline.release([PARTITION + 1])
+    assert len(world.messages("popularity")) == 1
+    await world.pipeline.release()
+    assert decode_partial(world.messages("popularity")[-1].value).counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
+    await world.pipeline.release()
+    assert len(world.messages("popularity")) == 2
+
+
+async def test_a_partition_that_stays_goes_on_from_what_it_had(world: MemoryWorld) -> None:
+    """After a rebalance that gives the partition back nothing is lost, whether or not the reader has come that far."""
+    await world.run(event(0, item=ITEMS[0]))
+    world.model.apply_popularity([Record(0, NOW, b"4", world.messages("popularity")[0].value)])
+    await world.run(event(1, "bob", item=ITEMS[0]))
+    await world.pipeline.release([PARTITION])
+    await world.run(event(2, "cyd", item=ITEMS[0]))
+    counts = decode_partial(world.messages("popularity")[-1].value).counts
+    assert counts[ITEMS[0]] == pytest.approx(3.0, abs=1e-3)
+
+
+async def test_counts_that_cannot_be_handed_over_end_nothing(
+    world: MemoryWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the broker is away the partition goes, its newest counts are lost, and the log says so."""
+    await world.run(event(0, item=ITEMS[0]))
+
+    async def refuse(_: object) -> None:
+        raise DeliveryError("popularity: timed out")
+
+    world.pipeline._publisher.publish = refuse  # type: ignore[method-assign]
+    await world.pipeline.release()
+    assert "popularity not handed over" in caplog.text
+    assert PARTITION not in world.pipeline._popularity
+
+
+async def test_redelivery_counts_nobody_twice(world: MemoryWorld) -> None:
+    """Popularity is not moved by a run read again."""
+    records = [record(0, event(0)), record(1, event(1, "bob", item=ITEMS[0]))]
+    for _ in range(3):
+        await world.process(records)
+    counts = world.pipeline._popularity.of(PARTITION).snapshot().counts
+    assert counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
+
+
+async def test_a_pipeline_without_a_model_raises(world: MemoryWorld) -> None:
+    """Before a model is live nothing may be processed."""
+    world.model.live = None
+    with pytest.raises(RuntimeError):
+        await world.run(event(0))
+    with pytest.raises(RuntimeError):
+        await world.run(event(1, kind=OPT_OUT))
+
+
+async def test_an_event_of_a_time_to_come_makes_nothing_of_all_others(world: MemoryWorld) -> None:
+    """It is a dead letter; the counts and their time are those of the others."""
+    late = replace(record(1, event(1, "bob", item=ITEMS[1], ts=NOW + 10**12)), timestamp=NOW)
+    await world.process([record(0, event(0, item=ITEMS[0])), late, record(2, event(2, "cyd", item=ITEMS[2]))])
+    partial = decode_partial(world.messages("popularity")[-1].value)
+    assert partial.counts == pytest.approx({ITEMS[0]: 1.0, ITEMS[2]: 1.0}, abs=1e-3)
+    assert partial.ts < NOW + 10**6
+    [letter] = world.messages("events.dlq")
+    assert dict(letter.headers)["reason"] == b"ahead_of_time"
+
+
+async def test_a_user_who_withdraws_again_and_again_counts_once(world: MemoryWorld) -> None:
+    """View, opt-out, opt-in, twenty times over; also where a busy user's state is held open."""
+    kinds = ("view", OPT_OUT, OPT_IN)
+    cycle = [event(number, kind=kinds[number % 3], item=ITEMS[0]) for number in range(60)]
+    await world.run(*cycle[:30])
+    for one in cycle[30:]:
+        await world.run(one)
+    await world.pipeline.release()
+    assert decode_partial(world.messages("popularity")[-1].value).counts == pytest.approx({ITEMS[0]: 1.0}, abs=1e-3)
