@@ -20,7 +20,7 @@ from feast.data_format import ParquetFormat
 from feast.types import Array, FeastType, Float32, Int64, String
 from feast.value_type import ValueType
 from freshet.core.events import DEFAULT_BEHAVIOURS
-from freshet.core.features import EMBEDDING_FEATURES, Feature, behaviour_features
+from freshet.core.features import EMBEDDING_FEATURES, LIST_FEATURES, Feature, behaviour_features
 
 TYPES: dict[str, FeastType] = {
     "string": String,
@@ -39,6 +39,7 @@ class Definitions(NamedTuple):
     user: Entity
     user_behaviour: FeatureView
     user_embedding: FeatureView
+    user_list: FeatureView
     user_encoder: FeatureService
 
 
@@ -51,13 +52,21 @@ def define(behaviours: Collection[str], archive: str) -> Definitions:
         description="whoever the events belong to; the key of the events topic",
     )
     behaviour = _view(
-        "user_behaviour", "what the user did: the fold of their events", user, _behaviour(behaviours), archive
+        "user_behaviour",
+        "what the user did: the fold of their events",
+        user,
+        _fields(behaviour_features(behaviours)),
+        archive,
     )
-    embedding = _view("user_embedding", "the user's vector and the model that made it", user, _embedding(), archive)
+    embedding = _view(
+        "user_embedding", "the user's vector and the model that made it", user, _fields(EMBEDDING_FEATURES), archive
+    )
+    made_of = _view("user_list", "what the user's list is made of besides", user, _fields(LIST_FEATURES), archive)
     return Definitions(
         user,
         behaviour,
         embedding,
+        made_of,
         FeatureService(
             name="user_encoder",
             features=[behaviour[ENCODER_FEATURES], embedding],
@@ -88,12 +97,8 @@ def _view(name: str, description: str, user: Entity, schema: Sequence[Field], ar
     )
 
 
-def _behaviour(behaviours: Collection[str]) -> list[Field]:
-    return [_field(feature) for feature in behaviour_features(behaviours)]
-
-
-def _embedding() -> list[Field]:
-    return [_field(feature) for feature in EMBEDDING_FEATURES]
+def _fields(features: Sequence[Feature]) -> list[Field]:
+    return [_field(feature) for feature in features]
 
 
 def _field(feature: Feature) -> Field:
@@ -104,7 +109,7 @@ def _field(feature: Feature) -> Field:
     )
 
 
-user, user_behaviour, user_embedding, user_encoder = define(
+user, user_behaviour, user_embedding, user_list, user_encoder = define(
     json.loads(os.environ.get("FRESHET_BEHAVIOURS", "null")) or DEFAULT_BEHAVIOURS,
     os.environ.get("FRESHET_ARCHIVE_DIR", "../.freshet/archive"),
 )

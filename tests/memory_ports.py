@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from freshet.core.features import EMBEDDING_FEATURES, behaviour_features
+from freshet.core.features import EMBEDDING_FEATURES, LIST_FEATURES, behaviour_features
 from freshet.ports import FeatureRow, Message
 
 
@@ -28,28 +28,29 @@ class MemoryFeatureStore:
     """A `FeatureStore` over dicts."""
 
     def __init__(self, behaviours: Sequence[str]) -> None:
-        self._names = [feature.name for feature in behaviour_features(behaviours)]
-        self._embedding_names = [feature.name for feature in EMBEDDING_FEATURES]
-        self._behaviour: dict[str, FeatureRow] = {}
-        self._embedding: dict[str, FeatureRow] = {}
+        views = (behaviour_features(behaviours), EMBEDDING_FEATURES, LIST_FEATURES)
+        self._names = [[feature.name for feature in view] for view in views]
+        self._rows: list[dict[str, FeatureRow]] = [{} for _ in views]
 
-    async def write(self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
-        """Write rows of both views."""
-        self._behaviour.update((row.user_id, row) for row in behaviour)
-        self._embedding.update((row.user_id, row) for row in embedding)
+    async def write(
+        self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = (), lists: Sequence[FeatureRow] = ()
+    ) -> None:
+        """Write rows of the views."""
+        for stored, rows in zip(self._rows, (behaviour, embedding, lists), strict=True):
+            stored.update((row.user_id, row) for row in rows)
 
     async def delete(self, user_ids: Sequence[str]) -> None:
         """Remove every row of these users."""
         for user_id in user_ids:
-            self._behaviour.pop(user_id, None)
-            self._embedding.pop(user_id, None)
+            for stored in self._rows:
+                stored.pop(user_id, None)
 
     async def read(self, user_id: str) -> dict[str, Any]:
         """All features of one user; None for those absent."""
-        features: dict[str, Any] = dict.fromkeys([*self._names, *self._embedding_names])
-        for names, rows in ((self._names, self._behaviour), (self._embedding_names, self._embedding)):
-            if user_id in rows:
-                features.update(zip(names, rows[user_id].values, strict=True))
+        features: dict[str, Any] = {name: None for names in self._names for name in names}
+        for names, stored in zip(self._names, self._rows, strict=True):
+            if user_id in stored:
+                features.update(zip(names, stored[user_id].values, strict=True))
         return features
 
 

@@ -25,7 +25,7 @@ from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList,
 from freshet.adapters.feast import EMBEDDING_VIEW, FeastStore, apply, open_feature_store, redis_options
 from freshet.adapters.feast_rows import redis_client
 from freshet.core.events import Event
-from freshet.core.features import EMBEDDING_FEATURES, behaviour_features, behaviour_row
+from freshet.core.features import EMBEDDING_FEATURES, LIST_FEATURES, behaviour_features, behaviour_row, list_row
 from freshet.core.state import HISTORY, UserState, empty_state, fold
 from freshet.ports import FeatureRow, FeatureStore, Unavailable
 from freshet.settings import Settings, SettingsError
@@ -151,6 +151,14 @@ def embedding(user_id: str, timestamp_us: int, version: int = 1) -> FeatureRow:
     return FeatureRow(user_id, timestamp_us, (vector, version))
 
 
+def made_of(user_id: str, timestamp_us: int, state: UserState | None = None) -> FeatureRow:
+    scores = np.random.default_rng(1).standard_normal(100).astype(np.float32)
+    return FeatureRow(user_id, timestamp_us, list_row(state or folded(user_id, 5), T0_MS, list(range(100)), scores))
+
+
+NO_LIST = {feature.name: None for feature in LIST_FEATURES}
+
+
 def plain(features: dict[str, Any]) -> dict[str, Any]:
     """Arrays as lists, so that features compare."""
     return {
@@ -160,18 +168,26 @@ def plain(features: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_what_is_written_is_the_fold(store: FeatureStore, user: str) -> None:
-    """Every field of the state, and the vector to the bit, come back."""
+    """Every field of the state, and the vector and the scores to the bit, come back."""
     state, vector = folded(user), embedding(user, T0_US, version=7)
-    await store.write([behaviour(user, state.feature_ts, state)])
-    await store.write((), [vector])
+    parts = made_of(user, state.feature_ts, state)
+    await store.write([behaviour(user, state.feature_ts, state)], [vector], [parts])
     read = plain(await store.read(user))
-    assert read == {**expected(state), "embedding": vector.values[0].tolist(), "model_version": 7}
+    names = [feature.name for feature in LIST_FEATURES]
+    assert read == {
+        **expected(state),
+        "embedding": vector.values[0].tolist(),
+        "model_version": 7,
+        **plain(dict(zip(names, parts.values, strict=True))),
+    }
     assert len(read["recent_items"]) == HISTORY
+    assert len(read["seen_items"]) == 70
+    assert read["as_of"] == [0, 3 * HISTORY - 1, T0_MS]
 
 
 async def test_fields_are_the_cores(store: FeatureStore, user: str) -> None:
     """A backend has the core's features and no others, whether the user is known or not; absent is None."""
-    names = {feature.name for feature in (*behaviour_features(BEHAVIOURS), *EMBEDDING_FEATURES)}
+    names = {feature.name for feature in (*behaviour_features(BEHAVIOURS), *EMBEDDING_FEATURES, *LIST_FEATURES)}
     assert await store.read(user) == dict.fromkeys(names)
 
 
@@ -188,7 +204,7 @@ async def test_profile_without_events(store: FeatureStore, user: str) -> None:
     """Somebody who opted in again and did nothing yet has empty lists, which are not absent ones."""
     await store.write([behaviour(user, T0_US, empty_state(0))])
     read = plain(await store.read(user))
-    assert read == {**expected(empty_state(0)), "embedding": None, "model_version": None}
+    assert read == {**expected(empty_state(0)), "embedding": None, "model_version": None, **NO_LIST}
 
 
 async def test_later_write_wins(store: FeatureStore, user: str) -> None:
@@ -216,11 +232,14 @@ async def test_equal_timestamp_lands(store: FeatureStore, user: str) -> None:
     assert plain(read)["embedding"] == embedding(user, T0_US, 2).values[0].tolist()
 
 
-async def test_delete_removes_both_views_of_these_users(store: FeatureStore, user: str) -> None:
+async def test_delete_removes_all_views_of_these_users(store: FeatureStore, user: str) -> None:
     """Whoever is erased is gone; the others stay; deleting again, or nobody, is fine."""
     users = [f"{user}{number}" for number in range(3)]
-    await store.write([behaviour(one, T0_US) for one in users])
-    await store.write((), [embedding(one, T0_US) for one in users])
+    await store.write(
+        [behaviour(user_id, T0_US) for user_id in users],
+        [embedding(user_id, T0_US) for user_id in users],
+        [made_of(user_id, T0_US) for user_id in users],
+    )
     for gone in (users[:2], users[:2], []):
         await store.delete(gone)
     for one in users[:2]:
@@ -309,9 +328,12 @@ async def test_rows_lie_as_feast_lays_them(feast_store: FeastStore, user: str) -
     """What is stored is, byte for byte, what Feast's own `online_write_batch` stores, timestamps included."""
     ours, theirs = f"{user}-a", f"{user}-b"
     state, timestamp_us = folded(user), T0_US + 123_456
-    rows = {"user_behaviour": behaviour(ours, timestamp_us, state), "user_embedding": embedding(ours, timestamp_us)}
-    await feast_store.write([rows["user_behaviour"]])
-    await feast_store.write((), [rows["user_embedding"]])
+    rows = {
+        "user_behaviour": behaviour(ours, timestamp_us, state),
+        "user_embedding": embedding(ours, timestamp_us),
+        "user_list": made_of(ours, timestamp_us, state),
+    }
+    await feast_store.write(*([row] for row in rows.values()))
 
     feast = outsider(feast_store)
     key = EntityKey(join_keys=["user_id"], entity_values=[Value(string_val=theirs)])
@@ -319,6 +341,7 @@ async def test_rows_lie_as_feast_lays_them(feast_store: FeastStore, user: str) -
     for view, features in (
         ("user_behaviour", behaviour_features(BEHAVIOURS)),
         ("user_embedding", EMBEDDING_FEATURES),
+        ("user_list", LIST_FEATURES),
     ):
         values = {
             feature.name: feast_value(feature.kind, value)
@@ -364,8 +387,7 @@ def stored(feast: Feast, user_id: str) -> dict[Any, Any]:
 
 async def test_nothing_of_an_erased_user_is_left(feast_store: FeastStore, user: str) -> None:
     """After a delete the store itself holds nothing under the user."""
-    await feast_store.write([behaviour(user, T0_US)])
-    await feast_store.write((), [embedding(user, T0_US)])
+    await feast_store.write([behaviour(user, T0_US)], [embedding(user, T0_US)], [made_of(user, T0_US)])
     await feast_store.delete([user])
     assert stored(outsider(feast_store), user) == {}
 
@@ -385,6 +407,37 @@ async def test_applied_twice_changes_nothing(tmp_path: Path) -> None:
     assert len(outsider(first).list_feature_view_versions("user_behaviour")) == 1
     assert (await first.read("u"))["model_version"] == 3
     first.close()
+
+
+@pytest.mark.parametrize("online_store", FEAST)
+async def test_a_reader_sees_all_rows_of_a_write_or_none(request: pytest.FixtureRequest, online_store: str) -> None:
+    """While a worker writes a user again and again, another process reads rows of one write, never of two."""
+    writer = OPENERS[online_store](request)
+    address = online_store if online_store == "sqlite" else request.getfixturevalue("redis").url
+    reader = FeastStore(writer.file, feast_settings(writer.file.parent, address))
+    state = folded("u", 5)
+    done = asyncio.Event()
+
+    async def write() -> None:
+        for number in range(300):
+            state.offset, moment = number, T0_US + number * SECOND_US
+            await writer.write(
+                [behaviour("u", moment, state)], [embedding("u", moment, number)], [made_of("u", moment, state)]
+            )
+        done.set()
+
+    async def read() -> int:
+        reads = 0
+        while not done.is_set():
+            found = await reader.read("u")
+            assert found["model_version"] == (found["as_of"][1] if found["as_of"] else None)
+            reads += found["as_of"] is not None
+        return reads
+
+    _, reads = await asyncio.gather(write(), read())
+    assert reads > 50
+    reader.close()
+    writer.close()
 
 
 async def test_workers_share_one_sqlite_file(tmp_path: Path) -> None:
@@ -409,7 +462,7 @@ async def test_behaviours_make_the_fields(tmp_path: Path) -> None:
     settings = feast_settings(tmp_path, "sqlite")
     open_feature_store(settings).close()
     renamed = open_feature_store(msgspec.structs.replace(settings, behaviours={"listen": 1.0}))
-    names = {feature.name for feature in (*behaviour_features(["listen"]), *EMBEDDING_FEATURES)}
+    names = {feature.name for feature in (*behaviour_features(["listen"]), *EMBEDDING_FEATURES, *LIST_FEATURES)}
     assert set(await renamed.read("u")) == names
     renamed.close()
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 from freshet.core.events import DEFAULT_BEHAVIOURS
-from freshet.core.features import behaviour_features, behaviour_row, featurise
+from freshet.core.features import LIST_FEATURES, behaviour_features, behaviour_row, featurise, list_row, state_of
 from freshet.core.state import HISTORY, Outcome, UserState, empty_state, fold
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +68,19 @@ def test_the_feature_row_is_the_fold(log: list[Entry]) -> None:
     for kind in DEFAULT_BEHAVIOURS:
         assert row[f"{kind}_count"] == sum(event.type == kind for event in applied)
         assert row[f"{kind}_spend"] == sum(event.amount or 0 for event in applied if event.type == kind)
+
+
+@given(logs)
+def test_features_hold_all_of_a_state_that_a_list_depends_on(log: list[Entry]) -> None:
+    """The state that is read from a user's features ranks, and explains, as the state that they were written from."""
+    state = empty_state(PARTITION)
+    for entry in log:
+        fold(state, entry.event, PARTITION, entry.offset)
+    names = [feature.name for feature in (*behaviour_features(DEFAULT_BEHAVIOURS), *LIST_FEATURES)]
+    row = dict(zip(names, (*behaviour_row(state, DEFAULT_BEHAVIOURS), *list_row(state, 7)), strict=True))
+    read = state_of(row)
+    for field in ("partition", "offset", "item_log", "type_log", "time_log", "seen_log", "last_ts", "feature_ts"):
+        assert getattr(read, field) == getattr(state, field)
 
 
 def test_the_logs_reach_past_a_history() -> None:

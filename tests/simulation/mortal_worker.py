@@ -104,10 +104,10 @@ class MortalFeatures:
         self._features = durable.features
         self.read = durable.features.read
 
-    async def write(self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
-        """Write rows one by one."""
-        await self._each(behaviour, self._features.write)
-        await self._each(embedding, lambda rows: self._features.write((), rows))
+    async def write(self, *views: Sequence[FeatureRow]) -> None:
+        """Write users one by one, each with the rows of all views."""
+        users = dict.fromkeys(row.user_id for rows in views for row in rows)
+        await self._each(list(users), lambda user: self._features.write(*(_of(user[0], rows) for rows in views)))
 
     async def delete(self, user_ids: Sequence[str]) -> None:
         """Delete users one by one."""
@@ -118,6 +118,10 @@ class MortalFeatures:
         for part in parts:
             await effect([part])
             await self._killer.point()
+
+
+def _of(user_id: str, rows: Sequence[FeatureRow]) -> list[FeatureRow]:
+    return [row for row in rows if row.user_id == user_id]
 
 
 class MortalPublisher:

@@ -2,7 +2,8 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -26,6 +27,16 @@ from tests.simulation.mortal_worker import (
 )
 
 LOG = small_log()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _killed_lives_are_buried() -> Iterator[None]:
+    """A killed life's tasks are told of when they are collected: here, and not while a module is being compiled.
+
+    Python 3.11 ends with "AST constructor recursion depth mismatch" there.
+    """
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -124,11 +124,13 @@ class Encoder(Protocol):
 class FeatureStore(Protocol):
     """The online feature store."""
 
-    async def write(self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
-        """Write rows of both views.
+    async def write(
+        self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = (), lists: Sequence[FeatureRow] = ()
+    ) -> None:
+        """Write rows of the views; a reader sees all of a user's rows of one call, or none.
 
-        Behaviour values are in the order of `core.features.behaviour_features`; embedding values are
-        (vector, model version).
+        Behaviour values are in the order of `core.features.behaviour_features`, embedding values are
+        (vector, model version), and list values are in the order of `core.features.LIST_FEATURES`.
         """
 
     async def delete(self, user_ids: Sequence[str]) -> None:

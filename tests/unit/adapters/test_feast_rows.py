@@ -18,9 +18,9 @@ import pytest
 from feast import FeatureStore as Feast
 from feast import FeatureView, PushSource
 from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList, Value
-from freshet.adapters.feast_rows import ENCODERS
+from freshet.adapters.feast_values import ENCODERS, decode
 from freshet.core.events import DEFAULT_BEHAVIOURS
-from freshet.core.features import EMBEDDING_FEATURES, Feature, behaviour_features
+from freshet.core.features import EMBEDDING_FEATURES, LIST_FEATURES, Feature, behaviour_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,11 +58,12 @@ def test_views_have_the_cores_features(definitions: ModuleType, behaviours: list
     defined = definitions.define(behaviours, "archive")
     assert fields(defined.user_behaviour) == core_fields(behaviour_features(behaviours))
     assert fields(defined.user_embedding) == core_fields(EMBEDDING_FEATURES)
+    assert fields(defined.user_list) == core_fields(LIST_FEATURES)
 
 
 def test_views_are_keyed_by_user_and_pushed_to(definitions: ModuleType) -> None:
-    """Both views are online, take pushes, and need the user id alone."""
-    for view in (definitions.user_behaviour, definitions.user_embedding):
+    """The views are online, take pushes, and need the user id alone."""
+    for view in (definitions.user_behaviour, definitions.user_embedding, definitions.user_list):
         assert view.online
         assert view.entities == [definitions.user.name] == ["user"]
         assert definitions.user.join_key == "user_id"
@@ -120,10 +121,11 @@ COLUMNS: dict[str, tuple[st.SearchStrategy[Any], Any]] = {
 @settings(deadline=None)
 @given(data=st.data())
 def test_columns_are_encoded_as_protobuf_does(kind: str, data: st.DataObject) -> None:
-    """A column's values are the bytes of Feast's `Value` messages, so that no reader can tell the difference."""
+    """A column's values are the bytes of Feast's `Value` messages, so that no reader can tell; they read back."""
     strategy, message = COLUMNS[kind]
     column = data.draw(st.lists(strategy, max_size=8))
     assert ENCODERS[kind](column) == [message(value).SerializeToString() for value in column]
+    assert [decode(raw) for raw in ENCODERS[kind](column)] == column
 
 
 @settings(deadline=None)

@@ -124,9 +124,9 @@ def gated(world: MemoryWorld, gate: Callable[[str], Any]) -> None:
             await gate(topics[topic])
         await publish(messages)
 
-    async def write_features(behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
+    async def write_features(*rows: Sequence[FeatureRow]) -> None:
         await gate("features")
-        await write_rows(behaviour, embedding)
+        await write_rows(*rows)
 
     async def delete_users(users: Sequence[str]) -> None:
         await gate("delete")
@@ -374,10 +374,10 @@ async def test_features_are_retried_while_the_store_is_away(world: MemoryWorld) 
     before = sample("freshet_feature_write_retries_total")
     write, fails = world.features.write, iter((True, True))
 
-    async def write_late(behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
+    async def write_late(*rows: Sequence[FeatureRow]) -> None:
         if next(fails, False):
             raise Unavailable("restarting")
-        await write(behaviour, embedding)
+        await write(*rows)
 
     world.features.write = write_late  # type: ignore[method-assign]
     await world.run(event(0))

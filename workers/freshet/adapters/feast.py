@@ -1,4 +1,4 @@
-"""The online feature store: Feast's definitions and reads; rows are written by `feast_rows`.
+"""The online feature store: Feast's definitions; rows are written and read by `feast_rows`.
 
 Feast serves: whoever asks `get_online_features` reads what is written here.
 Feast is imported when it is needed, for importing it takes seconds and a
@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import yaml  # type: ignore[import-untyped]
 
 from freshet.adapters.feast_rows import (
-    JOIN_KEY,
     TIMEOUT_SECONDS,
     RedisRows,
     Rows,
@@ -34,12 +33,13 @@ from freshet.adapters.feast_rows import (
     redis_client,
     unavailable,
 )
-from freshet.core.features import EMBEDDING_FEATURES, behaviour_features
+from freshet.core.features import EMBEDDING_FEATURES, LIST_FEATURES, behaviour_features
 from freshet.ports import FeatureRow
 from freshet.settings import Settings, SettingsError
 
 BEHAVIOUR_VIEW = "user_behaviour"
 EMBEDDING_VIEW = "user_embedding"
+LIST_VIEW = "user_list"
 
 _REDIS = re.compile(r"(rediss?)://([^:/@,\s]+):(\d+)/?")
 T = TypeVar("T")
@@ -111,23 +111,25 @@ class FeastStore:
 
     def __init__(self, file: Path, settings: Settings) -> None:
         self.file = file
-        self._redis = redis_options(settings)
         self._behaviour = View(BEHAVIOUR_VIEW, behaviour_features(settings.behaviours))
         self._embedding = View(EMBEDDING_VIEW, EMBEDDING_FEATURES)
-        self._feast: Any = None
-        self._rows = self._open_rows(yaml.safe_load(file.read_text()))
+        self._list = View(LIST_VIEW, LIST_FEATURES)
+        self._views = (self._behaviour, self._embedding, self._list)
+        self._rows = self._open_rows(redis_options(settings), yaml.safe_load(file.read_text()))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="features")
 
-    async def write(self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = ()) -> None:
-        """Write rows of both views. Raises `Unavailable`."""
-        await self._run(self._write, behaviour, embedding)
+    async def write(
+        self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = (), lists: Sequence[FeatureRow] = ()
+    ) -> None:
+        """Write rows of the views. Raises `Unavailable`."""
+        await self._run(self._write, behaviour, embedding, lists)
 
     async def delete(self, user_ids: Sequence[str]) -> None:
         """Remove every row of these users. Raises `Unavailable`."""
         await self._run(self._delete, user_ids)
 
     async def read(self, user_id: str) -> dict[str, Any]:
-        """All features of one user as Feast serves them; None for those absent. Raises `Unavailable`."""
+        """All features of one user, those that Feast serves; None for those absent. Raises `Unavailable`."""
         return await self._run(self._read, user_id)
 
     async def ping(self) -> None:
@@ -146,10 +148,8 @@ class FeastStore:
         with unavailable():
             return call(*args)
 
-    def _write(self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow]) -> None:
-        written = [
-            view.encode(rows) for view, rows in ((self._behaviour, behaviour), (self._embedding, embedding)) if rows
-        ]
+    def _write(self, *rows_of: Sequence[FeatureRow]) -> None:
+        written = [view.encode(rows) for view, rows in zip(self._views, rows_of, strict=True) if rows]
         if written:
             self._rows.write(written)
 
@@ -158,27 +158,12 @@ class FeastStore:
             self._rows.delete([entity_key(user_id) for user_id in user_ids])
 
     def _read(self, user_id: str) -> dict[str, Any]:
-        references = [
-            f"{view.name}:{feature.name}" for view in (self._behaviour, self._embedding) for feature in view.features
-        ]
-        answer = self._open_feast().get_online_features(references, [{JOIN_KEY: user_id}]).to_dict()
-        return {name: values[0] for name, values in answer.items() if name != JOIN_KEY}
+        return self._rows.read(entity_key(user_id), self._views)
 
-    def _open_rows(self, config: dict[str, Any]) -> Rows:
-        if self._redis is not None:
-            return RedisRows(redis_client(self._redis), config["project"].encode())
-        return SqliteRows(config["online_store"]["path"], config["project"], (self._behaviour, self._embedding))
-
-    def _open_feast(self) -> Any:
-        if self._feast is None:
-            from feast import FeatureStore
-
-            self._feast = FeatureStore(fs_yaml_file=self.file)
-            if self._redis is not None:
-                # Feast's own client would try three times more, holding up the writes behind a read
-                online_store: Any = self._feast._get_provider().online_store  # noqa: SLF001
-                online_store._client = redis_client(self._redis)  # noqa: SLF001
-        return self._feast
+    def _open_rows(self, redis: dict[str, Any] | None, config: dict[str, Any]) -> Rows:
+        if redis is not None:
+            return RedisRows(redis_client(redis), config["project"].encode())
+        return SqliteRows(config["online_store"]["path"], config["project"], self._views)
 
 
 def _config(settings: Settings, repository: Path, folder: Path) -> dict[str, Any]:
@@ -227,7 +212,7 @@ def _connection_string(options: dict[str, Any]) -> str:
 
 def _fingerprint(repository: Path, config: dict[str, Any], behaviours: Collection[str], archive: str) -> str:
     """A digest of all that applying depends on."""
-    facts = [config, archive, list(behaviours), behaviour_features(behaviours), EMBEDDING_FEATURES]
+    facts = [config, archive, list(behaviours), behaviour_features(behaviours), EMBEDDING_FEATURES, LIST_FEATURES]
     try:
         definitions = (repository / "definitions.py").read_bytes()
     except OSError as error:

@@ -3,7 +3,7 @@
 Feast's `online_write_batch` takes several times as long per user, and importing
 Feast takes seconds, so the worker writes the rows itself; the contract suite
 holds them equal, byte for byte, to Feast's own. Sources: Feast 0.67's
-`infra/online_stores/{redis,sqlite}.py` and `protos/feast/types/Value.proto`.
+`infra/online_stores/{redis,sqlite}.py`.
 
 Order: a row older than the stored one is dropped and an equal one lands, so a
 write may be repeated, and a worker that has lost its partition cannot put back
@@ -19,22 +19,17 @@ import contextlib
 import hashlib
 import sqlite3
 import struct
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import mmh3
-import numpy as np
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message_factory import GetMessageClass
 from redis import Redis
 from redis import exceptions as redis_errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from freshet.adapters.feast_values import ENCODERS, decode, varint
 from freshet.core.features import Feature
 from freshet.ports import FeatureRow, Unavailable
 
@@ -94,109 +89,14 @@ class View:
         )
 
 
-_MORE = 0x80
-"""The bit of a varint's byte that says another one follows."""
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= _MORE:
-        out.append(value & 0x7F | _MORE)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _list_message(name: str, kind: FieldDescriptorProto.Type.ValueType) -> type[Any]:
-    """Feast's list messages by their wire format, one repeated field: importing Feast for them takes seconds."""
-    file = FileDescriptorProto(name=f"freshet/{name}.proto", package="freshet", syntax="proto3")
-    message = file.message_type.add(name=name)
-    message.field.add(name="val", number=1, type=kind, label=FieldDescriptorProto.LABEL_REPEATED)
-    pool = DescriptorPool()
-    pool.Add(file)
-    message_class: type[Any] = GetMessageClass(pool.FindMessageTypeByName(f"freshet.{name}"))
-    return message_class
-
-
-_StringList = _list_message("StringList", FieldDescriptorProto.TYPE_STRING)
-_Int64List = _list_message("Int64List", FieldDescriptorProto.TYPE_INT64)
-
-# field number << 3 | wire type, of feast.types.Value
-_STRING, _INT64, _FLOAT = b"\x12", b"\x20", b"\x35"
-_STRINGS, _INT64S, _FLOATS = b"\x62", b"\x72", b"\x82\x01"
-_PACKED = b"\x0a"
-"""The tag of a list message's only field, packed."""
-
-
-def _encode_strings(column: Sequence[str]) -> list[bytes]:
-    bodies = [value.encode() for value in column]
-    return [_STRING + _varint(len(body)) + body for body in bodies]
-
-
-@lru_cache(maxsize=65_536)
-def _encode_int64(value: int) -> bytes:
-    return _INT64 + _varint(int(value) & 0xFFFF_FFFF_FFFF_FFFF)
-
-
-def _encode_float32(value: float) -> bytes:
-    return _FLOAT + struct.pack("<f", value)
-
-
-def _encode_string_lists(column: Sequence[Sequence[str]]) -> list[bytes]:
-    bodies = [_StringList(val=values).SerializeToString() for values in column]
-    return [_STRINGS + _varint(len(body)) + body for body in bodies]
-
-
-def _encode_int64_lists(column: Sequence[Sequence[int]]) -> list[bytes]:
-    """Times in ms fill six bytes as varints from 1971 to 2109, so a whole column of them is packed at once."""
-    arrays = [values if isinstance(values, array) else array("q", values) for values in column]
-    numbers = np.frombuffer(b"".join(arrays), np.int64)
-    if numbers.size == 0 or numbers.min() < 1 << 35 or numbers.max() >= 1 << 42:
-        bodies = [_Int64List(val=values.tolist()).SerializeToString() for values in arrays]
-        return [_INT64S + _varint(len(body)) + body for body in bodies]
-    packed = np.empty((numbers.size, 6), np.uint8)
-    for byte in range(6):
-        packed[:, byte] = numbers >> (7 * byte) & 0x7F | _MORE
-    packed[:, 5] ^= _MORE
-    payload = packed.tobytes()
-    encoded, start = [], 0
-    for values in arrays:
-        end = start + 6 * len(values)
-        encoded.append(_packed(_INT64S, payload[start:end]))
-        start = end
-    return encoded
-
-
-def _encode_float32_lists(column: Sequence[Sequence[float]]) -> list[bytes]:
-    return [_packed(_FLOATS, np.asarray(values, "<f4").tobytes()) for values in column]
-
-
-def _packed(tag: bytes, payload: bytes) -> bytes:
-    body = _packed_head(len(payload)) if payload else b""
-    return tag + _varint(len(body) + len(payload)) + body + payload
-
-
-@lru_cache(maxsize=4096)
-def _packed_head(length: int) -> bytes:
-    return _PACKED + _varint(length)
-
-
-ENCODERS: dict[str, Callable[[Sequence[Any]], list[bytes]]] = {
-    "string": _encode_strings,
-    "int64": lambda column: list(map(_encode_int64, column)),
-    "float32": lambda column: list(map(_encode_float32, column)),
-    "list[string]": _encode_string_lists,
-    "list[int64]": _encode_int64_lists,
-    "list[float32]": _encode_float32_lists,
-}
-"""Serialised Feast `Value`s of a column, by feature kind; the bytes are protobuf's own."""
-
-
 class Rows(Protocol):
     """Rows of an online store in Feast's layout. Library errors pass through."""
 
     def write(self, views: Sequence[EncodedRows]) -> None:
         """Write rows that are not older than what is stored."""
+
+    def read(self, key: bytes, views: Sequence[View]) -> dict[str, Any]:
+        """The features stored under an entity key by name, None for those absent: all as of one moment."""
 
     def delete(self, keys: list[bytes]) -> None:
         """Remove all that is stored under these entity keys."""
@@ -216,12 +116,10 @@ class RedisRows:
         self._project = project
 
     def write(self, views: Sequence[EncodedRows]) -> None:
-        """Write rows that are not older than what is stored, atomically per row."""
+        """Write rows that are not older than what is stored, atomically per user where all views have the same rows."""
         calls: list[tuple[Any, ...]] = []
-        for view, keys, timestamps_us, columns in views:
-            names = [f"_ts:{view.name}".encode()]
-            names += [struct.pack("<I", mmh3.hash(f"{view.name}:{f.name}", signed=False)) for f in view.features]
-            rows = list(zip(map(_timestamp, timestamps_us), *columns, strict=True))
+        for keys, names, columns in _written_together(views):
+            rows = list(zip(*columns, strict=True))
             for start in range(0, len(keys), CHUNK):
                 chunk = [key + self._project for key in keys[start : start + CHUNK]]
                 values = chain.from_iterable(rows[start : start + CHUNK])
@@ -237,6 +135,18 @@ class RedisRows:
             for call in calls:
                 pipe.evalsha(_WRITE_NEWER_SHA, *call)
             pipe.execute()
+
+    def read(self, key: bytes, views: Sequence[View]) -> dict[str, Any]:
+        """The user's features; one command reads them all."""
+        names = list(chain.from_iterable(map(_fields, views)))
+        client: Any = self._client  # whose `hmget` is typed for text keys
+        found = client.hmget(key + self._project, names)
+        values = iter(found)
+        features: dict[str, Any] = {}
+        for view in views:
+            next(values)  # the view's timestamp
+            features |= {feature.name: _decoded(next(values)) for feature in view.features}
+        return features
 
     def delete(self, keys: list[bytes]) -> None:
         """Remove the users' hashes, whatever views they hold."""
@@ -288,10 +198,42 @@ end
 _WRITE_NEWER_SHA = hashlib.sha1(_WRITE_NEWER.encode(), usedforsecurity=False).hexdigest()
 
 
+_Together = tuple[list[bytes], list[bytes], list[list[bytes]]]
+"""Entity keys, names of fields (a timestamp's first), and a column per field."""
+
+
+def _written_together(views: Sequence[EncodedRows]) -> list[_Together]:
+    """The rows of several views as those of one, where they are of the same users and times: a reader sees all or none.
+
+    The first view's timestamp decides for all of them whether a row is older than what is stored.
+    """
+    together: list[_Together] = []
+    times: list[int] = []
+    for view, keys, timestamps_us, columns in views:
+        names, values = _fields(view), [list(map(_timestamp, timestamps_us)), *columns]
+        if together and together[-1][0] == keys and times == timestamps_us:
+            together[-1][1].extend(names)
+            together[-1][2].extend(values)
+        else:
+            together.append((keys, names, values))
+            times = timestamps_us
+    return together
+
+
+def _fields(view: View) -> list[bytes]:
+    """The names of a view's fields in a hash, the timestamp first."""
+    hashes = (mmh3.hash(f"{view.name}:{feature.name}", signed=False) for feature in view.features)
+    return [f"_ts:{view.name}".encode(), *(struct.pack("<I", number) for number in hashes)]
+
+
+def _decoded(raw: bytes | None) -> Any:
+    return None if raw is None else decode(raw)
+
+
 def _timestamp(timestamp_us: int) -> bytes:
     """A serialised google.protobuf.Timestamp."""
     seconds, micros = divmod(timestamp_us, 1_000_000)
-    return b"\x08" + _varint(seconds) + (b"\x10" + _varint(micros * 1000) if micros else b"")
+    return b"\x08" + varint(seconds) + (b"\x10" + varint(micros * 1000) if micros else b"")
 
 
 class SqliteRows:
@@ -316,8 +258,17 @@ class SqliteRows:
                 seconds = [timestamp_us // 1_000_000 for timestamp_us in timestamps_us]
                 connection.executemany(self._upserts[view.name], zip(keys, seconds, *columns, strict=True))
 
+    def read(self, key: bytes, views: Sequence[View]) -> dict[str, Any]:
+        """The user's features; one statement reads them all."""
+        selects = (
+            f"SELECT feature_name, value FROM {self._tables[view.name]} WHERE entity_key = ?1"  # noqa: S608
+            for view in views
+        )
+        found = dict(self._connection.execute(" UNION ALL ".join(selects), (key,)).fetchall())
+        return {feature.name: _decoded(found.get(feature.name)) for view in views for feature in view.features}
+
     def delete(self, keys: list[bytes]) -> None:
-        """Remove the users' rows from both tables."""
+        """Remove the users' rows from all tables."""
         with self._transaction() as connection:
             for table in self._tables.values():
                 connection.executemany(f"DELETE FROM {table} WHERE entity_key = ?", [(key,) for key in keys])  # noqa: S608

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.events import ID_SEPARATOR
-from freshet.core.state import UserState
+from freshet.core.state import UserState, joined
 
 
 def leave_each_out(state: UserState, length: int) -> list[UserState]:
@@ -46,7 +45,7 @@ def _without(values: Sequence[str], at: int) -> list[str]:
 
 def _with_history(state: UserState, items: Sequence[str], types: Sequence[str], times: bytes) -> UserState:
     twin = copy.copy(state)
-    twin.item_log = ID_SEPARATOR + "".join(item + ID_SEPARATOR for item in items)
-    twin.type_log = ID_SEPARATOR + "".join(kind + ID_SEPARATOR for kind in types)
+    twin.item_log = joined(items)
+    twin.type_log = joined(types)
     twin.time_log = times
     return twin

@@ -1,13 +1,14 @@
 """The one featurisation: states to the encoder's tensors, and to feature-store rows.
 
 Live worker, replay and training call `featurise`; the Feast definitions are
-built from `behaviour_features` and `EMBEDDING_FEATURES`; a test holds the
+built from `behaviour_features`, `EMBEDDING_FEATURES` and `LIST_FEATURES`; a test holds the
 `config.pbtxt` files equal to the tensor lists. How many events a version reads
 and how wide its vectors are is in its manifest.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.state import UserState
+from freshet.core.state import UserState, joined
 
 TEXT_DIM = 384
 """Width of a text embedding (all-MiniLM-L6-v2)."""
@@ -134,6 +135,15 @@ EMBEDDING_FEATURES = (
     Feature("model_version", "int64", "the model version that made the vector"),
 )
 
+LIST_FEATURES = (
+    Feature("seen_items", "list[string]", "older distinct items, which are no longer among the recent ones"),
+    Feature("as_of", "list[int64]", "partition, offset and time (ms since the epoch) of the newest event"),
+    Feature("feature_time", "int64", "the timestamp of the user's rows, µs since the epoch; it rises"),
+    Feature("candidates", "list[int64]", "item indices that the encoder found for the vector; none where it was away"),
+    Feature("candidate_scores", "list[float32]", "the encoder's scores of the candidates"),
+)
+"""What a list is made of beside the other two views: with it, whoever reads makes the list that was published."""
+
 
 def behaviour_row(state: UserState, behaviours: Collection[str]) -> tuple[Any, ...]:
     """The behaviour view's values for one user, in the order of `behaviour_features`."""
@@ -144,4 +154,35 @@ def behaviour_row(state: UserState, behaviours: Collection[str]) -> tuple[Any, .
         *(state.counts.get(kind, 0) for kind in behaviours),
         *(state.spend.get(kind, 0.0) for kind in behaviours),
         state.last_ts,
+    )
+
+
+def list_row(
+    state: UserState, as_of_ts: int, candidates: Sequence[int] = (), scores: Sequence[float] | NDArray[np.float32] = ()
+) -> tuple[Any, ...]:
+    """The list view's values for one user, in the order of `LIST_FEATURES`.
+
+    `as_of_ts` (ms) is the time of the newest event. `candidates` `[K]` and `scores` `[K]` are the encoder's outputs for
+    the state.
+    """
+    return state.seen, (state.partition, state.offset, as_of_ts), state.feature_ts, candidates, scores
+
+
+def state_of(features: Mapping[str, Any]) -> UserState:
+    """The state that a user's features were written from, as far as a list depends on it.
+
+    Counts, sums and event ids are left out. Without the list view's features nothing older is known as seen, and the
+    position is partition 0 at offset -1.
+    """
+    partition, offset, _ = features["as_of"] or (0, -1, 0)
+    times = features["recent_times"]
+    return UserState(
+        partition,
+        offset,
+        item_log=joined(features["recent_items"]),
+        type_log=joined(features["recent_types"]),
+        time_log=struct.pack(f"<{len(times)}q", *times),
+        seen_log=joined(features["seen_items"] or ()),
+        last_ts=features["last_event_time"],
+        feature_ts=features["feature_time"] or 0,
     )

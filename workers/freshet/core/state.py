@@ -9,6 +9,7 @@ partition gives the same state.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from enum import IntEnum
 
 import msgspec
@@ -222,6 +223,11 @@ def _append(log: str, marked: str, limit: int) -> str:
 
 def _without_first(log: str) -> str:
     return log[log.index(ID_SEPARATOR, 1) :]
+
+
+def joined(entries: Iterable[str]) -> str:
+    """A sequence as states keep it: `␟a␟b␟`."""
+    return ID_SEPARATOR + "".join(entry + ID_SEPARATOR for entry in entries)
 
 
 def _split(log: str) -> list[str]:

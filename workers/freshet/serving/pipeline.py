@@ -14,13 +14,13 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freshet.core.events import BadEvent, Event, decode_event
-from freshet.core.features import behaviour_row, featurise
+from freshet.core.features import behaviour_row, featurise, list_row
 from freshet.core.fold_run import fold_run
 from freshet.core.recommendation import AsOf, Recommendation, Timings, encode_recommendation, recommendation_id
 from freshet.core.state import (
@@ -225,18 +225,27 @@ class Pipeline:
             metrics.STATES_FULL.inc(sum(state.full for state in states.values()))
             await store.write({user_id: encode_state(state) for user_id, state in states.items()})
 
-    async def _write_features(self, users: list[Touched], embedding: Sequence[FeatureRow] = ()) -> None:
-        """Write the users' behaviour, and their vectors where there are any; who withdrew consent has no features."""
-        behaviours = self._settings.behaviours
-        behaviour = [
-            FeatureRow(user.user_id, user.state.feature_ts, behaviour_row(user.state, behaviours))
-            for user in users
-            if not user.state.consent
-        ]
+    async def _write_features(self, users: list[Touched], inference: _Inference | None = None) -> None:
+        """Write the users' features, and their vectors where there is an answer of the encoder.
+
+        Who withdrew consent has no features.
+        """
+        behaviour, embedding, lists = [], [], []
+        for number, user in enumerate(users):
+            user_id, state = user.user_id, user.state
+            if state.consent:
+                continue
+            behaviour.append(FeatureRow(user_id, state.feature_ts, behaviour_row(state, self._settings.behaviours)))
+            found: tuple[Any, ...] = ()
+            if inference is not None and not inference.degraded:
+                candidates, scores, vector = (output[number] for output in inference.encoded)
+                embedding.append(FeatureRow(user_id, state.feature_ts, (vector, inference.live.version)))
+                found = candidates.tolist(), scores
+            lists.append(FeatureRow(user_id, state.feature_ts, list_row(state, user.event_ts, *found)))
         gone = [user.user_id for user in users if user.state.consent]
         with metrics.STEP.labels("features").time():
             if behaviour:
-                await _retried(lambda: self._features.write(behaviour, embedding))
+                await _retried(lambda: self._features.write(behaviour, embedding, lists))
             if gone:
                 await _retried(lambda: self._features.delete(gone))
 
@@ -303,13 +312,8 @@ class Pipeline:
         ids, states = [user.user_id for user in chunk], [user.state for user in chunk]
         with metrics.STEP.labels("rank").time():
             lists = self._lists.make(live, ids, states, inference.history, encoded, degraded=degraded)
-        rows = [
-            FeatureRow(user.user_id, user.state.feature_ts, (vector, live.version))
-            for user, vector in zip(chunk, encoded.embedding, strict=True)
-            if not degraded
-        ]
         published = self._publish_lists(batch, chunk, lists, live.version, inference.done_ms, degraded=degraded)
-        await _all([published, self._write_features(chunk, rows)])
+        await _all([published, self._write_features(chunk, inference)])
         self._trial.offer(list(zip(ids, states, strict=True)), answered=not degraded)
 
     async def _publish_plain(self, batch: _Batch, users: list[Touched]) -> None:
