@@ -1,4 +1,4 @@
-"""What offline evaluation computes, against numbers worked by hand and against known truths."""
+"""The prequential judge, against numbers worked by hand."""
 
 import math
 import random
@@ -6,15 +6,11 @@ import random
 import msgspec
 import numpy as np
 import pytest
-from freshet.core.evaluation.buckets import BUCKETS, Sums, bucket, paired, verdict
-from freshet.core.evaluation.calibration import Calibration
+from freshet.core.evaluation.buckets import paired
 from freshet.core.evaluation.compare import difference
-from freshet.core.evaluation.exposure import SAMPLE, Exposure, gini, mean_distance, personalisation
 from freshet.core.evaluation.prequential import DAY_MS, Judgement, Prequential, SavedJudge
-from freshet.core.evaluation.results import Estimate, Slice
+from freshet.core.evaluation.results import Slice
 from numpy.typing import NDArray
-
-TRIALS = 150
 
 
 def axes(items: list[str]) -> NDArray[np.float32]:
@@ -97,77 +93,6 @@ def test_list_metrics_worked_by_hand() -> None:
     assert slices["segment"]["new user"].metrics["novelty"].mean == pytest.approx(sum(surprisal[0]) / 4)
 
 
-def test_gini_of_known_distributions() -> None:
-    """Even exposure is 0; all on one of n is 1 - 1/n; items never shown count."""
-    assert gini(np.array([3.0, 3.0, 3.0]), 3) == pytest.approx(0)
-    assert gini(np.array([9.0]), 4) == pytest.approx(1 - 1 / 4)
-    assert gini(np.array([1.0, 3.0]), 4) == pytest.approx(gini(np.array([0.0, 3.0, 0.0, 1.0]), 4))
-
-
-def test_distance_within_a_list() -> None:
-    """Right angles are at distance 1, one place at 0, and length does not matter."""
-    assert mean_distance(axes(["a", "b", "c"])) == pytest.approx(1)
-    assert mean_distance(3 * axes(["a1", "a2"])) == pytest.approx(0)
-
-
-def test_personalisation_of_known_lists() -> None:
-    """Equal lists 0, disjoint lists 1, one of two shared 1/2."""
-    assert personalisation([["a", "b"], ["b", "a"]], 2, 0).mean == 0
-    assert personalisation([["a", "b"], ["c", "d"]], 2, 0).mean == 1
-    assert personalisation([["a", "b"], ["b", "c"], ["c", "a"]], 2, 0).mean == pytest.approx(1 / 2)
-
-
-def test_the_sample_of_users_does_not_depend_on_who_comes_first() -> None:
-    """Whatever the order of arrival, the same users stand for all, each with the latest list."""
-    users = [f"user-{number}" for number in range(3 * SAMPLE)]
-    samples = []
-    for order in (users, users[::-1]):
-        exposure = Exposure(2, 10)
-        for step in range(2):
-            for user in order:
-                exposure.add(user, [f"item-{step}"], 0.0, None)
-        samples.append(exposure._latest)
-    assert samples[0] == samples[1]
-    assert len(samples[0]) == SAMPLE
-    assert set(map(tuple, samples[0].values())) == {("item-1",)}
-
-
-def test_intervals_cover_the_true_mean() -> None:
-    """Users differ, and act a different number of times: the interval still holds the truth 95 times in a hundred."""
-    rng = np.random.default_rng(3)
-    covered = 0
-    for trial in range(TRIALS):
-        sums = Sums(1)
-        for number in range(100):
-            taste = rng.beta(2, 6)  # mean 1/4
-            for _ in range(1 + rng.poisson(3)):
-                sums.add(bucket(f"{trial}-{number}"), (float(rng.random() < taste),))
-        [found] = sums.estimates(seed=trial)
-        covered += found.low <= 1 / 4 <= found.high
-    assert 0.89 <= covered / TRIALS <= 0.99
-
-
-def test_intervals_cover_true_coverage_and_evenness() -> None:
-    """Lists drawn from known tastes: what such a crowd is shown on average is in nine intervals of ten."""
-    rng = np.random.default_rng(5)
-    items = np.array([f"item-{number}" for number in range(200)])
-    popularity = np.log(1 / np.arange(1, 201))
-
-    def crowd(trial: int) -> Exposure:
-        exposure = Exposure(5, len(items))
-        for number in range(120):
-            order = np.argsort(-(popularity + rng.gumbel(size=len(items))))[:5]
-            exposure.add(f"{trial}-{number}", items[order].tolist(), 0.0, None)
-        return exposure
-
-    found = [crowd(trial).estimates(seed=trial) for trial in range(60)]
-    for metric in ("coverage", "gini", "personalisation"):
-        truth = np.mean([one[metric].mean for one in found])
-        held = np.mean([one[metric].low <= truth <= one[metric].high for one in found])
-        assert held >= 0.85, metric
-        assert np.mean([one[metric].high - one[metric].low for one in found]) < 0.25, metric
-
-
 def test_a_paired_difference_sees_what_two_intervals_hide() -> None:
     """A small gain with every user is a verdict, though the two means' intervals overlap; other events are refused."""
     rng = random.Random(1)
@@ -188,47 +113,6 @@ def test_a_paired_difference_sees_what_two_intervals_hide() -> None:
     other.judge(act("ada", "a", "a"))
     with pytest.raises(ValueError, match="same events"):
         paired(old.sums(), other.sums(), 0)
-
-
-def test_verdicts() -> None:
-    """An interval that holds the neutral value shows nothing."""
-    assert verdict(Estimate(0.1, 0.01, 0.2, 9)) == "better"
-    assert verdict(Estimate(0.1, -0.01, 0.2, 9)) == "no difference shown"
-    assert verdict(Estimate(0.4, 0.3, 0.49, 9), neutral=0.5) == "worse"
-
-
-def learned(delay_ms: int, lists: int = 4000) -> Calibration:
-    """Scores whose true chance is known: slot chance 0.3 at score 1, 0.03 at score -1."""
-    rng = random.Random(2)
-    calibration = Calibration(delay_ms)
-    for number in range(lists):
-        score = rng.choice((-1.0, 1.0))
-        hit = 0 if rng.random() < (0.3 if score > 0 else 0.03) else -1
-        calibration.observe(number % BUCKETS, number * 1000, [score], hit)
-    return calibration
-
-
-def test_calibration_finds_the_true_chances() -> None:
-    """Predicted and observed agree with the truth in the bins that are used, and the error is near 0."""
-    bins, error = learned(0).bins(0)
-    used = [one for one in bins if one.observed.n > 500]
-    assert sum(one.observed.n for one in bins) == 4000
-    assert {abs(one.observed.mean - 0.3) < 0.05 for one in used} == {True, False}
-    for one in used:
-        assert one.observed.low < one.observed.mean < one.observed.high
-        assert one.predicted == pytest.approx(one.observed.mean, abs=0.05)
-        assert min(abs(one.observed.mean - 0.3), abs(one.observed.mean - 0.03)) < 0.05
-    assert error is not None
-    assert 0 <= error.low <= error.mean <= error.high
-    assert error.mean < 0.03
-
-
-def test_calibration_learns_from_old_labels_only() -> None:
-    """With a delay longer than the log nothing is learned: every prediction is that of the start, and far off."""
-    [only], error = learned(10**9).bins(0)
-    assert only.predicted == pytest.approx(1 / (1 + math.exp(4)))
-    assert error is not None
-    assert error.mean > 0.05
 
 
 def fed(judged: Prequential, days: int, per_day: int) -> Prequential:

@@ -1,0 +1,42 @@
+"""Calibration: predicted chances against true chances that are known."""
+
+import math
+import random
+
+import pytest
+from freshet.core.evaluation.buckets import BUCKETS
+from freshet.core.evaluation.calibration import Calibration
+
+
+def learned(delay_ms: int, lists: int = 4000) -> Calibration:
+    """Scores whose true chance is known: slot chance 0.3 at score 1, 0.03 at score -1."""
+    rng = random.Random(2)
+    calibration = Calibration(delay_ms)
+    for number in range(lists):
+        score = rng.choice((-1.0, 1.0))
+        hit = 0 if rng.random() < (0.3 if score > 0 else 0.03) else -1
+        calibration.observe(number % BUCKETS, number * 1000, [score], hit)
+    return calibration
+
+
+def test_calibration_finds_the_true_chances() -> None:
+    """Predicted and observed agree with the truth in the bins that are used, and the error is near 0."""
+    bins, error = learned(0).bins(0)
+    used = [one for one in bins if one.observed.n > 500]
+    assert sum(one.observed.n for one in bins) == 4000
+    assert {abs(one.observed.mean - 0.3) < 0.05 for one in used} == {True, False}
+    for one in used:
+        assert one.observed.low < one.observed.mean < one.observed.high
+        assert one.predicted == pytest.approx(one.observed.mean, abs=0.05)
+        assert min(abs(one.observed.mean - 0.3), abs(one.observed.mean - 0.03)) < 0.05
+    assert error is not None
+    assert 0 <= error.low <= error.mean <= error.high
+    assert error.mean < 0.03
+
+
+def test_calibration_learns_from_old_labels_only() -> None:
+    """With a delay longer than the log nothing is learned: every prediction is that of the start, and far off."""
+    [only], error = learned(10**9).bins(0)
+    assert only.predicted == pytest.approx(1 / (1 + math.exp(4)))
+    assert error is not None
+    assert error.mean > 0.05

@@ -1,0 +1,45 @@
+"""The topic to which a replay publishes its lists."""
+
+from __future__ import annotations
+
+from freshet.core.events import Event
+from freshet.core.recommendation import (
+    AsOf,
+    Item,
+    SideInputs,
+    Timings,
+    decode_recommendation,
+    recommendation_id,
+)
+from freshet.core.state import empty_state, fold
+from freshet.ports import Message
+from freshet.replay.actions import Moment
+from freshet.replay.clock import Clock
+from freshet.replay.list_topic import ListTopic
+from freshet.serving.list_maker import MadeList
+
+from tests.memory_ports import MemoryPublisher
+from tests.simulation.memory_replays import START
+
+AS_OF = AsOf(0, 5, START)
+MADE = MadeList("live", [Item("a", 2.0, "model"), Item("b", 1.0, "cold")], SideInputs(1, 2, 3))
+
+
+async def test_a_topic_gets_lists_as_a_worker_publishes_them() -> None:
+    """Keyed by user, with id and place in the log, all times the event's; a tombstone for who was erased."""
+    publisher = MemoryPublisher()
+    topic = ListTopic("mine", publisher)
+    event = Event("e", "ann", "view", START, "i")
+    state = empty_state(0)
+    fold(state, event, 0, 5)
+    moment = Moment("ann", state, event, Clock(1.0).counts, (), judged=False)
+    topic.add(3, [(moment, MADE), (moment._replace(user_id="bob"), None)])
+    assert publisher.messages == []
+    await topic.publish()
+    await topic.publish()
+    first, second = publisher.messages
+    assert (first.topic, first.key, second) == ("mine", b"ann", Message("mine", b"bob", None))
+    made = decode_recommendation(first.value or b"")
+    assert made.recommendation_id == recommendation_id("ann", AS_OF, 3, degraded=False)
+    assert (made.items, made.as_of, made.model_version, made.personalised) == (MADE.items, AS_OF, 3, True)
+    assert made.timings == Timings(START, START, START, START, START)
