@@ -1,4 +1,4 @@
-"""The adapter's rows are the bytes that protobuf would write."""
+"""The adapter's columns are the bytes that protobuf would write."""
 
 from __future__ import annotations
 
