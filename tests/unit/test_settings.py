@@ -17,6 +17,7 @@ import yaml
 from confluent_kafka import TopicPartition
 from freshet.adapters.feast import redis_options
 from freshet.adapters.kafka import client_config
+from freshet.adapters.kafka_access import AccessError, token_source
 from freshet.adapters.source import new_changelog
 from freshet.archive import archiver
 from freshet.core.comparison import Comparison, out_of_band
@@ -95,6 +96,14 @@ def test_a_file_may_hold_a_table(tmp_path: Path) -> None:
         ("[behaviours]\nview = nan", {}, {}, "behaviours"),
         ("[behaviours]\nview = 1\n'user.erase' = 1", {}, {}, r"none of user\.erase"),
         ("", {}, {"encode_batch": 0}, "encode_batch"),
+        ("kafka_password = 'hunter2'", {}, {}, "shows no password: set SASL_SSL"),
+        ("kafka_security = 'SASL_SSL'\nkafka_mechanism = 'GSSAPI'", {}, {}, "kafka_mechanism"),
+        ("kafka_security = 'SASL_SSL'\nkafka_mechanism = 'OAUTHBEARER'", {}, {}, "needs kafka_oauth_url"),
+        ("kafka_security = 'SASL_SSL'\nkafka_mechanism = 'AWS_MSK_IAM'", {}, {}, "needs kafka_region"),
+        ("kafka_certificate = 'ann.pem'", {}, {}, "belong together"),
+        ("", {"FRESHET_LIBRDKAFKA": "rack"}, {}, "FRESHET_LIBRDKAFKA"),
+        ("", {"FRESHET_KAFKA_PASSWORD_FILE": "/no/such/secret"}, {}, "FRESHET_KAFKA_PASSWORD_FILE: /no/such/secret"),
+        ("", {"FRESHET_KAFKA_FILE": "x"}, {}, "unknown setting 'kafka_file'"),
     ],
 )
 def test_a_bad_setting_is_named(
@@ -118,6 +127,23 @@ def test_secrets_are_masked() -> None:
     assert "hunter2" not in str(shown)
     assert shown["kafka_password"]
     assert Settings().masked()["kafka_password"] is None
+
+
+def test_a_secret_in_a_property_of_librdkafka_is_masked() -> None:
+    """A property whose name says password, secret or key is not shown."""
+    properties: dict[str, str | int | float | bool] = {"ssl.key.password": "hunter2", "socket.timeout.ms": 100}
+    assert Settings(librdkafka=properties).masked()["librdkafka"] == {
+        "ssl.key.password": "********",
+        "socket.timeout.ms": 100,
+    }
+
+
+def test_a_secret_is_read_from_its_file(tmp_path: Path) -> None:
+    """`FRESHET_<SECRET>_FILE` names a file whose last line break is not part of the secret."""
+    file = tmp_path / "password"
+    file.write_text("hunter2\n")
+    settings = load_settings(environ={"FRESHET_REDIS_PASSWORD_FILE": str(file)})
+    assert settings.redis_password == "hunter2"  # noqa: S105
 
 
 def test_every_password_is_a_secret() -> None:
@@ -359,12 +385,55 @@ def archived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Setti
     return observe
 
 
+@pytest.fixture
+def granted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], object]:
+    """What the token endpoint is asked."""
+
+    def observe(settings: Settings) -> object:
+        asked = Mock(side_effect=OSError)
+        monkeypatch.setattr("urllib.request.urlopen", asked)
+        oauth = {"kafka_security": "SASL_SSL", "kafka_mechanism": "OAUTHBEARER"}
+        oauth |= {"kafka_oauth_url": settings.kafka_oauth_url or "http://10.0.0.1/other"}
+        with pytest.raises(AccessError, match="kafka_oauth_url"):
+            token_source(msgspec.structs.replace(settings, **oauth))
+        request = asked.call_args.args[0]
+        return request.full_url, request.data
+
+    return observe
+
+
+@pytest.fixture
+def signed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Settings], object]:
+    """The region that a token of AWS is signed for."""
+
+    def observe(settings: Settings) -> object:
+        signer = Mock()
+        signer.MSKAuthTokenProvider.generate_auth_token.return_value = ("token", 2**42)
+        monkeypatch.setitem(sys.modules, "aws_msk_iam_sasl_signer", signer)
+        iam = {"kafka_security": "SASL_SSL", "kafka_mechanism": "AWS_MSK_IAM"}
+        source = token_source(msgspec.structs.replace(settings, **iam))
+        assert source is not None
+        assert source.token().value == "token"
+        return signer.MSKAuthTokenProvider.generate_auth_token.call_args.args
+
+    return observe
+
+
 CHANGES: dict[str, tuple[str, Any]] = {
     "kafka": ("client", "10.0.0.1:9092"),
     "kafka_security": ("security", "SSL"),
+    "kafka_mechanism": ("client", "PLAIN"),
     "kafka_ca": ("security", "ca.pem"),
+    "kafka_certificate": ("security", "ann.pem"),
+    "kafka_key": ("security", "ann.key"),
+    "kafka_key_password": ("security", "hunter2"),
     "kafka_username": ("client", "ann"),
     "kafka_password": ("client", "hunter2"),
+    "kafka_oauth_url": ("granted", "http://10.0.0.1/token"),
+    "kafka_oauth_scope": ("granted", "freshet"),
+    "kafka_region": ("signed", "eu-central-1"),
+    "kafka_rack": ("security", "rack-a"),
+    "librdkafka": ("security", {"socket.keepalive.enable": True}),
     "group": ("consumer", "other"),
     "changelog_replication_factor": ("changelog", 3),
     "changelog_min_insync_replicas": ("changelog", 2),

@@ -1,7 +1,7 @@
 """Settings of a worker and of the commands around it.
 
 Sources, later ones win: defaults, a TOML file, environment variables
-`FRESHET_<NAME>`, command-line flags.
+`FRESHET_<NAME>` (of a secret also `FRESHET_<NAME>_FILE`), command-line flags.
 """
 
 from __future__ import annotations
@@ -27,15 +27,31 @@ TRAINING = "training"
 """The table of a settings file that is for `freshet train` alone."""
 PATHS = frozenset(
     {
-        *("kafka_ca", "redis_ca", "triton_ca", "model_repository", "trusted_keys", "feature_repo"),
+        *(
+            "kafka_ca",
+            "kafka_certificate",
+            "kafka_key",
+            "redis_ca",
+            "triton_ca",
+            "model_repository",
+            "trusted_keys",
+            "feature_repo",
+        ),
         *("feast_dir", "data_dir", "archive_dir"),
     }
 )
 """Files and folders; in a settings file a relative one starts from the file's folder."""
 FOLDERS = ("feature_repo", "model_repository", "trusted_keys")
 """Folders that a worker reads and does not make."""
-SECRETS = frozenset({"kafka_password", "redis_password", "triton_control_key"})
+SECRETS = frozenset({"kafka_password", "kafka_key_password", "redis_password", "triton_control_key"})
 
+SECRET_WORDS = ("password", "secret", "key", "jaas")
+"""What the name of a librdkafka property says of a secret."""
+MASK = "********"
+FILE = "_file"
+"""`FRESHET_<SECRET>_FILE` names a file that holds the secret, as a mounted secret of a cluster does."""
+
+Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER", "AWS_MSK_IAM"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -65,12 +81,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     kafka: str = "127.0.0.1:9092"
     """Bootstrap servers, `host:port[,host:port…]`."""
-    kafka_security: Literal["PLAINTEXT", "SSL", "SASL_SSL"] = "PLAINTEXT"
-    """`PLAINTEXT`, `SSL` or `SASL_SSL` (SCRAM-SHA-512)."""
+    kafka_security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """Whether connections are encrypted (`SSL`), and whether a client shows a password or a token (`SASL`)."""
+    kafka_mechanism: Mechanism = "SCRAM-SHA-512"
+    """How a client shows who it is under `SASL_PLAINTEXT` and `SASL_SSL`."""
     kafka_ca: str | None = None
-    """File with the CA certificates of the brokers."""
+    """File with the CA certificates of the brokers; without it the system's."""
+    kafka_certificate: str | None = None
+    """File with the client's own certificate (PEM), where the brokers ask for it."""
+    kafka_key: str | None = None
+    """File with the key of the client's certificate (PEM)."""
+    kafka_key_password: str | None = None
     kafka_username: str | None = None
+    """The user's name; under `OAUTHBEARER` the client id that the token endpoint knows."""
     kafka_password: str | None = None
+    """The user's password; under `OAUTHBEARER` the client secret."""
+    kafka_oauth_url: str | None = None
+    """Token endpoint of `OAUTHBEARER` (the client credentials grant of OAuth 2.0)."""
+    kafka_oauth_scope: str | None = None
+    kafka_region: str | None = None
+    """AWS region of the cluster under `AWS_MSK_IAM`."""
+    kafka_rack: str | None = None
+    """Rack or availability zone of this host: reads go to a replica there where the brokers allow it."""
+    librdkafka: dict[str, str | int | float | bool] = {}
+    """Properties of librdkafka for every client of it, as `socket.keepalive.enable`; they win over Freshet's own."""
 
     group: str = "freshet"
     """Consumer group, and the prefix of the changelog topic."""
@@ -176,10 +210,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def masked(self) -> dict[str, Any]:
         """All settings by name, secrets replaced."""
         values: dict[str, Any] = msgspec.to_builtins(self)
-        return {name: "********" if name in SECRETS and value else value for name, value in values.items()}
+        values["librdkafka"] = {
+            name: MASK if any(word in name for word in SECRET_WORDS) else value
+            for name, value in self.librdkafka.items()
+        }
+        return {name: MASK if name in SECRETS and value else value for name, value in values.items()}
 
 
 _EXAMPLES = {
+    "librdkafka": '{"socket.keepalive.enable": true}',
     "behaviours": '{"view": 1, "click": 2}',
     "text_fields": '["title", "category"]',
     "variants": '{"control": {"share": 0.5}, "diverse": {"share": 0.5, "diversity": 0.3}}',
@@ -196,6 +235,9 @@ def load_settings(
     for variable, value in environ.items():
         if variable.startswith(PREFIX):
             name = variable[len(PREFIX) :].lower()
+            if (secret := name.removesuffix(FILE)) != name and secret in SECRETS:
+                merged[secret] = _from_secret_file(variable, Path(value))
+                continue
             if name not in names:
                 raise SettingsError(f"environment variable {variable}: unknown setting {name!r}")
             merged[name] = _structured(variable, name, value)
@@ -206,9 +248,31 @@ def load_settings(
         raise SettingsError(f"settings: {error}") from None
     if settings.variants and not math.isclose(sum(arm.share for arm in settings.variants.values()), 1.0):
         raise SettingsError("settings: the shares of the variants do not sum to 1")
-    if wrong := wrong_behaviours(settings.behaviours):
+    if wrong := wrong_behaviours(settings.behaviours) or _wrong_access(settings):
         raise SettingsError(f"settings: {wrong}")
     return settings
+
+
+def _wrong_access(settings: Settings) -> str:
+    """What does not fit among the Kafka security settings; empty where all fits."""
+    sasl = settings.kafka_security in ("SASL_PLAINTEXT", "SASL_SSL")
+    if settings.kafka_password and not sasl:
+        return f"kafka_password is set, and kafka_security {settings.kafka_security} shows no password: set SASL_SSL"
+    has_url = (settings.kafka_oauth_url or "").startswith(("https://", "http://"))
+    if sasl and settings.kafka_mechanism == "OAUTHBEARER" and not has_url:
+        return "kafka_mechanism OAUTHBEARER needs kafka_oauth_url, the http(s) address of the token endpoint"
+    if sasl and settings.kafka_mechanism == "AWS_MSK_IAM" and not settings.kafka_region:
+        return "kafka_mechanism AWS_MSK_IAM needs kafka_region"
+    if (settings.kafka_certificate is None) != (settings.kafka_key is None):
+        return "kafka_certificate and kafka_key belong together: set both, or none"
+    return ""
+
+
+def _from_secret_file(variable: str, file: Path) -> str:
+    try:
+        return file.read_text().removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"environment variable {variable}: {file} cannot be read ({error})") from None
 
 
 def _from_file(file: Path, names: Collection[str]) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 from mode.utils.queues import FlowControlEvent
 
+from freshet.adapters.kafka_access import AioKafkaTokens, has_sasl, has_tls, tls_context, token_source
 from freshet.adapters.wire_batches import WireBatches
+from freshet.settings import Settings
 
 FETCH_WAIT_MS = 500
 """How long a fetch waits at the broker for something new."""
@@ -46,6 +48,21 @@ class ParsedRecords(fetching.PartitionRecords):
 
     def _consumer_record(self, _tp: TP, record: Any) -> Any:
         return record
+
+
+def credentials(settings: Settings) -> Any:
+    """Faust's form of the Kafka security settings; None for plain text. Raises `AccessError`."""
+    context = tls_context(settings) if has_tls(settings) else None
+    if (source := token_source(settings)) is not None:
+        return faust.OAuthCredentials(oauth_cb=AioKafkaTokens(source), ssl_context=context)
+    if has_sasl(settings):
+        return faust.SASLCredentials(
+            username=settings.kafka_username or "",
+            password=settings.kafka_password or "",
+            mechanism=settings.kafka_mechanism,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context is not None else None
 
 
 class RunConsumerThread(aiokafka.AIOKafkaConsumerThread):
@@ -78,6 +95,7 @@ class RunConsumerThread(aiokafka.AIOKafkaConsumerThread):
         fetching.MemoryRecords = WireBatches
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
+        consumer._client_rack = transport.app.conf.kafka_rack
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 

@@ -13,6 +13,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from freshet.adapters.kafka_access import librdkafka_access
 from freshet.ports import DeliveryError, Message, TooLargeError
 from freshet.settings import Settings
 
@@ -26,17 +27,11 @@ _TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TO
 
 
 def client_config(settings: Settings) -> dict[str, Any]:
-    """Librdkafka's connection settings."""
-    config: dict[str, Any] = {"bootstrap.servers": settings.kafka, "security.protocol": settings.kafka_security}
-    if settings.kafka_ca:
-        config["ssl.ca.location"] = settings.kafka_ca
-    if settings.kafka_security == "SASL_SSL":
-        config |= {
-            "sasl.mechanism": "SCRAM-SHA-512",
-            "sasl.username": settings.kafka_username or "",
-            "sasl.password": settings.kafka_password or "",
-        }
-    return config
+    """Connection settings of librdkafka. Raises `AccessError`."""
+    config = {"bootstrap.servers": settings.kafka} | librdkafka_access(settings)
+    if settings.kafka_rack:
+        config["client.rack"] = settings.kafka_rack
+    return config | settings.librdkafka
 
 
 def create_topic(settings: Settings, topic: str, partitions: int) -> bool:

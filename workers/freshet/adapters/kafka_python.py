@@ -10,6 +10,7 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 from kafka.consumer.fetcher import Fetcher
 
+from freshet.adapters.kafka_access import kafka_python_access
 from freshet.adapters.wire_batches import PlainWireBatches
 from freshet.ports import Record
 from freshet.settings import Settings
@@ -22,21 +23,11 @@ READ_RECORDS = 1000
 
 
 def client_config(settings: Settings) -> dict[str, Any]:
-    """kafka-python's connection settings."""
-    config: dict[str, Any] = {
+    """kafka-python's connection settings. Raises `AccessError`."""
+    return {
         "bootstrap_servers": settings.kafka.split(","),
         "bootstrap_timeout_ms": int(BOOTSTRAP_SECONDS * 1000),
-        "security_protocol": settings.kafka_security,
-    }
-    if settings.kafka_ca:
-        config["ssl_cafile"] = settings.kafka_ca
-    if settings.kafka_security == "SASL_SSL":
-        config |= {
-            "sasl_mechanism": "SCRAM-SHA-512",
-            "sasl_plain_username": settings.kafka_username,
-            "sasl_plain_password": settings.kafka_password,
-        }
-    return config
+    } | kafka_python_access(settings)
 
 
 class WireRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
@@ -57,6 +48,7 @@ def new_consumer(settings: Settings, **options: Any) -> KafkaConsumer:
         "enable_auto_commit": False,
         "allow_auto_create_topics": False,
         "fetch_max_wait_ms": FETCH_WAIT_MS,
+        "client_rack": settings.kafka_rack or "",
         **options,
     }
     consumer = KafkaConsumer(**client_config(settings), **config)

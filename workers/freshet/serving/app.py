@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging.config
-import ssl
 import time
 from collections.abc import Callable, Container
 from functools import cached_property
@@ -17,7 +16,7 @@ import faust.worker
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from freshet.adapters.faust import FlowControl, Inbox, RunSchema, RunTransport
+from freshet.adapters.faust import FlowControl, Inbox, RunSchema, RunTransport, credentials
 from freshet.adapters.feast import open_feature_store
 from freshet.adapters.kafka import KafkaPublisher, client_config
 from freshet.adapters.kafka_python import SideInputReader
@@ -229,7 +228,7 @@ class WorkerApp(faust.App):
             table_standby_replicas=0,
             web_enabled=False,
             autodiscover=False,
-            broker_credentials=_credentials(settings),
+            broker_credentials=credentials(settings),
             broker_commit_interval=4 * COMMIT_SECONDS,
             broker_session_timeout=SESSION_SECONDS,
             broker_heartbeat_interval=HEARTBEAT_SECONDS,
@@ -244,6 +243,7 @@ class WorkerApp(faust.App):
             TableManager=StateTables,
         )
         self.conf.events_topic = settings.events_topic
+        self.conf.kafka_rack = settings.kafka_rack
         self.table = StateTable(
             self,
             name=TABLE,
@@ -362,18 +362,3 @@ async def first_version(settings: Settings, encoder: TritonEncoder, known: Conta
             why = f"Triton at {settings.triton} has no version of {MODEL} ready"
         await asyncio.sleep(HEALTH_SECONDS)
     raise StartError(f"no version was promoted on topic {settings.models_topic}, and {why}")
-
-
-def _credentials(settings: Settings) -> Any:
-    """Faust's form of the Kafka security settings; None for plain text."""
-    if settings.kafka_security == "PLAINTEXT":
-        return None
-    context = ssl.create_default_context(cafile=settings.kafka_ca)
-    if settings.kafka_security == "SSL":
-        return faust.SSLCredentials(context)
-    return faust.SASLCredentials(
-        username=settings.kafka_username,
-        password=settings.kafka_password,
-        mechanism="SCRAM-SHA-512",
-        ssl_context=context,
-    )
