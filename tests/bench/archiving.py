@@ -53,7 +53,7 @@ class _Counting(threading.Event):
     def is_set(self) -> bool:
         """Count what was fetched since."""
         assert self.archiver is not None
-        taken = sum(one.appender.next for one in self.archiver._partitions.values())
+        taken = sum(partition.appender.next for partition in self.archiver._partitions.values())
         if taken > self._meter.count:
             self._meter.tick(taken - self._meter.count)
         return self._meter.count >= self._events

@@ -71,7 +71,7 @@ def generate(
             who = rng.integers(0, users, size)
         else:
             who = _draw(rng, user_cdf, size)
-        what = _draw(rng, item_cdf, size).tolist()
+        item_numbers = _draw(rng, item_cdf, size).tolist()
         kinds = rng.choice(len(TYPES), size, p=TYPE_SHARES).tolist()
         amounts = (rng.integers(100, 10_000, size) / 100).tolist()
         for row, user in enumerate(who.tolist()):
@@ -83,7 +83,7 @@ def generate(
                 user_id=f"u{user}",
                 type=kind,
                 ts=FIRST_TS_MS + (start + row) * 1000,
-                item_id=items[what[row]],
+                item_id=items[item_numbers[row]],
                 amount=amounts[row] if kind == "purchase" else None,
             )
 

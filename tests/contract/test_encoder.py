@@ -64,8 +64,8 @@ def users(count: int) -> Tensors:
 async def test_both_give_the_same_bits(in_process: Encoder, served: Encoder) -> None:
     """Outputs and item vectors are equal, not close."""
     tensors = users(64)
-    for one, other in zip(await in_process.encode(tensors, 1), await served.encode(tensors, 1), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for tensor, served_tensor in zip(await in_process.encode(tensors, 1), await served.encode(tensors, 1), strict=True):
+        np.testing.assert_array_equal(tensor, served_tensor)
     texts = ["Toy Story", "Heat. Crime", "étrange ☂"]
     vectors = await in_process.item_vectors(texts, 1)
     assert vectors.shape == (3, 64)
@@ -79,8 +79,8 @@ async def test_a_row_does_not_depend_on_its_batch(in_process: Encoder) -> None:
     assert together.topk_index.shape == (70, TOP_K)
     for start, size in ((0, 1), (3, 2), (10, 33), (69, 1)):
         part = await in_process.encode({name: values[start : start + size] for name, values in tensors.items()}, 1)
-        for one, other in zip(part, together, strict=True):
-            np.testing.assert_array_equal(one, other[start : start + size])
+        for part_row, whole_row in zip(part, together, strict=True):
+            np.testing.assert_array_equal(part_row, whole_row[start : start + size])
 
 
 async def test_a_version_that_is_not_there_is_unavailable(in_process: Encoder, tmp_path: Path) -> None:

@@ -107,12 +107,12 @@ class StubWorker:
         """Take a steering file away."""
         (self.folder / name).unlink()
 
-    def calls(self, what: str, partition: int | None = None) -> list[dict[str, Any]]:
+    def calls(self, kind: str, partition: int | None = None) -> list[dict[str, Any]]:
         """What the pipeline has noted so far."""
         file = self.folder / "calls.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
         notes = [json.loads(line) for line in lines]
-        return [note for note in notes if note["what"] == what and partition in (None, note.get("partition"))]
+        return [note for note in notes if note["what"] == kind and partition in (None, note.get("partition"))]
 
     def done(self, partition: int) -> list[int]:
         """The offsets processed, in the order of processing; one read again, as after a rebalance, counts once."""
@@ -157,14 +157,14 @@ class StubWorker:
         [folder] = [path for path in self.data.rglob(f"*{partition}.db") if path.is_dir()]
         return folder
 
-    def until(self, condition: Callable[[], bool], what: str) -> None:
+    def until(self, condition: Callable[[], bool], condition_text: str) -> None:
         """Wait until it holds; the worker must live meanwhile."""
         deadline = time.monotonic() + SOON
         while not condition():
             alive = self.process is not None and self.process.poll() is None
             if not alive or time.monotonic() > deadline:
                 log = self.log()[-3000:]
-                pytest.fail(f"{'not in time' if alive else 'the worker ended'}: {what}\n{log}")
+                pytest.fail(f"{'not in time' if alive else 'the worker ended'}: {condition_text}\n{log}")
             time.sleep(0.05)
 
     def until_committed(self, partition: int, offset: int) -> None:

@@ -75,10 +75,10 @@ def features(folder: Path) -> Path:
 
 def test_feast_joins_what_the_fold_was(tmp_path: Path) -> None:
     """`get_historical_features` gives each user's features as an independent fold has them at that time."""
-    events, place = stream(1, 700), [0, 0]
-    write_stream(tmp_path / "archive", events[:400], place)
+    events, offsets = stream(1, 700), [0, 0]
+    write_stream(tmp_path / "archive", events[:400], offsets)
     features(tmp_path)
-    write_stream(tmp_path / "archive", events[400:], place)
+    write_stream(tmp_path / "archive", events[400:], offsets)
     store = FeatureStore(fs_yaml_file=features(tmp_path))
     expected = Expected(events)
     rng = random.Random(2)

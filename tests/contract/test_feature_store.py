@@ -242,8 +242,8 @@ async def test_delete_removes_all_views_of_these_users(store: FeatureStore, user
     )
     for gone in (users[:2], users[:2], []):
         await store.delete(gone)
-    for one in users[:2]:
-        assert set((await store.read(one)).values()) == {None}
+    for erased_id in users[:2]:
+        assert set((await store.read(erased_id)).values()) == {None}
     kept = plain(await store.read(users[2]))
     assert None not in kept.values()
 
@@ -283,12 +283,12 @@ async def test_any_user_id(store: FeatureStore, user: str, name: str) -> None:
 async def test_outsider_reads_the_fold(feast_store: FeastStore, user: str) -> None:
     """Another program's `get_online_features` gives the fold, by reference and by the model's feature service."""
     states = {f"{user}{n}": folded(f"{user}{n}", n) for n in (1, HISTORY, 3 * HISTORY)}
-    await feast_store.write([behaviour(one, state.feature_ts, state) for one, state in states.items()])
-    await feast_store.write((), [embedding(one, T0_US, 4) for one in states])
+    await feast_store.write([behaviour(user_id, state.feature_ts, state) for user_id, state in states.items()])
+    await feast_store.write((), [embedding(user_id, T0_US, 4) for user_id in states])
     feast = outsider(feast_store)
     names = [feature.name for feature in behaviour_features(BEHAVIOURS)]
     answer = feast.get_online_features(
-        [f"user_behaviour:{name}" for name in names], [{"user_id": one} for one in states]
+        [f"user_behaviour:{name}" for name in names], [{"user_id": user_id} for user_id in states]
     ).to_dict()
     for row, state in enumerate(states.values()):
         assert {name: answer[name][row] for name in names} == expected(state)

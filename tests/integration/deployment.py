@@ -244,12 +244,12 @@ def chains_end(folder: Path, end: int) -> Callable[[], bool]:
     return lambda: sum(chain.end() for chain in chains(folder)) >= end
 
 
-def until(holds: Callable[[], bool], what: str, *workers: Worker, patience: float = PATIENCE) -> None:
+def until(holds: Callable[[], bool], condition: str, *workers: Worker, patience: float = PATIENCE) -> None:
     """Wait until `holds`; fail with the workers' last log lines when it does not in time, or one ended badly."""
     deadline = time.monotonic() + patience
     while not holds():
         ended = [worker for worker in workers if worker.process.poll() not in (None, 0, -signal.SIGKILL)]
         if ended or time.monotonic() > deadline:
             logs = "\n".join("\n".join(worker.log.read_text().splitlines()[-15:]) for worker in workers)
-            raise AssertionError(f"{'a worker ended' if ended else 'not in time'}: {what}\n{logs}")
+            raise AssertionError(f"{'a worker ended' if ended else 'not in time'}: {condition}\n{logs}")
         time.sleep(0.25)

@@ -1,4 +1,4 @@
-"""A publisher that dies: SIGKILL on entering or on leaving a step.
+"""A publisher that ends by SIGKILL on entering or on leaving a step.
 
     python -m tests.integration.publisher BUNDLE REPOSITORY TRITON CONTROL_KEY KEYS LIVE STEP enter|leave
 
@@ -32,7 +32,7 @@ class PrintedRecords(MemoryRecords):
 
 
 def main() -> None:
-    """Publish, and die on the way."""
+    """Publish, and end by SIGKILL on the way."""
     bundle, repository, address, key, keys, live, name, where = sys.argv[1:]
 
     @contextmanager

@@ -138,10 +138,10 @@ class Archivers:
 @pytest.fixture
 def archivers(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[Archivers]:
     """Archivers, ended after the test."""
-    one = Archivers(stack, tmp_path, unique("archive"))
-    yield one
-    one.stop_flowing()
-    for process in one.processes:
+    archivers_of_test = Archivers(stack, tmp_path, unique("archive"))
+    yield archivers_of_test
+    archivers_of_test.stop_flowing()
+    for process in archivers_of_test.processes:
         process.kill()
         process.wait()
 
@@ -162,7 +162,7 @@ def dead_letters(folder: Path) -> list[tuple[bytes, bytes, bytes]]:
         row for part in (folder / "dead_letters").glob("*.parquet") for row in pq.ParquetFile(part).read().to_pylist()
     ]
     headers = [dict(row["headers"]) for row in rows]
-    return sorted((one["reason"], one["origin_partition"], one["origin_offset"]) for one in headers)
+    return sorted((letter["reason"], letter["origin_partition"], letter["origin_offset"]) for letter in headers)
 
 
 def test_every_record_is_archived_once(archivers: Archivers) -> None:
@@ -191,15 +191,17 @@ def test_every_record_is_archived_once(archivers: Archivers) -> None:
     assert second.wait(30) == 0
 
     records, rows = archivers.records(archivers.events), archivers.rows(archivers.events)
-    assert [(row["partition"], row["offset"]) for row in rows] == [(one.partition, one.offset) for one in records]
-    for row, one in zip(rows, records, strict=True):
-        assert (row["key"], row["value"], row["headers"]) == (one.key, one.value, one.headers)
-        assert int(row["timestamp"].timestamp() * 1000) == one.timestamp
+    assert [(row["partition"], row["offset"]) for row in rows] == [
+        (record.partition, record.offset) for record in records
+    ]
+    for row, record in zip(rows, records, strict=True):
+        assert (row["key"], row["value"], row["headers"]) == (record.key, record.value, record.headers)
+        assert int(row["timestamp"].timestamp() * 1000) == record.timestamp
     files = [path for path in (archivers.folder / "archive" / archivers.events).rglob("*") if path.is_file()]
     assert {path.suffix for path in files if not path.name.startswith(".lock")} == {".parquet"}
 
     lines = archivers.folder / "same.jsonl"
-    good = [one.value for one in records if one.value not in POISON]
+    good = [record.value for record in records if record.value not in POISON]
     lines.write_bytes(b"\n".join(sorted(good, key=lambda value: json.loads(value)["ts"])))
     kafka = replayed(archivers, f"kafka:{archivers.events}", "from-kafka")
     archive = replayed(archivers, str(archivers.folder / "archive"), "from-archive")
@@ -218,10 +220,10 @@ def test_items_are_archived_and_what_retention_took_is_told(archivers: Archivers
     for _ in range(300):
         archivers.send()
     archivers._producer.flush()
-    one = archivers.start("a1")
+    archiver = archivers.start("a1")
     until(lambda: archivers.caught_up(archivers.events) and archivers.caught_up(archivers.items), "all is archived")
-    one.kill()
-    one.wait()
+    archiver.kill()
+    archiver.wait()
     assert [(row["key"], row["title"]) for row in archivers.rows(archivers.items)] == [(b"i1", "Alien")]
     ends = {chain.partition: chain.end() for chain in chains(archivers.folder / "archive" / archivers.events)}
     for _ in range(300):

@@ -196,7 +196,7 @@ def test_inspect_finds_the_newest_state_and_lists(
     assert answer["state"]["folded"] == 3
     assert answer["state"]["times"] == list(state.times)
     assert answer["features_error"] is None
-    assert [one["list"]["recommendation_id"] for one in answer["lists"]] == ["r2", "r1"]
+    assert [entry["list"]["recommendation_id"] for entry in answer["lists"]] == ["r2", "r1"]
     assert "3 click" in freshet("inspect", user).stdout
     stranger = freshet("inspect", "nobody")
     assert (stranger.exit_code, stranger.stderr) == (1, "freshet: nothing is held of user nobody\n")
@@ -218,7 +218,7 @@ def test_dead_letters_go_back_byte_for_byte_once(stack: Stack, producer: KafkaPr
         producer.send(topics["dead_letters"], value, key, encoded, partition=0)
     producer.flush()
     listed = [json.loads(line) for line in freshet("dlq", "list", "--json").stdout.splitlines()]
-    assert {(one["reason"], one["origin_offset"]) for one in listed} == {
+    assert {(letter["reason"], letter["origin_offset"]) for letter in listed} == {
         ("not_json", "0"),
         ("unknown_type", "1"),
         ("unknown_type", "2"),

@@ -110,7 +110,7 @@ def test_oversized_records_and_bombs_become_dead_letters(deployment: Deployment)
     worker = deployment.worker()
     until(listed(deployment, "user-2"), "the stream goes on", worker)
     letters = [dict(letter.headers) for letter in deployment.records("events.dlq")]
-    assert [(one["origin_offset"], one["reason"], one.get("origin_size")) for one in letters] == [
+    assert [(letter["origin_offset"], letter["reason"], letter.get("origin_size")) for letter in letters] == [
         (b"0", b"too_large", b"1020000"),
         (b"1", b"too_large", b"3000000"),
         (b"2", b"unreadable", None),

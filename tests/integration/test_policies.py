@@ -97,21 +97,23 @@ async def truth(
 ) -> tuple[float, float]:
     """What judged lists are worth in truth, as shown and as the target would have made them, by clicks a list."""
     settings = load_settings(environ=deployment.settings)
-    lists = {one.recommendation_id: one for one in _published(settings)}
+    lists = {published.recommendation_id: published for published in _published(settings)}
     log = policies.open_log("kafka", settings)
     folded = FoldedLog(log, settings, lists.values())
     topics = SideInputTopics([], list(read_topic(settings, settings.popularity_topic)))
     young = opened_at(over, ROUNDS) + LOOKS_AFTER_MS
     judged = [
-        one for one in folded.recorded if one.list.as_of.ts <= young and one.list.personalised and not one.list.degraded
+        published
+        for published in folded.recorded
+        if published.list.as_of.ts <= young and published.list.personalised and not published.list.degraded
     ]
     encoder = OnnxEncoder(Path(settings.model_repository), TEXT_ENCODER)
     worth = [0.0, 0.0]
-    async for one, made in policies.rebuilt(judged, target, settings, encoder, topics):
-        if one.list.recommendation_id in looked:
-            ts, shopper = looked[one.list.recommendation_id], shopper_number(one.list.user_id)
-            for place, items in enumerate((one.list.items, made.items)):
-                worth[place] += over.expected(shopper, [item.item_id for item in items], ts)[:, 1].sum()
+    async for published, made in policies.rebuilt(judged, target, settings, encoder, topics):
+        if published.list.recommendation_id in looked:
+            ts, shopper = looked[published.list.recommendation_id], shopper_number(published.list.user_id)
+            for policy, items in enumerate((published.list.items, made.items)):
+                worth[policy] += over.expected(shopper, [item.item_id for item in items], ts)[:, 1].sum()
     encoder.close()
     return worth[0] / len(judged), worth[1] / len(judged)
 
@@ -154,11 +156,11 @@ async def test_estimates_meet_the_truth(deployment: Deployment, tmp_path: Path) 
     assert served(found.slots).value.mean * judged == pytest.approx(clicked)
     assert near(served(found.slots).value, as_shown)
     unexplored = off_policy("no exploration", found.slots)
-    for one in unexplored:
-        assert near(one.value, greedy), (one, greedy)
-        assert one.mean_weight is not None
-        assert near(one.mean_weight, 1.0), one
-        assert one.effective_sample_size > judged / 2
+    for estimate in unexplored:
+        assert near(estimate.value, greedy), (estimate, greedy)
+        assert estimate.mean_weight is not None
+        assert near(estimate.mean_weight, 1.0), estimate
+        assert estimate.effective_sample_size > judged / 2
 
     results = tmp_path / "results.json"
     _cli(deployment, "ope", "--diversity", "0.05", "--window", f"{WINDOW_HOURS}h", "--out", str(results))
@@ -170,15 +172,15 @@ async def test_estimates_meet_the_truth(deployment: Deployment, tmp_path: Path) 
     assert robust.effective_sample_size < unexplored[0].effective_sample_size
 
     lists = tmp_path / "lists.jsonl"
-    lists.write_bytes(b"".join(one.value + b"\n" for one in deployment.records("recommendations")))
-    recorded = ("ope", str(deployment.archived()), "--lists", str(lists), "--diversity", "0.05")
+    lists.write_bytes(b"".join(record.value + b"\n" for record in deployment.records("recommendations")))
+    arguments = ("ope", str(deployment.archived()), "--lists", str(lists), "--diversity", "0.05")
     deployment.settings["FRESHET_KAFKA"] = "127.0.0.1:1"
-    alone = _cli(deployment, *recorded, "--window", f"{WINDOW_HOURS}h")
+    alone = _cli(deployment, *arguments, "--window", f"{WINDOW_HOURS}h")
     deployment.settings["FRESHET_KAFKA"] = deployment.stack.bootstrap
     assert alone["off_policy"] == msgspec.to_builtins(read_results(results).off_policy)
 
     read = _cli(deployment, "compare", "--window", f"{WINDOW_HOURS}h")
-    assert [one["variant"] for one in read["variants"]] == ["plain", "popular"]
-    assert sum(one["users"] for one in read["variants"]) == SHOPPERS
-    clicks = sum(one["metrics"]["click per user"]["mean"] * one["users"] for one in read["variants"])
+    assert [variant["variant"] for variant in read["variants"]] == ["plain", "popular"]
+    assert sum(variant["users"] for variant in read["variants"]) == SHOPPERS
+    clicks = sum(variant["metrics"]["click per user"]["mean"] * variant["users"] for variant in read["variants"])
     assert clicks == pytest.approx(clicked)

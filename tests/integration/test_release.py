@@ -333,7 +333,7 @@ def test_a_canary_that_hangs_is_rolled_back(
         deployment.send(stream(2, 400, users=200, start=90_000))
         deployment.settle()
         made = [json.loads(record.value) for record in deployment.records("recommendations")]
-        assert {one["degraded"] for one in made if one["model_version"] == candidate} == {True}
+        assert {published["degraded"] for published in made if published["model_version"] == candidate} == {True}
         assert {version for version, _ in _newest_lists(deployment).values()} == {live}
         _no_version_goes_back_unflagged(deployment)
 

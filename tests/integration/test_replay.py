@@ -131,7 +131,7 @@ def test_an_archive_verifies_the_run_and_holds_nothing_of_who_was_erased(deploym
     found = json.loads(result.stdout)
     assert (result.exit_code, found["examples"]) == (0, [])
     lists = [decode_recommendation(record.value) for record in deployment.records("recommendations") if record.value]
-    assert found["unverifiable"] == sum(one.user_id == "user-4" for one in lists) > 0
+    assert found["unverifiable"] == sum(published.user_id == "user-4" for published in lists) > 0
     assert found["compared"]["lists"] == len(lists) - found["unverifiable"]
     rows = [row for file in (archive / deployment.topics["events"]).rglob("*.parquet") for row in _rows(file)]
     assert len(rows) == len(deployment.records("events"))
@@ -149,13 +149,13 @@ def test_an_item_is_explained_by_the_user_s_own_events(deployment: Deployment) -
     found = json.loads(freshet("explain", "user-7", "--json", "--top", "2").stdout)
     state = deployment.states()["user-7"]
     shown = [item["item_id"] for item in deployment.lists()["user-7"]["items"]]
-    assert [one["item_id"] for one in found["items"]] == shown
+    assert [explanation["item_id"] for explanation in found["items"]] == shown
     events = set(zip(state.items, state.types, state.times, strict=True))
-    raised = [event for one in found["items"] for event in one["raised_by"]]
+    raised = [event for explanation in found["items"] for event in explanation["raised_by"]]
     assert raised
     assert {(event["item_id"], event["type"], event["ts"]) for event in raised} <= events
-    for one in found["items"]:
-        losses = [event["loss"] for event in one["raised_by"]]
+    for explanation in found["items"]:
+        losses = [event["loss"] for event in explanation["raised_by"]]
         assert losses == sorted(losses, reverse=True)[:2]
         assert all(loss > 0 for loss in losses)
     assert "+" in freshet("explain", "user-7", shown[0]).stdout
@@ -165,7 +165,11 @@ def test_an_item_is_explained_by_the_user_s_own_events(deployment: Deployment) -
 
 def test_what_differs_is_reported(deployment: Deployment, tmp_path: Path) -> None:
     """A list that was tampered with, one that is none, a feature and a vector that are not the fold's are named."""
-    record = next(one for one in deployment.records("recommendations") if one.value and b'"user-7"' in one.value)
+    record = next(
+        candidate
+        for candidate in deployment.records("recommendations")
+        if candidate.value and b'"user-7"' in candidate.value
+    )
     changed = json.loads(record.value)
     changed["items"][0]["score"] += 0.00001
     topic = deployment.topics["recommendations"]
@@ -188,7 +192,7 @@ def test_what_differs_is_reported(deployment: Deployment, tmp_path: Path) -> Non
     status, found = verified("--out", str(out))
     assert status == 1
     assert found["mismatches"] == {"lists": 2, "last lists": 1, "features": 1, "embeddings": 1}
-    details = {(one["kind"], one["user_id"]): one["detail"] for one in found["examples"]}
+    details = {(example["kind"], example["user_id"]): example["detail"] for example in found["examples"]}
     assert details["lists", "user-7"].startswith("slot 0: published Item(")
     assert details["lists", "user-8"].startswith("record ")
     assert details["last lists", "user-7"].startswith("the newest list is as of ")
@@ -207,8 +211,8 @@ def test_every_way_gives_the_same_lists(deployment: Deployment, tmp_path: Path) 
     Poison is a dead letter of the replay with the very bytes and headers that the live worker gave it.
     """
     topic = deployment.topics["events"]
-    one = replayed("kafka", "--items", "kafka", "--out", str(tmp_path / "one"))
-    assert one["counts"]["dead letters"] == len(POISON)
+    from_one_topic = replayed("kafka", "--items", "kafka", "--out", str(tmp_path / "one"))
+    assert from_one_topic["counts"]["dead letters"] == len(POISON)
     ways = [
         ("--encoder", "triton"),
         ("--state", "rocksdb", "--batch", "17"),
@@ -216,8 +220,8 @@ def test_every_way_gives_the_same_lists(deployment: Deployment, tmp_path: Path) 
     ]
     for number, way in enumerate(ways):
         again = replayed("kafka", "--items", "kafka", "--out", str(tmp_path / str(number)), *way)
-        assert again["digests"] == one["digests"], way
-        assert again["counts"] == one["counts"]
+        assert again["digests"] == from_one_topic["digests"], way
+        assert again["counts"] == from_one_topic["counts"]
     _same_lists(deployment, f"{topic}.again", tmp_path / "one")
     written = pq.read_table(tmp_path / "one" / "dead_letters").to_pylist()
     live = {(r.key, r.value, tuple(r.headers)) for r in deployment.records("events.dlq")}
@@ -239,7 +243,10 @@ def _same_lists(deployment: Deployment, topic: str, folder: Path) -> None:
     records = read_topic(deployment.stack.bootstrap, topic)
     lists = [decode_recommendation(record.value) for record in records if record.value is not None]
     assert {record.key for record in records if record.value is None} == {b"user-4"}
-    published = {(one.user_id, one.as_of.ts): [(item.item_id, item.score) for item in one.items] for one in lists}
+    published = {
+        (published.user_id, published.as_of.ts): [(item.item_id, item.score) for item in published.items]
+        for published in lists
+    }
     rows = pq.read_table(folder / "lists").to_pylist()
     assert len(rows) == len(lists)
     assert published == {(r["user_id"], r["ts"]): list(zip(r["items"], r["scores"], strict=True)) for r in rows}
@@ -310,8 +317,8 @@ def test_what_cannot_be_replayed_is_one_line(deployment: Deployment, tmp_path: P
 def test_windows_and_offsets(deployment: Deployment, tmp_path: Path) -> None:
     """Only the records asked for are replayed."""
     fold = ("kafka", "--fold-only")
-    some = replayed(*fold, "--offsets", "0:3-12", "--offsets", "2:0-4", "--out", str(tmp_path / "offsets"))
-    assert some["records"] == 15
+    windowed = replayed(*fold, "--offsets", "0:3-12", "--offsets", "2:0-4", "--out", str(tmp_path / "offsets"))
+    assert windowed["records"] == 15
     records = deployment.records("events")
     middle = sorted(record.timestamp for record in records)[len(records) // 2]
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(middle / 1000)) + f".{middle % 1000:03d}"

@@ -117,14 +117,14 @@ def test_the_report_fits_a_phone_and_a_desk(
     """Nothing sticks out at 360 or 1280 px with all tables open, the console is silent, and nothing else is fetched."""
     html = page([("shop", everything()), ("films", everything())])
     measured, console, asked = opened(chromium, served, tmp_path, html, *flags)
-    assert [one.width for one in measured] == [PHONE, DESK]
-    for one in measured:
-        assert one.outside == []
-        assert one.clipped == []
-        assert one.scroll <= one.width
-        assert len(one.plots) == 22
-        assert min(one.plots) > 40
-        assert one.ground == ("rgb(17, 21, 26)" if flags else "rgb(246, 247, 249)")
+    assert [measurement.width for measurement in measured] == [PHONE, DESK]
+    for measurement in measured:
+        assert measurement.outside == []
+        assert measurement.clipped == []
+        assert measurement.scroll <= measurement.width
+        assert len(measurement.plots) == 22
+        assert min(measurement.plots) > 40
+        assert measurement.ground == ("rgb(17, 21, 26)" if flags else "rgb(246, 247, 249)")
     assert console == []
     assert asked <= {"/measure.html", "/report.html", "/favicon.ico"}
 
@@ -138,7 +138,7 @@ def test_a_page_that_does_not_fit_is_found(chromium: str, served: ThreadingHTTPS
     )
     [phone, _], console, asked = opened(chromium, served, tmp_path, html)
     assert phone.scroll > PHONE
-    assert any("wide" in one for one in phone.outside)
+    assert any("wide" in text for text in phone.outside)
     assert phone.clipped == ["a long label"]
     assert any("broken" in line for line in console)
     assert "/other.png" in asked

@@ -223,10 +223,10 @@ def test_a_planted_leak_is_found() -> None:
 def test_the_state_before_an_event_is_its_past() -> None:
     """Evaluation ranks from exactly the user's earlier events: not the event itself, nothing later."""
     events = log(3)
-    place = {id(event): number for number, event in enumerate(events)}
+    row_of_event = {id(event): number for number, event in enumerate(events)}
     seen = 0
     for event, state, _ in states_before(events, {}, LENGTH):
-        past = applied(events[: place[id(event)]], event.user_id)
+        past = applied(events[: row_of_event[id(event)]], event.user_id)
         assert state.items == [earlier.item_id for earlier in past][-LENGTH:]
         seen += 1
     assert seen > len(events) // 2
@@ -418,11 +418,11 @@ def test_a_cut_row_means_what_the_whole_row_means() -> None:
     """Padding on the left changes no user vector: steps may cut it off."""
     model = small_model()
     item_index = torch.tensor([[0] * 6 + [FIRST_ITEM, FIRST_ITEM + 2, 1, FIRST_ITEM + 1]])
-    ones = (item_index > 0).long()
+    mask = (item_index > 0).long()
     with torch.no_grad():
         vectors = model.item_vectors()
-        whole = model(item_index, ones, ones, vectors)[:, -4:]
-        cut = model(item_index[:, -4:], ones[:, -4:], ones[:, -4:], vectors)
+        whole = model(item_index, mask, mask, vectors)[:, -4:]
+        cut = model(item_index[:, -4:], mask[:, -4:], mask[:, -4:], vectors)
     torch.testing.assert_close(whole, cut)
 
 

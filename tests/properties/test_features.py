@@ -21,8 +21,8 @@ def one_user(state: UserState, length: int) -> tuple[list[int], list[int], list[
     types = [TYPE_INDEX.get(kind, 0) for kind in state.types[-length:]]
     times = state.times[-length:]
     gaps = []
-    for place, time in enumerate(times):
-        previous = times[place - 1] if place else time
+    for position, time in enumerate(times):
+        previous = times[position - 1] if position else time
         seconds = max(0, time - previous) // 1000
         gaps.append(min(31, 1 + (1 + seconds).bit_length() - 1))
     return padding + items, padding + types, padding + gaps
@@ -33,10 +33,10 @@ def test_featurise_equals_the_slow_reference(batch: list[UserState], length: int
     """Every index, type and gap bucket is what the description says, for any histories and any version's length."""
     tensors = featurise(batch, ITEM_INDEX, TYPE_INDEX, length)
     expected = [one_user(state, length) for state in batch]
-    for place, name in enumerate(("item_index", "event_type", "time_gap")):
+    for index, name in enumerate(("item_index", "event_type", "time_gap")):
         assert tensors[name].dtype == np.int32
         assert tensors[name].shape == (len(batch), length)
-        assert tensors[name].tolist() == [rows[place] for rows in expected]
+        assert tensors[name].tolist() == [rows[index] for rows in expected]
 
 
 @given(st.lists(any_states, min_size=1, max_size=8), st.integers(1, HISTORY))

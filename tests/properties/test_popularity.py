@@ -69,11 +69,11 @@ def test_restoring_equals_continuing(before: list[tuple[str, int]], after: list[
     running = counted(before, PartialPopularity(0, HALF_LIFE))
     published = decode_partial(encode_partial(running.snapshot()))
     restored = PartialPopularity(0, HALF_LIFE, published)
-    one = counted(after, running, len(before)).snapshot()
+    counted_on = counted(after, running, len(before)).snapshot()
     other = counted(after, restored, len(before)).snapshot()
-    assert (one.ts, one.offset) == (other.ts, other.offset)
+    assert (counted_on.ts, counted_on.offset) == (other.ts, other.offset)
     # a published count is rounded to 6 decimals, and grows by at most 64 half-lives of lateness
-    assert other.counts == pytest.approx(one.counts, abs=1e-5)
+    assert other.counts == pytest.approx(counted_on.counts, abs=1e-5)
 
 
 @given(st.lists(partials, max_size=6, unique_by=lambda partial: partial.partition), st.randoms())
@@ -116,8 +116,8 @@ kinds = st.sampled_from(("view", "view", "view", OPT_OUT, OPT_IN))
 
 def events_of(users: str, items: int, most: int) -> st.SearchStrategy[list[Event]]:
     """Events of users with names like this, at any time."""
-    one = st.tuples(st.integers(0, 5), kinds, any_time, st.integers(0, items - 1))
-    return st.lists(one, max_size=most).map(
+    event_fields = st.tuples(st.integers(0, 5), kinds, any_time, st.integers(0, items - 1))
+    return st.lists(event_fields, max_size=most).map(
         lambda drawn: [
             Event(f"{users}{number}", f"{users}{user}", kind, ts, f"item-{item}" if kind == "view" else None)
             for number, (user, kind, ts, item) in enumerate(drawn)
@@ -131,10 +131,10 @@ def test_events_move_no_other_item_by_more_than_as_many_users_could(honest: list
     before, after = prior_of(honest), prior_of([*honest, *lies])
     others = [item for item in before if item not in {"item-0", "item-1"}]
     now = max(before.values(), default=0.0)
-    for one in others:
+    for item_number in others:
         for other in others:
-            if before[one] > 1.01 * before[other] + 1e-3:
-                assert after[one] >= after[other] - 1e-5
+            if before[item_number] > 1.01 * before[other] + 1e-3:
+                assert after[item_number] >= after[other] - 1e-5
     users_worth = len(lies) * 2.0 ** (AHEAD_MS / 1000 / HALF_LIFE)
     for item in ("item-0", "item-1"):
         assert after.get(item, 0.0) <= before.get(item, 0.0) + users_worth + 1e-3

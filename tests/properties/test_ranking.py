@@ -183,9 +183,9 @@ def test_the_fallback_is_the_popular_order(world: World, size: int) -> None:
     for state in (*world.states, None):
         items = rank_popular(space, state, size)
         seen = {*state.items, *state.seen} if state else set()
-        places = [(-item.score, space.index[item.item_id]) for item in items]
-        assert places == sorted(places)
-        assert all(space.available[row] and space.ids[row] not in seen for _, row in places)
+        sort_keys = [(-item.score, space.index[item.item_id]) for item in items]
+        assert sort_keys == sorted(sort_keys)
+        assert all(space.available[row] and space.ids[row] not in seen for _, row in sort_keys)
         assert all(item.source == "popular" for item in items)
 
 

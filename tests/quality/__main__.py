@@ -109,8 +109,8 @@ def new_users(run: Run) -> Figures:
             "Freshet": train_encoder(split, texts, run.settings(FILMS, fold)).score,
         }
         for name, score in scorers.items():
-            for after, some in cases.items():
-                ranks.setdefault(f"{name}, after {after}", []).append(judge(score, some))
+            for after, cases_after in cases.items():
+                ranks.setdefault(f"{name}, after {after}", []).append(judge(score, cases_after))
     return {name: pooled(folds) for name, folds in ranks.items()}
 
 

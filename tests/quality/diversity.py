@@ -41,13 +41,13 @@ def curve(
 def _figures(
     lists: NDArray[np.int64], *, unit: Floats, share: NDArray[np.float64], cases: Sequence[Case]
 ) -> dict[str, float]:
-    place = np.array([_place(shown, target) for shown, (_, target) in zip(lists, cases, strict=True)])
+    ranks = np.array([_rank(shown, target) for shown, (_, target) in zip(lists, cases, strict=True)])
     vectors = unit[lists]  # [cases, CUTOFF, D]
     similar = np.einsum("cid,cjd->cij", vectors, vectors)
     pairs = CUTOFF * (CUTOFF - 1)
     return {
-        "hr@10": float(hits(place).mean()),
-        "ndcg@10": float(gains(place).mean()),
+        "hr@10": float(hits(ranks).mean()),
+        "ndcg@10": float(gains(ranks).mean()),
         "distance": float(1 - (similar.sum(axis=(1, 2)) - np.trace(similar, axis1=1, axis2=2)).mean() / pairs),
         "coverage": len(np.unique(lists)) / len(share),
         "novelty": float(-np.log2(share[lists]).mean()),
@@ -69,6 +69,6 @@ def _pool(score: Scorer, cases: Sequence[Case]) -> tuple[NDArray[np.int64], Floa
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(best, order, axis=1)
 
 
-def _place(shown: NDArray[np.int64], target: int) -> int:
+def _rank(shown: NDArray[np.int64], target: int) -> int:
     found = np.flatnonzero(shown == target)
     return int(found[0]) if len(found) else CUTOFF

@@ -99,7 +99,7 @@ def _rows(
     users: Sequence[list[int]], index: NDArray[np.int64], length: int, overlap: float
 ) -> Callable[[np.random.Generator], Examples]:
     runs = [
-        [Event(f"{user}-{place}", str(user), TYPE, 0, str(item)) for place, item in enumerate(items)]
+        [Event(f"{user}-{position}", str(user), TYPE, 0, str(item)) for position, item in enumerate(items)]
         for user, items in enumerate(users)
     ]
     known = {str(item): int(row) for item, row in enumerate(index) if row >= FIRST_ITEM}

@@ -71,7 +71,9 @@ class Texts:
             self._model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["query", "value"])
         )
         self._model = adapted.train()
-        optimiser = torch.optim.AdamW([one for one in adapted.parameters() if one.requires_grad], RATE)
+        optimiser = torch.optim.AdamW(
+            [parameter for parameter in adapted.parameters() if parameter.requires_grad], RATE
+        )
         falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, STEPS)
         told, frequent = pairs(split.train), np.log(np.maximum(split.counts(), 1))
         losses = []

@@ -40,13 +40,13 @@ def measure(stream: Stream, contexts: Mapping[str, Sequence[str]], half_life: fl
     touched: set[tuple[int, int]] = set()
     visitors: set[int] = set()
     judged: list[str] = []
-    places: dict[str, list[int]] = {}
+    ranks_by_model: dict[str, list[int]] = {}
     nothing_seen = np.zeros(len(stream.texts), np.bool_)
     clock = stream.times[0]
-    for place, (user, item, ts) in enumerate(zip(stream.users, stream.items, stream.times, strict=True)):
+    for position, (user, item, ts) in enumerate(zip(stream.users, stream.items, stream.times, strict=True)):
         counts *= 0.5 ** ((ts - clock) / (half_life * 1000.0))
         clock = ts
-        if user not in visitors and place * BURN_IN >= len(stream.users):
+        if user not in visitors and position * BURN_IN >= len(stream.users):
             judged.append(str(user))
             *alike, everybody = counts[mine[user]]
             found = {"popularity": everybody}
@@ -54,12 +54,12 @@ def measure(stream: Stream, contexts: Mapping[str, Sequence[str]], half_life: fl
                 for drawn in DRAWN:
                     found[f"by {name}, {drawn:g} of all"] = of_context + drawn * everybody / everybody.sum()
             at = rank_of_target(np.stack(list(found.values())), np.full(len(found), item), nothing_seen)
-            for name, one in zip(found, at, strict=True):
-                places.setdefault(name, []).append(one)
+            for name, rank in zip(found, at, strict=True):
+                ranks_by_model.setdefault(name, []).append(rank)
         visitors.add(user)
         if (user, item) not in touched:
             touched.add((user, item))
             counts[mine[user], item] += 1
     users = np.array(judged)
-    ranked = {name: np.array(at) for name, at in places.items()}
+    ranked = {name: np.array(at) for name, at in ranks_by_model.items()}
     return {name: with_intervals(users, hits(at), gains(at)) for name, at in ranked.items()}

@@ -39,7 +39,7 @@ def measure(peers: Path) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {"truth": dict.fromkeys(_columns(), moments.truth)}
     for draw, column in enumerate(_columns()):
         slots = moments.draw(draw, EXPLORATION)
-        ours = {one.estimator: one.value.mean for one in off_policy(TARGET.name, slots)}
+        ours = {estimate.estimator: estimate.value.mean for estimate in off_policy(TARGET.name, slots)}
         theirs = _theirs(peers, slots)
         for name, value in [*ours.items(), *((f"obp {name}", value) for name, value in theirs.items())]:
             rows.setdefault(name, {})[column] = value

@@ -52,7 +52,7 @@ class Touch:
     user: int
     item: int
     ts: int
-    place: int
+    position: int
     new_user: bool
 
 
@@ -115,8 +115,8 @@ def run(
 ) -> dict[str, dict[str, float]]:
     """Figures by ranker; `kinds` are the behaviour types whose first touches are judged."""
     events = [
-        Event(f"e{place}", str(user), kind, ts, str(item))
-        for place, (user, item, kind, ts) in enumerate(
+        Event(f"e{position}", str(user), kind, ts, str(item))
+        for position, (user, item, kind, ts) in enumerate(
             zip(stream.users, stream.items, stream.types, stream.times, strict=True)
         )
     ]
@@ -127,14 +127,14 @@ def run(
 
 def _touches(stream: Stream, kinds: Collection[str]) -> Iterator[Touch]:
     known: dict[int, set[int]] = {}
-    for place, (user, item, kind, ts) in enumerate(
+    for position, (user, item, kind, ts) in enumerate(
         zip(stream.users, stream.items, stream.types, stream.times, strict=True)
     ):
         if kind not in kinds:
             continue
         touched = known.setdefault(user, set())
         if item not in touched:
-            yield Touch(user, item, ts, place, new_user=not touched)
+            yield Touch(user, item, ts, position, new_user=not touched)
             touched.add(item)
 
 
@@ -143,16 +143,16 @@ def _encode(
 ) -> Iterator[tuple[Floats, Floats] | None]:
     """Per touch the user's vector and the item table then in force; None in the burn-in."""
     bounds = [len(events) * part // PARTS for part in range(1, PARTS + 1)]
-    yield from (None for touch in touches if touch.place < bounds[0])
+    yield from (None for touch in touches if touch.position < bounds[0])
     for start, stop in pairwise(bounds):
         model, index, table = _train(events[:start], texts, config)
         types = {kind: number + 1 for number, kind in enumerate(sorted({event.type for event in events[:start]}))}
-        wanted = {touch.place for touch in touches if start <= touch.place < stop}
+        wanted = {touch.position for touch in touches if start <= touch.position < stop}
         length = model.config.length
         rows: list[Tensors] = [
             featurise([state], index, types, length)
-            for place, (_, state, _) in enumerate(states_before(events[:stop], {}, length))
-            if place in wanted
+            for position, (_, state, _) in enumerate(states_before(events[:stop], {}, length))
+            if position in wanted
         ]
         with torch.no_grad():
             vectors = model.item_vectors()
@@ -207,7 +207,7 @@ def _judge(
     plain = [number for number, (_, _, b) in enumerate(grid) if b == 0]
     gained = np.zeros(len(grid))
     leader, plain_leader = 0, plain[0]
-    places: dict[str, list[int]] = {}
+    ranks_by_model: dict[str, list[int]] = {}
     for number, (touch, known) in enumerate(zip(touches, encoded, strict=True)):
         own = history.setdefault(touch.user, [])
         popularity.advance(touch.ts)
@@ -224,16 +224,16 @@ def _judge(
                 "encoder": encoder,
             }
             scores = np.stack([*found.values(), *(encoder + a * prior[life] + b * mixed for life, a, b in grid)])
-            place = _places(scores, touch.item, own, alive)
-            mixes = place[len(found) :]
+            ranks = _ranks(scores, touch.item, own, alive)
+            mixes = ranks[len(found) :]
             if number % CHOOSE_EVERY == 0:
                 leader, plain_leader = int(gained.argmax()), plain[int(gained[plain].argmax())]
             for name, at in zip(
                 (*found, "encoder + prior", "encoder + prior + co-visitation"),
-                (*place[: len(found)], mixes[plain_leader], mixes[leader]),
+                (*ranks[: len(found)], mixes[plain_leader], mixes[leader]),
                 strict=True,
             ):
-                places.setdefault(name, []).append(int(at))
+                ranks_by_model.setdefault(name, []).append(int(at))
             gained += gains(mixes)
         together.learn(own, touch.item)
         popularity.learn(touch.item, touch.ts)
@@ -242,10 +242,10 @@ def _judge(
     judged = [touch for touch, known in zip(touches, encoded, strict=True) if known is not None]
     life, a, b = grid[int(gained.argmax())]
     print(f"best mix at the end: half-life {HALF_LIVES_H[life]:g} h, prior {a:g}, co-visitation {b:g}")  # noqa: T201
-    return {name: _figures(np.array(at), judged) for name, at in places.items()}
+    return {name: _figures(np.array(at), judged) for name, at in ranks_by_model.items()}
 
 
-def _places(scores: Floats, item: int, own: Sequence[int], alive: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _ranks(scores: Floats, item: int, own: Sequence[int], alive: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Place of `item` in each row of `scores`; equal scores go by row."""
     if not alive[item]:
         return np.full(len(scores), UNRANKED)
@@ -257,8 +257,8 @@ def _places(scores: Floats, item: int, own: Sequence[int], alive: NDArray[np.boo
     return count
 
 
-def _figures(place: NDArray[np.int64], touches: Sequence[Touch]) -> dict[str, float]:
-    hit = hits(place)
+def _figures(ranks: NDArray[np.int64], touches: Sequence[Touch]) -> dict[str, float]:
+    hit = hits(ranks)
     users = np.array([str(touch.user) for touch in touches])
     new = np.array([touch.new_user for touch in touches])
-    return with_intervals(users, hit, gains(place)) | ({"new users": float(hit[new].mean())} if new.any() else {})
+    return with_intervals(users, hit, gains(ranks)) | ({"new users": float(hit[new].mean())} if new.any() else {})

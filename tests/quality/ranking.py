@@ -55,19 +55,19 @@ def leave_one_out(users: Sequence[list[int]], texts: list[str]) -> LeaveOneOut:
 class Ranks:
     """Places `[cases]` of the items that came next, 0 first, with what the slices need."""
 
-    place: NDArray[np.int64]
+    rank: NDArray[np.int64]
     target: NDArray[np.int64]
     history: NDArray[np.int64]
 
     @property
     def hit(self) -> NDArray[np.float64]:
         """1 where the item came among the first `CUTOFF`."""
-        return hits(self.place)
+        return hits(self.rank)
 
     @property
     def gain(self) -> NDArray[np.float64]:
         """NDCG of each case; with one relevant item the ideal is 1."""
-        return gains(self.place)
+        return gains(self.rank)
 
     def figures(self, counts: NDArray[np.int64]) -> dict[str, float]:
         """HR@10 and NDCG@10, and HR@10 of each slice; `counts` are the items' training events."""
@@ -82,14 +82,14 @@ class Ranks:
 def judge(score: Scorer, cases: Sequence[Case]) -> Ranks:
     """Rank the next item of each case among all items that its user has not touched."""
     order = sorted(range(len(cases)), key=lambda case: len(cases[case][0]))
-    place = np.empty(len(cases), np.int64)
+    ranks = np.empty(len(cases), np.int64)
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
         histories = [cases[case][0] for case in chosen]
         scores = score(histories)
-        place[chosen] = rank_of_target(scores, np.array([cases[case][1] for case in chosen]), seen(histories, scores))
+        ranks[chosen] = rank_of_target(scores, np.array([cases[case][1] for case in chosen]), seen(histories, scores))
     return Ranks(
-        place,
+        ranks,
         np.array([target for _, target in cases], np.int64),
         np.array([len(history) for history, _ in cases], np.int64),
     )

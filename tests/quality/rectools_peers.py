@@ -31,7 +31,7 @@ KINDS = {"RecTools SASRec": {"loss": "softmax"}, "RecTools eSASRec": ESASREC}
 
 def interactions(users: list[list[int]]) -> Dataset:
     """Users' items in order, as a data set whose times are their places."""
-    rows = [(user, item, 1.0, place) for user, items in enumerate(users) for place, item in enumerate(items)]
+    rows = [(user, item, 1.0, position) for user, items in enumerate(users) for position, item in enumerate(items)]
     frame = pd.DataFrame(rows, columns=[Columns.User, Columns.Item, Columns.Weight, Columns.Datetime])
     frame[Columns.Datetime] = pd.to_datetime(frame[Columns.Datetime], unit="s")
     return Dataset.construct(frame)
@@ -43,11 +43,11 @@ def figures(model: SASRecModel, histories: list[list[int]], targets: list[int]) 
     readable = [[item for item in items if item in known] for items in histories]
     chosen = [user for user, items in enumerate(readable) if items]
     lists = model.recommend(chosen, interactions(readable), k=CUTOFF, filter_viewed=True)
-    place = np.full(len(targets), CUTOFF)
+    ranks = np.full(len(targets), CUTOFF)
     hits = lists[lists[Columns.Item] == lists[Columns.User].map(dict(enumerate(targets)))]
-    place[hits[Columns.User].to_numpy()] = hits[Columns.Rank].to_numpy() - 1
-    hit = place < CUTOFF
-    return {"hr@10": float(hit.mean()), "ndcg@10": float(np.where(hit, 1 / np.log2(place + 2.0), 0).mean())}
+    ranks[hits[Columns.User].to_numpy()] = hits[Columns.Rank].to_numpy() - 1
+    hit = ranks < CUTOFF
+    return {"hr@10": float(hit.mean()), "ndcg@10": float(np.where(hit, 1 / np.log2(ranks + 2.0), 0).mean())}
 
 
 def trainer(epochs: int, minutes: float) -> Trainer:

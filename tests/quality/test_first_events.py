@@ -35,11 +35,11 @@ def test_what_nobody_touched_goes_by_row() -> None:
     assert found["hr@10"] == 0.5
 
 
-@pytest.mark.parametrize(("hour", "place"), [(1, SECOND), (100, 1.0)], ids=["soon", "late"])
-def test_an_item_counts_once_a_user_and_fades(hour: int, place: float) -> None:
+@pytest.mark.parametrize(("hour", "gain"), [(1, SECOND), (100, 1.0)], ids=["soon", "late"])
+def test_an_item_counts_once_a_user_and_fades(hour: int, gain: float) -> None:
     """Two users' item leads one user's, however often that one came, but not one of today when it is long ago."""
     log = stream([(0, 9, 0)] * 5 + [(1, 2, 0), (2, 2, 0), (0, 2, 0), (3, 9, hour)], [(4, 9, hour)])
-    assert measure(log, {}, half_life=3600.0)["popularity"]["ndcg@10"] == pytest.approx(place)
+    assert measure(log, {}, half_life=3600.0)["popularity"]["ndcg@10"] == pytest.approx(gain)
 
 
 def test_a_context_ranks_by_visitors_alike(monkeypatch: pytest.MonkeyPatch) -> None:

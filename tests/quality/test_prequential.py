@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from tests.quality.logs import Stream
-from tests.quality.prequential import CoVisitation, Popularity, Touch, _judge, _places, _touches
+from tests.quality.prequential import CoVisitation, Popularity, Touch, _judge, _ranks, _touches
 
 HOUR = 3_600_000
 ITEMS = 5
@@ -17,7 +17,9 @@ ITEMS = 5
 def stream(*events: tuple[int, int]) -> Stream:
     """One view an hour by (user, item)."""
     users, items = [user for user, _ in events], [item for _, item in events]
-    return Stream(users, items, ["view"] * len(events), [place * HOUR for place in range(len(events))], [""] * ITEMS)
+    return Stream(
+        users, items, ["view"] * len(events), [position * HOUR for position in range(len(events))], [""] * ITEMS
+    )
 
 
 def judged(log: Stream) -> dict[str, dict[str, float]]:
@@ -49,7 +51,7 @@ def test_repeats_and_other_types_are_not_judged() -> None:
 def test_own_and_unborn_items_are_no_candidates() -> None:
     """What the user has touched and what nobody has cannot be ahead; equal scores go by row."""
     alive = np.array([True, True, True, True, False])
-    assert _places(np.array([[9, 1, 1, 1, 9]], np.float32), 3, [0], alive).tolist() == [2]
+    assert _ranks(np.array([[9, 1, 1, 1, 9]], np.float32), 3, [0], alive).tolist() == [2]
 
 
 def test_popularity_forgets_by_window_and_by_half() -> None:

@@ -31,7 +31,7 @@ def test_the_last_item_tests_and_the_one_before_validates() -> None:
 def test_seen_items_do_not_count_as_ahead() -> None:
     """The place of an item is among those that the user has not touched; all others count, not a sample."""
     ranks = judge(by_item, [([0, 1, 2], 12), ([], 12), ([29], 9)])
-    assert ranks.place.tolist() == [9, 12, 9]
+    assert ranks.rank.tolist() == [9, 12, 9]
     assert ranks.hit.tolist() == [1, 0, 1]
     assert ranks.gain[0] == pytest.approx(1 / np.log2(11))
 

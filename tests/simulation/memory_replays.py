@@ -45,8 +45,8 @@ class ListLog:
     def read(self, partition: int, start: int = 0) -> Iterator[Sequence[Record]]:
         """Runs of five."""
         records = [record for record in self.records[partition] if record.offset >= start]
-        for place in range(0, len(records), 5):
-            yield records[place : place + 5]
+        for offset in range(0, len(records), 5):
+            yield records[offset : offset + 5]
 
 
 @dataclass
@@ -74,7 +74,9 @@ class Kept:
 
     def lists(self, _model: ReplayedModel, made: Sequence[tuple[Moment, MadeList | None]]) -> None:
         """Keep user, time and items."""
-        self.made += [(m.user_id, m.event.ts, [item.item_id for item in one.items]) for m, one in made if one]
+        self.made += [
+            (m.user_id, m.event.ts, [item.item_id for item in made_list.items]) for m, made_list in made if made_list
+        ]
 
     async def settle(self) -> None:
         """Nothing is let go."""
@@ -102,8 +104,10 @@ def records(events: Sequence[Event], partitions: int = 1, bad: Sequence[bytes] =
     """The events by partition, users kept together; `bad` values come last in partition 0."""
     log: dict[int, list[Record]] = {partition: [] for partition in range(partitions)}
     for event in events:
-        place = int(event.user_id.rpartition("-")[2]) % partitions
-        log[place].append(Record(len(log[place]), event.ts, event.user_id.encode(), encode_event(event)))
+        partition_number = int(event.user_id.rpartition("-")[2]) % partitions
+        log[partition_number].append(
+            Record(len(log[partition_number]), event.ts, event.user_id.encode(), encode_event(event))
+        )
     for value in bad:
         log[0].append(Record(len(log[0]), START, b"user-0", value))
     return ListLog(log)
@@ -123,7 +127,10 @@ async def open_replay(output: Kept, *, judged: bool = False, items: Sequence[Rec
     space = side_inputs.live.space
     judges = {
         view: Prequential(
-            view.name, cutoff=10, catalogue=1600, vectors=lambda ids: space.vectors[[space.index[one] for one in ids]]
+            view.name,
+            cutoff=10,
+            catalogue=1600,
+            vectors=lambda ids: space.vectors[[space.index[item_id] for item_id in ids]],
         )
         for view in (PUBLISHED, ListSchedule("at every event", 0), ListSchedule("every hour", 3600), *BASELINES)
         if judged

@@ -161,15 +161,15 @@ class MemoryWorld:
     async def start(self) -> MemoryWorld:
         """Make the model live and the pipeline ready."""
         go_live(self.model, self.bundle)
-        self.trial = CanaryAnalysis(self.settings, self.model, self.encoder, self.publisher, "worker", clock=clock)
+        self.canary = CanaryAnalysis(self.settings, self.model, self.encoder, self.publisher, "worker", clock=clock)
         self.pipeline = Pipeline(
-            self.settings, self.model, self.encoder, self.features, self.publisher, self.trial, clock=clock
+            self.settings, self.model, self.encoder, self.features, self.publisher, self.canary, clock=clock
         )
         return self
 
     async def run(self, *events: Event) -> None:
         """Process events as one run, at the next offsets."""
-        records = [record(self.offset + place, one) for place, one in enumerate(events)]
+        records = [record(self.offset + position, event) for position, event in enumerate(events)]
         self.offset += len(events)
         await self.process(records)
 

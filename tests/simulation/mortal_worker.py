@@ -157,9 +157,9 @@ class MortalEncoder(FakeEncoder):
         return await super().encode(tensors, version)
 
 
-def partition_of(one: Record) -> int:
+def partition_of(record: Record) -> int:
     """The partition in which a user's records are."""
-    return PARTITIONS[one.key or b""]
+    return PARTITIONS[record.key or b""]
 
 
 Batch = dict[int, list[Record]]
@@ -220,7 +220,7 @@ async def _live(
     encoder = MortalEncoder(killer)
     model = LiveModel(encoder, BUNDLE.path)
     counts = [message for message in durable.publisher.messages if message.topic == SETTINGS.popularity_topic]
-    model.apply_popularity([Record(offset, NOW, one.key, one.value) for offset, one in enumerate(counts)])
+    model.apply_popularity([Record(offset, NOW, message.key, message.value) for offset, message in enumerate(counts)])
     go_live(model, BUNDLE)
     publisher = MortalPublisher(killer, durable)
     worker = make(
@@ -232,16 +232,16 @@ async def _live(
         CanaryAnalysis(SETTINGS, model, encoder, publisher, "worker"),
         clock=lambda: NOW / 1000,
     )
-    left = [one for one in log if one.offset >= durable.committed[partition_of(one)]]
+    left = [record for record in log if record.offset >= durable.committed[partition_of(record)]]
 
     async def work() -> None:
         while left:
             batch: Batch = {}
-            for one in left[: random.randint(1, LONGEST_BATCH) if random else LONGEST_BATCH - 1]:
-                batch.setdefault(partition_of(one), []).append(one)
-                left.remove(one)
+            for logged in left[: random.randint(1, LONGEST_BATCH) if random else LONGEST_BATCH - 1]:
+                batch.setdefault(partition_of(logged), []).append(logged)
+                left.remove(logged)
             await life(worker, MortalStore(killer, durable), killer, durable, batch)
-            durable.complaints |= {f"committed too early: {one}" for one in judge(log, durable)}
+            durable.complaints |= {f"committed too early: {complaint}" for complaint in judge(log, durable)}
 
     workers = [asyncio.create_task(work()) for _ in range(in_flight)]
     for ended in await asyncio.gather(*workers, return_exceptions=True):
@@ -270,8 +270,8 @@ def small_log() -> list[Record]:
     ]
     offsets = [10 * (number // 6) + number for number in range(len(events))]
     return [
-        record(offset, one) if one else Record(offset, NOW, b"ann", b'{"half": "an eve')
-        for offset, one in zip(offsets, events, strict=True)
+        record(offset, sent) if sent else Record(offset, NOW, b"ann", b'{"half": "an eve')
+        for offset, sent in zip(offsets, events, strict=True)
     ]
 
 
@@ -289,14 +289,14 @@ def fold_again(log: Iterable[Record]) -> tuple[dict[str, Expected], set[int]]:
     """The log folded once from its start, by the description alone; and the offsets of the bad records."""
     users: dict[str, Expected] = {}
     bad: set[int] = set()
-    for one in log:
+    for logged in log:
         try:
-            body = json.loads(one.value or b"")
+            body = json.loads(logged.value or b"")
         except ValueError:
-            bad.add(one.offset)
+            bad.add(logged.offset)
             continue
         user = users.setdefault(body["user_id"], Expected())
-        user.offset = one.offset
+        user.offset = logged.offset
         if body["event_id"] in user.ids:
             continue
         kind = body["type"].removeprefix("user.")
@@ -313,7 +313,7 @@ def fold_again(log: Iterable[Record]) -> tuple[dict[str, Expected], set[int]]:
 
 def judge(log: Sequence[Record], durable: Durable) -> set[str]:
     """What is wrong with what is durable, given that all that is committed should be."""
-    users, bad = fold_again(one for one in log if one.offset < durable.committed[partition_of(one)])
+    users, bad = fold_again(record for record in log if record.offset < durable.committed[partition_of(record)])
     wrong = set()
     for name, user in users.items():
         raw = durable.store.states.get(name)
@@ -347,7 +347,9 @@ def _last_list(durable: Durable, user: str) -> int | None:
 async def judge_finished(log: Sequence[Record], durable: Durable, clean: Durable) -> set[str]:
     """What is wrong at the end, when the log has been read to its end."""
     wrong = judge(log, durable) | durable.complaints
-    if durable.committed != clean.committed or any(one.offset >= durable.committed[partition_of(one)] for one in log):
+    if durable.committed != clean.committed or any(
+        record.offset >= durable.committed[partition_of(record)] for record in log
+    ):
         wrong.add("not all is committed")
     users, bad = fold_again(log)
     valid = 0
@@ -355,24 +357,24 @@ async def judge_finished(log: Sequence[Record], durable: Durable, clean: Durable
         state = decode_state(durable.store.states[name]) if name in durable.store.states else None
         facts = {
             "offset": (state and state.offset, user.offset),
-            "items": (state and state.items, [one["item_id"] for one in user.events]),
-            "types": (state and state.types, [one["type"] for one in user.events]),
-            "times": (state and list(state.times), [one["ts"] for one in user.events]),
+            "items": (state and state.items, [body["item_id"] for body in user.events]),
+            "types": (state and state.types, [body["type"] for body in user.events]),
+            "times": (state and list(state.times), [body["ts"] for body in user.events]),
             "folded": (state and state.folded, len(user.events)),
-            "spend": (state and sum(state.spend.values()), sum(one.get("amount", 0) for one in user.events)),
+            "spend": (state and sum(state.spend.values()), sum(body.get("amount", 0) for body in user.events)),
             "counts": (state and sum(state.counts.values()), len(user.events)),
             "consent": (state and state.consent.name, CONSENTS[user.consent]),
         }
         wrong |= {f"{name}: {fact} is {has}, not {should}" for fact, (has, should) in facts.items() if has != should}
         features = await durable.features.read(name)
-        should_have = [one["item_id"] for one in user.events] if user.consent == "given" else None
+        should_have = [body["item_id"] for body in user.events] if user.consent == "given" else None
         has_items = features["recent_items"] and list(features["recent_items"])
         if has_items != should_have:
             wrong.add(f"{name}: features are {has_items}, not {should_have}")
         if (features["embedding"] is not None) != bool(user.events):
             wrong.add(f"{name}: the embedding does not fit the profile")
         wrong |= {f"{name}: {complaint}" for complaint in _lists_of(name, durable, clean)}
-    valid = sum(1 for one in log if one.offset not in bad)
+    valid = sum(1 for record in log if record.offset not in bad)
     lists = [message for message in durable.publisher.messages if message.topic == SETTINGS.recommendations_topic]
     if len(lists) > valid + durable.crashes * IN_FLIGHT * LONGEST_BATCH:
         wrong.add(f"{len(lists)} lists of {valid} events after {durable.crashes} crashes")
@@ -387,13 +389,16 @@ def _of_user(user: str, durable: Durable) -> list[Message]:
 def _lists_of(user: str, durable: Durable, clean: Durable) -> Iterable[str]:
     """A user's lists never go back, one id always is one list, and the last is that of a quiet run."""
     mine, quiet = _of_user(user, durable), _of_user(user, clean)
-    made = [decode_recommendation(one.value) for one in mine if one.value]
-    offsets = [one.as_of.offset for one in made]
+    made = [decode_recommendation(message.value) for message in mine if message.value]
+    offsets = [recommendation.as_of.offset for recommendation in made]
     if offsets != sorted(offsets):
         yield "lists go back"
     ids: dict[str, Any] = {}
-    for one in made:
-        if one.personalised and ids.setdefault(one.recommendation_id, one.items) != one.items:
+    for recommendation in made:
+        if (
+            recommendation.personalised
+            and ids.setdefault(recommendation.recommendation_id, recommendation.items) != recommendation.items
+        ):
             yield "two lists have one id"
     if not mine or (mine[-1].value is None) != (quiet[-1].value is None):
         yield "the last list is missing"

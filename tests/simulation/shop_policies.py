@@ -77,28 +77,28 @@ class Moments:
     def draw(self, draw: int, epsilon: float) -> Slots:
         """One history: what was shown, and what was clicked; `draw` is the luck."""
         rng = np.random.default_rng(draw)
-        gathering = LoggedLists(SIZE)
+        logged_lists = LoggedLists(SIZE)
         for moment in self._moments:
             shown = explore(moment.pool, SIZE, epsilon, f"{draw} {moment.shopper} {moment.ts}")
             chances = self._looks * [moment.appeal[item] for item in shown.items]
             rewards = (rng.random(SIZE) < chances).astype(float).tolist()
-            gathering.add(user_id(moment.shopper), shown.items, shown.propensities, rewards, moment.target)
-        return gathering.slots()
+            logged_lists.add(user_id(moment.shopper), shown.items, shown.propensities, rewards, moment.target)
+        return logged_lists.slots()
 
     def live(self, draw: int, epsilon: float) -> tuple[Slots, float]:
         """The same with shoppers who react: what the logging policy showed, and the target's clicks a list.
 
         The target's lists are really shown, to the same shoppers at the same moment with the same luck.
         """
-        gathering = LoggedLists(SIZE)
+        logged_lists = LoggedLists(SIZE)
         earned = 0.0
         for moment in self._moments:
             ts = moment.ts + draw  # within the hour only the luck is another
             shown = explore(moment.pool, SIZE, epsilon, f"{draw} {moment.shopper} {moment.ts}")
             rewards = self._clicks(moment.shopper, shown.items, ts)
-            gathering.add(user_id(moment.shopper), shown.items, shown.propensities, rewards, moment.target)
+            logged_lists.add(user_id(moment.shopper), shown.items, shown.propensities, rewards, moment.target)
             earned += sum(self._clicks(moment.shopper, moment.target, ts))
-        return gathering.slots(), earned / len(self._moments)
+        return logged_lists.slots(), earned / len(self._moments)
 
     def _clicks(self, shopper: int, items: list[str], ts: int) -> list[float]:
         """Which items a shopper clicks who is shown them."""

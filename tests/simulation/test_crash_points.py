@@ -77,7 +77,8 @@ async def test_without_kills_all_is_well(clean: Durable) -> None:
 
 
 @pytest.mark.parametrize(
-    ("interleaving", "in_flight"), [(0, 1), *((one, IN_FLIGHT) for one in (0, 1, 2, SLOW_STATE, SLOW_ENCODER))]
+    ("interleaving", "in_flight"),
+    [(0, 1), *((interleaving, IN_FLIGHT) for interleaving in (0, 1, 2, SLOW_STATE, SLOW_ENCODER))],
 )
 async def test_one_kill_at_every_point(clean: Durable, interleaving: int, in_flight: int) -> None:
     """Wherever the kill falls, and however the effects within and of two batches overlap, the end is the same."""
@@ -170,7 +171,7 @@ async def test_a_pipeline_out_of_order_is_found_out(
     """Failing control: lists and states go back where any of the orders within and between batches is not kept."""
     points = (await simulate(LOG, [], slow, pipeline=pipeline)).points
     found = await outcomes(clean, [[at] for at in range(1, points + 1)], slow, pipeline=pipeline)
-    assert any(symptom in one for one in set().union(*found.values()))
+    assert any(symptom in complaint for complaint in set().union(*found.values()))
 
 
 class Skipping(Pipeline):
@@ -186,5 +187,5 @@ async def test_skipping_the_effects_of_duplicates_is_found_out(clean: Durable) -
     """Failing control: killed between the state and the list, the list never comes."""
     found = await outcomes(clean, every_point(clean), pipeline=Skipping)
     wrong = set().union(*found.values())
-    assert any("the list is behind" in one for one in wrong)
-    assert any("features are" in one for one in wrong)
+    assert any("the list is behind" in complaint for complaint in wrong)
+    assert any("features are" in complaint for complaint in wrong)

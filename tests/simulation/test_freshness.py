@@ -111,8 +111,8 @@ class Oracle:
     def has_left(self, user: str, start: int, end: int) -> bool:
         """Whether the user opted out or was erased in between."""
         return any(
-            one.user_id == user and start <= one.ts < end and one.type in {"user.opt_out", "user.erase"}
-            for one in self._events
+            event.user_id == user and start <= event.ts < end and event.type in {"user.opt_out", "user.erase"}
+            for event in self._events
         )
 
     async def list(self, view: ListSchedule, user: str, ts: int) -> list[str]:
@@ -165,7 +165,7 @@ async def differences(events: Sequence[Event], views: Sequence[ListSchedule]) ->
     differ, new = {}, {}
     for view, judge in (await looked_at(events, ARRIVAL, views)).items():
         made = [await oracle.list(view, user, ts) for user, ts, _, _ in judge.acts[::2]]
-        differ[view.name] = sum(one != items for one, (*_, items) in zip(made, judge.acts[::2], strict=True))
+        differ[view.name] = sum(expected != items for expected, (*_, items) in zip(made, judge.acts[::2], strict=True))
         new[view.name] = sum(NEW_ITEM.item_id in items for *_, items in judge.acts)
         assert len(made) > 80
     return differ, new
@@ -247,11 +247,17 @@ def test_the_verb_finds_the_curve_and_the_report_draws_it(tmp_path: Path, monkey
     labels = ["at every event", "every minute", "every hour", "every day", "as published (at the user's own events)"]
     assert [point.label for point in results.freshness] == labels
     assert [point.seconds for point in results.freshness] == [0, 60, 3600, 86_400, 0]
-    assert [one.name for one in results.evaluations] == ["version 1", "recent popularity", "all-time popularity"]
-    assert {one.slices["all"]["all"].events for one in results.evaluations} == {120}
+    assert [evaluation.name for evaluation in results.evaluations] == [
+        "version 1",
+        "recent popularity",
+        "all-time popularity",
+    ]
+    assert {evaluation.slices["all"]["all"].events for evaluation in results.evaluations} == {120}
     popular = results.evaluations[1].slices["all"]["all"].metrics["hr"]
     assert popular.mean == 116 / 120  # each of the four items is new to its first user
-    pairs = {(one.candidate, one.baseline) for one in results.comparisons if one.metric == "ndcg"}
+    pairs = {
+        (comparison.candidate, comparison.baseline) for comparison in results.comparisons if comparison.metric == "ndcg"
+    }
     assert pairs == {
         (name, baseline)
         for name in ("version 1", "version 1, at every event")

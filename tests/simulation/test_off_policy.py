@@ -27,5 +27,5 @@ def test_what_the_target_earned_when_it_was_run_is_in_the_intervals() -> None:
     assert abs(truth - moments.truth) < 3 * error
     assert np.mean([served(slots).value.mean for slots, _ in draws]) < truth - 10 * error
     for estimates in zip(*(off_policy("sharper", slots) for slots, _ in draws), strict=True):
-        covered = sum(one.value.low <= truth <= one.value.high for one in estimates)
+        covered = sum(estimate.value.low <= truth <= estimate.value.high for estimate in estimates)
         assert covered >= 10, (estimates[0].estimator, covered)

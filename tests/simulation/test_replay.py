@@ -51,9 +51,9 @@ async def test_batches_do_not_matter(batch: int) -> None:
 async def test_partitions_do_not_matter() -> None:
     """One partition and four give the same lists, a catalogue that grows on the way included."""
     items = catalogue(START + 3_000_000)
-    one, four = [await replayed(records(stream(), count), items=items) for count in (1, 4)]
-    assert digest(one) == digest(four)
-    assert one.counts == four.counts
+    single, four = [await replayed(records(stream(), count), items=items) for count in (1, 4)]
+    assert digest(single) == digest(four)
+    assert single.counts == four.counts
 
 
 @pytest.mark.parametrize("batch", [1, 64, 10_000])
@@ -96,8 +96,8 @@ async def test_a_new_item_is_in_lists_from_its_time_on() -> None:
     late = START + 2_000_000
     await replayed(records(stream()), kept, items=catalogue(late))
     await replayed(records(stream()), without)
-    before = [one for one in kept.made if one[1] < late - 90_000]
-    assert before == [one for one in without.made if one[1] < late - 90_000]
+    before = [entry for entry in kept.made if entry[1] < late - 90_000]
+    assert before == [entry for entry in without.made if entry[1] < late - 90_000]
     assert all(NEW_ITEM.item_id not in items for _, _, items in before)
     assert any(NEW_ITEM.item_id in items for _, _, items in kept.made)
 
@@ -131,8 +131,8 @@ async def test_going_on_from_a_checkpoint_is_as_if_never_cut_off(partitions: int
     await second.finish()
     assert digest(second) == digest(whole)
     assert second.counts == whole.counts
-    again, once = ([judge.evaluation() for judge in one._models[0].judges.values()] for one in (second, whole))
-    assert all(one.slices["all"]["all"].events > 100 for one in once)
+    again, once = ([judge.evaluation() for judge in replay._models[0].judges.values()] for replay in (second, whole))
+    assert all(evaluation.slices["all"]["all"].events > 100 for evaluation in once)
     assert again == once
 
 
@@ -140,11 +140,11 @@ def leaks(events: list[Event], rows: list[tuple[list[str], list[int], Event]]) -
     """Rows that know of anything not strictly before their event's moment, by an independent reading of the log."""
     found = 0
     for items, times, target in rows:
-        place = next(number for number, event in enumerate(events) if event.event_id == target.event_id)
-        known = [e for e in events[:place] if e.user_id == target.user_id and e.ts < target.ts and e.item_id]
+        position = next(number for number, event in enumerate(events) if event.event_id == target.event_id)
+        known = [e for e in events[:position] if e.user_id == target.user_id and e.ts < target.ts and e.item_id]
         expected = list(dict.fromkeys((e.event_id, e.item_id, e.ts) for e in known))
-        forgotten = [e.ts for e in events[:place] if e.user_id == target.user_id and e.type.startswith("user.opt_o")]
-        forgotten += [e.ts for e in events[:place] if e.user_id == target.user_id and e.type == "user.erase"]
+        forgotten = [e.ts for e in events[:position] if e.user_id == target.user_id and e.type.startswith("user.opt_o")]
+        forgotten += [e.ts for e in events[:position] if e.user_id == target.user_id and e.type == "user.erase"]
         allowed = [(item, ts) for _, item, ts in expected if ts >= max(forgotten, default=0)]
         found += not set(zip(items, times, strict=True)) <= set(allowed)
     return found
@@ -204,7 +204,7 @@ async def test_counted_anew_is_what_the_worker_published() -> None:
         event(43, "u1", item="film-0"),
         event(3, "u8", item="film-1", event_id="late"),
     ]
-    log = [record(offset, one) for offset, one in enumerate(given)]
+    log = [record(offset, sent) for offset, sent in enumerate(given)]
     log.append(msgspec.structs.replace(record(45, event(45, "u9", ts=NOW + 10**12)), timestamp=NOW))
     await world.process(log)
     await world.pipeline.release()

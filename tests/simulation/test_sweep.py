@@ -29,23 +29,23 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_each_value_tried_is_a_policy_of_its_own(log: Path) -> None:
+def test_each_value_of_a_sweep_is_a_policy(log: Path) -> None:
     """The value in force gives the lists of the version as it is, another one others; all are judged alike."""
-    tried = ("--try", "prior_weight=1,40", "--try", "diversity=0.9")
-    done = CliRunner().invoke(app, ["replay", str(log), *tried, "--out", "tried"])
+    swept = ("--try", "prior_weight=1,40", "--try", "diversity=0.9")
+    done = CliRunner().invoke(app, ["replay", str(log), *swept, "--out", "sweep"])
     assert done.exit_code == 0, done.output
     names = ["version 1", "version 1, prior weight 1", "version 1, prior weight 40", "version 1, diversity 0.9"]
-    digests = json.loads(Path("tried/replay.json").read_text())["digests"]
+    digests = json.loads(Path("sweep/replay.json").read_text())["digests"]
     assert list(digests) == names
     assert digests[names[0]] == digests[names[1]]
     assert len(set(digests.values())) == 3
-    results = read_results(Path("tried/results.json"))
-    assert [one.name for one in results.evaluations[:4]] == names
-    whole = [one.slices["all"]["all"] for one in results.evaluations[:4]]
+    results = read_results(Path("sweep/results.json"))
+    assert [evaluation.name for evaluation in results.evaluations[:4]] == names
+    whole = [evaluation.slices["all"]["all"] for evaluation in results.evaluations[:4]]
     assert len({part.events for part in whole}) == 1
     assert whole[3].metrics["intra_list_diversity"].mean > whole[0].metrics["intra_list_diversity"].mean
     lines = done.stdout.splitlines()
-    [top] = [place for place, line in enumerate(lines) if "NDCG" in line]
+    [top] = [row for row, line in enumerate(lines) if "NDCG" in line]
     assert lines[top].split()[:5] == ["HR", "NDCG", "HR", "of", "purchase"]
     verdicts = [line.split()[-3:] for line in lines[top + 1 : top + 5]]
     assert verdicts[1] == ["no", "difference", "shown"]  # the same lists
@@ -53,7 +53,7 @@ def test_each_value_tried_is_a_policy_of_its_own(log: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tried", "message"),
+    ("swept", "message"),
     [
         (
             "colour=1",
@@ -63,20 +63,20 @@ def test_each_value_tried_is_a_policy_of_its_own(log: Path) -> None:
         ("novelty_weight", "--try novelty_weight: could not convert string to float"),
     ],
 )
-def test_what_cannot_be_tried_is_one_line(log: Path, tried: str, message: str) -> None:
+def test_a_sweep_that_is_refused_is_one_line(log: Path, swept: str, message: str) -> None:
     """It names the knobs, or what is wrong with the value; nothing is written."""
-    done = CliRunner().invoke(app, ["replay", str(log), "--try", tried, "--out", "tried"])
+    done = CliRunner().invoke(app, ["replay", str(log), "--try", swept, "--out", "sweep"])
     assert done.exit_code == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not Path("tried").exists()
+    assert not Path("sweep").exists()
 
 
 def test_a_version_without_lifts_cannot_weigh_them(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is one line, and nothing is written."""
     models = without_lifts(tmp_path / "models", Keys(tmp_path / "keys").private)
     monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(models))
-    done = CliRunner().invoke(app, ["replay", str(log), "--try", "novelty_weight=0.2", "--out", "tried"])
+    done = CliRunner().invoke(app, ["replay", str(log), "--try", "novelty_weight=0.2", "--out", "sweep"])
     assert done.exit_code == 1
     assert "version 1 does not know its items' value and novelty: train one that does" in done.stderr
-    assert not Path("tried").exists()
+    assert not Path("sweep").exists()

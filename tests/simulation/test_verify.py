@@ -24,9 +24,9 @@ async def lived(*, away: set[int], events: int = 6) -> tuple[MemoryWorld, list[R
     for number in range(events):
         world.encoder.away = number in away
         last = number == events - 1
-        one = event(number, user=f"u{number % 2}", kind=OPT_OUT if last else "view")
-        log.append(record(number, one))
-        await world.run(one)
+        sent = event(number, user=f"u{number % 2}", kind=OPT_OUT if last else "view")
+        log.append(record(number, sent))
+        await world.run(sent)
     world.encoder.away = False
     return world, log
 
@@ -34,7 +34,8 @@ async def lived(*, away: set[int], events: int = 6) -> tuple[MemoryWorld, list[R
 def verifier(world: MemoryWorld, log: list[Record], repository: Path, topics: SideInputTopics = NOTHING) -> Verifier:
     """What was published against what the log says."""
     published = Published(
-        Record(place, 0, message.key, message.value) for place, message in enumerate(world.messages("recommendations"))
+        Record(offset, 0, message.key, message.value)
+        for offset, message in enumerate(world.messages("recommendations"))
     )
     folded = FoldedLog(ListLog({PARTITION: log}), world.settings, published.lists)
     rebuilder = Rebuilder(world.settings, 1, world.encoder, repository, topics)
@@ -66,17 +67,17 @@ async def test_lists_made_without_a_text_that_failed_are_made_again(tmp_path: Pa
         items.append(Record(number, 0, name.encode(), encode_item(CatalogueItem(name, title))))
         world.model.apply_items(items[-1:])
         await world.model.settle()
-        one = event(number, user=f"u{number % 2}")
-        log.append(record(number, one))
-        await world.run(one)
+        sent = event(number, user=f"u{number % 2}")
+        log.append(record(number, sent))
+        await world.run(sent)
     world.encoder.stumbles = set()
     check = verifier(world, log, tmp_path, SideInputTopics(items, []))
     await check.lists()
     assert check.result().examples == []
     assert check.result().compared["lists"] == 6
-    lists = Published(Record(0, 0, one.key, one.value) for one in world.messages("recommendations")).lists
-    assert [one.side_inputs.items_skipped for one in lists] == [(), (1,), (1,), (1,), (1, 4), (4,)]
-    assert any(one.source == "cold" for made in lists for one in made.items)
+    lists = Published(Record(0, 0, message.key, message.value) for message in world.messages("recommendations")).lists
+    assert [published.side_inputs.items_skipped for published in lists] == [(), (1,), (1,), (1,), (1, 4), (4,)]
+    assert any(item.source == "cold" for made in lists for item in made.items)
 
 
 async def test_a_degraded_list_of_another_history_is_found(tmp_path: Path) -> None:

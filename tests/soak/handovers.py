@@ -42,11 +42,11 @@ def hand_over_under_load(folder: Path, rounds: int) -> bool:
                 time.sleep(chance.uniform(0.0, 12.0))
         ended += _start_again(deployment, workers)
         for worker in workers.values():
-            until(lambda one=worker: one.get("/readyz")[0] == 200, "the worker is ready", worker)  # type: ignore[misc]
+            until(lambda restarted=worker: restarted.get("/readyz")[0] == 200, "the worker is ready", worker)  # type: ignore[misc]
         deployment.settle()
         deployment.check()
         lists = [json.loads(record.value) for record in deployment.records("recommendations")]
-        back = went_back(lists, lambda one: int(one["as_of"]["offset"]))
+        back = went_back(lists, lambda published: int(published["as_of"]["offset"]))
         events = len(deployment.records("events"))
         print(f"{events:,} events, of which the states are the fold; {len(lists):,} lists, ", end="")
         print(f"{back} of them behind a newer one; {len(ended)} workers ended themselves")

@@ -37,10 +37,10 @@ def kill_at_every_step(folder: Path) -> bool:
                 publisher = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.PIPE)
                 killed = publisher.returncode == -signal.SIGKILL
                 for line in publisher.stdout.splitlines():
-                    recorded = decode_record(line)
-                    assert isinstance(recorded, Rollout)
-                    records.write(recorded)
-                    live = recorded.version
+                    rollout = decode_record(line)
+                    assert isinstance(rollout, Rollout)
+                    records.write(rollout)
+                    live = rollout.version
                 triton = Server(service.triton)
                 triton.try_golden(service.repository / MODEL / str(live), live)
                 left = sorted(versions(service.repository) - {live})

@@ -10,8 +10,8 @@ def went_back(lists: Iterable[dict[str, Any]], number: Callable[[dict[str, Any]]
     """How many lists have a lower number than one that their user had before."""
     highest: dict[str, int] = {}
     count = 0
-    for one in lists:
-        before = highest.get(one["user_id"], -1)
-        count += number(one) < before
-        highest[one["user_id"]] = max(before, number(one))
+    for published in lists:
+        before = highest.get(published["user_id"], -1)
+        count += number(published) < before
+        highest[published["user_id"]] = max(before, number(published))
     return count

@@ -87,7 +87,9 @@ def reload_many_times(folder: Path, reloads: int) -> bool:
 
 def _row(number: int, steady: list[float], loading: list[float], now: object, each: float) -> None:
     server_mib, stubs, stubs_mib, handles, regions = now  # type: ignore[misc]
-    times = "  ".join(f"{np.percentile(one, 50):8.1f} / {np.percentile(one, 99):7.1f}" for one in (steady, loading))
+    times = "  ".join(
+        f"{np.percentile(latencies, 50):8.1f} / {np.percentile(latencies, 99):7.1f}" for latencies in (steady, loading)
+    )
     print(
         f"{number:7}  {times}  {server_mib:10.0f}  {stubs:5}  {stubs_mib:9.0f}  {handles:7}  {regions:3}  {each:6.1f}",
         flush=True,

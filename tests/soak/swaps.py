@@ -54,16 +54,19 @@ def swap_under_load(folder: Path, swaps: int) -> bool:
 
 def _judge(deployment: Deployment, windows: list[tuple[float, float]]) -> bool:
     made = [json.loads(record.value) for record in deployment.records("recommendations")]
-    degraded = sum(one["degraded"] for one in made)
-    back = went_back(made, lambda one: int(one["model_version"]))
+    degraded = sum(published["degraded"] for published in made)
+    back = went_back(made, lambda published: int(published["model_version"]))
     swapping, steady = [], []
-    for one in made:
-        at, took = one["timings"]["publish"] / 1000, one["timings"]["publish"] - one["timings"]["broker"]
+    for published in made:
+        at, took = (
+            published["timings"]["publish"] / 1000,
+            published["timings"]["publish"] - published["timings"]["broker"],
+        )
         inside = any(start <= at <= end for start, end in windows)
         if at > windows[0][0] - 5:
             (swapping if inside else steady).append(took)
     ratio = np.percentile(swapping, 99) / np.percentile(steady, 99)
-    versions = len({one["model_version"] for one in made})
+    versions = len({published["model_version"] for published in made})
     print(f"{len(made):,} lists of {versions} versions, {degraded} degraded, ", end="")
     print(f"{back} of an older version than the user's list before")
     for name, times in (("steady", steady), ("swapping", swapping)):

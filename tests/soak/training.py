@@ -87,10 +87,13 @@ def _train(command: list[str]) -> str:
 
 def _judge(deployment: Deployment, began: float, trained: float, ended: float) -> bool:
     made = [json.loads(record.value) for record in deployment.records("recommendations")]
-    degraded = sum(one["degraded"] for one in made)
+    degraded = sum(published["degraded"] for published in made)
     times: dict[str, list[float]] = {"alone": [], "beside training": []}
-    for one in made:
-        at, took = one["timings"]["publish"] / 1000, one["timings"]["publish"] - one["timings"]["broker"]
+    for published in made:
+        at, took = (
+            published["timings"]["publish"] / 1000,
+            published["timings"]["publish"] - published["timings"]["broker"],
+        )
         if began <= at < trained:
             times["alone"].append(took)
         elif trained <= at < ended:

@@ -194,7 +194,7 @@ def published(settings: Settings) -> object:
         await world.run(event(1), event(2, "bob"), event(90, "bob"), event(3, "cyd", "listen"), event(4, ts=10**12))
         messages = [(message.topic, dict(message.headers).get("origin_topic")) for message in world.publisher.messages]
         made = lists(world.publisher.messages, settings.recommendations_topic)
-        items = [(one.items, one.variant) for one in made]
+        items = [(published.items, published.variant) for published in made]
         counts = [
             decode_partial(message.value).half_life
             for message in world.publisher.messages
@@ -269,7 +269,9 @@ def wiring(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callabl
         port = 1
 
         def __init__(self, *arguments: object, **_: object) -> None:
-            opened.append(tuple(str(one) for one in arguments if isinstance(one, str | int | float | Path | tuple)))
+            opened.append(
+                tuple(str(argument) for argument in arguments if isinstance(argument, str | int | float | Path | tuple))
+            )
 
         async def start(self, *_: object) -> None:
             """Start."""
@@ -372,15 +374,15 @@ def archived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Setti
     monkeypatch.setattr("freshet.archive.appender.ROW_GROUP_BYTES", 1)
 
     def observe(settings: Settings) -> object:
-        one = archiver.Archiver(settings, Health())
-        monkeypatch.setattr(archiver.time, "monotonic", lambda: one._consumer.fetches * 10.0)
+        running = archiver.Archiver(settings, Health())
+        monkeypatch.setattr(archiver.time, "monotonic", lambda: running._consumer.fetches * 10.0)
         stopping = Mock()
-        stopping.is_set = lambda: one._consumer.fetches == 20
-        one.run(stopping)
+        stopping.is_set = lambda: running._consumer.fetches == 20
+        running.run(stopping)
         folders = [str(folder) for folder in tmp_path.iterdir()]
         for folder in folders:
             shutil.rmtree(folder)
-        return one._consumer.commits, folders
+        return running._consumer.commits, folders
 
     return observe
 
@@ -521,9 +523,9 @@ def test_what_two_parts_read_reaches_both(name: str, consumer: Callable[[Setting
 @pytest.mark.parametrize("knob", KNOBS)
 def test_a_variant_differs_by_its_own_knobs(knob: str) -> None:
     """What it names holds for its users; what it leaves open, and all others' users, have the settings beside it."""
-    for one in KNOBS:
-        assert one in Settings.__struct_fields__
-        assert one in Variant.__struct_fields__
+    for name in KNOBS:
+        assert name in Settings.__struct_fields__
+        assert name in Variant.__struct_fields__
     arm = msgspec.convert({"share": 0.5, knob: 0.75}, Variant)
     settings = Settings(diversity=0.25, prior_weight=3.0, variants={"plain": Variant(share=0.5), "changed": arm})
     assert settings.of_variant("plain") == settings.of_variant("none such") == settings

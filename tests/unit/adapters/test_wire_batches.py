@@ -108,10 +108,10 @@ def test_a_broken_batch_is_quarantined(read: Any, kind: str) -> None:
     good = batch(records(VALUES), 3, base=7)
     broken = bytes(4) + (4).to_bytes(4, "big") + BROKEN[kind][8:]
     found, following = read(batch(records(VALUES), 3, base=1) + broken + good)
-    lost = [one for one in found if isinstance(one.value, Unreadable)]
-    assert [(one.offset, one.key, one.value.end) for one in lost] == [(4, None, 7)]
+    lost = [record for record in found if isinstance(record.value, Unreadable)]
+    assert [(record.offset, record.key, record.value.end) for record in lost] == [(4, None, 7)]
     assert lost[0].value.startswith(b"batch 4 to 6: ")
-    assert [one.offset for one in found if one not in lost] == [1, 2, 3, 7, 8, 9]
+    assert [record.offset for record in found if record not in lost] == [1, 2, 3, 7, 8, 9]
     assert following == 10
 
 
@@ -120,7 +120,7 @@ def test_what_stands_before_the_damage_is_read(read: Any) -> None:
     """A batch whose second record is cut."""
     cut = record(1, b"k", b"v" * 100)[:-60]
     found, following = read(batch(record(0, *VALUES[0]) + cut, 3))
-    assert [one.offset for one in found] == [0, 1]
+    assert [record.offset for record in found] == [0, 1]
     assert found[0].value == b"v0"
     assert isinstance(found[1].value, Unreadable)
     assert following == 3
@@ -140,7 +140,7 @@ def test_random_damage_raises_nothing(read: Any, seed: int) -> None:
         if rng.random() < 0.5:
             data[rng.randrange(16, len(data))] = rng.randrange(256)
         found, following = read(bytes(data) + batch(records(VALUES), 3, base=2**40), 5)
-        offsets = [one.offset for one in found]
+        offsets = [record.offset for record in found]
         assert offsets == sorted(set(offsets))
         assert following > 5
 
@@ -185,7 +185,7 @@ def test_a_fetch_of_many_bombs_ends_early(read: Any) -> None:
     while following < 10:
         found, following = read(data[following * (len(data) // 10) :], following)
         assert len(found) <= 2
-        offsets += [one.offset for one in found]
+        offsets += [record.offset for record in found]
     assert offsets == list(range(10))
 
 

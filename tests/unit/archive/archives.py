@@ -38,19 +38,19 @@ def appender(chain: Chain, file_size: int = FILE_SIZE, start: int | None = None)
 def write(folder: Path, records: Sequence[Record], *, partition: int = 0, per_file: int = 10) -> Chain:
     """Archive records, so many a file, after those that are there."""
     chain = Chain(folder / "events", partition)
-    for place in range(0, len(records), per_file):
-        some = records[place : place + per_file]
-        one = appender(chain, start=some[0].offset)
-        for each in some:
-            one.take(each.offset, each.timestamp, 100, each)
-        one.cut()
+    for start in range(0, len(records), per_file):
+        file_records = records[start : start + per_file]
+        file_appender = appender(chain, start=file_records[0].offset)
+        for each in file_records:
+            file_appender.take(each.offset, each.timestamp, 100, each)
+        file_appender.cut()
     return chain
 
 
 def read(folder: Path, window: Window = WHOLE, start: int = 0) -> dict[int, list[Record]]:
     """Every record of an archive that is in the window, by partition."""
     log = open_log(str(folder), Settings(), window)
-    return {number: [one for run in log.read(number, start) for one in run] for number in log.partitions}
+    return {number: [record for run in log.read(number, start) for record in run] for number in log.partitions}
 
 
 def stream(seed: int, count: int, users: int = 6) -> list[Event]:
@@ -73,8 +73,8 @@ def stream(seed: int, count: int, users: int = 6) -> list[Event]:
     return events
 
 
-def write_stream(folder: Path, events: list[Event], place: list[int]) -> None:
-    """Archive events by user in two partitions, with some poison between; `place` is where each partition goes on.
+def write_stream(folder: Path, events: list[Event], offsets: list[int]) -> None:
+    """Archive events by user in two partitions, with some poison between; `offsets` holds the next of each partition.
 
     The records arrive when the last of the events has happened.
     """
@@ -83,9 +83,9 @@ def write_stream(folder: Path, events: list[Event], place: list[int]) -> None:
         records = []
         for event in events:
             if int(event.user_id[-1]) % 2 == partition:
-                for value in (encode_event(event), *([b"{"] if place[partition] % 20 == 19 else [])):
-                    records.append(Record(place[partition], arrival, event.user_id.encode(), value))
-                    place[partition] += 1
+                for value in (encode_event(event), *([b"{"] if offsets[partition] % 20 == 19 else [])):
+                    records.append(Record(offsets[partition], arrival, event.user_id.encode(), value))
+                    offsets[partition] += 1
         write(folder, records, partition=partition, per_file=50)
 
 

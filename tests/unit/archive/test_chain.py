@@ -46,7 +46,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, kill_at: int | None) -> Callable[[], 
 
 def offsets(folder: Path) -> list[int]:
     """The offsets that a reader finds in partition 0."""
-    return [one.offset for one in read(folder)[0]]
+    return [record.offset for record in read(folder)[0]]
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
@@ -88,22 +88,22 @@ def test_restarts_neither_lose_nor_double(tmp_path: Path, seed: int) -> None:
     """Cuts, kills and starts in any order: the files hold each offset once, up to where the archiver goes on."""
     rng = random.Random(seed)
     chain = Chain(tmp_path / "events", 0)
-    one = appender(chain)
+    archiver = appender(chain)
     for _ in range(120):
         match rng.choices(("take", "cut", "kill", "merge"), (20, 3, 1, 1))[0]:
             case "take":
-                each = record(one.next)
-                one.take(each.offset, each.timestamp, 100, each)
+                each = record(archiver.next)
+                archiver.take(each.offset, each.timestamp, 100, each)
             case "cut":
-                one.cut()
+                archiver.cut()
             case "merge":
                 chain.merge(FILE_SIZE)
             case "kill":
                 chain.tidy()
-                one = appender(chain)
-    one.cut()
-    assert offsets(tmp_path) == list(range(one.next))
-    assert one.end == one.next == chain.end()
+                archiver = appender(chain)
+    archiver.cut()
+    assert offsets(tmp_path) == list(range(archiver.next))
+    assert archiver.end == archiver.next == chain.end()
 
 
 def test_of_two_writers_one_goes_on(tmp_path: Path) -> None:
@@ -145,13 +145,13 @@ def kills(action: Callable[[Path], object], prepare: Callable[[Path], object], f
         total = count()
     assert total >= 3
     for kill_at in range(total):
-        one = folder / f"cut-{kill_at}"
-        prepare(one)
+        copy = folder / f"cut-{kill_at}"
+        prepare(copy)
         with pytest.MonkeyPatch.context() as patch:
             steps(patch, kill_at)
             with pytest.raises(Killed):
-                action(one)
-        yield one
+                action(copy)
+        yield copy
 
 
 def test_an_addition_cut_off_anywhere(tmp_path: Path) -> None:
@@ -240,12 +240,12 @@ def test_a_full_row_group_is_written_out(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("freshet.archive.appender.ROW_GROUP", 50)
     monkeypatch.setattr("freshet.archive.appender.ROW_GROUP_BYTES", 20_000)
     chain = Chain(tmp_path / "events", 0)
-    one = appender(chain, file_size=30_000)
+    archiver = appender(chain, file_size=30_000)
     for number in range(400):
         each = record(number)
-        one.take(number, each.timestamp, 100 if number < 200 else 1000, each)
-        assert len(one._rows) < (50 if number < 200 else 20)
-    one.cut()
+        archiver.take(number, each.timestamp, 100 if number < 200 else 1000, each)
+        assert len(archiver._rows) < (50 if number < 200 else 20)
+    archiver.cut()
     segments = chain.segments()
     assert len(segments) > 1
     with pq.ParquetFile(segments[0].path) as file:

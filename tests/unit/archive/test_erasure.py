@@ -48,7 +48,7 @@ def bytes_held(chain: Chain) -> list[bytes]:
 
 def kept(records: list[Record]) -> list[Record]:
     """What is left of them: the other user, and the erased one from the erasure on."""
-    return [one for one in records if one.key != b"bob" or one.offset >= ERASED_AT]
+    return [record for record in records if record.key != b"bob" or record.offset >= ERASED_AT]
 
 
 def test_an_erased_user_is_in_no_file(tmp_path: Path) -> None:
@@ -59,8 +59,8 @@ def test_an_erased_user_is_in_no_file(tmp_path: Path) -> None:
     assert noted(chain) == {b"bob": ERASED_AT}
     chain.begin_erasing(noted(chain))
     assert chain.erase(holds, without) == 3
-    of_bob = [one for one in bytes_held(chain) if b"bob" in one]
-    assert len(of_bob) == 2 * len([one for one in kept(records) if one.key == b"bob"])
+    of_bob = [content for content in bytes_held(chain) if b"bob" in content]
+    assert len(of_bob) == 2 * len([record for record in kept(records) if record.key == b"bob"])
     assert [segment[1:3] for segment in chain.segments()] == before
     table = pa.concat_tables([pq.read_table(segment.path) for segment in chain.segments()])
     assert table["offset"].to_pylist() == list(range(40))

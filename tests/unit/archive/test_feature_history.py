@@ -38,11 +38,11 @@ def test_runs_that_go_on_give_what_one_gives(
     write_stream(Path(whole.archive_dir), events, [0, 0])
     done = run(whole)
     monkeypatch.setattr(feature_history, "CHUNK", 30)
-    place, count = [0, 0], 0
+    offsets, count = [0, 0], 0
     for start in range(0, len(events), 100):
-        write_stream(Path(settings.archive_dir), events[start : start + 100], place)
+        write_stream(Path(settings.archive_dir), events[start : start + 100], offsets)
         count += run(settings).events
-    assert count == done.events == sum(place)
+    assert count == done.events == sum(offsets)
     assert rows(Path(settings.archive_dir)) == rows(Path(whole.archive_dir))
 
 
@@ -53,8 +53,8 @@ def test_a_run_cut_off_anywhere(
     """Cut off before or after any file or any saved state, the next run completes the rows: none lost, none twice."""
     events = stream(4, 400)
     whole = Settings(archive_dir=str(tmp_path / "whole"))
-    for one in (settings, whole):
-        write_stream(Path(one.archive_dir), events, [0, 0])
+    for target in (settings, whole):
+        write_stream(Path(target.archive_dir), events, [0, 0])
     run(whole)
     monkeypatch.setattr(feature_history, "CHUNK", 100)
     count = 0

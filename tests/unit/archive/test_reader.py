@@ -23,7 +23,7 @@ def archive(tmp_path: Path) -> Path:
 
 def offsets(folder: Path, window: Window) -> dict[int, list[int]]:
     """The offsets in a window, by partition."""
-    return {partition: [one.offset for one in records] for partition, records in read(folder, window).items()}
+    return {partition: [record.offset for record in records] for partition, records in read(folder, window).items()}
 
 
 def test_the_total_is_known(archive: Path) -> None:
@@ -58,7 +58,7 @@ def test_windows_of_time_over_disorder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("start", [0, 1, 9, 10, 55, 99, 100])
 def test_it_goes_on_from_any_offset(archive: Path, start: int) -> None:
     """As a replay that was cut off does."""
-    assert [one.offset for one in read(archive, start=start)[0]] == list(range(start, 100))
+    assert [record.offset for record in read(archive, start=start)[0]] == list(range(start, 100))
 
 
 def test_one_file_is_a_log(archive: Path) -> None:
@@ -80,8 +80,8 @@ def test_offsets_with_holes(tmp_path: Path) -> None:
     """A topic that is compacted, or written in transactions, leaves offsets out: that is no gap."""
     kept = [record(number) for number in (0, 1, 4, 5, 9, 17, 18)]
     chain = write(tmp_path, kept[:2], per_file=2)
-    for some in (kept[2:5], kept[5:]):
-        write(tmp_path, some, per_file=3)
+    for part in (kept[2:5], kept[5:]):
+        write(tmp_path, part, per_file=3)
         [segment] = chain.segments()[-1:]
         first = chain.segments()[-2].last + 1
         segment.path.rename(segment.path.with_name(segment.path.name.replace(f"{segment.first:020d}", f"{first:020d}")))
@@ -92,10 +92,10 @@ def test_files_merged_while_it_reads(archive: Path) -> None:
     """The merged file is read on from where the reader was."""
     log = open_log(str(archive), Settings())
     runs = log.read(0)
-    found = [one.offset for one in next(runs)]
+    found = [record.offset for record in next(runs)]
     [chain] = [write(archive, [])]
     assert chain.merge(FILE_SIZE) >= MERGE_FILES
-    found += [one.offset for run in runs for one in run]
+    found += [record.offset for run in runs for record in run]
     assert found == list(range(100))
 
 

@@ -37,10 +37,10 @@ def gaps(answers: Tensors) -> np.ndarray:
     return -np.diff(answers["topk_score"], axis=1)
 
 
-def swap(answers: Tensors, row: int, place: int) -> None:
+def swap(answers: Tensors, row: int, slot: int) -> None:
     """Let an item and the next one of its list change places."""
     index = answers["topk_index"]
-    index[row, [place, place + 1]] = index[row, [place + 1, place]]
+    index[row, [slot, slot + 1]] = index[row, [slot + 1, slot]]
 
 
 def test_the_golden_answers_are_right(answers: Tensors) -> None:
@@ -60,8 +60,8 @@ def test_items_of_equal_scores_may_swap(answers: Tensors) -> None:
 
 
 def twice(answers: Tensors) -> None:
-    row, place = np.argwhere(gaps(answers) < TOLERANCE / 2)[0]
-    answers["topk_index"][row, place] = answers["topk_index"][row, place + 1]
+    row, slot = np.argwhere(gaps(answers) < TOLERANCE / 2)[0]
+    answers["topk_index"][row, slot] = answers["topk_index"][row, slot + 1]
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,6 @@ def test_poison_in_an_archive_is_dead_lettered() -> None:
     assert replayed("archive")["counts"] == {"records": 35, "folded": 30, "dead letters": 5}
     [part] = Path("out/dead_letters").glob("*.parquet")
     letters = [dict(row["headers"]) for row in pq.ParquetFile(part).read().to_pylist()]
-    assert [one["reason"] for one in letters] == [b"empty", b"empty", b"not_json", b"invalid", b"unknown_type"]
-    assert [int(one["origin_offset"]) for one in letters] == [30, 31, 32, 33, 34]
-    assert {one["origin_topic"] for one in letters} == {b"events"}
+    assert [letter["reason"] for letter in letters] == [b"empty", b"empty", b"not_json", b"invalid", b"unknown_type"]
+    assert [int(letter["origin_offset"]) for letter in letters] == [30, 31, 32, 33, 34]
+    assert {letter["origin_topic"] for letter in letters} == {b"events"}

@@ -21,10 +21,10 @@ def test_shares_hold_and_assignments_stay() -> None:
 
 def test_experiments_are_independent() -> None:
     """Whoever has a variant of one experiment has those of another as everybody has."""
-    table = {(one, other): 0 for one in SHARES for other in SHARES}
+    table = {(first, second): 0 for first in SHARES for second in SHARES}
     for user in USERS:
         table[variant(user, "first", SHARES), variant(user, "second", SHARES)] += 1
-    expected = {(one, other): len(USERS) * SHARES[one] * SHARES[other] for one, other in table}
+    expected = {(first, second): len(USERS) * SHARES[first] * SHARES[second] for first, second in table}
     chi_squared = sum((table[cell] - expected[cell]) ** 2 / expected[cell] for cell in table)
     assert chi_squared < 26.1  # eight degrees of freedom: more comes about once in 1,000 times
 

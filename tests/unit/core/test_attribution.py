@@ -21,9 +21,9 @@ def test_each_event_is_left_out_once() -> None:
     state = state_of("a", "b", "c")
     whole, *without = leave_each_out(state, 50)
     assert (whole.items, whole.types, whole.times) == (state.items, state.types, state.times)
-    assert [one.items for one in without] == [["b", "c"], ["a", "c"], ["a", "b"]]
-    assert [one.types for one in without] == [["click", "view"], ["view", "view"], ["view", "click"]]
-    assert [[ts - START for ts in one.times] for one in without] == [[1, 2], [0, 2], [0, 1]]
+    assert [state.items for state in without] == [["b", "c"], ["a", "c"], ["a", "b"]]
+    assert [state.types for state in without] == [["click", "view"], ["view", "view"], ["view", "click"]]
+    assert [[ts - START for ts in state.times] for state in without] == [[1, 2], [0, 2], [0, 1]]
     assert state.items == ["a", "b", "c"]
 
 
@@ -31,7 +31,7 @@ def test_no_older_event_moves_up() -> None:
     """Events that the encoder does not read stay out, or they would be in the comparison."""
     whole, *without = leave_each_out(state_of("old", "a", "b"), 2)
     assert whole.items == ["a", "b"]
-    assert [one.items for one in without] == [["b"], ["a"]]
+    assert [state.items for state in without] == [["b"], ["a"]]
 
 
 def test_a_loss_is_what_the_event_brought() -> None:

@@ -13,13 +13,13 @@ ANN, BOB = [Item("ann", 1.0, "model")], [Item("bob", 3.0, "model")]
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "overlap"),
+    ("first", "second", "overlap"),
     [("abc", "abc", 1.0), ("abc", "xyz", 0.0), ("ab", "ba", 0.5), ("abc", "bac", 2 / 3), ("", "", 1.0), ("a", "", 0.0)],
 )
-def test_average_overlap(one: str, other: str, overlap: float) -> None:
+def test_average_overlap(first: str, second: str, overlap: float) -> None:
     """Equal rankings are 1, disjoint ones 0, and the top weighs most; it is symmetric."""
-    assert average_overlap(one, other) == pytest.approx(overlap)
-    assert average_overlap(other, one) == pytest.approx(overlap)
+    assert average_overlap(first, second) == pytest.approx(overlap)
+    assert average_overlap(second, first) == pytest.approx(overlap)
 
 
 @pytest.mark.parametrize(
@@ -41,16 +41,16 @@ def test_a_canary_is_judged_by_its_bands(comparison: Comparison, why: str) -> No
     assert bool(said) is bool(why)
 
 
-def agree(comparing: ComparisonWindow) -> None:
-    comparing.add(ANN, ANN)
+def agree(window: ComparisonWindow) -> None:
+    window.add(ANN, ANN)
 
 
-def differ(comparing: ComparisonWindow) -> None:
-    comparing.add(ANN, BOB)
+def differ(window: ComparisonWindow) -> None:
+    window.add(ANN, BOB)
 
 
-def fail(comparing: ComparisonWindow) -> None:
-    comparing.add_failed(1)
+def fail(window: ComparisonWindow) -> None:
+    window.add_failed(1)
 
 
 @pytest.mark.parametrize(
@@ -58,39 +58,39 @@ def fail(comparing: ComparisonWindow) -> None:
 )
 def test_an_old_canary_is_rolled_back_as_soon_as_a_new_one(worse: Callable[[ComparisonWindow], None], why: str) -> None:
     """However many good lists it had before: figures are of the newest users, and only counts are of all."""
-    comparing = ComparisonWindow(BANDS.lists)
+    window = ComparisonWindow(BANDS.lists)
     for _ in range(10 * WINDOW):
-        agree(comparing)
+        agree(window)
     for _ in range(WINDOW):
-        worse(comparing)
-        if said := out_of_band(comparing.so_far(), BANDS):
+        worse(window)
+        if said := out_of_band(window.so_far(), BANDS):
             break
     assert why in said
-    found = comparing.so_far()
+    found = window.so_far()
     assert found.lists + found.failed > 10 * WINDOW
 
 
 def test_what_was_bad_is_forgiven_when_it_is_old() -> None:
     """A sample that failed, and lists that differed, count for as long as they are of the newest users."""
-    comparing = ComparisonWindow(BANDS.lists)
+    window = ComparisonWindow(BANDS.lists)
     for _ in range(WINDOW):
-        agree(comparing)
-    comparing.add_failed(canary.SAMPLE_USERS)
-    assert out_of_band(comparing.so_far(), BANDS) == ""
-    comparing.add_failed(canary.SAMPLE_USERS)
-    assert "1.6% of its inferences failed" in out_of_band(comparing.so_far(), BANDS)
-    differ(comparing)
-    assert comparing.so_far().overlap < 1.0
+        agree(window)
+    window.add_failed(canary.SAMPLE_USERS)
+    assert out_of_band(window.so_far(), BANDS) == ""
+    window.add_failed(canary.SAMPLE_USERS)
+    assert "1.6% of its inferences failed" in out_of_band(window.so_far(), BANDS)
+    differ(window)
+    assert window.so_far().overlap < 1.0
     for _ in range(WINDOW):
-        agree(comparing)
-    found = comparing.so_far()
+        agree(window)
+    found = window.so_far()
     assert (found.lists, found.failed) == (2 * WINDOW + 1, 2 * canary.SAMPLE_USERS)
     assert (found.error_rate, found.overlap, found.score_gap) == (0.0, 1.0, 0.0)
 
 
 def test_a_canary_that_only_failed_of_late_has_no_overlap_to_judge() -> None:
     """Where a shop lets every inference fail, that is no difference of lists."""
-    comparing = ComparisonWindow(BANDS.lists)
-    agree(comparing)
-    comparing.add_failed(WINDOW)
-    assert out_of_band(comparing.so_far(), Thresholds(lists=100, error_rate=1.0, latency_ratio=2.0, overlap=0.1)) == ""
+    window = ComparisonWindow(BANDS.lists)
+    agree(window)
+    window.add_failed(WINDOW)
+    assert out_of_band(window.so_far(), Thresholds(lists=100, error_rate=1.0, latency_ratio=2.0, overlap=0.1)) == ""

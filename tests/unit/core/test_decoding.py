@@ -83,11 +83,11 @@ def test_the_same_record_without_the_harm_is_a_value(topic: str) -> None:
 
 
 @given(st.binary(max_size=60), st.integers(0, 300))
-def test_any_bytes_are_a_value_or_a_reason(junk: bytes, place: int) -> None:
+def test_any_bytes_are_a_value_or_a_reason(junk: bytes, position: int) -> None:
     """Put anywhere into a record of any topic."""
     for decoded, body, _ in TOPICS.values():
         whole = body % GOOD
-        decoded(whole[:place] + junk + whole[place:])
+        decoded(whole[:position] + junk + whole[position:])
 
 
 def test_the_reason_tells_json_of_another_shape_from_what_is_no_json() -> None:

@@ -76,5 +76,5 @@ def test_an_answer_does_not_depend_on_the_batch() -> None:
     over.add_cold([f"cold-{number}" for number in range(300)], random.normal(size=(300, DIM)).astype(np.float32))
     for user in range(0, 33, 4):
         alone = stand_in(over, rows[user : user + 1], SCALE)
-        for one, many in zip(alone, together, strict=True):
-            assert one[0].tobytes() == many[user].tobytes()
+        for row, batch_row in zip(alone, together, strict=True):
+            assert row[0].tobytes() == batch_row[user].tobytes()

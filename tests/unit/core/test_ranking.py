@@ -16,10 +16,10 @@ DIM = 64
 PLAIN = RankConfig(5, 0.0, 0.0)
 
 
-def axis(*places: int) -> np.ndarray:
+def axis(*components: int) -> np.ndarray:
     """A vector with a one at each of these places."""
     vector = np.zeros(DIM, np.float32)
-    vector[list(places)] = 1.0
+    vector[list(components)] = 1.0
     return vector
 
 
@@ -107,7 +107,7 @@ def test_value_and_novelty_move_items_by_their_weights() -> None:
     [first, *_] = one_list(over, scores, replace(PLAIN, value_weight=2.0))
     assert (first.item_id, first.score) == ("i3", 2.5)
     [first, second, *_] = one_list(over, scores, replace(PLAIN, value_weight=1.0, novelty_weight=1.0))
-    assert [(one.item_id, one.score) for one in (first, second)] == [("i6", 2.25), ("i3", 1.5)]
+    assert [(item.item_id, item.score) for item in (first, second)] == [("i6", 2.25), ("i3", 1.5)]
     assert names(one_list(space(), scores, replace(PLAIN, value_weight=9.0)))[:3] == ["i2", "i3", "i6"]
 
 
@@ -143,25 +143,25 @@ def test_a_cold_item_is_ranked_by_its_vector() -> None:
     assert "new" not in names(one_list(over, {}, RankConfig(50, 0.0, 0.0), state_of("new")))
 
 
-@pytest.mark.parametrize("place", [0, 1, 2500, 4999])
-def test_every_cold_item_is_a_candidate(place: int) -> None:
+@pytest.mark.parametrize("position", [0, 1, 2500, 4999])
+def test_every_cold_item_is_a_candidate(position: int) -> None:
     """A perfect match is first, were it the oldest of five thousand new items."""
     over = space()
-    many = [f"new-{number}" for number in range(5000)]
-    vectors = np.stack([axis(7 + number % 9) for number in range(len(many))])
-    vectors[place] = axis(3)
-    over.add_cold(many, vectors)
-    assert one_list(over, {}, embedding=2 * axis(3))[0].item_id == many[place]
+    new_items = [f"new-{number}" for number in range(5000)]
+    vectors = np.stack([axis(7 + number % 9) for number in range(len(new_items))])
+    vectors[position] = axis(3)
+    over.add_cold(new_items, vectors)
+    assert one_list(over, {}, embedding=2 * axis(3))[0].item_id == new_items[position]
 
 
 def test_of_equal_cold_items_the_oldest_unseen_are_listed() -> None:
     """Ten thousand items of one text, of which the user has seen the first sixty and two are out."""
     over = space()
-    many = [f"new-{number}" for number in range(10_000)]
-    over.add_cold(many, np.broadcast_to(axis(3), (len(many), DIM)))
-    for gone in many[60:62]:
+    new_items = [f"new-{number}" for number in range(10_000)]
+    over.add_cold(new_items, np.broadcast_to(axis(3), (len(new_items), DIM)))
+    for gone in new_items[60:62]:
         over.set_available(gone, available=False)
-    assert names(one_list(over, {}, PLAIN, state_of(*many[:60]), axis(3))) == many[62:67]
+    assert names(one_list(over, {}, PLAIN, state_of(*new_items[:60]), axis(3))) == new_items[62:67]
 
 
 @pytest.mark.parametrize("item", ["i5", "new"])

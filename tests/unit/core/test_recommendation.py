@@ -27,8 +27,8 @@ def test_lists_survive_the_codec() -> None:
 
 def test_the_id_is_made_of_the_facts() -> None:
     """The same facts give the same id, on every machine; any other fact gives another."""
-    one = recommendation_id("u", AS_OF, 2, degraded=False)
-    assert one == "a6227edf6d2c43f96b7d08fe"
+    list_id = recommendation_id("u", AS_OF, 2, degraded=False)
+    assert list_id == "a6227edf6d2c43f96b7d08fe"
     others = {
         recommendation_id("v", AS_OF, 2, degraded=False),
         recommendation_id("u", AsOf(4, 41, AS_OF.ts), 2, degraded=False),
@@ -36,4 +36,4 @@ def test_the_id_is_made_of_the_facts() -> None:
         recommendation_id("u", AS_OF, 3, degraded=False),
         recommendation_id("u", AS_OF, 2, degraded=True),
     }
-    assert len(others - {one}) == 5
+    assert len(others - {list_id}) == 5

@@ -29,8 +29,8 @@ def event(number: int, kind: str = "view", item: str | None = None, **fields: ob
 def folded(*events: Event) -> UserState:
     """The state after these events at the offsets from 0 on."""
     state = empty_state(0)
-    for offset, one in enumerate(events):
-        fold(state, one, 0, offset)
+    for offset, event in enumerate(events):
+        fold(state, event, 0, offset)
     return state
 
 

@@ -19,12 +19,12 @@ def test_a_clock_is_the_same_after_a_checkpoint() -> None:
     for clock in (again, clocks[1]):
         clock.add("d")
         clock.advance(START + 9_000_000)
-    for one, other in (
+    for restored, continued in (
         (again.counts, clocks[1].counts),
         (again.all_time, clocks[1].all_time),
         (again.at_boundary[0], clocks[1].at_boundary[0]),
     ):
-        assert one.items == other.items
-        assert one.values.tolist() == other.values.tolist()
+        assert restored.items == continued.items
+        assert restored.values.tolist() == continued.values.tolist()
     assert again.all_time.values.tolist() == [2.0, 1.0, 1.0, 1.0]
     assert again.boundaries == clocks[1].boundaries

@@ -39,7 +39,7 @@ def estimate(mean: float, n: int = 100) -> Estimate:
 
 
 def evaluation(name: str = "version 1", hr: float = 0.25) -> Evaluation:
-    metrics = {metric: estimate(hr / (place + 1)) for place, metric in enumerate(METRICS)}
+    metrics = {metric: estimate(hr / (index + 1)) for index, metric in enumerate(METRICS)}
     days = {f"2026-11-{day:02d}": Slice(10 * day, 9 if day != 3 else 2, metrics) for day in (1, 2, 3, 6)}
     slices = {
         "all": {"all": Slice(100, 40, metrics)},
@@ -54,8 +54,8 @@ def evaluation(name: str = "version 1", hr: float = 0.25) -> Evaluation:
 def curve(*values: float) -> list[FreshnessPoint]:
     labels = ("at every event", "every minute", "every hour", "every day", "as published (at the user's own events)")
     return [
-        FreshnessPoint(label, place * 60.0, {"hr": estimate(value), "ndcg": estimate(value / 2)}, {})
-        for place, (label, value) in enumerate(zip(labels, values, strict=True))
+        FreshnessPoint(label, index * 60.0, {"hr": estimate(value), "ndcg": estimate(value / 2)}, {})
+        for index, (label, value) in enumerate(zip(labels, values, strict=True))
     ]
 
 
@@ -120,12 +120,12 @@ class Reader(HTMLParser):
 def plots(html: str) -> dict[str, ET.Element]:
     """The plots of a page by title, each of which is well-formed."""
     found = [ET.fromstring(text) for text in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]  # noqa: S314 - our own
-    return {one[0].text or "": one for one in found}
+    return {elements[0].text or "": elements for elements in found}
 
 
 def marks(plot: ET.Element, kind: str, series: int) -> list[dict[str, str]]:
     """The markers of a series, without those of the legend."""
-    found = [one.attrib for one in plot.iter(kind) if f"s{series} dot" in one.get("class", "")]
+    found = [element.attrib for element in plot.iter(kind) if f"s{series} dot" in element.get("class", "")]
     return found[1:]
 
 
@@ -184,21 +184,24 @@ def test_only_what_is_there_is_drawn() -> None:
 def test_the_axis_of_a_curve_begins_at_zero() -> None:
     """Heights are in proportion to the values, from a line that is marked 0."""
     curve_plot = plots(page([("shop", everything())]))["What lists are worth by how often they are made"]
-    texts = {one.text: one.attrib for one in curve_plot.iter("text")}
+    texts = {element.text: element.attrib for element in curve_plot.iter("text")}
     zero = float(texts["0"]["y"]) - 4
     heights = [zero - float(mark["cy"]) for mark in marks(curve_plot, "circle", 0)]
     assert heights == pytest.approx([heights[0] * share for share in (1, 3 / 4, 1 / 2, 1 / 4, 7 / 8)], abs=0.2)
     assert {"at every", "own events", "(published)"} <= set(texts)
-    joined = [one.get("points", "") for one in curve_plot.iter("polyline")]
-    assert [len(one.split()) for one in joined] == [4, 4]  # what is published at the user's own events stands apart
+    joined = [element.get("points", "") for element in curve_plot.iter("polyline")]
+    assert [len(points.split()) for points in joined] == [
+        4,
+        4,
+    ]  # what is published at the user's own events stands apart
 
 
 def test_differences_stand_on_their_side_of_the_line() -> None:
     """Better is right of the dashed line, worse left of it, and the interval of no difference holds it."""
     plot = plots(page([("shop", everything())]))["Paired differences"]
-    [line] = [float(one.get("x1", "")) for one in plot.iter("line") if one.get("class") == "neutral"]
-    better, unclear = (float(one["cx"]) for one in marks(plot, "circle", 0))
-    [worse] = (float(one["x"]) + 3.5 for one in marks(plot, "rect", 1))
+    [line] = [float(element.get("x1", "")) for element in plot.iter("line") if element.get("class") == "neutral"]
+    better, unclear = (float(element["cx"]) for element in marks(plot, "circle", 0))
+    [worse] = (float(element["x"]) + 3.5 for element in marks(plot, "rect", 1))
     assert worse < line < better
     assert unclear == pytest.approx(line, abs=0.1)
 
@@ -215,10 +218,10 @@ def test_series_differ_in_more_than_colour() -> None:
 def test_days_with_few_users_have_no_interval() -> None:
     """They are hollow; the line is parted where days are missing; the band is of the days it is known for."""
     plot = plots(page([("shop", everything())]))["HR@10 by day"]
-    assert [("few" in one["class"]) for one in marks(plot, "circle", 0)] == [False, False, True, False]
-    lines = [one.get("points", "") for one in plot.iter("polyline") if "s0" in one.get("class", "")]
-    assert [len(one.split()) for one in lines] == [3]
-    [alone] = [one for one in plot.iter("path") if one.get("class") == "s0 bar"]
+    assert [("few" in element["class"]) for element in marks(plot, "circle", 0)] == [False, False, True, False]
+    lines = [element.get("points", "") for element in plot.iter("polyline") if "s0" in element.get("class", "")]
+    assert [len(points.split()) for points in lines] == [3]
+    [alone] = [element for element in plot.iter("path") if element.get("class") == "s0 bar"]
     assert alone.get("d", "").startswith(f"M{marks(plot, 'circle', 0)[-1]['cx']}")
     [band] = list(plot.iter("polygon"))
     assert len(band.get("points", "").split()) == 2 * 2
@@ -238,13 +241,13 @@ def test_round_numbers_on_the_axes() -> None:
 
 def luminance(colour: str) -> float:
     digits = colour * 2 if len(colour) == 3 else colour
-    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    parts = [int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def contrast(one: str, other: str) -> float:
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+def contrast(first: str, second: str) -> float:
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -269,7 +272,9 @@ def test_the_curve_alone_is_a_picture_with_its_own_style() -> None:
     assert root.get("viewBox") == "0 0 760 300"
     assert "--s0" in figure
     assert "prefers-color-scheme: dark" in figure
-    titles = [one.text for one in root.iter("{http://www.w3.org/2000/svg}text") if one.get("class") == "title"]
+    titles = [
+        element.text for element in root.iter("{http://www.w3.org/2000/svg}text") if element.get("class") == "title"
+    ]
     assert titles == ["Shop", "Films"]
 
 
@@ -299,15 +304,15 @@ def test_what_can_go_wrong_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "report.html").write_text("mine")
     assert "report.html exists" in fails("report", "one.json")
     assert (tmp_path / "report.html").read_text() == "mine"
-    assert {one.name for one in tmp_path.iterdir()} == {"broken.json", "one.json", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {"broken.json", "one.json", "report.html"}
 
 
 def test_many_policies_are_drawn_together() -> None:
     """More policies than a plot has series for stand in a plot of their own, a row each; a few need none."""
-    found = [evaluation(f"version 1, diversity 0.{place}", 0.25 - place / 100) for place in range(6)]
+    found = [evaluation(f"version 1, diversity 0.{number}", 0.25 - number / 100) for number in range(6)]
     html = page([("shop", Results("log", "freshet replay", evaluations=found))])
     drawn = plots(html)["Policies"]
     assert len(marks(drawn, "circle", 0)) == len(found)
     words = drawn[1].text or ""
-    assert all(one.name in words for one in found)
+    assert all(policy.name in words for policy in found)
     assert "Policies" not in plots(page([("shop", everything())]))

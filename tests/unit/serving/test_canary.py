@@ -19,15 +19,15 @@ ANN = [Item("ann", 1.0, "model")]
 
 async def test_as_many_users_count_as_the_settings_ask_for() -> None:
     """Also where that is more than count by themselves."""
-    world = await on_trial("same", canary_lists=2 * WINDOW)
-    await world.trial.report()
-    world.trial._comparing.add_failed(WINDOW)
+    world = await with_candidate("same", canary_lists=2 * WINDOW)
+    await world.canary.report()
+    world.canary._comparing.add_failed(WINDOW)
     for _ in range(WINDOW):
-        world.trial._comparing.add(ANN, ANN)
-    assert world.trial.comparison.error_rate == 0.5
+        world.canary._comparing.add(ANN, ANN)
+    assert world.canary.comparison.error_rate == 0.5
 
 
-async def on_trial(other: str, stage: Stage = "canary", share: float = 1.0, **settings: object) -> MemoryWorld:
+async def with_candidate(other: str, stage: Stage = "canary", share: float = 1.0, **settings: object) -> MemoryWorld:
     """A world with a candidate: `same` ranks as the live version does, `turned` quite otherwise."""
     world = await MemoryWorld(**settings).start()
     items = ITEMS if other == "same" else ITEMS[::-1]
@@ -51,10 +51,10 @@ def said(messages: list[Message], topic: str = "models") -> list[Rollout | Repor
 
 async def test_equal_versions_make_equal_lists() -> None:
     """The measure of a candidate that is the live version again: all in common, no difference of scores."""
-    world = await on_trial("same", "shadow")
+    world = await with_candidate("same", "shadow")
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
-    await world.trial.compare(states(world))
-    comparison = world.trial.comparison
+    await world.canary.compare(states(world))
+    comparison = world.canary.comparison
     assert (comparison.lists, comparison.failed) == (8, 0)
     assert (comparison.overlap, comparison.score_gap) == (1.0, 0.0)
     assert comparison.live_ms > 0 < comparison.candidate_ms
@@ -62,11 +62,11 @@ async def test_equal_versions_make_equal_lists() -> None:
 
 async def test_a_shadow_publishes_no_list() -> None:
     """Its lists differ, that is measured and reported, and what users get is the live version's."""
-    world = await on_trial("turned", "shadow")
+    world = await with_candidate("turned", "shadow")
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
-    await world.trial.compare(states(world))
-    await world.trial.report()
-    await world.trial.judge()
+    await world.canary.compare(states(world))
+    await world.canary.report()
+    await world.canary.judge()
     assert {made.model_version for made in lists(world.publisher.messages)} == {1}
     [report] = said(world.messages("models"))
     assert isinstance(report, Report)
@@ -77,9 +77,9 @@ async def test_a_shadow_publishes_no_list() -> None:
 
 async def test_a_canary_s_lists_are_wholly_its_own() -> None:
     """Each user's list and stored vector are of one version, and the list says which."""
-    world = await on_trial("turned", share=0.5)
+    world = await with_candidate("turned", share=0.5)
     await world.run(*(event(number, f"user-{number}") for number in range(40)))
-    made = {one.user_id: one.model_version for one in lists(world.publisher.messages)}
+    made = {published.user_id: published.model_version for published in lists(world.publisher.messages)}
     assert set(made.values()) == {1, 2}
     for user, version in made.items():
         assert (await world.features.read(user))["model_version"] == version
@@ -88,14 +88,14 @@ async def test_a_canary_s_lists_are_wholly_its_own() -> None:
 
 async def test_a_canary_out_of_its_bands_is_rolled_back_once() -> None:
     """The record has the reason and the worker's name; it is written once, and obeyed when it is read."""
-    world = await on_trial("turned", canary_lists=8, canary_overlap=1.0)
+    world = await with_candidate("turned", canary_lists=8, canary_overlap=1.0)
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
-    await world.trial.compare(states(world, 4))
-    await world.trial.judge()
+    await world.canary.compare(states(world, 4))
+    await world.canary.judge()
     assert said(world.messages("models")) == []
-    await world.trial.compare(states(world))
-    await world.trial.judge()
-    await world.trial.judge()
+    await world.canary.compare(states(world))
+    await world.canary.judge()
+    await world.canary.judge()
     [step] = said(world.messages("models"))
     assert isinstance(step, Rollout)
     assert (step.version, step.stage) == (2, "rolled_back")
@@ -110,10 +110,10 @@ async def test_a_canary_out_of_its_bands_is_rolled_back_once() -> None:
 @pytest.mark.parametrize(("stage", "share"), [("promoted", 1.0), ("canary", 0.5)])
 async def test_a_rollback_that_comes_late_undoes_nothing(stage: Stage, share: float) -> None:
     """The operator's next step was on record before the worker's: it stands, and a renewed canary is judged anew."""
-    world = await on_trial("turned", canary_lists=8, canary_overlap=1.0)
+    world = await with_candidate("turned", canary_lists=8, canary_overlap=1.0)
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
-    await world.trial.compare(states(world))
-    await world.trial.judge()
+    await world.canary.compare(states(world))
+    await world.canary.judge()
     [late] = world.messages("models")
     next_ = Rollout(MODEL, 2, stage, NOW + 1, share)
     world.model.apply_models(
@@ -121,32 +121,32 @@ async def test_a_rollback_that_comes_late_undoes_nothing(stage: Stage, share: fl
     )
     assert world.model.steps[2] == next_
     assert world.model.live.version == (2 if stage == "promoted" else 1)
-    await world.trial.compare(states(world))
-    await world.trial.judge()
+    await world.canary.compare(states(world))
+    await world.canary.judge()
     assert len(world.messages("models")) == (1 if stage == "promoted" else 2)
 
 
 async def test_a_candidate_that_does_not_answer_has_failed() -> None:
     """Only where the live version does: a server that is away is nobody's fault."""
-    world = await on_trial("same", canary_lists=8)
+    world = await with_candidate("same", canary_lists=8)
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
     kept = world.encoder.bundles.pop(2)
     world.encoder.away = True
-    await world.trial.compare(states(world))
-    assert world.trial.comparison.failed == 0
+    await world.canary.compare(states(world))
+    assert world.canary.comparison.failed == 0
     world.encoder.away = False
     world.encoder.bundles[2] = kept
     world.encoder.broken = {2}
-    await world.trial.compare(states(world))
-    assert world.trial.comparison.failed == 8
-    await world.trial.judge()
+    await world.canary.compare(states(world))
+    assert world.canary.comparison.failed == 8
+    await world.canary.judge()
     [step] = said(world.messages("models"))
     assert "100.0% of its inferences failed" in step.reason
 
 
 async def streamed(world: MemoryWorld, batches: int = 40, users: int = 40) -> list[str]:
-    """Stream batches of the same users through the pipeline, the trial beside it; why the canary was rolled back."""
-    beside = asyncio.create_task(world.trial.run())
+    """Stream batches of the same users through the pipeline beside the analysis; why the canary was rolled back."""
+    beside = asyncio.create_task(world.canary.run())
     for batch in range(batches):
         await world.run(*(event(batch * users + number, f"user-{number}") for number in range(users)))
         await asyncio.sleep(0.005)
@@ -167,7 +167,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("share", [0.5, 1.0])
 async def test_a_canary_that_fails_on_the_stream_is_rolled_back(share: float) -> None:
     """None of its users ever has a list from it, and yet it is found out and the record written."""
-    world = await on_trial("same", share=share, canary_lists=48)
+    world = await with_candidate("same", share=share, canary_lists=48)
     world.encoder.broken = {2}
     [why] = await streamed(world)
     assert why == "worker: 100.0% of its inferences failed, more than 1.0%"
@@ -189,13 +189,13 @@ class Overheard(FakeEncoder):
 
 async def test_no_comparison_is_lost_to_another_worker_s_report() -> None:
     """With many workers one comes during every comparison that has to wait for a deadline."""
-    world = await on_trial("same")
-    world.trial._encoder = overheard = Overheard(*world.encoder.bundles.values())
+    world = await with_candidate("same")
+    world.canary._encoder = overheard = Overheard(*world.encoder.bundles.values())
     overheard.world = world
     overheard.broken = {2}
     await world.run(event(0, "user-0"))
-    await world.trial.compare(states(world, 1))
-    assert world.trial.comparison.failed == 1
+    await world.canary.compare(states(world, 1))
+    assert world.canary.comparison.failed == 1
 
 
 class Bounded(FakeEncoder):
@@ -211,8 +211,8 @@ class Bounded(FakeEncoder):
 @pytest.mark.usefixtures("at_once")
 async def test_a_canary_that_misses_its_deadline_for_full_batches_is_rolled_back() -> None:
     """It is asked again for the batch that it failed, not for a part."""
-    world = await on_trial("same", canary_lists=48)
-    world.trial._encoder = world.pipeline._encoder = Bounded(*world.encoder.bundles.values())
+    world = await with_candidate("same", canary_lists=48)
+    world.canary._encoder = world.pipeline._encoder = Bounded(*world.encoder.bundles.values())
     [why] = await streamed(world)
     assert "100.0% of its inferences failed" in why
 
@@ -220,7 +220,7 @@ async def test_a_canary_that_misses_its_deadline_for_full_batches_is_rolled_back
 @pytest.mark.usefixtures("at_once")
 async def test_a_canary_that_is_slow_on_the_stream_is_rolled_back() -> None:
     """Within its deadline, but by more than its band slower than the live version."""
-    world = await on_trial("same", share=0.5, canary_lists=48)
+    world = await with_candidate("same", share=0.5, canary_lists=48)
     world.encoder.takes[2] = 0.05
     [why] = await streamed(world)
     assert "times as long as the live version, more than 2" in why
@@ -229,13 +229,13 @@ async def test_a_canary_that_is_slow_on_the_stream_is_rolled_back() -> None:
 @pytest.mark.usefixtures("at_once")
 async def test_a_server_that_is_away_ends_no_canary() -> None:
     """However long, and whatever it did before and does after."""
-    world = await on_trial("same", share=0.5, canary_lists=16, canary_latency_ratio=1e6)
+    world = await with_candidate("same", share=0.5, canary_lists=16, canary_latency_ratio=1e6)
     for away in (False, True, False):
         world.encoder.away = away
         assert await streamed(world, batches=10) == []
         assert any(made.degraded for made in lists(world.publisher.messages[-40:])) is away
-    assert world.trial.comparison.failed == 0
-    assert world.trial.comparison.lists >= 16
+    assert world.canary.comparison.failed == 0
+    assert world.canary.comparison.lists >= 16
 
 
 class Interrupted(FakeEncoder):
@@ -250,35 +250,35 @@ class Interrupted(FakeEncoder):
 @pytest.mark.parametrize("live_first", [False, True])
 async def test_no_interruption_is_held_against_the_candidate(live_first: bool) -> None:
     """Whichever calls of a comparison a server misses, going and coming back between any two."""
-    world = await on_trial("same")
+    world = await with_candidate("same")
     await world.run(event(0, "user-0"))
-    world.trial._encoder = interrupted = Interrupted(*world.encoder.bundles.values())
+    world.canary._encoder = interrupted = Interrupted(*world.encoder.bundles.values())
     for start, end in combinations(range(6), 2):
         interrupted.number, interrupted.missed = count(), range(start, end)
-        world.trial._live_first = live_first
-        await world.trial.compare(states(world, 1))
-        assert world.trial.comparison.failed == 0, (start, end)
-    assert world.trial.comparison.lists > 0
+        world.canary._live_first = live_first
+        await world.canary.compare(states(world, 1))
+        assert world.canary.comparison.failed == 0, (start, end)
+    assert world.canary.comparison.lists > 0
 
 
 async def test_a_new_stage_is_measured_anew() -> None:
     """What a shadow did is not held against the canary."""
-    world = await on_trial("turned", "shadow")
+    world = await with_candidate("turned", "shadow")
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
-    await world.trial.compare(states(world))
+    await world.canary.compare(states(world))
     step = Rollout(MODEL, 2, "canary", NOW, 1.0)
     world.model.apply_models([Record(1, NOW, step.key, encode_record(step))])
-    await world.trial.judge()
-    await world.trial.report()
-    assert world.trial.comparison == Comparison()
+    await world.canary.judge()
+    await world.canary.report()
+    assert world.canary.comparison == Comparison()
 
 
 async def test_a_change_of_versions_is_reported_at_once() -> None:
     """Once for each change, and taken back when the worker leaves."""
     world = await MemoryWorld().start()
-    await world.trial.report()
-    await world.trial.report()
+    await world.canary.report()
+    await world.canary.report()
     [report] = said(world.messages("models"))
     assert (report.live, report.candidate) == (1, 0)
-    await world.trial.leave()
+    await world.canary.leave()
     assert world.messages("models")[-1] == Message("models", report.key, None)

@@ -147,14 +147,18 @@ async def test_a_canary_has_its_share_of_the_users_for_good(model: LiveModel) ->
     users = [f"user-{number}" for number in range(2000)]
 
     def of_version_two() -> set[str]:
-        return {user for live, some in model.parts(users, str) for user in some if live.version == 2}
+        return {
+            user for live, users_of_version in model.parts(users, str) for user in users_of_version if live.version == 2
+        }
 
     async with running(model):
         model.apply_models([step(0, 2, "canary", 0.1)])
         await until(lambda: model.candidate is not None)
         small = of_version_two()
         assert 140 < len(small) < 260
-        assert sorted(user for _, some in model.parts(users, str) for user in some) == sorted(users)
+        assert sorted(user for _, users_of_version in model.parts(users, str) for user in users_of_version) == sorted(
+            users
+        )
         model.apply_models([step(1, 2, "canary", 0.5)])
         assert small < of_version_two()
         model.apply_models([step(2, 2, "rolled_back")])
@@ -482,9 +486,9 @@ async def test_an_unavailable_item_leaves_at_once(model: LiveModel) -> None:
     """Before `apply_items` returns it is out; available again, it is back."""
     space = model.live.space
     model.apply_items([item(0, ITEMS[3], available=False)])
-    assert ITEMS[3] not in {one.item_id for one in rank_popular(space, None, 50)}
+    assert ITEMS[3] not in {item.item_id for item in rank_popular(space, None, 50)}
     model.apply_items([item(1, ITEMS[3])])
-    assert ITEMS[3] in {one.item_id for one in rank_popular(space, None, 50)}
+    assert ITEMS[3] in {item.item_id for item in rank_popular(space, None, 50)}
 
 
 async def test_a_cold_item_made_unavailable_while_it_waits_stays_out(model: LiveModel) -> None:

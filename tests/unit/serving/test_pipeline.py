@@ -168,11 +168,11 @@ async def test_a_failed_effect_raises_after_the_others_ended(world: MemoryWorld,
 
     ended: list[str] = []
 
-    async def gate(one: str) -> None:
-        if one == effect:
+    async def gate(step: str) -> None:
+        if step == effect:
             raise Refused
         await asyncio.sleep(0.01)
-        ended.append(one)
+        ended.append(step)
 
     gated(world, gate)
     with pytest.raises(Refused):
@@ -526,7 +526,7 @@ async def test_a_user_who_withdraws_again_and_again_counts_once(world: MemoryWor
     kinds = ("view", OPT_OUT, OPT_IN)
     cycle = [event(number, kind=kinds[number % 3], item=ITEMS[0]) for number in range(60)]
     await world.run(*cycle[:30])
-    for one in cycle[30:]:
-        await world.run(one)
+    for sent in cycle[30:]:
+        await world.run(sent)
     await world.pipeline.release()
     assert decode_partial(world.messages("popularity")[-1].value).counts == pytest.approx({ITEMS[0]: 1.0}, abs=1e-3)

@@ -101,7 +101,7 @@ def test_a_reaction_is_repeatable_and_names_its_list() -> None:
     moments = range(over.plan.origin, over.plan.origin + 50)
     reactions = [over.react(1, items, ts, "list-9") for ts in moments]
     assert reactions == [over.react(1, items, ts, "list-9") for ts in moments]
-    events = [event for one in reactions for event in one.events]
+    events = [event for reaction in reactions for event in reaction.events]
     assert events
     assert all(event.context == {"recommendation_id": "list-9"} for event in events)
     assert all(event.user_id == user_id(1) for event in events)

@@ -37,10 +37,10 @@ def test_reads_what_the_topic_holds(tmp_path: Path) -> None:
 def test_the_digest_is_of_what_is_kept(tmp_path: Path) -> None:
     """Other bytes of the same events give the same digest, another event another one."""
     events = [event(number, number) for number in range(3)]
-    one = read(write(tmp_path / "log", events)).digest
+    digest = read(write(tmp_path / "log", events)).digest
     (tmp_path / "log").write_bytes(b"\n\n" + (tmp_path / "log").read_bytes() + b"not json\n")
-    assert read(tmp_path / "log").digest == one
-    assert read(write(tmp_path / "log", [*events, event(9, 9)])).digest != one
+    assert read(tmp_path / "log").digest == digest
+    assert read(write(tmp_path / "log", [*events, event(9, 9)])).digest != digest
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_nan_sinks() -> None:
 def test_what_cannot_be_listed_is_a_miss() -> None:
     """Also where the catalogue is shorter than a list."""
     scores = np.array([[1.0, -np.inf]], np.float32)
-    place = rank_of_target(scores, np.array([1]), np.zeros((1, 2), np.bool_))
-    assert result_of(["u"], place, np.ones(1, np.bool_)).hr == 0
+    rank = rank_of_target(scores, np.array([1]), np.zeros((1, 2), np.bool_))
+    assert result_of(["u"], rank, np.ones(1, np.bool_)).hr == 0
 
 
 def test_gain_is_ndcg_with_one_relevant_item() -> None:

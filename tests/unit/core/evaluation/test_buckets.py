@@ -59,7 +59,7 @@ def test_no_false_verdicts_beyond_their_share() -> None:
     """Of 200 comparisons of equals about one in twenty has a verdict, as a 95 % interval promises."""
     same = repetitions(0.0)
     for way in (0, 1):
-        assert sum(one[way] != "no difference shown" for one in same) in FALSE_ALARMS
+        assert sum(verdicts[way] != "no difference shown" for verdicts in same) in FALSE_ALARMS
 
 
 def test_real_differences_are_found() -> None:
@@ -67,4 +67,4 @@ def test_real_differences_are_found() -> None:
     for effect, says in ((0.08, "better"), (-0.08, "worse")):
         found = repetitions(effect)
         for way in (0, 1):
-            assert sum(one[way] == says for one in found) > 0.95 * REPETITIONS
+            assert sum(verdicts[way] == says for verdicts in found) > 0.95 * REPETITIONS

@@ -22,13 +22,13 @@ def learned(delay_ms: int, lists: int = 4000) -> Calibration:
 def test_calibration_finds_the_true_chances() -> None:
     """Predicted and observed agree with the truth in the bins that are used, and the error is near 0."""
     bins, error = learned(0).bins(0)
-    used = [one for one in bins if one.observed.n > 500]
-    assert sum(one.observed.n for one in bins) == 4000
-    assert {abs(one.observed.mean - 0.3) < 0.05 for one in used} == {True, False}
-    for one in used:
-        assert one.observed.low < one.observed.mean < one.observed.high
-        assert one.predicted == pytest.approx(one.observed.mean, abs=0.05)
-        assert min(abs(one.observed.mean - 0.3), abs(one.observed.mean - 0.03)) < 0.05
+    used = [chance_bin for chance_bin in bins if chance_bin.observed.n > 500]
+    assert sum(chance_bin.observed.n for chance_bin in bins) == 4000
+    assert {abs(chance_bin.observed.mean - 0.3) < 0.05 for chance_bin in used} == {True, False}
+    for chance_bin in used:
+        assert chance_bin.observed.low < chance_bin.observed.mean < chance_bin.observed.high
+        assert chance_bin.predicted == pytest.approx(chance_bin.observed.mean, abs=0.05)
+        assert min(abs(chance_bin.observed.mean - 0.3), abs(chance_bin.observed.mean - 0.03)) < 0.05
     assert error is not None
     assert 0 <= error.low <= error.mean <= error.high
     assert error.mean < 0.03

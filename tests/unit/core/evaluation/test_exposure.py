@@ -55,7 +55,7 @@ def test_intervals_cover_true_coverage_and_evenness() -> None:
 
     found = [crowd(trial).estimates(seed=trial) for trial in range(60)]
     for metric in ("coverage", "gini", "personalisation"):
-        truth = np.mean([one[metric].mean for one in found])
-        held = np.mean([one[metric].low <= truth <= one[metric].high for one in found])
+        truth = np.mean([estimates[metric].mean for estimates in found])
+        held = np.mean([estimates[metric].low <= truth <= estimates[metric].high for estimates in found])
         assert held >= 0.85, metric
-        assert np.mean([one[metric].high - one[metric].low for one in found]) < 0.25, metric
+        assert np.mean([estimates[metric].high - estimates[metric].low for estimates in found]) < 0.25, metric

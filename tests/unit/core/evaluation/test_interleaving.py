@@ -14,7 +14,7 @@ def test_interleaving_is_fair_and_whole() -> None:
     for seed in range(2000):
         items, teams = interleave(FIRST, OTHER, 6, str(seed))
         assert len(set(items)) == 6
-        assert [sum(teams[place : place + 2]) for place in (0, 2, 4)] == [1, 1, 1]
+        assert [sum(teams[slot : slot + 2]) for slot in (0, 2, 4)] == [1, 1, 1]
         for team, ranking in enumerate((FIRST, OTHER)):
             mine = [item for item, whose in zip(items, teams, strict=True) if whose == team]
             assert mine == ranking[: len(mine)]
@@ -27,7 +27,7 @@ def preference(better: float, seed: int) -> str:
     rng = np.random.default_rng(seed)
     judge = Interleaver("first", "other", 6)
     for number in range(600):
-        chances = np.array([0.1 / (place + 1) * (1.0, better)[team] for place in range(6) for team in (0, 1)])
+        chances = np.array([0.1 / (slot + 1) * (1.0, better)[team] for slot in range(6) for team in (0, 1)])
         chosen = rng.choice(13, p=[*chances, 1 - chances.sum()])
         item = "nothing" if chosen == 12 else (FIRST, OTHER)[chosen % 2][chosen // 2]
         judge.judge(f"user-{number % 300}", FIRST, OTHER, item, f"{seed}-{number}")
@@ -37,5 +37,5 @@ def preference(better: float, seed: int) -> str:
 def test_interleaving_is_unbiased_and_sensitive() -> None:
     """Equals have a verdict about one time in twenty; a team that is half as good again is found nearly always."""
     equals = [preference(1.0, seed) for seed in range(60)]
-    assert sum(one != "no difference shown" for one in equals) <= 8  # at 5 % more come about once in 200 times
+    assert sum(verdict != "no difference shown" for verdict in equals) <= 8  # at 5 % more come about once in 200 times
     assert sum(preference(1.6, seed) == "better" for seed in range(20)) >= 18

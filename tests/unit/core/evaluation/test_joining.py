@@ -34,7 +34,7 @@ def rewards(*events: Event) -> dict[str, list[float]]:
     joiner = Joiner([LATE, EARLY, LATE], WINDOW)
     for event in events:
         joiner.add(event, ("click",))
-    return {one.recommendation_id: joiner.rewards(one, "click") for one in (EARLY, LATE)}
+    return {published.recommendation_id: joiner.rewards(published, "click") for published in (EARLY, LATE)}
 
 
 def click(ts: int, item: str, named: object = None, user: str = "ann", kind: str = "click") -> Event:

@@ -34,10 +34,10 @@ def moments_of(target: Policy) -> Moments:
 
 
 def gathered(*lists: tuple[str, list[str], list[float], list[float], list[str]], size: int = 2) -> Slots:
-    gathering = LoggedLists(size)
-    for one in lists:
-        gathering.add(*one)
-    return gathering.slots()
+    logged_lists = LoggedLists(size)
+    for logged in lists:
+        logged_lists.add(*logged)
+    return logged_lists.slots()
 
 
 def test_by_hand() -> None:
@@ -70,9 +70,9 @@ def test_doubly_robust_by_its_definition() -> None:
     folds = slots.buckets % FOLDS
 
     def model(fold: int, item: str, slot: int) -> float:
-        others = [one for one, where in zip(lists, folds, strict=True) if where != fold]
-        means = [sum(one[3][k] for one in others) / len(others) for k in range(3)]
-        held = [(one[3][k], means[k]) for one in others for k in range(3) if one[1][k] == item]
+        others = [logged for logged, where in zip(lists, folds, strict=True) if where != fold]
+        means = [sum(logged[3][k] for logged in others) / len(others) for k in range(3)]
+        held = [(logged[3][k], means[k]) for logged in others for k in range(3) if logged[1][k] == item]
         return means[slot] * (sum(r for r, _ in held) + 1) / (sum(m for _, m in held) + 1)
 
     total = 0.0
@@ -87,9 +87,9 @@ def test_on_policy_every_estimator_is_the_mean() -> None:
     """Where the target holds what was shown, and it was certain, there is nothing to weigh."""
     shown = Moments(shop(1), LIVE, LIVE, 300).draw(0, epsilon=0.0)
     mean = served(shown).value
-    for one in off_policy("live", shown):
-        assert one.value.mean == pytest.approx(mean.mean)
-        assert one.effective_sample_size == pytest.approx(300)
+    for estimate in off_policy("live", shown):
+        assert estimate.value.mean == pytest.approx(mean.mean)
+        assert estimate.effective_sample_size == pytest.approx(300)
     difference = against_served("live", shown, "click").estimate
     assert difference.mean == pytest.approx(0)
     assert difference.high - difference.low == pytest.approx(0)
@@ -109,8 +109,11 @@ def estimates() -> dict[str, tuple[float, list[Estimate]]]:
     for target in (LIVE, SHARPER):
         moments = moments_of(target)
         drawn = [off_policy(target.name, moments.draw(draw, epsilon=1.0)) for draw in range(DRAWS)]
-        for place, estimator in ((0, "ips"), (1, "snips"), (2, "dr")):
-            found[f"{target.name} {estimator}"] = moments.truth, [one[place].value for one in drawn]
+        for index, estimator in ((0, "ips"), (1, "snips"), (2, "dr")):
+            found[f"{target.name} {estimator}"] = (
+                moments.truth,
+                [estimates_of_draw[index].value for estimates_of_draw in drawn],
+            )
     return found
 
 
@@ -121,9 +124,9 @@ def test_estimates_are_unbiased_and_intervals_cover(
 ) -> None:
     """The mean of many draws is the truth within its error, and 95 % intervals hold it nearly as often."""
     true, drawn = estimates[f"{policy} {estimator}"]
-    means = np.array([one.mean for one in drawn])
+    means = np.array([estimate.mean for estimate in drawn])
     assert abs(means.mean() - true) < 4 * means.std(ddof=1) / math.sqrt(DRAWS)
-    covered = sum(one.low <= true <= one.high for one in drawn)
+    covered = sum(estimate.low <= true <= estimate.high for estimate in drawn)
     assert covered >= 20  # of 24: at 95 % fewer come about once in 150 times
 
 
@@ -151,8 +154,8 @@ def test_no_support_is_seen_in_the_mean_weight() -> None:
 
 def test_a_better_policy_is_found_and_few_lists_say_nothing() -> None:
     """With enough lists the difference has its verdict; with few effective ones there is none."""
-    many = against_served("sharper", Moments(shop(1), LIVE, SHARPER, 5000).draw(0, epsilon=1.0), "click")
-    assert many.verdict == "better"
+    weighed = against_served("sharper", Moments(shop(1), LIVE, SHARPER, 5000).draw(0, epsilon=1.0), "click")
+    assert weighed.verdict == "better"
     few = Moments(shop(1), LIVE, SHARPER, 400).draw(0, epsilon=1.0)
     assert off_policy("sharper", few)[0].effective_sample_size < TRUSTED
     assert against_served("sharper", few, "click").verdict == "no difference shown"

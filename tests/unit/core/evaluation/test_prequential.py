@@ -140,7 +140,7 @@ def test_an_evaluation_goes_on_where_it_was_cut_off() -> None:
     again = judge()
     again.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(halves.saved()), type=SavedJudge))
     assert again.evaluation() == once.evaluation()
-    for one in (again, once):
-        one.shown("ada", 3 * DAY_MS, ["a", "b", "c"], "new user")
-        one.judge(act("ada", "b", "a b c", 3 * DAY_MS))
+    for judged in (again, once):
+        judged.shown("ada", 3 * DAY_MS, ["a", "b", "c"], "new user")
+        judged.judge(act("ada", "b", "a b c", 3 * DAY_MS))
     assert again.evaluation() == once.evaluation()

@@ -30,7 +30,7 @@ def test_a_readout_adds_up() -> None:
     assert first.metrics["click per list"].mean == pytest.approx(1.0)
     assert first.metrics["click per user"].mean == pytest.approx(1.5)
     assert (other.variant, other.users, other.lists) == ("b", 2, 2)
-    differences = {one.metric: one for one in found.differences("a")}
+    differences = {difference.metric: difference for difference in found.differences("a")}
     assert differences["click per list"].estimate.mean == pytest.approx(1.0)
     assert differences["click per user"].estimate.mean == pytest.approx(0.5)
     assert (differences["click per user"].baseline, differences["click per user"].candidate) == ("a", "b")
@@ -38,14 +38,14 @@ def test_a_readout_adds_up() -> None:
 
 def test_a_readout_finds_what_is_there() -> None:
     """A real lift in clicks, and none in views; an experiment of equals shows nothing nearly always."""
-    lifted = {one.metric: one.verdict for one in readout({"a": 0.0, "b": 0.06}).differences("a")}
+    lifted = {difference.metric: difference.verdict for difference in readout({"a": 0.0, "b": 0.06}).differences("a")}
     assert lifted["click per list"] == lifted["click per user"] == "better"
     assert lifted["view per list"] == "no difference shown"
     alarms = sum(
-        one.verdict != "no difference shown"
+        difference.verdict != "no difference shown"
         for seed in range(6)
-        for one in readout({"a": 0.0, "b": 0.0}, seed).differences("a")
-        if one.metric == "click per list"
+        for difference in readout({"a": 0.0, "b": 0.0}, seed).differences("a")
+        if difference.metric == "click per list"
     )
     assert alarms <= 2  # of 6 at 5 %: more come about once in 400 times
 
@@ -53,11 +53,11 @@ def test_a_readout_finds_what_is_there() -> None:
 def test_users_of_two_variants_are_in_none() -> None:
     """They are told, and neither side counts them."""
     found = readout({"a": 0.0, "b": 0.0})
-    users = sum(one.users for one in found.variants())
+    users = sum(outcome.users for outcome in found.variants())
     found.add("user-0", "a", [1.0, 1.0])
     found.add("user-0", "b", [1.0, 1.0])
     assert found.crossed == {"user-0"}
-    assert sum(one.users for one in found.variants()) == users - 1
+    assert sum(outcome.users for outcome in found.variants()) == users - 1
 
 
 def test_uneven_shares_are_seen() -> None:

@@ -45,7 +45,7 @@ def test_an_article_comes_just_behind_its_first_event(tmp_path: Path) -> None:
     lines = (tmp_path / "out" / "items.jsonl").read_bytes().splitlines()
     assert [msgspec.json.decode(line)["ts"] for line in lines] == [1_457_963_010_001, 1_457_963_020_001]
     items = [decode_item(line, msgspec.json.decode(line)["item_id"].encode()) for line in lines]
-    assert [one if isinstance(one, str) else one.text() for one in items] == ["article", "olá mundo. article"]
+    assert [item if isinstance(item, str) else item.text() for item in items] == ["article", "olá mundo. article"]
 
 
 @pytest.mark.parametrize(
