@@ -11,7 +11,7 @@ from tests.data.beauty import convert
 
 
 def test_purchases_keep_their_order(tmp_path: Path) -> None:
-    """Each user's items stand in the order of the line, and the last ones are the newest of the log."""
+    """Each user's purchases keep the order of the line, and the last ones are the newest of the log."""
     (tmp_path / "Beauty.txt").write_text("1 7 8 9\n2 8 5\n")
     (tmp_path / "items.tsv").write_text("item_id\tasin\ttitle\n7\tB0\tSoap, 2-Ounce\n8\tB1\t\n")
     convert(tmp_path, tmp_path / "out")

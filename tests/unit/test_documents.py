@@ -64,7 +64,7 @@ def wrong_command(words: list[str]) -> str:
 
 
 def test_there_are_documents() -> None:
-    """The tests below look at the documents that a reader finds."""
+    """The tests below cover the documents that a reader finds."""
     assert {"README.md", "CHANGELOG.md", "deploy/README.md", "training/LOG.md", "tests/bench/LOG.md"} <= set(
         map(name, DOCUMENTS)
     )
@@ -72,7 +72,7 @@ def test_there_are_documents() -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_links_lead_somewhere(document: Path) -> None:
-    """Every relative link names a file or folder, and every anchor a heading of it."""
+    """Every relative link names a file or folder, and every anchor names a heading."""
     broken = []
     for link in LINK.findall(FENCE.sub("", document.read_text())):
         if "://" in link:
@@ -86,7 +86,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_names_stand_in_the_files_they_follow(document: Path) -> None:
-    """A name in code right behind a link to a module is a function or class of that module."""
+    """A name in code behind a link to a module is a function or class of that module."""
     missing = []
     for path, names in NAMED.findall(document.read_text()):
         source = (document.parent / path).read_text()
@@ -97,7 +97,7 @@ def test_names_stand_in_the_files_they_follow(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_paths_exist(document: Path) -> None:
-    """Every path from the root that stands in code is there."""
+    """Every path from the root that stands in code exists."""
     paths = {path for line in code(document) for path in PATH.findall(line)}
     assert not [path for path in sorted(paths) if not (ROOT / path).exists()]
 

@@ -23,7 +23,7 @@ INTERNAL = {
 
 
 def test_errors_for_users_have_one_root() -> None:
-    """A class that derives straight from a built-in exception is one of the few that steer a program."""
+    """Only listed classes that steer a program derive straight from a built-in exception."""
     roots = {
         definition.name
         for folder in ("workers", "training", "deploy")

@@ -48,7 +48,7 @@ def core_fields(features: Collection[Feature]) -> set[tuple[str, str, str]]:
 
 @pytest.mark.parametrize("behaviours", [list(DEFAULT_BEHAVIOURS), ["listen"], ["add-to-cart", "wish list", "it's"]])
 def test_views_have_the_cores_features(definitions: ModuleType, behaviours: list[str]) -> None:
-    """Names, types and descriptions are the core's, whatever the behaviour types."""
+    """The views have the names, types and descriptions of the core's features, for any behaviour types."""
     defined = definitions.define(behaviours, "archive")
     assert fields(defined.user_behaviour) == core_fields(behaviour_features(behaviours))
     assert fields(defined.user_embedding) == core_fields(EMBEDDING_FEATURES)
@@ -56,7 +56,7 @@ def test_views_have_the_cores_features(definitions: ModuleType, behaviours: list
 
 
 def test_views_are_keyed_by_user_and_pushed_to(definitions: ModuleType) -> None:
-    """The views are online, take pushes, and need the user id alone."""
+    """The views are online, take pushes, and are keyed by the user id alone."""
     for view in (definitions.user_behaviour, definitions.user_embedding, definitions.user_list):
         assert view.online
         assert view.entities == [definitions.user.name] == ["user"]
@@ -65,7 +65,7 @@ def test_views_are_keyed_by_user_and_pushed_to(definitions: ModuleType) -> None:
 
 
 def test_the_encoders_service_has_its_inputs_and_output(definitions: ModuleType) -> None:
-    """What `user_encoder` reads and what it made of it come in one request."""
+    """The encoder's feature service has the encoder's inputs and its outputs."""
     names = [
         field.name for projection in definitions.user_encoder.feature_view_projections for field in projection.features
     ]
@@ -74,7 +74,7 @@ def test_the_encoders_service_has_its_inputs_and_output(definitions: ModuleType)
 
 @pytest.mark.parametrize("behaviours", [None, {"listen": 1.0, "skip": 0.5}])
 def test_feast_apply_by_hand(tmp_path: Path, behaviours: dict[str, float] | None) -> None:
-    """`feast apply` works in the folder as it is; FRESHET_BEHAVIOURS names other behaviour types."""
+    """`feast apply` works in the folder, and FRESHET_BEHAVIOURS names other behaviour types."""
     repository = shutil.copytree(
         ROOT / "feature_repo", tmp_path / "feature_repo", ignore=shutil.ignore_patterns("__pycache__")
     )

@@ -13,7 +13,7 @@ def _fail(path: Path) -> None:
 
 
 def test_what_goes_wrong_leaves_the_old_content(tmp_path: Path) -> None:
-    """A file is replaced in one step, behind the block; where the block fails the old one stays as it was."""
+    """A file is replaced in a single step behind the block, and a failed block leaves the old file."""
     path = tmp_path / "facts.json"
     write_json(path, {"a": 1})
     with pytest.raises(OSError, match="no space"):

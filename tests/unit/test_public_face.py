@@ -8,7 +8,7 @@ import pytest
 
 
 def test_all_is_sorted_importable_and_the_whole_face() -> None:
-    """`__all__` names everything public, and nothing else of ours is to be found there."""
+    """`__all__` is sorted and names every public object."""
     assert freshet.__all__ == sorted(freshet.__all__) == sorted(set(freshet.__all__))
     assert dir(freshet) == freshet.__all__
     assert all(getattr(freshet, name).__module__.startswith("freshet.") for name in freshet.__all__)
@@ -19,12 +19,12 @@ def test_all_is_sorted_importable_and_the_whole_face() -> None:
 
 
 def test_everything_public_says_what_it_is() -> None:
-    """Each name has a docstring of its own."""
+    """Each public object has a docstring of its own."""
     assert [name for name in freshet.__all__ if not getattr(freshet, name).__doc__] == []
 
 
 def test_importing_it_loads_no_client() -> None:
-    """The clients, and numpy for them, are loaded when asked for."""
+    """`import freshet` loads neither a client library nor NumPy."""
     heavy = "numpy kafka confluent_kafka faust feast tritonclient onnxruntime pyarrow typer"
     code = f"import sys, freshet; print(sorted(sys.modules.keys() & set({heavy!r}.split())))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"

@@ -37,12 +37,12 @@ def faults(topic: str, value: Any) -> list[str]:
 
 
 def test_the_files_are_what_the_types_say() -> None:
-    """After a change of the types: `freshet schemas workers/freshet/schemas`."""
+    """The schema files equal what `freshet schemas workers/freshet/schemas` writes."""
     assert {file.name: file.read_bytes() for file in FOLDER.glob("*.json")} == schemas.documents()
 
 
 def test_the_verb_writes_every_file(tmp_path: Path) -> None:
-    """A folder that is not there is made; a path that is no folder is one line."""
+    """`schemas` writes every file into a new folder, and a path that is no folder is one line."""
     assert CliRunner().invoke(app, ["schemas", str(tmp_path / "new" / "wire")]).exit_code == 0
     assert {file.name for file in (tmp_path / "new" / "wire").iterdir()} == set(schemas.documents())
     (tmp_path / "file").touch()
@@ -53,7 +53,7 @@ def test_the_verb_writes_every_file(tmp_path: Path) -> None:
 
 
 def test_every_field_is_described() -> None:
-    """The schema of each record says what each of its fields is."""
+    """The schema of each record describes each field."""
     for name in schemas.documents():
         for title, definition in document(name).get("$defs", {}).items():
             for field, schema in definition.get("properties", {}).items():
@@ -61,7 +61,7 @@ def test_every_field_is_described() -> None:
 
 
 async def test_what_a_worker_publishes_is_of_the_schemas() -> None:
-    """Events in; lists, counts and dead letters out."""
+    """A worker's events, lists, counts and dead letters validate against the schemas."""
     world = await MemoryWorld().start()
     events = [event(number, "ann") for number in range(3)]
     bad = msgspec.structs.replace(record(3, events[0]), value=b"\xff")
@@ -88,7 +88,7 @@ async def test_what_a_worker_publishes_is_of_the_schemas() -> None:
     ],
 )
 def test_what_the_codecs_write_is_of_the_schemas(topic: str, value: bytes) -> None:
-    """The records that no worker of a test publishes."""
+    """The records of the other topics validate against the schemas."""
     assert faults(topic, msgspec.json.decode(value)) == []
 
 
@@ -105,12 +105,12 @@ def test_what_the_codecs_write_is_of_the_schemas(topic: str, value: bytes) -> No
     ],
 )
 def test_the_schemas_refuse_what_the_decoders_refuse(topic: str, value: dict[str, Any]) -> None:
-    """A schema that takes everything would say nothing."""
+    """The schemas refuse records that the decoders refuse."""
     assert faults(topic, value)
 
 
 def test_the_asyncapi_document_is_valid() -> None:
-    """By the JSON Schema of AsyncAPI 3.0; every reference leads to a part of the document or to a file beside it."""
+    """The document validates as AsyncAPI 3.0, and every reference resolves."""
     described = document("asyncapi.json")
     meta = msgspec.json.decode(gzip.decompress(ASYNCAPI.read_bytes()))
     assert [fault.message for fault in Draft7Validator(meta).iter_errors(described)] == []
@@ -123,7 +123,7 @@ def test_the_asyncapi_document_is_valid() -> None:
 
 
 def test_every_topic_is_a_channel() -> None:
-    """The document names each topic of the settings by its default name, and has a schema of it."""
+    """The document has a channel and a schema for each topic of the settings."""
     topics = {value for name, value in msgspec.to_builtins(freshet.Settings()).items() if name.endswith("_topic")}
     assert {channel["address"] for channel in document("asyncapi.json")["channels"].values()} == topics
     assert {f"{topic}.json" for topic in topics} == {file.name for file in FOLDER.glob("*.json")} - {"asyncapi.json"}

@@ -45,7 +45,7 @@ def toml(tmp_path: Path, text: str) -> Path:
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
-    """Flags over environment over file over defaults, each setting by itself."""
+    """Flags win over the environment, the environment over the file and the file over defaults."""
     file = toml(tmp_path, 'group = "file"\nkafka = "file:1"\ntriton = "file:2"\n')
     environ = {"FRESHET_KAFKA": "environ:1", "FRESHET_TRITON": "environ:2", "HOME": "/"}
     settings = load_settings(file, {"triton": "flag:2", "kafka": None}, environ)
@@ -59,7 +59,7 @@ def test_nothing_given_is_the_defaults() -> None:
 
 
 def test_environment_variables_are_typed() -> None:
-    """Numbers and mappings are written as text there."""
+    """Numbers and mappings are read from the environment's text."""
     environ = {
         "FRESHET_LIST_SIZE": "7",
         "FRESHET_DIVERSITY": "0.5",
@@ -72,7 +72,7 @@ def test_environment_variables_are_typed() -> None:
 
 
 def test_a_file_may_hold_a_table(tmp_path: Path) -> None:
-    """Behaviours are a table in TOML."""
+    """A TOML table sets the behaviours."""
     settings = load_settings(toml(tmp_path, "[behaviours]\nlisten = 1\n"), environ={})
     assert settings.behaviours == {"listen": 1.0}
 
@@ -109,19 +109,19 @@ def test_a_file_may_hold_a_table(tmp_path: Path) -> None:
 def test_a_bad_setting_is_named(
     tmp_path: Path, text: str, environ: dict[str, str], flags: dict[str, Any], named: str
 ) -> None:
-    """An unknown name or a bad value is refused, and the message says which."""
+    """An unknown name or a bad value is refused with the name."""
     with pytest.raises(SettingsError, match=named):
         load_settings(toml(tmp_path, text), flags, environ)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """A file that was asked for must be there."""
+    """A settings file that is not there is named."""
     with pytest.raises(SettingsError, match=r"nowhere\.toml"):
         load_settings(tmp_path / "nowhere.toml", environ={})
 
 
 def test_secrets_are_masked() -> None:
-    """What is shown has every setting, and no secret."""
+    """Shown settings have every name and no secret."""
     shown = Settings(kafka_password="hunter2").masked()  # noqa: S106 - a canary
     assert set(shown) == set(NAMES)
     assert "hunter2" not in str(shown)
@@ -147,7 +147,7 @@ def test_a_secret_is_read_from_its_file(tmp_path: Path) -> None:
 
 
 def test_every_password_is_a_secret() -> None:
-    """A setting named for a secret is masked."""
+    """Every setting named like a secret is masked."""
     secret = {name for name in NAMES if any(word in name for word in ("password", "secret", "token"))}
     assert secret <= SECRETS
 
@@ -499,13 +499,13 @@ AT_HAND: dict[str, Callable[[Settings], object]] = {
 
 
 def test_the_table_of_changes_is_complete() -> None:
-    """A new setting needs a line that shows what it changes."""
+    """The table of changes has a line for every setting."""
     assert set(CHANGES) == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_changes_something(name: str, request: pytest.FixtureRequest) -> None:
-    """With another value the worker is, does or connects to something else, and not with the same value."""
+    """Another value of a setting changes what the worker does, and the same value does not."""
     where, value = CHANGES[name]
     observe = AT_HAND.get(where) or request.getfixturevalue(where)
     default = Settings()
@@ -515,14 +515,14 @@ def test_every_setting_changes_something(name: str, request: pytest.FixtureReque
 
 @pytest.mark.parametrize("name", ["kafka", "events_topic"])
 def test_what_two_parts_read_reaches_both(name: str, consumer: Callable[[Settings], object]) -> None:
-    """Broker and source topic are also Faust's."""
+    """The broker and the events topic reach Faust as well."""
     _, value = CHANGES[name]
     assert consumer(msgspec.structs.replace(Settings(), **{name: value})) != consumer(Settings())
 
 
 @pytest.mark.parametrize("knob", KNOBS)
 def test_a_variant_differs_by_its_own_knobs(knob: str) -> None:
-    """What it names holds for its users; what it leaves open, and all others' users, have the settings beside it."""
+    """A variant's knobs hold for its users, and every other setting stays."""
     for name in KNOBS:
         assert name in Settings.__struct_fields__
         assert name in Variant.__struct_fields__
@@ -534,7 +534,7 @@ def test_a_variant_differs_by_its_own_knobs(knob: str) -> None:
 
 @pytest.mark.parametrize("knob", KNOBS[:-1])
 def test_a_policy_is_judged_with_its_own_knobs(knob: str) -> None:
-    """`freshet ope` makes a list again as its variant's were but for what is asked, without exploring."""
+    """`freshet ope` makes a list with the knobs of its variant and of the target, without exploring."""
     arm = Variant(share=1.0, diversity=0.5, exploration=0.3)
     live = Settings(prior_weight=3.0, variants={"all": arm})
     base = Settings(prior_weight=3.0, diversity=0.5)

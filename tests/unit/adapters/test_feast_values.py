@@ -32,7 +32,7 @@ COLUMNS: dict[str, tuple[st.SearchStrategy[Any], Any]] = {
 @settings(deadline=None)
 @given(data=st.data())
 def test_columns_are_encoded_as_protobuf_does(kind: str, data: st.DataObject) -> None:
-    """A column's values are the bytes of Feast's `Value` messages, so that no reader can tell; they read back."""
+    """The encoded values of a column are the bytes of Feast's `Value` messages, and decode to the column."""
     strategy, message = COLUMNS[kind]
     column = data.draw(st.lists(strategy, max_size=8))
     assert ENCODERS[kind](column) == [message(value).SerializeToString() for value in column]
@@ -42,7 +42,7 @@ def test_columns_are_encoded_as_protobuf_does(kind: str, data: st.DataObject) ->
 @settings(deadline=None)
 @given(st.lists(st.lists(time_ms, max_size=50), max_size=8))
 def test_times_are_encoded_as_protobuf_does(column: list[list[int]]) -> None:
-    """The whole-column packing of times gives protobuf's bytes, empty histories included."""
+    """The packing of a whole column of times gives protobuf's bytes, for empty histories as well."""
     expected = [Value(int64_list_val=Int64List(val=values)).SerializeToString() for values in column]
     assert ENCODERS["list[int64]"](column) == expected
     assert ENCODERS["list[int64]"]([array("q", values) for values in column]) == expected

@@ -44,7 +44,7 @@ def opened(clock: Clock) -> Breaker:
 
 
 def test_it_opens_after_consecutive_failures(clock: Clock) -> None:
-    """One failure less leaves it closed, and a success in between starts the count again."""
+    """Consecutive failures open the breaker, and a success between failures starts the count again."""
     breaker = Breaker(clock)
     for _ in range(3):
         for _ in range(BREAKER_FAILURES - 1):
@@ -56,7 +56,7 @@ def test_it_opens_after_consecutive_failures(clock: Clock) -> None:
 
 
 def test_it_lets_one_call_try_after_a_pause(clock: Clock) -> None:
-    """One trial is let through, the others wait for what comes of it."""
+    """After the pause the breaker lets a single call through, and other calls wait for its result."""
     breaker = opened(clock)
     clock.now += BREAKER_SECONDS - 0.01
     with pytest.raises(Unavailable):
@@ -68,7 +68,7 @@ def test_it_lets_one_call_try_after_a_pause(clock: Clock) -> None:
 
 
 def test_a_good_trial_closes_it(clock: Clock) -> None:
-    """After it every call goes through."""
+    """A successful trial call closes the breaker for every later call."""
     breaker = opened(clock)
     clock.now += BREAKER_SECONDS
     breaker.check()
@@ -78,7 +78,7 @@ def test_a_good_trial_closes_it(clock: Clock) -> None:
 
 
 def test_a_bad_trial_keeps_it_open(clock: Clock) -> None:
-    """The pause starts again at the failure."""
+    """A failed trial call starts the pause again."""
     breaker = opened(clock)
     clock.now += BREAKER_SECONDS
     breaker.check()
@@ -92,7 +92,7 @@ def test_a_bad_trial_keeps_it_open(clock: Clock) -> None:
 
 
 def test_the_gauge_says_whether_it_is_open(clock: Clock) -> None:
-    """An operator sees 1 while calls are kept away."""
+    """The gauge is 1 while the breaker keeps calls away."""
     breaker = Breaker(clock, BREAKER_OPEN.labels("7"))
     for _ in range(BREAKER_FAILURES):
         breaker.failed()
@@ -147,14 +147,14 @@ async def encoder(monkeypatch: pytest.MonkeyPatch) -> TritonEncoder:
 
 
 async def test_a_call_has_a_deadline_and_a_pinned_version(encoder: TritonEncoder) -> None:
-    """Both go with every call."""
+    """Every call carries a deadline and a pinned version."""
     await encoder.encode(TENSORS, 7)
     [call] = encoder._client.calls
     assert (call["model"], call["model_version"], call["client_timeout"]) == ("user_encoder", "7", 0.7)
 
 
 async def test_a_failed_call_is_tried_again(encoder: TritonEncoder) -> None:
-    """One failure is not seen by the caller."""
+    """The encoder retries a failed call, so the caller does not see a single failure."""
     encoder._client.failures = 1
     encoded = await encoder.encode(TENSORS, 1)
     assert encoded.embedding.shape == (1, 64)
@@ -171,7 +171,7 @@ async def test_a_dead_server_is_asked_no_more(encoder: TritonEncoder) -> None:
 
 
 async def test_a_failing_version_keeps_no_other_from_being_asked(encoder: TritonEncoder) -> None:
-    """The breaker of a canary that is down leaves the live version's closed."""
+    """The breaker of a failing canary leaves the breaker of the live version closed."""
     encoder._client.failures = BREAKER_FAILURES
     for _ in range(5):
         with pytest.raises(Unavailable):
@@ -180,7 +180,7 @@ async def test_a_failing_version_keeps_no_other_from_being_asked(encoder: Triton
 
 
 async def test_once_is_once(encoder: TritonEncoder) -> None:
-    """Asked so, a version that has failed is asked again the next time, and only then."""
+    """An encoder with `once` sends a single request a call, and asks a failed version again at the next call."""
     once = TritonEncoder(TritonAddress("127.0.0.1:1"), deadline=0.7, once=True)
     await once._client.close()
     once._client = encoder._client
@@ -193,7 +193,7 @@ async def test_once_is_once(encoder: TritonEncoder) -> None:
 
 
 async def test_retries_have_a_budget(encoder: TritonEncoder) -> None:
-    """Under steady failures the calls sent are the calls made and the burst, and a tenth more."""
+    """Under steady failures the number of calls sent is the calls made, the burst and a tenth more."""
     calls = 200
     for _ in range(calls):
         encoder._client.failures = 2
@@ -208,7 +208,7 @@ async def test_retries_have_a_budget(encoder: TritonEncoder) -> None:
 async def test_what_is_no_number_is_unavailable(
     encoder: TritonEncoder, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that returns NaN or infinity is treated as one that is away."""
+    """A model that returns NaN or infinity counts as unavailable."""
     monkeypatch.setattr(Result, "as_numpy", lambda *_: np.full((1, 64), value, np.float32))
     with pytest.raises(Unavailable, match="NaN"):
         await encoder.encode(TENSORS, 1)

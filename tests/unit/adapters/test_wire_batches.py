@@ -56,7 +56,7 @@ def fields(found: Sequence[Any]) -> list[tuple[int, bytes | None, bytes | None]]
 @CLIENTS
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_codec_is_read(read: Any, codec: str) -> None:
-    """Batches of each codec, one after the other."""
+    """The reader takes batches of every codec from one fetch."""
     payload = records(VALUES, [(b"h", b"x"), (b"n", None)])
     data = b"".join(batch(payload, 3, CODECS[codec], base=base, timestamp=5) for base in (10, 13))
     found, following = read(data, 11)
@@ -67,7 +67,7 @@ def test_every_codec_is_read(read: Any, codec: str) -> None:
 
 @CLIENTS
 def test_the_java_clients_snappy_is_read(read: Any) -> None:
-    """Snappy in blocks behind a header of 16 bytes."""
+    """The reader takes the Java client's snappy blocks, which follow a header of 16 bytes."""
     payload = records(VALUES)
     blocks = [bytes(cramjam.snappy.compress_raw(part)) for part in (payload[:7], payload[7:])]
     packed = b"\x82SNAPPY\0" + b"\0\0\0\1" * 2 + b"".join(len(part).to_bytes(4, "big") + part for part in blocks)
@@ -76,7 +76,7 @@ def test_the_java_clients_snappy_is_read(read: Any) -> None:
 
 @CLIENTS
 def test_header_names_that_are_not_utf_8_are_escaped(read: Any) -> None:
-    """The record is read, those around it too, and names of other kinds stand as they are."""
+    """A header name that is not UTF-8 is escaped, and the record and its neighbours are read."""
     odd = record(1, b"k", b"v", [(b"\xff\xfe", b"x"), ("ü".encode(), b"\xff"), (b"", None)])
     found, following = read(batch(record(0, *VALUES[0]) + odd + record(2, *VALUES[2]), 3))
     assert fields(found) == [(0, *VALUES[0]), (1, b"k", b"v"), (2, *VALUES[2])]
@@ -104,7 +104,7 @@ BROKEN = {
 @CLIENTS
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_batch_is_quarantined(read: Any, kind: str) -> None:
-    """One record says why and up to where, and the batches around it are read."""
+    """A broken batch becomes a single record with the reason and the end offset, and its neighbours are read."""
     good = batch(records(VALUES), 3, base=7)
     broken = bytes(4) + (4).to_bytes(4, "big") + BROKEN[kind][8:]
     found, following = read(batch(records(VALUES), 3, base=1) + broken + good)
@@ -117,7 +117,7 @@ def test_a_broken_batch_is_quarantined(read: Any, kind: str) -> None:
 
 @CLIENTS
 def test_what_stands_before_the_damage_is_read(read: Any) -> None:
-    """A batch whose second record is cut."""
+    """The reader returns the records before the first damaged record of a batch."""
     cut = record(1, b"k", b"v" * 100)[:-60]
     found, following = read(batch(record(0, *VALUES[0]) + cut, 3))
     assert [record.offset for record in found] == [0, 1]
@@ -129,7 +129,7 @@ def test_what_stands_before_the_damage_is_read(read: Any) -> None:
 @CLIENTS
 @pytest.mark.parametrize("seed", range(4))
 def test_random_damage_raises_nothing(read: Any, seed: int) -> None:
-    """Whatever bytes are changed, a fetch ends, offsets rise, and the next fetch begins behind what was read."""
+    """Under random damage a fetch ends, offsets rise, and the next fetch begins behind the last read offset."""
     rng = random.Random(seed)
     for _ in range(150):
         codec = rng.choice(list(CODECS.values()))
@@ -146,7 +146,7 @@ def test_random_damage_raises_nothing(read: Any, seed: int) -> None:
 
 
 def test_a_fetch_ends_within_its_last_batch() -> None:
-    """What is cut off by the end of the fetch is no damage."""
+    """A last batch that the end of the fetch cuts off is no damage."""
     good = batch(records(VALUES), 3)
     found, following = by_aiokafka(good + batch(records(VALUES), 3, base=3)[:-1])
     assert (len(found), following) == (3, 3)
@@ -167,7 +167,7 @@ print((peak() - before) // 1024)
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
 def test_memory_of_a_bomb_is_bounded(codec: str, tmp_path: Path) -> None:
-    """A batch of 200 MB of zeros takes no more MiB than the bound, and says so."""
+    """A batch that decompresses to 200 MB is refused with a reason and takes no more memory than the bound."""
     (tmp_path / "bomb").write_bytes(batch(bytes(200_000_000), 1, CODECS[codec]))
     command = [sys.executable, "-c", READ_IN_BOUNDS, str(tmp_path / "bomb")]
     why, taken = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -177,7 +177,7 @@ def test_memory_of_a_bomb_is_bounded(codec: str, tmp_path: Path) -> None:
 
 @CLIENTS
 def test_a_fetch_of_many_bombs_ends_early(read: Any) -> None:
-    """What has been decompressed is processed before more is; the next fetch goes on behind it."""
+    """A fetch ends once its decompressed bytes reach the bound, and the next fetch continues behind them."""
     value = bytes(EXPANDED_BYTES // 2)
     data = b"".join(batch(record(0, b"k", value), 1, 4, base=base) for base in range(10))
     offsets: list[int] = []
@@ -190,7 +190,7 @@ def test_a_fetch_of_many_bombs_ends_early(read: Any) -> None:
 
 
 def test_decompressed_batches_are_whole() -> None:
-    """An uncompressed batch with the same fields."""
+    """A decompressed batch has the fields of the same batch without compression."""
     payload = records(VALUES)
     plain = decompressed(memoryview(batch(payload, 3, 4, base=5, timestamp=9)), 4)
     assert plain[61:] == payload

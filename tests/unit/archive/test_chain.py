@@ -50,7 +50,7 @@ def offsets(folder: Path) -> list[int]:
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:
-    """Keys, values and headers, poison and nothing at all included."""
+    """The archive returns keys, values and headers unchanged, poison and empty values included."""
     records = [
         record(0),
         Record(1, START, None, None, (("a", b"1"), ("a", None), ("é", b"\xff"))),
@@ -63,7 +63,7 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_outsiders_read_the_columns(tmp_path: Path) -> None:
-    """Any Parquet reader finds the decoded events, with the date, and why the others are none."""
+    """Any Parquet reader finds decoded events with their date, and the reason of each record that is none."""
     good, bad = record(0), Record(1, START + 1, b"ada", b"{")
     write(tmp_path, [good, bad])
     first, second = pa.dataset.dataset(tmp_path / "events", partitioning="hive").to_table().to_pylist()
@@ -75,7 +75,7 @@ def test_outsiders_read_the_columns(tmp_path: Path) -> None:
 
 
 def test_items_are_decoded_too() -> None:
-    """The catalogue's fields stand beside the raw record; a tombstone has none."""
+    """Catalogue fields stand beside the raw record, and a tombstone has no fields."""
     item = CatalogueItem("i1", title="Alien", price=9.5)
     table = item_rows(0, [Record(0, START, b"i1", encode_item(item)), Record(1, START, b"i1", None)])
     assert table["title"].to_pylist() == ["Alien", None]
@@ -85,7 +85,7 @@ def test_items_are_decoded_too() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_restarts_neither_lose_nor_double(tmp_path: Path, seed: int) -> None:
-    """Cuts, kills and starts in any order: the files hold each offset once, up to where the archiver goes on."""
+    """After cuts, kills and starts in any order, the files hold each offset once."""
     rng = random.Random(seed)
     chain = Chain(tmp_path / "events", 0)
     archiver = appender(chain)
@@ -107,7 +107,7 @@ def test_restarts_neither_lose_nor_double(tmp_path: Path, seed: int) -> None:
 
 
 def test_of_two_writers_one_goes_on(tmp_path: Path) -> None:
-    """An archiver that has lost its partition without knowing cannot add what another has written, merged or not."""
+    """An archiver that lost its partition unaware cannot add rows that another archiver has written."""
     chain = write(tmp_path, [record(number) for number in range(20)], per_file=10)
     zombie, heir = appender(chain), appender(chain)
     for number in range(20, 25):
@@ -124,7 +124,7 @@ def test_of_two_writers_one_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_file_tidied_away_is_not_added(tmp_path: Path) -> None:
-    """The next owner of a partition removes unfinished files: their writer notices, though it has lost nothing else."""
+    """A writer whose unfinished file the next owner removed does not add the file."""
     chain = Chain(tmp_path / "events", 0)
     slow = appender(chain)
     slow.take(0, START, 100, record(0))
@@ -155,7 +155,7 @@ def kills(action: Callable[[Path], object], prepare: Callable[[Path], object], f
 
 
 def test_an_addition_cut_off_anywhere(tmp_path: Path) -> None:
-    """Before each change of the disk: the rows are there whole or not at all, and the next archiver completes them."""
+    """An addition cut off at any disk change leaves rows whole or absent, and the next archiver completes them."""
 
     def prepare(folder: Path) -> None:
         write(folder, [record(number) for number in range(10)])
@@ -173,7 +173,7 @@ def test_an_addition_cut_off_anywhere(tmp_path: Path) -> None:
 
 
 def test_a_merge_cut_off_anywhere(tmp_path: Path) -> None:
-    """Before each change of the disk: every row is there once; the next archiver tidies up and merges again."""
+    """A merge cut off at any disk change leaves every row once, and the next archiver merges again."""
     count = MERGE_FILES * 5
 
     def prepare(folder: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_merge_cut_off_anywhere(tmp_path: Path) -> None:
 
 
 def test_of_two_mergers_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What another process has merged meanwhile is left alone."""
+    """A merge leaves alone what another process has merged meanwhile."""
     chain = write(tmp_path, [record(number) for number in range(MERGE_FILES * 5)], per_file=5)
     rename, raced = Path.rename, []
 
@@ -213,7 +213,7 @@ def test_of_two_mergers_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_large_files_are_left_alone(tmp_path: Path) -> None:
-    """Merging makes files of the size that was asked for, and no larger ones."""
+    """A merge makes no file larger than the requested size."""
     chain = write(tmp_path, [record(number) for number in range(300)], per_file=10)
     limit = chain.segments()[0].size * 12
     while chain.merge(limit):
@@ -225,7 +225,7 @@ def test_large_files_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_dates_never_go_back(tmp_path: Path) -> None:
-    """A day has files of its own; a record that comes late lies where the archive has come to."""
+    """A late record lies in the archive's current day, and each day has files of its own."""
     day = START - START % DAY_MS
     times = [day + DAY_MS - 1, day + DAY_MS, day + 5, day + DAY_MS + 7]
     write(tmp_path, [record(number, ts=ts) for number, ts in enumerate(times)])
@@ -236,7 +236,7 @@ def test_dates_never_go_back(tmp_path: Path) -> None:
 
 
 def test_a_full_row_group_is_written_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory holds a row group and no more, by rows and by bytes; a file that is full is finished."""
+    """Memory holds at most a row group, by rows and by bytes, and a full file is finished."""
     monkeypatch.setattr("freshet.archive.appender.ROW_GROUP", 50)
     monkeypatch.setattr("freshet.archive.appender.ROW_GROUP_BYTES", 20_000)
     chain = Chain(tmp_path / "events", 0)
@@ -254,7 +254,7 @@ def test_a_full_row_group_is_written_out(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_files_that_overlap_are_refused(tmp_path: Path) -> None:
-    """Two chains in one folder are no archive."""
+    """A folder with two overlapping chains is refused."""
     chain = write(tmp_path, [record(number) for number in range(20)], per_file=10)
     first = chain.segments()[0].path
     first.rename(first.with_name(first.name.replace(f"{9:020d}", f"{14:020d}")))

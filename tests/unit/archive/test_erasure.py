@@ -52,7 +52,7 @@ def kept(records: list[Record]) -> list[Record]:
 
 
 def test_an_erased_user_is_in_no_file(tmp_path: Path) -> None:
-    """Their records are gone up to the erasure, poison too, in every file; places stay, and what follows stays."""
+    """An erasure removes the user's earlier records from every file, and keeps offsets and later records."""
     records = stream(40)
     chain = write(tmp_path, records)
     before = [segment[1:3] for segment in chain.segments()]
@@ -72,7 +72,7 @@ def test_an_erased_user_is_in_no_file(tmp_path: Path) -> None:
 
 
 def test_what_was_noted_outlives_a_cut(tmp_path: Path) -> None:
-    """An erasure whose file is not in the chain yet waits for it; a cut while files are rewritten is made good."""
+    """A noted erasure waits for its file, and completes after a cut while files are rewritten."""
     records = stream(40)
     chain = write(tmp_path, records[:20])
     chain.begin_erasing({b"bob": ERASED_AT})
@@ -95,7 +95,7 @@ def test_what_was_noted_outlives_a_cut(tmp_path: Path) -> None:
 
 
 def test_merged_files_stay_erased(tmp_path: Path) -> None:
-    """Places of erased records are rows like others to a merge."""
+    """A merge keeps the rows of erased records as empty rows."""
     records = stream(10 * MERGE_FILES)
     chain = write(tmp_path, records)
     chain.begin_erasing(noted(chain))
@@ -105,7 +105,7 @@ def test_merged_files_stay_erased(tmp_path: Path) -> None:
 
 
 async def test_history_is_the_same_as_before_the_erasure(tmp_path: Path) -> None:
-    """Feast's history of the others is what it was, of the erased user there is none, and it goes on from there."""
+    """After an erasure the others' history is unchanged, the erased user has none, and new rows follow."""
     settings = Settings(archive_dir=str(tmp_path))
     records = stream(40)
     chain = write(tmp_path, records[:30])

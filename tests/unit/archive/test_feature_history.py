@@ -32,7 +32,7 @@ def run(settings: Settings) -> feature_history.Extended:
 def test_runs_that_go_on_give_what_one_gives(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many runs over a growing archive, in small chunks, write the rows of one run over all of it."""
+    """Many runs over a growing archive write the rows of a single run over the whole archive."""
     events = stream(3, 600)
     whole = Settings(archive_dir=str(tmp_path / "whole"))
     write_stream(Path(whole.archive_dir), events, [0, 0])
@@ -50,7 +50,7 @@ def test_runs_that_go_on_give_what_one_gives(
 def test_a_run_cut_off_anywhere(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
-    """Cut off before or after any file or any saved state, the next run completes the rows: none lost, none twice."""
+    """After a run cut off at any file or saved state, the next run completes the rows, each once."""
     events = stream(4, 400)
     whole = Settings(archive_dir=str(tmp_path / "whole"))
     for target in (settings, whole):
@@ -79,7 +79,7 @@ def test_a_run_cut_off_anywhere(
 
 
 def test_a_history_that_was_removed_is_made_again(settings: Settings) -> None:
-    """Its files in part or in whole: every row is there again."""
+    """A run writes again the rows of files that were removed, in part or in whole."""
     write_stream(Path(settings.archive_dir), stream(5, 300), [0, 0])
     run(settings)
     before = rows(Path(settings.archive_dir))
@@ -98,7 +98,7 @@ def test_a_history_that_was_removed_is_made_again(settings: Settings) -> None:
     ],
 )
 def test_a_fold_of_another_kind_needs_another_history(settings: Settings, name: str, value: Any, said: str) -> None:
-    """The rows would not fit together: the message says what to remove, and a new history is as the settings say."""
+    """A run with other fold settings is refused and names what to remove; a new history takes the settings."""
     write(Path(settings.archive_dir), [record(number) for number in range(20)])
     run(settings)
     other = msgspec.structs.replace(settings, **{name: value})
@@ -112,7 +112,7 @@ def test_a_fold_of_another_kind_needs_another_history(settings: Settings, name: 
 
 
 def test_two_runs_at_once_are_one(settings: Settings) -> None:
-    """The second says so and leaves the history alone."""
+    """A second run at the same time is refused and leaves the history alone."""
     write(Path(settings.archive_dir), [record(0)])
     with feature_history._alone(Path(settings.archive_dir) / FOLDER):
         result = CliRunner().invoke(app, ["features", settings.archive_dir])

@@ -27,27 +27,27 @@ def offsets(folder: Path, window: Window) -> dict[int, list[int]]:
 
 
 def test_the_total_is_known(archive: Path) -> None:
-    """Before anything is read, windows included."""
+    """The reader gives the total before it reads, windows included."""
     assert open_log(str(archive), Settings()).total == 130
     assert open_log(str(archive), Settings(), Window(None, None, {0: (15, 44)})).total == 30
     assert open_log(str(archive), Settings(), Window(START + 95_000, None, {})).total == 5
 
 
 def test_windows_of_offsets(archive: Path) -> None:
-    """Both ends count; partitions that are not named are left out, as of a topic."""
+    """Both ends of an offset window count, and partitions that the window does not name are left out."""
     assert offsets(archive, Window(None, None, {0: (15, 31)})) == {0: list(range(15, 32)), 1: []}
     assert offsets(archive, Window(None, None, {1: (25, None)})) == {0: [], 1: list(range(25, 30))}
     assert offsets(archive, Window(None, None, {0: (98, 500)})) == {0: [98, 99], 1: []}
 
 
 def test_windows_of_time(archive: Path) -> None:
-    """From the first record of the time on, up to the first of the end."""
+    """A time window takes records from the first one at its start up to the first one at its end."""
     window = Window(START + 12_000, START + 25_000, {})
     assert offsets(archive, window) == {0: list(range(12, 25)), 1: list(range(12, 25))}
 
 
 def test_windows_of_time_over_disorder(tmp_path: Path) -> None:
-    """As the broker finds offsets for times: where the time is first reached, whatever comes late after it."""
+    """Over disordered times a window begins where its time is first reached, as at the broker."""
     day = 86_400_000
     times = [START, START + day, START + 10, START + day + 5, START + 2 * day, START + day + 7]
     write(tmp_path, [record(number, ts=ts) for number, ts in enumerate(times)], per_file=2)
@@ -57,18 +57,18 @@ def test_windows_of_time_over_disorder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", [0, 1, 9, 10, 55, 99, 100])
 def test_it_goes_on_from_any_offset(archive: Path, start: int) -> None:
-    """As a replay that was cut off does."""
+    """The reader starts at any offset."""
     assert [record.offset for record in read(archive, start=start)[0]] == list(range(start, 100))
 
 
 def test_one_file_is_a_log(archive: Path) -> None:
-    """With its partition and its offsets."""
+    """A single archive file is a log with its partition and offsets."""
     [file] = (archive / "events").glob("*/00001-*10-*.parquet")
     assert read(file) == {1: [record(number, "ann") for number in range(10, 20)]}
 
 
 def test_the_topics_own_folder_is_a_log(archive: Path) -> None:
-    """Whatever the topic is called."""
+    """The folder of a topic of any name is a log."""
     renamed = (archive / "events").rename(archive / "clicks")
     assert read(renamed) == read(renamed)
     assert len(read(renamed)[0]) == 100
@@ -77,7 +77,7 @@ def test_the_topics_own_folder_is_a_log(archive: Path) -> None:
 
 
 def test_offsets_with_holes(tmp_path: Path) -> None:
-    """A topic that is compacted, or written in transactions, leaves offsets out: that is no gap."""
+    """Offsets that the topic itself lacks are no gap."""
     kept = [record(number) for number in (0, 1, 4, 5, 9, 17, 18)]
     chain = write(tmp_path, kept[:2], per_file=2)
     for part in (kept[2:5], kept[5:]):
@@ -89,7 +89,7 @@ def test_offsets_with_holes(tmp_path: Path) -> None:
 
 
 def test_files_merged_while_it_reads(archive: Path) -> None:
-    """The merged file is read on from where the reader was."""
+    """The reader continues in the merged file at its own offset."""
     log = open_log(str(archive), Settings())
     runs = log.read(0)
     found = [record.offset for record in next(runs)]
@@ -100,7 +100,7 @@ def test_files_merged_while_it_reads(archive: Path) -> None:
 
 
 def test_a_file_that_goes_while_it_reads(archive: Path) -> None:
-    """Is missed, in a line, rather than passed over."""
+    """A file that disappears during a read is a one-line error."""
     log = open_log(str(archive), Settings())
     runs = log.read(0)
     next(runs)

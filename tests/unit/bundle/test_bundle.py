@@ -58,7 +58,7 @@ def nested(depth: int) -> bytes:
 
 @pytest.mark.parametrize("name", ["../outside.txt", "/etc/hostname", "sub/inside.txt", ".."])
 def test_a_manifest_names_files_of_its_own_folder_alone(bundle: Path, tmp_path: Path, name: str) -> None:
-    """A path is refused before the file behind it is opened."""
+    """A manifest that names a path is refused before the file behind the path is opened."""
     (tmp_path / "outside.txt").write_text("outside")
     (bundle / "sub").mkdir()
     (bundle / "sub" / "inside.txt").write_text("inside")
@@ -69,7 +69,7 @@ def test_a_manifest_names_files_of_its_own_folder_alone(bundle: Path, tmp_path: 
 
 
 def test_a_link_out_of_the_folder_is_refused(bundle: Path, tmp_path: Path) -> None:
-    """Even one whose target has the digest."""
+    """A link out of the bundle's folder is refused, even where the target has the digest."""
     shutil.move(bundle / "model.onnx", tmp_path / "model.onnx")
     (bundle / "model.onnx").symlink_to(tmp_path / "model.onnx")
     with pytest.raises(BundleError, match="no plain file"):
@@ -86,7 +86,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("part", "why"), HOSTILE.values(), ids=HOSTILE)
 def test_what_onnx_runtime_would_merge_in_is_refused(bundle: Path, part: bytes, why: str) -> None:
-    """Whatever is appended to the file is seen."""
+    """A graph with bytes appended to its file is refused, because ONNX Runtime would merge them in."""
     file = bundle / "model.onnx"
     file.write_bytes(file.read_bytes() + part)
     listed(bundle, file.name, file)
@@ -134,7 +134,7 @@ IN_GRAPH = {
 
 @pytest.mark.parametrize(("part", "why"), IN_GRAPH.values(), ids=IN_GRAPH)
 def test_constants_that_are_not_read_are_refused(bundle: Path, part: bytes, why: str) -> None:
-    """Nothing of a graph is passed over that ONNX Runtime would take."""
+    """A graph is refused where ONNX Runtime would take a constant that the check does not read."""
     within_graph(bundle, b"")
     assert load_sound(bundle).item_ids  # the rewriting itself changes nothing
     within_graph(bundle, part)
@@ -183,7 +183,7 @@ SIZES: dict[str, tuple[str, Callable[[], bytes], str]] = {
 def test_sizes_are_checked_before_memory_is_asked_for(
     bundle: Path, name: str, content: Callable[[], bytes], why: str
 ) -> None:
-    """One line, and no memory."""
+    """A size beyond the bound is refused in one line before any memory is allocated."""
     (bundle / name).write_bytes(content())
     listed(bundle, name, bundle / name)
     with pytest.raises(BundleError, match=why) as refused:

@@ -44,12 +44,12 @@ def swap(answers: Tensors, row: int, slot: int) -> None:
 
 
 def test_the_golden_answers_are_right(answers: Tensors) -> None:
-    """As far as single precision goes."""
+    """The golden answers of the shipped bundle pass the check."""
     assert off(answers) < 1e-5
 
 
 def test_items_of_equal_scores_may_swap(answers: Tensors) -> None:
-    """Their order is the machine's; that of items further apart than the tolerance is not."""
+    """Items whose scores differ by less than the tolerance may swap, and other items may not."""
     apart = gaps(answers)
     close, far = (np.argwhere(chosen)[0] for chosen in (apart < TOLERANCE / 2, apart > 2 * TOLERANCE))
     swap(answers, *close)
@@ -78,7 +78,7 @@ def twice(answers: Tensors) -> None:
     ],
 )
 def test_other_answers_are_refused(answers: Tensors, spoil: Callable[[Tensors], None], why: str) -> None:
-    """Each in one line that names the tensor."""
+    """Every other deviation is refused in one line that names the tensor."""
     spoil(answers)
     with pytest.raises(GoldenError, match=why):
         off(answers)
@@ -87,7 +87,7 @@ def test_other_answers_are_refused(answers: Tensors, spoil: Callable[[Tensors], 
 def test_a_server_that_gives_other_items_is_refused(
     answers: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the right scores and user vectors, too: the publication ends before anybody is served."""
+    """A publication ends where the server answers right scores and user vectors for wrong items."""
     monkeypatch.setattr(Server, "_infer", lambda *_: answers)
     server = Server(TritonAddress("127.0.0.1:1"))
     server.try_golden(SHIPPED, 1)
@@ -99,7 +99,7 @@ def test_a_server_that_gives_other_items_is_refused(
 
 
 def test_a_table_of_noise_does_not_fit(answers: Tensors) -> None:
-    """Vectors that are not the graph's give other scores."""
+    """A table of item vectors that are not the graph's fails the check."""
     noise = np.random.default_rng(0).standard_normal(VECTORS.shape).astype(np.float32)
     assert answers["topk_index"].min() >= FIRST_ITEM
     with pytest.raises(GoldenError, match="topk_index is off"):

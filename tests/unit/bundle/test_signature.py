@@ -71,14 +71,14 @@ def spoilt(content: bytes) -> bytes:
 
 
 def test_what_ships_is_signed(keys: Path) -> None:
-    """The version in the repository is trusted by the key beside the program, and by no other."""
+    """The key beside the program trusts the shipped version, and no other key does."""
     assert load_trusted(SHIPPED, SHIPPED_KEYS).item_ids
     with pytest.raises(SignatureError, match="is signed by 367f163d2c7b0f19, no key of"):
         load_trusted(SHIPPED, keys)
 
 
 def test_a_signature_counts_where_its_key_is_trusted(bundle: Path, keys: Path, tmp_path: Path) -> None:
-    """One of several trusted keys is enough, and the folder decides which."""
+    """A signature by any of the trusted keys counts, and the keys' folder decides which keys are trusted."""
     make_keys(tmp_path / "others" / "theirs.key")
     with pytest.raises(SignatureError):
         load_trusted(bundle, tmp_path / "others")
@@ -88,7 +88,7 @@ def test_a_signature_counts_where_its_key_is_trusted(bundle: Path, keys: Path, t
 
 @pytest.mark.parametrize("name", ["model.onnx", "item_tower.onnx", "item_ids.json", "item_vectors.npy", "golden.npz"])
 def test_one_flipped_bit_is_refused(bundle: Path, keys: Path, name: str) -> None:
-    """In the middle of any file."""
+    """A bundle with a flipped bit in the middle of any file is refused."""
     content = bytearray((bundle / name).read_bytes())
     content[len(content) // 2] ^= 1
     (bundle / name).write_bytes(content)
@@ -97,7 +97,7 @@ def test_one_flipped_bit_is_refused(bundle: Path, keys: Path, name: str) -> None
 
 
 def test_a_manifest_changed_after_signing_is_refused(bundle: Path, keys: Path) -> None:
-    """Digests that agree are no signature."""
+    """A manifest that was changed after signing is refused, even where its digests agree."""
     rewrite(bundle, "MODEL_CARD.md", b"# Excellent")
     with pytest.raises(SignatureError, match="the signature does not fit"):
         load_trusted(bundle, keys)
@@ -108,7 +108,7 @@ def test_a_manifest_changed_after_signing_is_refused(bundle: Path, keys: Path) -
     [(None, "is not signed: `freshet sign"), (b"", "cannot be read"), (b'{"key":"k","signature":"AA=="}', "no key of")],
 )
 def test_a_missing_or_foreign_signature_is_refused(bundle: Path, keys: Path, content: bytes | None, why: str) -> None:
-    """One line says what is wrong."""
+    """A missing, damaged or foreign signature is refused in one line with the reason."""
     (bundle / SIGNATURE).unlink()
     if content is not None:
         (bundle / SIGNATURE).write_bytes(content)
@@ -119,7 +119,7 @@ def test_a_missing_or_foreign_signature_is_refused(bundle: Path, keys: Path, con
 
 @pytest.mark.parametrize("name", ["model.onnx", "item_vectors.npy", "weights.safetensors"])
 def test_nan_in_any_weight_is_refused(bundle: Path, keys: Path, name: str) -> None:
-    """In the served graph, in the item table, in the training weights; a signature does not help."""
+    """A signed bundle with NaN in its graph, item table or training weights is refused."""
     content = (bundle / name).read_bytes()
     last = content[:-4] + np.float32(np.nan).tobytes()
     rewrite(bundle, name, last if name == "weights.safetensors" else spoilt(content))
@@ -196,7 +196,7 @@ HALF_NAN = np.array([0x3F80] * 63 + [0x7FC0], "<u2").tobytes()
 def test_parts_that_are_not_of_one_version_are_refused(
     bundle: Path, keys: Path, spoil: Callable[[Path], None], why: str
 ) -> None:
-    """By whoever is asked to sign them, and by whoever is to serve them though they are signed."""
+    """Signing and serving both refuse a bundle whose parts belong to different versions."""
     spoil(bundle)
     with pytest.raises(BundleError, match=why):
         sign(bundle, keys / "ours.key")
@@ -207,7 +207,7 @@ def test_parts_that_are_not_of_one_version_are_refused(
 
 
 def test_halves_of_a_graph_are_read() -> None:
-    """ONNX keeps a float of 16 bits as an integer; a NaN among them is one."""
+    """The check reads 16-bit floats, which ONNX keeps as integers, and finds a NaN among them."""
     bf16 = bytes([0x10, 16, 0x42, 1]) + b"w" + bytes([0x2A, 5, 0x80, 0x7F, 0xC0, 0xFF, 0x01])
     [(name, values)] = onnx_graph._values(memoryview(bf16))
     assert name == "w"
@@ -215,7 +215,7 @@ def test_halves_of_a_graph_are_read() -> None:
 
 
 def test_wrong_tensors_are_refused(bundle: Path, keys: Path) -> None:
-    """A graph that takes and gives something else is named, with what was wanted."""
+    """A graph with other inputs or outputs is refused with the name of the tensor and the expected one."""
     rewrite(bundle, "model.onnx", (bundle / "item_tower.onnx").read_bytes())
     sign_anyway(bundle, keys)
     with pytest.raises(BundleError, match=r"takes text_embedding FP32 \[384\], not item_index INT32 \[50\]"):
@@ -230,7 +230,7 @@ def test_wrong_tensors_are_refused(bundle: Path, keys: Path) -> None:
     ],
 )
 def test_odd_item_lifts_are_refused(bundle: Path, lifts: np.ndarray, why: str) -> None:
-    """A row per item and one for new items, all of them numbers."""
+    """Item lifts are refused unless they are numbers, in a row for each item and a last row for new items."""
     assert load_bundle(bundle).item_lifts is not None
     rewrite(bundle, LIFTS, npy(lifts))
     with pytest.raises(BundleError, match=why):
@@ -243,7 +243,7 @@ def test_odd_item_lifts_are_refused(bundle: Path, lifts: np.ndarray, why: str) -
 
 @pytest.mark.parametrize("content", [b"", b"onnx", b"\x3a\xff\xff\xff\xff\x0f", bytes(100)])
 def test_what_is_no_onnx_is_refused(bundle: Path, content: bytes) -> None:
-    """Empty, text, cut short, zeros: one line each."""
+    """A graph file that is empty, text, cut short or zeros is refused in one line."""
     loaded = load_bundle(bundle)
     (bundle / "model.onnx").write_bytes(content)
     with pytest.raises(BundleError, match="cannot be read as ONNX"):
@@ -251,7 +251,7 @@ def test_what_is_no_onnx_is_refused(bundle: Path, content: bytes) -> None:
 
 
 def test_a_graph_is_of_the_sizes_that_the_manifest_names(bundle: Path) -> None:
-    """A version that says it reads 30 events and reads 50 is refused."""
+    """A graph that reads 50 events is refused where the manifest says 30."""
     loaded = load_bundle(bundle)
     other = msgspec.structs.replace(loaded, manifest=msgspec.structs.replace(loaded.manifest, length=30))
     with pytest.raises(BundleError, match=r"takes .*item_index INT32 \[50\].* not .*item_index INT32 \[30\]"):
@@ -259,7 +259,7 @@ def test_a_graph_is_of_the_sizes_that_the_manifest_names(bundle: Path) -> None:
 
 
 def test_keys_are_made_once_and_kept_from_others(keys: Path) -> None:
-    """The private key is its owner's alone, and an existing one is never overwritten."""
+    """Only the owner can read the private key, and an existing key is never overwritten."""
     key = keys / "ours.key"
     assert key.stat().st_mode & 0o077 == 0
     with pytest.raises(SignatureError, match="exists"):
@@ -268,14 +268,14 @@ def test_keys_are_made_once_and_kept_from_others(keys: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [lambda f: f.write_bytes(b"junk"), lambda f: f.unlink()], ids=["junk", "none"])
 def test_a_folder_without_a_usable_key_trusts_nobody(bundle: Path, keys: Path, spoil: Callable[[Path], None]) -> None:
-    """It is said, and nothing is served."""
+    """A folder of trusted keys without a usable key is an error, and no bundle is trusted."""
     spoil(keys / "ours.pub")
     with pytest.raises(SignatureError, match=r"cannot be read|holds no public key"):
         load_trusted(bundle, keys)
 
 
 async def test_a_worker_serves_no_stranger_s_version(bundle: Path, keys: Path, tmp_path: Path) -> None:
-    """A worker with trusted keys loads what they signed, and refuses the same version without."""
+    """A worker with trusted keys loads a version with a trusted signature and refuses it without."""
     repository = tmp_path / "repository"
     shutil.copytree(bundle, repository / MODEL / "1")
     model = LiveModel(FakeEncoder(make_bundle()), repository, keys)
@@ -287,7 +287,7 @@ async def test_a_worker_serves_no_stranger_s_version(bundle: Path, keys: Path, t
 
 
 def test_nothing_in_a_bundle_is_pickled() -> None:
-    """No file of the shipped bundle is a pickle or holds one: the archives are read without."""
+    """No file of the shipped bundle is a pickle or holds one."""
     for file in SHIPPED.iterdir():
         assert file.suffix in {".onnx", ".npy", ".npz", ".json", ".safetensors", ".md", ".sig"}, file
     with np.load(SHIPPED / "golden.npz", allow_pickle=False) as stored:

@@ -15,7 +15,7 @@ from tests.altered_bundles import Keys, without_lifts
 
 
 def test_check_masks_secrets_and_names_each_failing_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`check --json` never shows the password, and fails with a verdict per part."""
+    """`check --json` masks the password, gives each part a verdict, and exits with 1."""
     monkeypatch.setattr("freshet.adapters.kafka_python.BOOTSTRAP_SECONDS", 0.3)
     monkeypatch.setenv("FRESHET_KAFKA_PASSWORD", "hunter2")
     monkeypatch.setenv("FRESHET_KAFKA", "127.0.0.1:1")
@@ -35,7 +35,7 @@ def test_check_masks_secrets_and_names_each_failing_part(tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("knob", ["value_weight", "novelty_weight"])
 def test_a_weight_that_would_move_nothing_fails_the_check(tmp_path: Path, knob: str) -> None:
-    """A version without its items' value and novelty cannot weigh them, for all users or in a variant."""
+    """A version without item lifts fails the check where the settings or a variant weigh lifts."""
     keys = Keys(tmp_path / "keys")
     models = without_lifts(tmp_path / "models", keys.private)
     plain = Settings(model_repository=str(models), trusted_keys=str(keys.folder))

@@ -47,14 +47,14 @@ def fails(*arguments: str, status: int = 1, stdin: str | None = None) -> str:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str) -> None:
-    """`--help` works and says more than the usage."""
+    """Each verb's `--help` exits with 0 and prints more than the usage."""
     result = CliRunner().invoke(app, [*verb.split(), "--help"])
     assert result.exit_code == 0
     assert "--help" in result.output
 
 
 def test_usage_errors_name_the_help() -> None:
-    """A wrong argument is one line that says where help is."""
+    """A wrong argument is one line that names the help."""
     assert "see `freshet --help`" in fails("nonsense", status=2)
     assert "--rate" in fails("produce", "-", "--rate", "fast", status=2)
     assert "see `freshet produce --help`" in fails("produce", status=2)
@@ -75,12 +75,12 @@ def test_a_missing_broker_is_named(arguments: list[str]) -> None:
 
 
 def test_a_missing_file_is_named() -> None:
-    """`produce` says which file is not there, before it asks Kafka."""
+    """`produce` names a missing file before it asks Kafka."""
     assert fails("produce", "no.jsonl", "--kafka", "127.0.0.1:1") == "freshet: no.jsonl does not exist"
 
 
 def test_bad_settings_are_named(tmp_path: Path) -> None:
-    """A settings file that is missing or wrong is one line."""
+    """A missing or wrong settings file is one line."""
     assert "nowhere.toml does not exist" in fails("tail", "--config", "nowhere.toml")
     file = tmp_path / "bad.toml"
     file.write_text("lists_size = 3\n")
@@ -88,12 +88,12 @@ def test_bad_settings_are_named(tmp_path: Path) -> None:
 
 
 def test_down_without_a_stack_says_so(tmp_path: Path) -> None:
-    """There is nothing to stop in an empty folder."""
+    """`down` in an empty folder says that there is no stack."""
     assert "no stack in" in fails("down", "--dir", str(tmp_path / "none"))
 
 
 def test_a_taken_port_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the stack reports is shown as it is."""
+    """`up` shows the stack's error for a taken port unchanged."""
 
     def start(*_: object, **__: object) -> None:
         raise PortTaken("kafka", 9092)
@@ -105,7 +105,7 @@ def test_a_taken_port_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_demo_never_removes_what_is_no_stack(tmp_path: Path) -> None:
-    """`--fresh` refuses a folder with something else in it."""
+    """`demo --fresh` refuses a folder that holds anything but a stack."""
     (tmp_path / "thesis.tex").write_text("precious")
     assert re.search(r"not removing it", fails("demo", "--fresh", "--dir", str(tmp_path)))
     assert (tmp_path / "thesis.tex").exists()

@@ -27,7 +27,7 @@ class ReadError(Exception):
 
 
 async def test_a_version_that_nobody_signed_explains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same keys count as for the worker that made the list."""
+    """`explain` refuses a version that the trusted keys did not sign."""
 
     @asynccontextmanager
     async def encoder(*_: Any, **__: Any) -> AsyncIterator[FakeEncoder]:

@@ -34,7 +34,7 @@ def shop(tmp_path: Path) -> Path:
 
 
 def test_the_folder_is_ready_to_run_from(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings file names folders beside it, from wherever it is read, and the shipped version is trusted there."""
+    """The settings file names folders beside it, from any working directory, and trusts the shipped version."""
     monkeypatch.chdir("/")
     settings = load_settings(shop / "freshet.toml")
     require_folders(settings)
@@ -46,12 +46,12 @@ def test_the_folder_is_ready_to_run_from(shop: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_no_private_key_comes_along(shop: Path) -> None:
-    """What is trusted is public."""
+    """The folder holds no private key."""
     assert [path.name for path in (shop / "keys").iterdir()] == ["shipped.pub"]
 
 
 def test_the_next_commands_are_told(tmp_path: Path) -> None:
-    """The folder's commands follow, with its settings file."""
+    """`init` prints the next commands with the folder's settings file."""
     told = lay_out(tmp_path / "shop")
     for command in ("freshet topics", "freshet check", "freshet worker"):
         assert f"{command} --config {tmp_path / 'shop' / 'freshet.toml'}" in told
@@ -59,7 +59,7 @@ def test_the_next_commands_are_told(tmp_path: Path) -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    """A folder that holds anything is refused, and stays as it is; an empty one is used."""
+    """`init` refuses a folder with content and leaves it unchanged, and uses an empty folder."""
     (tmp_path / "mine").write_text("mine")
     assert "is not empty" in fails("init", str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
@@ -69,13 +69,13 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_text_encoder_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
-    """The line names the file, and nothing is laid out."""
+    """`init` names the missing file of a text encoder and lays nothing out."""
     assert "model.onnx does not exist" in fails("init", str(tmp_path / "shop"), "--text-encoder", str(tmp_path))
     assert not (tmp_path / "shop").exists()
 
 
 def test_what_the_template_shows_as_defaults_are_the_defaults(tmp_path: Path) -> None:
-    """Every line of the settings file that is commented out is a setting with its default."""
+    """Every commented line of the settings file is a setting with its default."""
     shown = re.findall(r"^# ([a-z_]+ = .*)$", TEMPLATE.read_text(), flags=re.MULTILINE)
     file = tmp_path / "shown.toml"
     file.write_text("\n".join(line for line in shown if not line.startswith("kafka_ca")))
@@ -87,7 +87,7 @@ def test_what_the_template_shows_as_defaults_are_the_defaults(tmp_path: Path) ->
 
 @pytest.mark.parametrize("folder", ["models", "keys", "feature_repo"])
 def test_a_folder_of_an_older_layout_is_named(shop: Path, folder: str) -> None:
-    """Where a folder of the settings file is gone, a worker says which and what to do before it does anything else."""
+    """A worker whose settings file names a missing folder says which folder and what to do."""
     shutil.rmtree(shop / folder)
     line = fails("worker", "--config", str(shop / "freshet.toml"))
     assert f"{shop / folder} is no folder" in line
@@ -95,7 +95,7 @@ def test_a_folder_of_an_older_layout_is_named(shop: Path, folder: str) -> None:
 
 
 def test_a_setting_of_an_older_layout_is_named(shop: Path) -> None:
-    """A setting that is no more is named with its file."""
+    """A setting that no longer exists is named with its file."""
     file = shop / "freshet.toml"
     file.write_text('signing_keys = "keys"\n' + file.read_text())
     with pytest.raises(SettingsError, match=r"freshet\.toml: unknown setting 'signing_keys'"):
@@ -103,7 +103,7 @@ def test_a_setting_of_an_older_layout_is_named(shop: Path) -> None:
 
 
 def test_a_version_of_another_format_is_named(shop: Path) -> None:
-    """A version whose manifest lacks what this Freshet reads is one line with the remedy."""
+    """A version whose manifest lacks a field is one line with the remedy."""
     manifest = shop / "models" / "user_encoder" / "1" / "manifest.json"
     manifest.write_text('{"name": "films", "created": "2025-01-01"}')
     line = fails("sign", str(manifest.parent), "--key", str(shop / "none.key"))

@@ -34,11 +34,11 @@ def run(*arguments: str) -> tuple[int, list[object]]:
 
 
 def test_the_verb_is_called_with_its_groups() -> None:
-    """Options that were not given have the defaults of the fields."""
+    """Options that are not given have the defaults of the group's fields."""
     assert run("red", "--bold", "--size", "3") == (0, [Colours(front="red", bold=True), 3])
     assert run("red", "--back", "blue") == (0, [Colours(front="red", back="blue"), 1])
 
 
 def test_a_field_without_default_is_required() -> None:
-    """As a parameter of the verb itself would be."""
+    """A field without default is a required option."""
     assert run("--bold") == (2, [])

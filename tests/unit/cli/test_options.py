@@ -36,14 +36,14 @@ def stack(tmp_path: Path) -> Path:
 
 
 def test_without_a_stack_the_defaults_stand(tmp_path: Path) -> None:
-    """A folder without a stack adds nothing."""
+    """A folder without a stack leaves every setting at its default."""
     effective = resolve(None, tmp_path)
     assert effective.settings == Settings()
     assert set(effective.sources.values()) == {"default"}
 
 
 def test_a_stacks_addresses_are_the_defaults(stack: Path) -> None:
-    """The addresses of the folder's stack are used, Redis for the features where it has one."""
+    """The addresses of the folder's stack are the defaults, with Redis for the features where the stack has Redis."""
     settings = resolve(None, stack).settings
     assert (settings.kafka, settings.triton) == ("127.0.0.1:1111", "127.0.0.1:2222")
     assert settings.online_store == "redis://127.0.0.1:3333"
@@ -51,7 +51,7 @@ def test_a_stacks_addresses_are_the_defaults(stack: Path) -> None:
 
 
 def test_file_then_environment_then_flag_win(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stack < file < environment < flag, and each setting says where it came from."""
+    """Stack < file < environment < flag, and each setting names its source."""
     file = stack / "settings.toml"
     file.write_text('kafka = "file:1"\ntriton = "file:2"\ngroup = "file"\n')
     monkeypatch.setenv("FRESHET_TRITON", "environment:2")
@@ -65,7 +65,7 @@ def test_file_then_environment_then_flag_win(stack: Path, monkeypatch: pytest.Mo
 
 
 def test_a_stack_keeps_the_file_it_was_brought_up_with(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every later command reads it, as it is then; what the stack started wins over it, its folders do not."""
+    """Later commands read the stack's settings file, and what the stack started wins over the file."""
     file = stack / "domain.toml"
     file.write_text('kafka = "file:1"\narchive_dir = "elsewhere"\n[behaviours]\nlike = 1.0\n')
     for step in ("make_topics", "apply_features"):
@@ -87,7 +87,7 @@ def test_a_stack_keeps_the_file_it_was_brought_up_with(stack: Path, monkeypatch:
 
 
 def test_a_running_stack_is_not_given_other_settings(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its workers would go on with theirs; the same ones again are no error."""
+    """A running stack refuses another settings file and accepts its own."""
     monkeypatch.setattr(verbs, "_running", load)
     for name in ("own.toml", "other.toml"):
         (stack / name).write_text("[behaviours]\nlike = 1.0\n")
@@ -103,13 +103,13 @@ def test_a_running_stack_is_not_given_other_settings(stack: Path, monkeypatch: p
 
 
 def test_settings_survive_the_environment() -> None:
-    """A worker started with `as_environment` has the very same settings."""
+    """A worker started with `as_environment` has the same settings."""
     settings = Settings(kafka="a:1", behaviours={"like": 2.5}, list_size=7, prior_weight=None, kafka_password="x=y")  # noqa: S106
     assert load_settings(environ=as_environment(settings)) == settings
 
 
 def test_bad_settings_are_refused(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unknown variable is an error that names it."""
+    """An unknown variable is an error that names the variable."""
     monkeypatch.setenv("FRESHET_KAFFKA", "x")
     with pytest.raises(SettingsError, match="FRESHET_KAFFKA"):
         resolve(None, stack)

@@ -31,7 +31,7 @@ def send(text: bytes, *, strict: bool = False, judge: produce.Judge | None = Non
 
 
 def test_good_lines_are_keyed_by_user() -> None:
-    """Blank lines are skipped; the bytes go out as they came."""
+    """Good lines go out with their bytes unchanged under the user's key, and blank lines are skipped."""
     outbox, bad = send(GOOD + b"\r\n\n  " + GOOD + b"\n")
     assert bad == 0
     assert outbox.lines == [(b"u1", GOOD), (b"u1", GOOD)]
@@ -52,7 +52,7 @@ def test_good_lines_are_keyed_by_user() -> None:
 def test_bad_lines_are_reported_by_number_and_lose_no_good_one(
     line: bytes, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The good lines around a bad one are sent."""
+    """A bad line is reported by its number, and the good lines around it are sent."""
     outbox, bad = send(GOOD + b"\n" + line + b"\n" + GOOD + b"\n")
     assert bad == 1
     assert len(outbox.lines) == 2
@@ -60,7 +60,7 @@ def test_bad_lines_are_reported_by_number_and_lose_no_good_one(
 
 
 def test_strict_stops_at_the_first_bad_line() -> None:
-    """What stood before it has been sent, what follows has not."""
+    """With `--strict` the lines before the first bad line are sent, and no later line."""
     outbox = FakeOutbox()
     source = io.BytesIO(GOOD + b"\nnonsense\n" + GOOD)
     with pytest.raises(UserError, match="line 2: not_json"):
@@ -71,19 +71,19 @@ def test_strict_stops_at_the_first_bad_line() -> None:
 
 
 def test_raw_lines_are_not_judged() -> None:
-    """Nonsense goes out without a key, for the worker to dead-letter."""
+    """With `--raw` any line goes out without a key."""
     outbox, bad = send(b'nonsense\n{"user_id":"u9"}\n', judge=produce.judge_nothing)
     assert bad == 0
     assert outbox.lines == [(None, b"nonsense"), (b"u9", b'{"user_id":"u9"}')]
 
 
 def test_items_are_keyed_by_item() -> None:
-    """A catalogue line needs an item id."""
+    """A catalogue line goes out under its item id, and a line without one is refused."""
     assert produce.judge_item(b'{"item_id":"i","title":"T"}') == produce.Line(b"i", None)
     assert "item_id" in (produce.judge_item(b'{"title":"T"}').fault or "")
 
 
 def test_control_characters_never_reach_the_terminal() -> None:
-    """Escape sequences in data are shown, not obeyed."""
+    """Control characters in data are shown escaped."""
     assert plain("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc"
     assert plain("Amélie ★") == "Amélie ★"

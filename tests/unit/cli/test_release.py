@@ -54,7 +54,7 @@ def report(candidate: int = 0, comparison: Comparison = BEFORE, live: int = 1) -
 
 
 def test_a_version_in_shadow_makes_no_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is tried beside the live one; what was compared stands in its own columns."""
+    """The table shows a shadow's comparison in columns of its own and gives it no users."""
     lines = shown(monkeypatch, report(2, COMPARED), LIVE, Rollout(MODEL, 2, "shadow", 2_000))
     assert [line[:2] for line in lines[1:3]] == [["2", "shadow"], ["1", "live"]]
     assert lines[4] == ["worker", "lists by", "users compared", "overlap", "score gap", "failed", "encoder ms"]
@@ -62,21 +62,21 @@ def test_a_version_in_shadow_makes_no_lists(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_nothing_is_said_of_what_was_not_compared_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No overlap of 0 before the first user."""
+    """The table shows no overlap before the first compared user."""
     lines = shown(monkeypatch, report(2), LIVE, Rollout(MODEL, 2, "shadow", 2_000, share=0.25))
     assert lines[1][:2] == ["2", "shadow 25%"]
     assert lines[5][2:] == ["0", "-", "-", "0", "-"]
 
 
 def test_nothing_is_said_of_lists_that_a_candidate_no_longer_makes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where all of the newest users failed there is no overlap; the counts are of its whole stage."""
+    """The table shows no overlap where every newest inference failed, and the counts of the whole stage."""
     failing = Comparison(lists=1200, failed=2000, error_rate=1.0, live_ms=1.25, candidate_ms=2.0)
     lines = shown(monkeypatch, report(2, failing), LIVE, Rollout(MODEL, 2, "shadow", 2_000))
     assert lines[5][2:] == ["1,200", "-", "-", "2,000", "-"]
 
 
 def test_a_canary_s_bands_are_shown_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both versions make lists; a share below a hundredth is no 0%."""
+    """The table shows a canary's bands, and a share below a hundredth is not 0%."""
     lines = shown(monkeypatch, report(2, COMPARED), LIVE, Rollout(MODEL, 2, "canary", 2_000, share=0.004))
     assert lines[1][:2] == ["2", "canary 0.4%"]
     assert lines[5][:2] == ["w1", "1 and 2"]
@@ -86,7 +86,7 @@ def test_a_canary_s_bands_are_shown_with_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_one_version_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others that were promoted were live; without a candidate no column waits for one."""
+    """The table shows a single live version, and no candidate column without a candidate."""
     lines = shown(monkeypatch, report(), LIVE, OLD, Rollout(MODEL, 2, "promoted", 5_000))
     assert [line[1] for line in lines[1:4]] == ["rolled back", "live", "was live"]
     assert "\\x1b[2Jtoo slow" in lines[1][-1]
@@ -103,13 +103,13 @@ def test_one_version_is_live(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_step_in_a_few_words(step: Rollout, words: str) -> None:
-    """As the publisher shows it while it is taken."""
+    """The publisher shows each step in a few words."""
     assert publish.said(step) == words
 
 
 @pytest.mark.parametrize(("stage", "next_"), [("promoted", "rollback"), ("canary", "promote"), ("shadow", "models")])
 def test_what_can_be_done_next_is_said(stage: Any, next_: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the command to type."""
+    """The output names the next commands."""
     release._tell(Rollout(MODEL, 2, stage, 0), 2, as_json=False)
     assert f"`freshet {next_}`" in capsys.readouterr().err
 
@@ -121,7 +121,7 @@ def test_what_can_be_done_next_is_said(stage: Any, next_: str, capsys: pytest.Ca
 def test_a_promotion_of_what_was_hardly_tried_says_so(
     monkeypatch: pytest.MonkeyPatch, comparison: Comparison, said: str
 ) -> None:
-    """It is the operator's to decide, and to know."""
+    """Promoting a candidate with few comparisons prints a warning."""
     records = Reported(report(2, comparison), LIVE, Rollout(MODEL, 2, "canary", 2_000))
     monkeypatch.setattr(release, "ModelsTopic", lambda _: records)
     monkeypatch.setattr(publish, "promote", lambda *_, **__: Rollout(MODEL, 2, "promoted", 3_000))
@@ -144,7 +144,7 @@ def test_a_promotion_of_what_was_hardly_tried_says_so(
 def test_settings_that_a_version_was_not_trained_by_are_named(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:
-    """Types of behaviour that never reach it, a shorter history, another popularity."""
+    """`models` names settings for types, history and popularity that differ from the version's training."""
     taken = Rollout(MODEL, 3, "promoted", 3_000)
     monkeypatch.setattr(release, "ModelsTopic", lambda _: None)
     monkeypatch.setattr(publish, "publish_bundle", lambda *_, **__: taken)

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 def test_what_cannot_be_done_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], status: int, message: str
 ) -> None:
-    """A line that says what to do, and nothing is written."""
+    """A replay that cannot run is one line with the remedy, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.json").touch()
     done = CliRunner().invoke(app, arguments)

@@ -90,7 +90,7 @@ def foreign(path: Path) -> None:
 )
 @pytest.mark.parametrize("alone", [False, True], ids=["in the archive", "alone"])
 def test_a_bad_file_is_named(harm: Callable[[Path], None], said: str, alone: bool) -> None:
-    """A file that is cut off, damaged, foreign or of another version; offsets without it are still replayed."""
+    """A cut, damaged, foreign or outdated file is named, and offsets without the file are replayed."""
     harm(files()[1])
     line = refused(str(files()[1]) if alone else "archive", "--fold-only")
     assert said in line
@@ -99,20 +99,20 @@ def test_a_bad_file_is_named(harm: Callable[[Path], None], said: str, alone: boo
 
 
 def test_a_file_under_another_name_is_named() -> None:
-    """It holds other offsets than it should, so some would be replayed twice and others not at all."""
+    """A file whose offsets do not fit its name is named."""
     files()[1].write_bytes(files()[0].read_bytes())
     assert f"{files()[1]} holds other offsets than its name says" in refused("archive", "--fold-only")
 
 
 def test_a_gap_is_named() -> None:
-    """Offsets whose file is missing between two others; what there is can be replayed."""
+    """Offsets whose file is missing are named, and the offsets that are there can be replayed."""
     files()[1].unlink()
     assert "partition 0: offsets 10 to 19 are missing: restore their files, or" in refused("archive", "--fold-only")
     assert replayed("archive", "--offsets", "0:20-")["records"] == 10
 
 
 def test_a_partition_without_its_files_is_named() -> None:
-    """Though the other's are there, which can be replayed alone; a partition that never had any is not missed."""
+    """A partition whose files are gone is named, and the other partition can be replayed alone."""
     write(Path("archive"), [record(number, "bob") for number in range(20)], partition=1)
     Path("archive/events/.lock-00002").touch()  # an archiver has it, and it holds nothing yet
     assert replayed("archive", "--offsets", "0:0-", "--offsets", "1:0-")["records"] == 50
@@ -124,7 +124,7 @@ def test_a_partition_without_its_files_is_named() -> None:
 
 
 def test_offsets_before_the_archive_are_named() -> None:
-    """They were archived elsewhere, or never."""
+    """Offsets before the archive's first offset are named."""
     files()[0].unlink()
     assert "offset 5 is not there, the first is 10" in refused("archive", "--fold-only", "--offsets", "0:5-29")
     assert replayed("archive")["records"] == 20
@@ -132,18 +132,18 @@ def test_offsets_before_the_archive_are_named() -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "nothing/", "no.jsonl", "no.parquet"])
 def test_a_missing_log_is_named(name: str) -> None:
-    """Whatever it was to be."""
+    """A missing log of any kind is named."""
     assert f"{name} does not exist" in refused(name, "--fold-only")
 
 
 def test_what_is_no_log_is_named() -> None:
-    """A file of another kind."""
+    """A file of another kind is named."""
     Path("notes.txt").write_text("hello")
     assert "notes.txt is no log" in refused("notes.txt", "--fold-only")
 
 
 def test_an_empty_log_is_named() -> None:
-    """A folder without an archive, an archive without files, a file without lines, a window without records."""
+    """A log or window without records is named."""
     Path("empty.jsonl").write_text("\n\n")
     assert "empty.jsonl holds no events" in refused("empty.jsonl", "--fold-only")
     Path("folder").mkdir()
@@ -165,19 +165,19 @@ def test_an_empty_log_is_named() -> None:
     ],
 )
 def test_a_bad_window_is_named(window: tuple[str, str], said: str) -> None:
-    """Before anything is read or written."""
+    """A bad window is refused before anything is read or written."""
     assert said in refused("archive", "--fold-only", *window)
 
 
 def test_an_unknown_model_version_is_named() -> None:
-    """With the folder where it was looked for."""
+    """An unknown version is named with the folder of versions."""
     line = refused("archive", "--model", "99")
     assert "99" in line
     assert "triton_models" in line
 
 
 def test_an_output_that_exists_is_left_alone() -> None:
-    """Nothing is written over, neither files nor another replay."""
+    """A replay refuses an output that exists and writes nothing over it."""
     out = Path("out")
     out.mkdir()
     (out / "mine.txt").write_text("precious")
@@ -193,7 +193,7 @@ def test_an_output_that_exists_is_left_alone() -> None:
 
 
 def test_what_was_cut_off_before_its_first_checkpoint_is_begun_anew() -> None:
-    """It is not written over unasked; asked to go on, it begins anew, and is as if never cut off."""
+    """`--resume` begins a replay anew that was cut off before its first checkpoint."""
     script = (
         "import os, signal, freshet.replay.checkpoint as run\n"
         "run.Folder.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -213,7 +213,7 @@ def test_what_was_cut_off_before_its_first_checkpoint_is_begun_anew() -> None:
 
 
 def test_poison_in_an_archive_is_dead_lettered() -> None:
-    """Each record that is no event, with its reason and its origin, while the others are folded."""
+    """Each archived record that is no event is a dead letter with reason and origin, and others are folded."""
     poison = [
         None,
         b"",

@@ -35,7 +35,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def test_a_new_pair_signs_and_verifies(bundle: Path, tmp_path: Path) -> None:
-    """Who holds the public half serves the bundle; the private half is its owner's alone; others serve it not."""
+    """A bundle signed with a new pair is served where its public key is trusted and nowhere else."""
     key = tmp_path / "mine" / "team.key"
     assert run("keys", key).exit_code == 0
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
@@ -48,7 +48,7 @@ def test_a_new_pair_signs_and_verifies(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_what_the_gate_refused_is_signed_for_a_reason_alone(bundle: Path, tmp_path: Path) -> None:
-    """Nor is it published, whoever signed it; the reason stands in the signed manifest and on the record."""
+    """A bundle that the gate refused is signed and published only with a reason, which the record keeps."""
     key = tmp_path / "team.key"
     run("keys", key)
     manifest = load_bundle(bundle).manifest
@@ -72,7 +72,7 @@ def test_what_the_gate_refused_is_signed_for_a_reason_alone(bundle: Path, tmp_pa
 
 
 def test_without_a_key_the_local_stack_s_own_signs(bundle: Path, tmp_path: Path) -> None:
-    """It is made when first needed and used again; its folder trusts what ships as well."""
+    """Without a key the local stack's own key signs, is made once and trusts the shipped version."""
     for _ in range(2):
         assert run("sign", bundle, "--dir", tmp_path / "stack").exit_code == 0
         assert load_trusted(bundle, tmp_path / "stack" / "keys").item_ids
@@ -80,7 +80,7 @@ def test_without_a_key_the_local_stack_s_own_signs(bundle: Path, tmp_path: Path)
 
 
 def test_a_pair_is_never_overwritten(tmp_path: Path) -> None:
-    """The second command is refused in one line, and the first pair stands."""
+    """A second `keys` command is refused in one line, and the first pair stays."""
     key = tmp_path / "team.key"
     run("keys", key)
     before = key.read_bytes()
@@ -91,7 +91,7 @@ def test_a_pair_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_signed_is_one_line(bundle: Path, tmp_path: Path) -> None:
-    """A file of another kind, a key that is not there, a folder that is no bundle, a bundle with a flipped byte."""
+    """A wrong file, key, folder or bundle is refused in one line."""
     key = tmp_path / "team.key"
     run("keys", key)
     manifest = (bundle / MANIFEST).read_bytes()

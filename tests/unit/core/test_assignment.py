@@ -11,7 +11,7 @@ SHARES = {"a": 0.5, "b": 0.3, "c": 0.2}
 
 
 def test_shares_hold_and_assignments_stay() -> None:
-    """Each variant has its share of the users within five standard deviations, and the same users every time."""
+    """Each variant has its share of users within five standard deviations, and a user keeps the variant."""
     given = [variant(user, "first", SHARES) for user in USERS]
     assert given == [variant(user, "first", dict(reversed(SHARES.items()))) for user in USERS]
     for name, share in SHARES.items():
@@ -20,7 +20,7 @@ def test_shares_hold_and_assignments_stay() -> None:
 
 
 def test_experiments_are_independent() -> None:
-    """Whoever has a variant of one experiment has those of another as everybody has."""
+    """The assignments of two experiments are independent by a chi-squared test."""
     table = {(first, second): 0 for first in SHARES for second in SHARES}
     for user in USERS:
         table[variant(user, "first", SHARES), variant(user, "second", SHARES)] += 1
@@ -30,7 +30,7 @@ def test_experiments_are_independent() -> None:
 
 
 def test_a_variant_says_nothing_of_the_bucket() -> None:
-    """Users of a variant are spread over the buckets that intervals resample."""
+    """Users of a variant are spread evenly over the buckets that intervals resample."""
     counts = np.zeros(BUCKETS)
     for user in USERS:
         counts[bucket(user)] += variant(user, "first", SHARES) == "a"

@@ -17,7 +17,7 @@ def state_of(*items: str) -> UserState:
 
 
 def test_each_event_is_left_out_once() -> None:
-    """Item, type and time of it go together; the state itself stays as it was."""
+    """Each state leaves out the item, type and time of a single event, and the full state does not change."""
     state = state_of("a", "b", "c")
     whole, *without = leave_each_out(state, 50)
     assert (whole.items, whole.types, whole.times) == (state.items, state.types, state.times)
@@ -28,14 +28,14 @@ def test_each_event_is_left_out_once() -> None:
 
 
 def test_no_older_event_moves_up() -> None:
-    """Events that the encoder does not read stay out, or they would be in the comparison."""
+    """Leaving an event out brings in no event beyond the encoder's length."""
     whole, *without = leave_each_out(state_of("old", "a", "b"), 2)
     assert whole.items == ["a", "b"]
     assert [state.items for state in without] == [["b"], ["a"]]
 
 
 def test_a_loss_is_what_the_event_brought() -> None:
-    """With an encoder that adds its items' vectors up, each event's loss is its own product with the item."""
+    """With an encoder that adds item vectors, each event's loss is its own product with the item."""
     vectors = {"a": np.array([1.0, 0.0]), "b": np.array([0.0, 2.0]), "c": np.array([-1.0, 1.0])}
     states = leave_each_out(state_of("a", "b", "c"), 50)
     embedding = np.array([sum(vectors[item] for item in state.items) for state in states], np.float32)

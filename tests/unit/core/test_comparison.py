@@ -17,7 +17,7 @@ ANN, BOB = [Item("ann", 1.0, "model")], [Item("bob", 3.0, "model")]
     [("abc", "abc", 1.0), ("abc", "xyz", 0.0), ("ab", "ba", 0.5), ("abc", "bac", 2 / 3), ("", "", 1.0), ("a", "", 0.0)],
 )
 def test_average_overlap(first: str, second: str, overlap: float) -> None:
-    """Equal rankings are 1, disjoint ones 0, and the top weighs most; it is symmetric."""
+    """The overlap is 1 for equal rankings and 0 for disjoint ones, weighs the top most and is symmetric."""
     assert average_overlap(first, second) == pytest.approx(overlap)
     assert average_overlap(second, first) == pytest.approx(overlap)
 
@@ -35,7 +35,7 @@ def test_average_overlap(first: str, second: str, overlap: float) -> None:
     ],
 )
 def test_a_canary_is_judged_by_its_bands(comparison: Comparison, why: str) -> None:
-    """Not before enough users were compared, then by errors, overlap and latency, and the reason has the figures."""
+    """After enough users a canary is judged by errors, overlap and latency, and the reason gives the figures."""
     said = out_of_band(comparison, BANDS)
     assert why in said
     assert bool(said) is bool(why)
@@ -57,7 +57,7 @@ def fail(window: ComparisonWindow) -> None:
     ("worse", "why"), [(differ, "its lists overlap by"), (fail, "1.1% of its inferences failed, more than 1.0%")]
 )
 def test_an_old_canary_is_rolled_back_as_soon_as_a_new_one(worse: Callable[[ComparisonWindow], None], why: str) -> None:
-    """However many good lists it had before: figures are of the newest users, and only counts are of all."""
+    """Bands judge the newest users alone, so many earlier good lists delay no rollback."""
     window = ComparisonWindow(BANDS.lists)
     for _ in range(10 * WINDOW):
         agree(window)
@@ -71,7 +71,7 @@ def test_an_old_canary_is_rolled_back_as_soon_as_a_new_one(worse: Callable[[Comp
 
 
 def test_what_was_bad_is_forgiven_when_it_is_old() -> None:
-    """A sample that failed, and lists that differed, count for as long as they are of the newest users."""
+    """A failed sample and differing lists count only while they belong to the newest users."""
     window = ComparisonWindow(BANDS.lists)
     for _ in range(WINDOW):
         agree(window)
@@ -89,7 +89,7 @@ def test_what_was_bad_is_forgiven_when_it_is_old() -> None:
 
 
 def test_a_canary_that_only_failed_of_late_has_no_overlap_to_judge() -> None:
-    """Where a shop lets every inference fail, that is no difference of lists."""
+    """With an error band of 1, users whose inferences all failed count as no difference of lists."""
     window = ComparisonWindow(BANDS.lists)
     agree(window)
     window.add_failed(WINDOW)

@@ -68,7 +68,7 @@ HOSTILE = {
 @pytest.mark.parametrize("topic", TOPICS)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_record_is_a_reason(topic: str, name: str) -> None:
-    """On every topic; and no exception where the bytes stand in a field that is dropped."""
+    """A hostile record of any topic decodes to a reason, or to a value where the bytes stand in a dropped field."""
     decoded, body, bad = TOPICS[topic]
     assert isinstance(decoded(body % HOSTILE[name]), bad)
     decoded((body % GOOD)[:-1] + b',"dropped":' + HOSTILE[name] + b"}")
@@ -76,7 +76,7 @@ def test_a_hostile_record_is_a_reason(topic: str, name: str) -> None:
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_the_same_record_without_the_harm_is_a_value(topic: str) -> None:
-    """So the reasons above are the harm's."""
+    """Each hostile record of the tests decodes to a value once the harm is removed."""
     decoded, body, bad = TOPICS[topic]
     for dropped in (nested(MAX_NESTING - 5), b'"' + b"[{" * MAX_NESTING + b'\\"["'):
         assert not isinstance(decoded((body % GOOD)[:-1] + b',"dropped":' + dropped + b"}"), bad)
@@ -84,14 +84,14 @@ def test_the_same_record_without_the_harm_is_a_value(topic: str) -> None:
 
 @given(st.binary(max_size=60), st.integers(0, 300))
 def test_any_bytes_are_a_value_or_a_reason(junk: bytes, position: int) -> None:
-    """Put anywhere into a record of any topic."""
+    """Random bytes at any position of a record decode to a value or a reason."""
     for decoded, body, _ in TOPICS.values():
         whole = body % GOOD
         decoded(whole[:position] + junk + whole[position:])
 
 
 def test_the_reason_tells_json_of_another_shape_from_what_is_no_json() -> None:
-    """A dead letter says which."""
+    """The reason tells JSON of another shape from bytes that are no JSON."""
     decoder = msgspec.json.Decoder(CatalogueItem)
     assert decode(decoder, b'{"item_id":1}') == Undecodable("Expected `str`, got `int` - at `$.item_id`", True)
     assert isinstance(decode(decoder, b"{"), Undecodable)
@@ -106,7 +106,7 @@ def test_the_reason_tells_json_of_another_shape_from_what_is_no_json() -> None:
     ],
 )
 def test_numbers_beyond_64_bits_are_refused(raw: bytes) -> None:
-    """A version of 10²³ is in no repository, and msgpack could not hold it."""
+    """A number beyond 64 bits is refused, because msgpack could not hold it."""
     assert isinstance(decode_record(raw), str)
     partial = COUNTS % GOOD
     assert isinstance(decode_partial(partial.replace(b'"offset":1', b'"offset":1' + b"0" * 23)), str)
@@ -115,7 +115,7 @@ def test_numbers_beyond_64_bits_are_refused(raw: bytes) -> None:
 
 
 def test_good_records_are_values() -> None:
-    """Of each kind."""
+    """A good record of each kind decodes to a value."""
     assert isinstance(decode_record(STEP % GOOD), Rollout)
     assert isinstance(decode_record(b'{"record":"report","model":"m","worker":"w","ts":1,"live":1}'), Report)
     assert isinstance(decode_partial(COUNTS % GOOD), Partial)
@@ -123,7 +123,7 @@ def test_good_records_are_values() -> None:
 
 
 def test_what_was_decoded_can_be_written_again() -> None:
-    """The archive writes contexts out, and a replay's checkpoint holds whole events."""
+    """Every decoded event can be encoded again as JSON and as msgpack."""
     for harm in (b"9" * 40, nested(MAX_NESTING - 5)):
         raw = EVENT % harm
         event = decode_event(raw, b"u")
@@ -132,7 +132,7 @@ def test_what_was_decoded_can_be_written_again() -> None:
 
 
 def test_hostile_records_have_rows_in_the_archive() -> None:
-    """An archiver that ends at one ends at every start."""
+    """The archive writes a row for every hostile record."""
     records = [Record(at, NOW, b"a", ITEM % harm) for at, harm in enumerate(HOSTILE.values())]
     assert item_rows(0, records)["item_id"].null_count == len(records)
     assert event_rows(0, records, Settings())["bad_reason"].null_count == 0
@@ -159,7 +159,7 @@ HEADER = "{'descr': '%s', 'fortran_order': False, 'shape': %s}"
     ],
 )
 def test_a_hostile_array_is_a_reason(tmp_path: Path, header: str) -> None:
-    """A header of 25 TB asks for no memory."""
+    """An array whose header claims 25 TB is a reason and allocates no memory."""
     (tmp_path / "a.npy").write_bytes(numpy_file(header))
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("a.npy", numpy_file(header))
@@ -168,7 +168,7 @@ def test_a_hostile_array_is_a_reason(tmp_path: Path, header: str) -> None:
 
 
 def test_a_good_array_is_a_value(tmp_path: Path) -> None:
-    """And one that unpacks to more than any golden tensor is not unpacked."""
+    """A good array decodes to a value, and an array larger than any golden tensor is not unpacked."""
     table = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.save(tmp_path / "a.npy", table)
     np.savez(tmp_path / "a.npz", a=table)
@@ -183,7 +183,7 @@ def test_a_good_array_is_a_value(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("harm", [b'{"name":"\xe9"}', nested(1200), b""])
 def test_hostile_files_are_named(tmp_path: Path, harm: bytes) -> None:
-    """A manifest, a results file: one line that says which."""
+    """A hostile manifest or results file is one line that names the file."""
     (tmp_path / "manifest.json").write_bytes(harm)
     with pytest.raises(BundleError, match=r"manifest\.json cannot be read"):
         read_manifest(tmp_path)
@@ -192,7 +192,7 @@ def test_hostile_files_are_named(tmp_path: Path, harm: bytes) -> None:
 
 
 def test_live_archive_and_replay_take_the_same_events(tmp_path: Path) -> None:
-    """An event of a time to come is none in an archive's rows, nor in a log, nor in a file of JSON lines."""
+    """An event dated ahead is no event in the archive's rows, in a log and in a JSON lines file."""
     settings = Settings(event_ahead=60.0)
     on_time, late = (Event(f"e{ts}", "u", "view", ts, "i") for ts in (NOW + 60_000, NOW + 60_001))
     records = [Record(at, NOW, b"u", encode_event(event)) for at, event in enumerate((on_time, late))]

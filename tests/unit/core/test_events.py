@@ -41,31 +41,31 @@ def body(**changes: object) -> bytes:
     ],
 )
 def test_bad_input_has_its_reason(value: bytes | None, key: bytes | None, reason: BadReason) -> None:
-    """Each kind of bad record is told by its own reason."""
+    """Each kind of bad record decodes to its own reason."""
     decoded = decode_event(value, key)
     assert isinstance(decoded, BadEvent)
     assert decoded.reason is reason
 
 
 def test_unknown_fields_are_dropped() -> None:
-    """A field that an event does not have is neither kept nor an error."""
+    """Decoding drops fields that an event does not have."""
     assert decode_event(body(colour="red"), b"u") == decode_event(body(), b"u")
 
 
 def test_control_events_need_no_item() -> None:
-    """Opting out names a user and nothing else."""
+    """An opt-out needs a user and no item."""
     decoded = decode_event(body(type="user.opt_out", item_id=None), b"u")
     assert isinstance(decoded, Event)
 
 
 def test_behaviours_are_open() -> None:
-    """A type is good when the settings weigh it, and only then."""
+    """An event's type is good exactly when the settings weigh it."""
     assert isinstance(decode_event(body(type="listen"), b"u", {"listen": 1.0}), Event)
     assert isinstance(decode_event(body(), b"u", {"listen": 1.0}), BadEvent)
 
 
 def test_cloudevent_headers_fill_what_the_body_leaves_out() -> None:
-    """Id, type, subject and time of a binary-mode CloudEvent become the event's."""
+    """CloudEvent headers fill id, type, item and time where the body leaves them out."""
     time = b"2024-01-01T00:00:00.001Z"
     headers = [SPEC, ("ce_id", b"c1"), ("ce_type", b"view"), ("ce_subject", b"u"), ("ce_time", time)]
     decoded = decode_event(b'{"item_id":"i"}', b"u", headers=headers)
@@ -73,37 +73,37 @@ def test_cloudevent_headers_fill_what_the_body_leaves_out() -> None:
 
 
 def test_the_body_wins_over_cloudevent_headers() -> None:
-    """A field in the JSON body is not replaced by a header."""
+    """A field in the JSON body wins over a CloudEvent header."""
     headers = [SPEC, ("ce_id", b"other"), ("ce_type", b"view"), ("ce_time", b"1999-01-01T00:00:00Z")]
     assert decode_event(body(), b"u", headers=headers) == decode_event(body(), b"u")
 
 
 def test_headers_mean_nothing_without_the_specversion() -> None:
-    """Headers that happen to be named like CloudEvents' are ignored in other records."""
+    """Headers named like CloudEvents' are ignored without `ce_specversion`."""
     decoded = decode_event(body(event_id=None), b"u", headers=[("ce_id", b"c1")])
     assert isinstance(decoded, BadEvent)
 
 
 def test_a_cloudevent_time_needs_a_zone() -> None:
-    """A local time would mean another moment on another machine."""
+    """A CloudEvent time without a zone is refused."""
     decoded = decode_event(body(ts=None), b"u", headers=[SPEC, ("ce_time", b"2024-01-01T00:00:00")])
     assert isinstance(decoded, BadEvent)
     assert decoded.reason is BadReason.INVALID
 
 
 def test_a_header_without_value_is_no_attribute() -> None:
-    """Kafka allows a header whose value is null."""
+    """A header whose value is null is no attribute."""
     assert decode_event(body(), b"u", headers=[SPEC, ("ce_time", None)]) == decode_event(body(), b"u")
 
 
 def test_absent_fields_are_not_written() -> None:
-    """The JSON holds the fields an event has."""
+    """The encoded JSON leaves absent fields out."""
     assert msgspec.json.decode(encode_event(msgspec.convert(GOOD, Event))) == GOOD
 
 
 @pytest.mark.parametrize(("late", "taken"), [(0, True), (1, False), (10**12, False)])
 def test_an_event_of_a_time_to_come_has_its_reason(late: int, taken: bool) -> None:
-    """Its `ts` may be as late as its record's time and the margin allow, and not a millisecond later."""
+    """An event dated beyond its record's time and the margin is refused, by the millisecond."""
     raw = encode_event(Event("e", "u", "view", NOW + late, "i"))
     event = decode_event(raw, b"u", latest_ts=NOW)
     assert isinstance(event, Event) == taken
@@ -112,6 +112,6 @@ def test_an_event_of_a_time_to_come_has_its_reason(late: int, taken: bool) -> No
 
 @pytest.mark.parametrize("kind", sorted(CONTROL_TYPES))
 def test_what_a_user_asks_for_is_never_refused_for_its_time(kind: str) -> None:
-    """A withdrawal by a client whose clock is wrong holds, as of the latest time that its record allows."""
+    """A withdrawal dated ahead is taken, at the latest time that its record allows."""
     raw = encode_event(Event("e", "u", kind, NOW + 10**12))
     assert decode_event(raw, b"u", latest_ts=NOW) == Event("e", "u", kind, NOW)

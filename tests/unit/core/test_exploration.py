@@ -9,7 +9,7 @@ from freshet.core.exploration import explore, propensity
 
 @pytest.mark.parametrize(("pool", "size"), [(12, 4), (4, 4), (3, 5)])
 def test_logged_propensities_are_how_often_it_happens(pool: int, size: int) -> None:
-    """Every slot holds every item as often as `propensity` says, and each list logs that very number."""
+    """Every slot holds every item as often as `propensity` says, and each list logs that number."""
     candidates = [f"i{n}" for n in range(pool)]
     draws, epsilon = 6000, 0.8
     held = np.zeros((min(pool, size), pool))

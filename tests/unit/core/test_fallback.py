@@ -29,7 +29,7 @@ def history(*rows: int) -> np.ndarray:
 
 
 def test_what_is_near_the_last_items_comes_first() -> None:
-    """The newest item and its twin; an older one and its twin count for less, and for more than most."""
+    """Items near the newest event come first, and items near an older event follow."""
     over = space(40)
     older, newest = FIRST_ITEM + 2, FIRST_ITEM + 6
     index, score, embedding = stand_in(over, history(older, newest), SCALE)
@@ -44,7 +44,7 @@ def test_what_is_near_the_last_items_comes_first() -> None:
 
 @pytest.mark.parametrize("items", [40, 500])
 def test_the_best_of_the_whole_table_are_there(items: int) -> None:
-    """As many as the graph gives, none twice, no cold item, and no better one left out."""
+    """The fallback returns the best trained items of the whole table, as many as the graph, without repeats."""
     over = space(items)
     index, score, embedding = stand_in(over, history(FIRST_ITEM + 1, FIRST_ITEM + 9), SCALE)
     assert index.shape == score.shape == (1, min(TOP_K, items))
@@ -57,7 +57,7 @@ def test_the_best_of_the_whole_table_are_there(items: int) -> None:
 
 
 def test_where_no_item_is_known_popularity_decides() -> None:
-    """Unknown items are near nothing, and an empty history is near nothing either."""
+    """For an empty history and a history of unknown items the fallback's list is the popular one."""
     over = space(300)
     over.set_popularity({"i200": 9.0, "i7": 4.0, "i120": 2.0})
     unread = np.concatenate([history(UNKNOWN, UNKNOWN), history()])
@@ -68,7 +68,7 @@ def test_where_no_item_is_known_popularity_decides() -> None:
 
 
 def test_an_answer_does_not_depend_on_the_batch() -> None:
-    """To the last bit, alone or among others, before and after cold items came."""
+    """A row of the fallback has the same bits alone, in a batch and after cold items are added."""
     over = space(700)
     random = np.random.default_rng(1)
     rows = random.integers(0, over.trained, (33, READ)).astype(np.int32)

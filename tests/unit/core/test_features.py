@@ -20,7 +20,7 @@ NOW = 1_700_000_000_000
 
 
 def test_the_newest_event_stands_last() -> None:
-    """Histories are padded on the left; unknown items are 1, unknown types 0."""
+    """Histories are padded on the left, unknown items are 1 and unknown types are 0."""
     state = empty_state(0)
     for offset, (item, kind, ts) in enumerate((("a", "view", NOW), ("b", "listen", NOW + 8000), ("?", "view", NOW))):
         fold(state, Event(event_id=f"e{offset}", user_id="u", type=kind, item_id=item, ts=ts), 0, offset)
@@ -31,7 +31,7 @@ def test_the_newest_event_stands_last() -> None:
 
 
 def test_tensors_are_what_the_encoder_declares() -> None:
-    """Names, shapes and types are those of the input list, for a batch and for none."""
+    """Tensors have the declared names, shapes and types, for a batch and for no user."""
     for batch in ([empty_state(0)] * 3, []):
         tensors = featurise(batch, {}, {}, LENGTH)
         assert list(tensors) == [spec.name for spec in USER_ENCODER_INPUTS]
@@ -45,11 +45,11 @@ def test_tensors_are_what_the_encoder_declares() -> None:
     [(-5, 1), (0, 1), (999, 1), (1000, 2), (2999, 2), (3000, 3), (6999, 3), (7000, 4), (2**42, GAP_BUCKETS - 1)],
 )
 def test_gap_buckets(gap_ms: int, bucket: int) -> None:
-    """Bucket edges lie at powers of two of 1 + seconds; the last bucket takes the rest."""
+    """Bucket edges lie at powers of two of 1 + seconds, and the last bucket takes the rest."""
     assert gap_bucket(np.array([gap_ms], np.int64)).tolist() == [bucket]
 
 
 def test_a_row_has_a_value_per_field() -> None:
-    """The behaviour view's row is as long as its field list, whatever the behaviour types."""
+    """A row of the behaviour view is as long as its field list, for any behaviour types."""
     for behaviours in (["view"], ["view", "click", "purchase", "listen"]):
         assert len(behaviour_row(empty_state(0), behaviours)) == len(behaviour_features(behaviours))

@@ -17,7 +17,7 @@ from freshet.core.lines import (
 
 
 def test_a_key_needs_nothing_else() -> None:
-    """A line whose time is none still goes to its user's partition."""
+    """A line with a bad time still gives its key."""
     line = b'{"user_id": "ada", "item_id": "film", "ts": "noon"}'
     assert user_line(line) == UserLine("ada")
     assert item_line(line) == ItemLine("film")
@@ -26,7 +26,7 @@ def test_a_key_needs_nothing_else() -> None:
 
 
 def test_a_time_may_be_left_out() -> None:
-    """An event then has the time 0, an item was always there."""
+    """A line without a time gives the time 0 for an event and None for an item."""
     assert event_line(b'{"user_id": "ada"}') == EventLine("ada", 0)
     assert event_line(b'{"user_id": "ada", "ts": 7}') == EventLine("ada", 7)
     assert catalogue_line(b'{"item_id": "film"}') == CatalogueLine("film", None)
@@ -35,5 +35,5 @@ def test_a_time_may_be_left_out() -> None:
 
 @pytest.mark.parametrize("line", [b"", b"[]", b'{"user_id": 1, "item_id": 1}', b'{"user_id": "\xff"}', b"{" * 200])
 def test_what_has_no_key_says_so(line: bytes) -> None:
-    """As a value, never as an exception."""
+    """A line without a key is returned as `Undecodable` and raises nothing."""
     assert all(isinstance(read(line), Undecodable) for read in (user_line, event_line, item_line, catalogue_line))

@@ -8,7 +8,7 @@ DAY = 86_400_000
 
 
 def test_an_interaction_halves_in_a_half_life() -> None:
-    """Two half-lives later it counts a quarter."""
+    """After two half-lives an interaction counts a quarter."""
     popularity = PartialPopularity(0, DAY / 1000)
     popularity.add("old", NOW, 1)
     popularity.add("new", NOW + 2 * DAY, 2)
@@ -16,7 +16,7 @@ def test_an_interaction_halves_in_a_half_life() -> None:
 
 
 def test_far_apart_times_neither_overflow_nor_vanish() -> None:
-    """Decades between events leave finite numbers, and the newest at full weight."""
+    """Counts stay finite over decades, and the newest interaction has full weight."""
     popularity = PartialPopularity(0, 60.0)
     popularity.add("a", NOW, 1)
     popularity.add("b", NOW + 10_000 * DAY, 2)
@@ -28,7 +28,7 @@ def test_far_apart_times_neither_overflow_nor_vanish() -> None:
 
 
 def test_a_snapshot_keeps_the_largest() -> None:
-    """The tail beyond the kept items is forgotten, equal counts by name."""
+    """A snapshot keeps the largest counts, with equal counts ordered by name."""
     popularity = PartialPopularity(0, 1e9)
     for number in range(KEPT_ITEMS + 5):
         popularity.add(f"i{number:05}", NOW, number)
@@ -40,7 +40,7 @@ def test_a_snapshot_keeps_the_largest() -> None:
 
 
 def test_partials_are_summed_at_the_newest_time() -> None:
-    """A partition that has been quiet for a half-life counts half."""
+    """A partition that has been quiet for a half-life counts half in the sum."""
     old = Partial(partition=0, offset=9, ts=NOW, half_life=DAY / 1000, counts={"a": 4.0})
     new = Partial(partition=1, offset=3, ts=NOW + DAY, half_life=DAY / 1000, counts={"a": 1.0, "b": 2.0})
     assert total([old, new]) == {"a": 3.0, "b": 2.0}
@@ -48,7 +48,7 @@ def test_partials_are_summed_at_the_newest_time() -> None:
 
 
 def test_records_survive_the_codec() -> None:
-    """Decoding what was encoded gives the same partial; other bytes are a reason."""
+    """Decoding an encoded partial gives the same partial, and other bytes give a reason."""
     partial = Partial(partition=0, offset=9, ts=NOW, half_life=3.5, counts={"ä": 4.25})
     assert decode_partial(encode_partial(partial)) == partial
     for raw in (b"", b"{}", b'{"partition":"x"}'):

@@ -69,14 +69,14 @@ def names(items: list[Item]) -> list[str]:
 
 
 def test_no_number_is_no_candidate() -> None:
-    """NaN and the infinities sink below everything: such an item is not listed."""
+    """An item whose score is NaN or infinite is not listed."""
     items = one_list(space(), {2: np.nan, 3: np.inf, 4: -np.inf, 5: 1.0}, RankConfig(50, 0.0, 0.0))
     assert names(items)[0] == "i3"
     assert not {"i0", "i1", "i2"} & {*names(items)}
 
 
 def test_equal_scores_go_by_item_index() -> None:
-    """Whatever order the graph gave them in, and whichever source they are from."""
+    """Items of equal score are ordered by item index, whatever their source and the graph's order."""
     over = space()
     over.add_cold(["cold"], axis(9)[None])
     items = one_list(over, {7: 3.0, 5: 3.0, 90: 3.0}, embedding=3 * axis(9))
@@ -84,12 +84,12 @@ def test_equal_scores_go_by_item_index() -> None:
 
 
 def test_minus_zero_is_zero() -> None:
-    """The two zeros are one score."""
+    """Minus zero and zero are equal scores."""
     assert names(one_list(space(), {9: 0.0, 5: -0.0}))[:2] == ["i3", "i7"]
 
 
 def test_the_prior_moves_items_by_its_weight() -> None:
-    """The log of one plus the popularity is added, times the weight."""
+    """The prior adds its weight times log(1 + popularity) to a score."""
     over = space()
     over.set_popularity({"i6": float(np.expm1(2.0))})
     assert names(one_list(over, {5: 1.0, 8: 0.5}, RankConfig(5, 0.0, 0.2)))[0] == "i3"
@@ -98,7 +98,7 @@ def test_the_prior_moves_items_by_its_weight() -> None:
 
 
 def test_value_and_novelty_move_items_by_their_weights() -> None:
-    """Each lift is added times its weight; a weight of 0 adds nothing, and a bundle without lifts has none to add."""
+    """Each lift adds its weight times its value, and a weight of 0 or a bundle without lifts adds nothing."""
     lifts = np.zeros((TOP_K + 1, 2), np.float32)
     lifts[3], lifts[6] = (1.0, 0.0), (0.0, 2.0)
     over = ItemSpace(ITEMS, space().vectors[FIRST_ITEM:], lifts)
@@ -112,7 +112,7 @@ def test_value_and_novelty_move_items_by_their_weights() -> None:
 
 
 def test_cold_items_share_one_lift() -> None:
-    """The last row of the lifts is that of an item without events, however many come."""
+    """Every cold item has the last row of the lifts."""
     lifts = np.zeros((TOP_K + 1, 2), np.float32)
     lifts[-1] = 0.0, 3.0
     over, config = ItemSpace(ITEMS, space().vectors[FIRST_ITEM:], lifts), replace(PLAIN, novelty_weight=2.0)
@@ -133,7 +133,7 @@ def test_popular_items_are_candidates_beyond_the_graphs() -> None:
 
 
 def test_a_cold_item_is_ranked_by_its_vector() -> None:
-    """It is marked cold, moves when its text changes, and is filtered once seen."""
+    """A cold item is ranked by its vector, marked cold, moved by a new text and filtered once seen."""
     over = space()
     over.add_cold(["new"], axis(7)[None])
     [first, *_] = one_list(over, {}, embedding=2 * axis(7))
@@ -145,7 +145,7 @@ def test_a_cold_item_is_ranked_by_its_vector() -> None:
 
 @pytest.mark.parametrize("position", [0, 1, 2500, 4999])
 def test_every_cold_item_is_a_candidate(position: int) -> None:
-    """A perfect match is first, were it the oldest of five thousand new items."""
+    """The best cold item of five thousand comes first, whatever its age."""
     over = space()
     new_items = [f"new-{number}" for number in range(5000)]
     vectors = np.stack([axis(7 + number % 9) for number in range(len(new_items))])
@@ -155,7 +155,7 @@ def test_every_cold_item_is_a_candidate(position: int) -> None:
 
 
 def test_of_equal_cold_items_the_oldest_unseen_are_listed() -> None:
-    """Ten thousand items of one text, of which the user has seen the first sixty and two are out."""
+    """Of ten thousand equal cold items the oldest available and unseen items are listed."""
     over = space()
     new_items = [f"new-{number}" for number in range(10_000)]
     over.add_cold(new_items, np.broadcast_to(axis(3), (len(new_items), DIM)))
@@ -166,7 +166,7 @@ def test_of_equal_cold_items_the_oldest_unseen_are_listed() -> None:
 
 @pytest.mark.parametrize("item", ["i5", "new"])
 def test_an_unavailable_item_leaves_and_comes_back(item: str) -> None:
-    """Trained or cold, from the very next list on."""
+    """An unavailable item, trained or cold, leaves the next list and comes back when available."""
     over = space()
     over.add_cold(["new"], axis(7)[None])
     wide, scores, towards = RankConfig(50, 0.0, 0.0), {7: 5.0}, 2 * axis(7)
@@ -178,7 +178,7 @@ def test_an_unavailable_item_leaves_and_comes_back(item: str) -> None:
 
 
 def test_seen_items_are_filtered_from_wherever_they_are_known() -> None:
-    """From the history, and from what has left it."""
+    """Items in the history and items in `seen` are filtered."""
     gone = state_of("i3", *(f"x{number}" for number in range(HISTORY)))
     assert "i3" in gone.seen
     assert names(one_list(space(), {5: 9.0, 6: 8.0}, state=gone))[0] == "i4"
@@ -186,7 +186,7 @@ def test_seen_items_are_filtered_from_wherever_they_are_known() -> None:
 
 
 def test_full_diversity_prefers_the_unlike() -> None:
-    """Of two equals and one unlike them, the unlike one is second."""
+    """Full diversity lists an unlike item ahead of an equal of the first."""
     over = ItemSpace(["a", "b", "c", *ITEMS[3:]], np.stack([axis(1), axis(1), axis(2), *(axis(3) for _ in ITEMS[3:])]))
     scores = {2: 3.0, 3: 2.9, 4: 2.8}
     assert names(one_list(over, scores, RankConfig(2, 0.0, 0.0))) == ["a", "b"]
@@ -194,7 +194,7 @@ def test_full_diversity_prefers_the_unlike() -> None:
 
 
 def test_reasons_are_the_two_nearest_events() -> None:
-    """The events whose items point the same way, with their shares of the pull; an older one pulls less."""
+    """The reasons are the two events that pull most, with their shares, and an older event pulls less."""
     vectors = [axis(1), axis(1, 2), axis(9), *(axis(20) for _ in ITEMS[3:])]
     over = ItemSpace(["a", "b", "c", *ITEMS[3:]], np.stack(vectors))
     over.add_cold(["target"], 2 * axis(1, 2)[None])
@@ -216,7 +216,7 @@ def test_reasons_are_the_two_nearest_events() -> None:
 
 
 def test_what_a_version_does_not_read_is_seen_all_the_same() -> None:
-    """Of a history longer than the version's length all is filtered, and a reason names the event that was read."""
+    """Items beyond the version's length are filtered, and a reason names an event within the length."""
     vectors = [axis(1), axis(2), axis(3), *(axis(20) for _ in ITEMS[3:])]
     over = ItemSpace(["a", "b", "c", *ITEMS[3:]], np.stack(vectors))
     over.add_cold(["target"], axis(3)[None])
@@ -236,7 +236,7 @@ def test_what_a_version_does_not_read_is_seen_all_the_same() -> None:
 
 
 def test_popularity_of_unknown_items_is_kept_for_later() -> None:
-    """Counts of an item without a place take effect when it gets one."""
+    """Counts of an item without a vector take effect when the item gets a vector."""
     over = space()
     over.set_popularity({"new": float(np.expm1(3.0)), "i2": float(np.expm1(1.0))})
     assert names(rank_popular(over, None, 2)) == ["i2", "i0"]

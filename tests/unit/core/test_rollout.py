@@ -54,14 +54,14 @@ def compacted(steps: Iterable[Rollout]) -> list[Rollout]:
     ],
 )
 def test_a_worker_takes_back_the_step_that_it_judged(steps: list[Rollout], live: int, last: str) -> None:
-    """And no later one, whether the topic was compacted meanwhile or not."""
+    """A worker's rollback undoes the step that the worker judged and no later step, compacted or not."""
     for kept in ([LIVE, *steps], compacted([LIVE, *steps])):
         found = MemoryRecords(*kept).read()
         assert (found.live, found.steps[2].stage) == (live, last)
 
 
 def test_a_rollback_on_record_from_before_still_counts() -> None:
-    """It says of no step that it was judged."""
+    """An older rollback record, which names no judged step, still counts."""
     found = Versions()
     for value in (*map(encode_record, (LIVE, CANARY)), OLD):
         found.apply(value, b"")
@@ -72,7 +72,7 @@ def test_a_rollback_on_record_from_before_still_counts() -> None:
 
 
 def test_a_report_on_record_from_before_is_still_read() -> None:
-    """Its counts and figures; it had no rate of the newest users."""
+    """An older report, which has no rate of the newest users, is still read."""
     report = Report(MODEL, "w1", 3_000, 1, 2, Comparison(90, 10, 0.0, 0.5, 0.25, 1.0, 2.0))
     assert decode_record(OLD_REPORT) == report
 
@@ -91,7 +91,7 @@ class Overtaken(MemoryRecords):
 
 
 def test_a_step_that_was_taken_back_meanwhile_is_no_success() -> None:
-    """In one line that says what came after it."""
+    """A step that was undone meanwhile is an error that names the later record."""
     late = decode_record(OLD)
     assert isinstance(late, Rollout)
     for taken, arriving, why in (
@@ -106,7 +106,7 @@ def test_a_step_that_was_taken_back_meanwhile_is_no_success() -> None:
 
 @pytest.mark.parametrize("taken", [PROMOTED, RENEWED, BY_HAND])
 def test_a_step_stands_though_a_worker_took_back_the_one_before(taken: Rollout) -> None:
-    """Whose record came late."""
+    """A step stands where a worker's late rollback concerns the step before."""
     records = Overtaken(ENDED, LIVE, CANARY)
     assert publish._take(records, taken, lambda _name: nullcontext()) == taken
     assert records.read().steps[2] == taken

@@ -35,7 +35,7 @@ def folded(*events: Event) -> UserState:
 
 
 def test_an_event_is_remembered_whole() -> None:
-    """Item, type, time, count, spend and position are all taken."""
+    """Folding takes the event's item, type, time, count, spend and position."""
     state = folded(event(1), event(2, "purchase", amount=9.5))
     assert state.items == ["i1", "i2"]
     assert state.types == ["view", "purchase"]
@@ -46,7 +46,7 @@ def test_an_event_is_remembered_whole() -> None:
 
 
 def test_outcomes_are_told() -> None:
-    """First touch, repeated touch, redelivery and a producer's duplicate are told apart."""
+    """Folding tells a first touch, a repeated touch, a redelivery and a producer's duplicate apart."""
     state = empty_state(0)
     assert fold(state, event(1, item="a"), 0, 5) is Outcome.FIRST_TOUCH
     assert fold(state, event(2, item="a"), 0, 6) is Outcome.APPLIED
@@ -57,20 +57,20 @@ def test_outcomes_are_told() -> None:
 
 
 def test_an_event_id_is_compared_whole() -> None:
-    """An id that is a part of a known one is another id."""
+    """An id that is part of a known id counts as another id."""
     state = folded(event(1, event_id="abc"))
     for number, event_id in enumerate(("ab", "bc", "b", "abcd"), 1):
         assert fold(state, event(number + 1, event_id=event_id), 0, number) is Outcome.FIRST_TOUCH
 
 
 def test_an_item_is_compared_whole() -> None:
-    """An item whose id is a part of a seen one is new."""
+    """An item whose id is part of a seen id counts as new."""
     state = folded(event(1, item="item-11"))
     assert fold(state, event(2, item="item-1"), 0, 1) is Outcome.FIRST_TOUCH
 
 
 def test_the_ring_of_event_ids_is_bounded() -> None:
-    """An id is recognised while it is one of the last ids, and forgotten after."""
+    """An event id is recognised while it is among the last ids and forgotten after."""
     state = folded(*(event(number) for number in range(EVENT_IDS)))
     assert fold(state, event(0), 0, 100) is Outcome.DUPLICATE
     fold(state, event(EVENT_IDS), 0, 101)
@@ -78,7 +78,7 @@ def test_the_ring_of_event_ids_is_bounded() -> None:
 
 
 def test_items_leave_the_history_into_seen() -> None:
-    """Beyond the history an item is still known as seen, oldest first out, each once."""
+    """An item that leaves the history is kept as seen, once, and the oldest is dropped first."""
     total = HISTORY + SEEN + 7
     state = folded(*(event(number) for number in range(total)))
     assert state.items == [f"i{number}" for number in range(total - HISTORY, total)]
@@ -86,7 +86,7 @@ def test_items_leave_the_history_into_seen() -> None:
 
 
 def test_as_many_events_are_kept_as_is_asked() -> None:
-    """A longer history takes more before the oldest leaves; a shortened one sheds at the next event."""
+    """A longer history keeps more events, and a shortened history drops events at the next event."""
     state = empty_state(0)
     for number in range(HISTORY + 10):
         fold(state, event(number), 0, number, HISTORY + 10)
@@ -98,14 +98,14 @@ def test_as_many_events_are_kept_as_is_asked() -> None:
 
 
 def test_an_item_in_the_history_does_not_leave_for_seen() -> None:
-    """While a later event on the item is in the history, an older one goes without trace."""
+    """An old event leaves no trace in `seen` while a later event on its item is in the history."""
     state = folded(*(event(number, item="same") for number in range(HISTORY + 3)))
     assert state.items == ["same"] * HISTORY
     assert state.seen == []
 
 
 def test_an_item_seen_again_becomes_the_newest_seen() -> None:
-    """An item that comes back and leaves again is the last of the seen ones to be forgotten."""
+    """An item that comes back and leaves again becomes the newest of the seen items."""
     numbers = [0, *range(1, HISTORY + 1), 0, *range(HISTORY + 1, 2 * HISTORY + 1)]
     state = folded(*(event(at, item=f"i{number}") for at, number in enumerate(numbers)))
     assert state.seen[-1] == "i0"
@@ -113,7 +113,7 @@ def test_an_item_seen_again_becomes_the_newest_seen() -> None:
 
 
 def test_late_events_keep_the_newest_time() -> None:
-    """An event older than the last takes its place in log order, and the last event time stays."""
+    """A late event is folded in log order, and the last event time stays."""
     state = folded(event(1), event(2, ts=NOW - 5000))
     assert list(state.times) == [NOW + 1, NOW - 5000]
     assert state.last_ts == NOW + 1
@@ -122,7 +122,7 @@ def test_late_events_keep_the_newest_time() -> None:
 
 @pytest.mark.parametrize("kind", [OPT_OUT, ERASE])
 def test_a_profile_is_forgotten(kind: str) -> None:
-    """Opting out and erasing leave position and feature time, and nothing of the behaviour."""
+    """Opting out and erasing keep position and feature time, and nothing of the behaviour."""
     state = folded(event(1, "purchase", amount=3.0), event(2, kind), event(3))
     assert state.consent is (Consent.OPTED_OUT if kind == OPT_OUT else Consent.ERASED)
     assert not any((state.items, state.types, state.times, state.seen, state.counts, state.spend))
@@ -135,7 +135,7 @@ def test_a_profile_is_forgotten(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [OPT_OUT, ERASE])
 def test_events_without_consent_are_ignored_until_opt_in(kind: str) -> None:
-    """Only an opt-in lets events be folded again; none is a first touch, for what was touched before is forgotten."""
+    """Events are ignored until an opt-in, and the touches before it are forgotten."""
     state = folded(event(1, kind))
     assert fold(state, event(2), 0, 1) is Outcome.IGNORED
     assert fold(state, event(3, OPT_IN), 0, 2) is Outcome.APPLIED
@@ -144,19 +144,19 @@ def test_events_without_consent_are_ignored_until_opt_in(kind: str) -> None:
 
 
 def test_opting_out_does_not_lift_an_erasure() -> None:
-    """Erased stays erased, whatever else is asked but an opt-in."""
+    """An erased profile stays erased until an opt-in."""
     assert folded(event(1, ERASE), event(2, OPT_OUT)).consent is Consent.ERASED
 
 
 def test_an_opt_out_sent_twice_does_not_undo_an_opt_in() -> None:
-    """A producer's duplicate of the opt-out is recognised after the opt-in."""
+    """A producer's duplicate of an opt-out is recognised after the opt-in."""
     state = folded(event(1, OPT_OUT), event(2, OPT_IN), event(3))
     assert fold(state, event(1, OPT_OUT), 0, 3) is Outcome.DUPLICATE
     assert state.items == ["i3"]
 
 
 def test_a_repartitioned_topic_starts_from_any_offset() -> None:
-    """Another partition's offsets are not compared; the event ids still protect."""
+    """Offsets of another partition are not compared, and event ids still find duplicates."""
     state = empty_state(0)
     fold(state, event(1), 0, 900)
     assert fold(state, event(2), 7, 3) is Outcome.FIRST_TOUCH
@@ -165,14 +165,14 @@ def test_a_repartitioned_topic_starts_from_any_offset() -> None:
 
 
 def test_states_do_not_share_what_they_hold() -> None:
-    """Folding into one empty state leaves another empty."""
+    """Folding into an empty state leaves another empty state empty."""
     folded(event(1, amount=2.0))
     assert encode_state(empty_state(0)) == encode_state(UserState(0))
     assert empty_state(0).counts == {}
 
 
 def test_foreign_bytes_are_refused() -> None:
-    """What is no state raises, and is never taken for an empty one."""
+    """Decoding bytes that are no state raises an error."""
     for raw in (b"", b"junk", b"\x93\x01\x02\x03", b'{"partition":1}'):
         with pytest.raises(msgspec.DecodeError):
             decode_state(raw)

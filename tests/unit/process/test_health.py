@@ -43,7 +43,7 @@ def get(server: HealthServer, path: str) -> tuple[int, str]:
 
 
 def test_a_starting_worker_is_alive_and_not_ready(server: HealthServer) -> None:
-    """Before the first report it must be neither restarted nor used."""
+    """Before the first report a worker is alive and not ready."""
     assert get(server, "/healthz")[0] == 200
     status, body = get(server, "/readyz")
     assert status == 503
@@ -51,7 +51,7 @@ def test_a_starting_worker_is_alive_and_not_ready(server: HealthServer) -> None:
 
 
 def test_ready_is_every_check_ok(server: HealthServer, health: Health) -> None:
-    """One part that is not ok makes the worker not ready, and the page says which and why."""
+    """A worker with a failed check is not ready, and the page names the check and the reason."""
     health.renew(ALL_OK)
     assert get(server, "/readyz") == (200, json.dumps({"ready": True, "checks": ALL_OK}))
     health.renew({**ALL_OK, "model": "version 3 is not ready at Triton"})
@@ -63,7 +63,7 @@ def test_ready_is_every_check_ok(server: HealthServer, health: Health) -> None:
 def test_a_loop_that_is_stuck_is_not_alive(
     server: HealthServer, health: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a fresh report the worker is neither alive nor ready; the page still answers."""
+    """Without a fresh report a worker is neither alive nor ready, and the page still answers."""
     health.renew(ALL_OK)
     monkeypatch.setattr(health_module, "STALE_SECONDS", -1.0)
     assert get(server, "/healthz") == (503, '{"alive": false}')
@@ -73,7 +73,7 @@ def test_a_loop_that_is_stuck_is_not_alive(
 
 
 def test_metrics_are_prometheus_text(server: HealthServer) -> None:
-    """The page has our metrics in the exposition format."""
+    """The metrics page is in the Prometheus exposition format."""
     metrics.FOLDED.inc()
     status, body = get(server, "/metrics")
     assert status == 200
@@ -82,19 +82,19 @@ def test_metrics_are_prometheus_text(server: HealthServer) -> None:
 
 
 def test_other_pages_are_not_found(server: HealthServer) -> None:
-    """There is nothing else to see."""
+    """Any other page is 404."""
     assert get(server, "/")[0] == 404
     assert get(server, "/healthz/../etc")[0] == 404
 
 
 def test_a_taken_port_is_refused(server: HealthServer, health: Health) -> None:
-    """Two workers cannot share a port."""
+    """A health server refuses a port in use."""
     with pytest.raises(OSError, match="in use"):
         HealthServer(health, "127.0.0.1", server.port)
 
 
 def test_a_closed_server_answers_no_more(health: Health) -> None:
-    """Its port is free again."""
+    """A closed health server frees its port."""
     server = HealthServer(health, "127.0.0.1", 0)
     server.close()
     with pytest.raises(urllib.error.URLError):
@@ -103,7 +103,7 @@ def test_a_closed_server_answers_no_more(health: Health) -> None:
 
 
 def test_a_log_line_is_one_json_object() -> None:
-    """Message, level and extra fields stand side by side; an exception is a field."""
+    """A log line is a JSON object with message, level, extra fields and the exception as a field."""
     try:
         int("two\nlines")
     except ValueError:
@@ -119,7 +119,7 @@ def test_a_log_line_is_one_json_object() -> None:
 
 
 def test_half_open_requests_are_bounded_and_end(health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flood of connections that say nothing takes a bounded number of threads, and the pages come back."""
+    """A flood of silent connections takes a bounded number of threads, and the pages answer again."""
     monkeypatch.setattr(health_module, "CONNECTION_SECONDS", 0.5)
     server = HealthServer(health, "127.0.0.1", 0)
     before = threading.active_count()

@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_only_a_gap_beyond_the_limit_ends(clock: list[float]) -> None:
-    """However long it lives, it is the time between two looks that counts."""
+    """The watchdog ends the process only where two looks are further apart than the limit."""
     pulse = watchdog.Watchdog(9.0)
     for _ in range(5):
         clock[0] += 8.0
@@ -43,7 +43,7 @@ def test_only_a_gap_beyond_the_limit_ends(clock: list[float]) -> None:
 
 
 async def test_a_publisher_looks_before_it_hands_over(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a worker was about to publish when it was frozen is not sent."""
+    """A publisher that was frozen sends nothing afterwards."""
     handed_over: list[object] = []
     producer = SimpleNamespace(produce=lambda *record, **_: handed_over.append(record))
     monkeypatch.setattr(kafka, "Producer", lambda _: producer)

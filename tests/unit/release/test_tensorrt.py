@@ -59,12 +59,12 @@ else:
 
 
 def test_the_building_host_may_serve() -> None:
-    """The plan fits where it was made."""
+    """A plan fits the host that built it."""
     check_stamp(STAMP, HOST, "onnx", "plan")
 
 
 def test_a_newer_driver_may_serve() -> None:
-    """Drivers are compatible forwards, compared as numbers and not as text."""
+    """A plan fits a newer driver, with versions compared as numbers."""
     check_stamp(STAMP, replace(HOST, driver="1000.1"), "onnx", "plan")
 
 
@@ -79,20 +79,20 @@ def test_a_newer_driver_may_serve() -> None:
     ],
 )
 def test_a_mismatch_is_refused_in_one_line(host: Host, onnx: str, plan: str, why: str) -> None:
-    """Each fact of the stamp is compared, and the message says which one differs."""
+    """Each differing fact of the stamp is refused in one line that names the fact."""
     with pytest.raises(StampError, match=why) as refused:
         check_stamp(STAMP, host, onnx, plan)
     assert "\n" not in str(refused.value)
 
 
 def test_stamp_round_trip() -> None:
-    """`plan.json` is read as it was written."""
+    """Decoding an encoded stamp gives the same stamp."""
     assert decode_stamp(encode_stamp(STAMP)) == STAMP
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"tensorrt": "10"}'])
 def test_a_foreign_stamp_is_refused(text: str) -> None:
-    """A stamp that lacks a fact proves nothing."""
+    """A stamp that lacks a fact is refused."""
     with pytest.raises(StampError):
         decode_stamp(text)
 
@@ -116,7 +116,7 @@ SPOILT = [
 def test_a_malformed_stamp_is_refused_in_one_line(
     bundle: Path, tmp_path: Path, sound: bytes, spoilt: bytes, why: str
 ) -> None:
-    """By a publication and by a server's try alike, with what to do."""
+    """A publication and a server's check refuse a malformed stamp in one line with the remedy."""
     stamp = encode_stamp(STAMP).encode()
     assert sound in stamp
     (bundle / "model.plan").write_bytes(b"plan")
@@ -136,14 +136,14 @@ def test_a_malformed_stamp_is_refused_in_one_line(
 
 
 def test_a_driver_that_is_no_number_is_older_than_any() -> None:
-    """Also one that looks like one."""
+    """A driver version that is no number is older than any."""
     with pytest.raises(StampError, match="is older"):
         check_stamp(STAMP, replace(HOST, driver="56²"), "onnx", "plan")
 
 
 @pytest.mark.parametrize("tolerance", ["inf", "0.1"])
 def test_a_tolerance_beyond_the_version_s_is_refused(gpu: Path, bundle: Path, tolerance: str) -> None:
-    """Before anything is built: a plan that is off by so much serves other lists."""
+    """A tolerance beyond the version's is refused before anything is built."""
     result = run(bundle, "--tolerance", tolerance)
     assert result.exit_code == 1
     assert f"a tolerance of {tolerance} is more than 0.05" in result.stderr
@@ -151,7 +151,7 @@ def test_a_tolerance_beyond_the_version_s_is_refused(gpu: Path, bundle: Path, to
 
 
 def test_a_plan_counts_where_the_host_that_built_it_is_trusted(gpu: Path, bundle: Path, tmp_path: Path) -> None:
-    """Bytes that were put beside a signed bundle are refused, with or without a stamp of their own."""
+    """A plan beside a signed bundle counts only with a stamp that a trusted host signed."""
     assert run(bundle).exit_code == 0
     local = tmp_path / "stack" / "keys"
     publish._verify(bundle, local)
@@ -207,7 +207,7 @@ def commands(tools: Path) -> list[list[str]]:
 
 
 def test_a_plan_is_built_tried_and_stamped(gpu: Path, bundle: Path) -> None:
-    """One profile over the batch at the version's own length; the stamp holds host, digests and what was off."""
+    """The plan has a profile over the batch at the version's length, and a stamp with host, digests and error."""
     result = run(bundle, "--timing-cache", "/var/cache/freshet.timing", "--json")
     assert result.exit_code == 0
     stamp = decode_stamp((bundle / "plan.json").read_text())
@@ -227,7 +227,7 @@ def test_a_plan_is_built_tried_and_stamped(gpu: Path, bundle: Path) -> None:
 
 
 def test_single_precision_where_told(gpu: Path, bundle: Path) -> None:
-    """`--no-fp16` builds without half precision, and holds the plan to the tolerance of that."""
+    """`--no-fp16` builds in single precision and holds the plan to the tolerance of single precision."""
     (gpu / "off").write_text("0.0005")
     assert run(bundle, "--no-fp16").exit_code == 0
     assert "--fp16" not in commands(gpu)[0]
@@ -235,7 +235,7 @@ def test_single_precision_where_told(gpu: Path, bundle: Path) -> None:
 
 
 def test_a_plan_that_answers_otherwise_is_not_kept(gpu: Path, bundle: Path) -> None:
-    """Off by more than the tolerance, or with NaN: one line, and the plan of before is still the one that serves."""
+    """A plan beyond the tolerance, or with NaN, is one line, and the former plan stays."""
     assert run(bundle).exit_code == 0
     before = (bundle / "plan.json").read_bytes()
     for off in ("0.06", "nan"):
@@ -250,7 +250,7 @@ def test_a_plan_that_answers_otherwise_is_not_kept(gpu: Path, bundle: Path) -> N
 
 
 def test_a_plan_that_ranks_other_items_is_not_kept(gpu: Path, bundle: Path) -> None:
-    """Also where its scores are the right ones."""
+    """A plan that ranks other items is not kept, even with right scores."""
     (gpu / "misplaced").touch()
     result = run(bundle)
     assert result.exit_code == 1
@@ -259,7 +259,7 @@ def test_a_plan_that_ranks_other_items_is_not_kept(gpu: Path, bundle: Path) -> N
 
 
 def test_a_build_that_fails_leaves_nothing(gpu: Path, bundle: Path) -> None:
-    """The bundle is as it was, and says so that ONNX Runtime serves it."""
+    """A failed build leaves the bundle unchanged, served by ONNX Runtime."""
     (gpu / "fails").touch()
     files = sorted(path.name for path in bundle.iterdir())
     result = run(bundle)
@@ -271,7 +271,7 @@ def test_a_build_that_fails_leaves_nothing(gpu: Path, bundle: Path) -> None:
 
 
 def test_a_host_without_a_gpu_is_one_line(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Building where no GPU is says so and writes nothing."""
+    """Building on a host without a GPU is one line and writes nothing."""
     monkeypatch.setenv("PATH", str(tmp_path))
     result = run(bundle)
     assert result.exit_code == 1
@@ -280,7 +280,7 @@ def test_a_host_without_a_gpu_is_one_line(bundle: Path, monkeypatch: pytest.Monk
 
 
 def test_a_plan_of_another_network_is_refused(gpu: Path, bundle: Path) -> None:
-    """`--check` compares the real files: without a plan, or with another `model.onnx`, ONNX Runtime serves."""
+    """`--check` refuses a plan that is missing or belongs to another `model.onnx`."""
     assert "model.plan does not exist" in run(bundle, "--check").stderr
     assert run(bundle).exit_code == 0
     (bundle / "model.onnx").write_bytes(b"another")
@@ -290,7 +290,7 @@ def test_a_plan_of_another_network_is_refused(gpu: Path, bundle: Path) -> None:
 
 
 def test_a_folder_that_is_no_bundle_is_refused(gpu: Path, bundle: Path) -> None:
-    """A network is built only where its bundle is whole, with the inputs that the worker sends."""
+    """A network is built only from a whole bundle with the worker's inputs."""
     (bundle / "model.onnx").write_bytes(b"onnx")
     assert "model.onnx" in run(bundle).stderr
     manifest = json.loads((bundle / MANIFEST).read_text())
@@ -301,7 +301,7 @@ def test_a_folder_that_is_no_bundle_is_refused(gpu: Path, bundle: Path) -> None:
 
 
 def test_an_operator_that_tensorrt_may_lack_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By name, before any builder is started; what ships uses none."""
+    """An unsupported operator is refused by name before a build, and the shipped network has none."""
     assert network.read_network(bundle, fp16=True) == {"item_index": (50,), "event_type": (50,), "time_gap": (50,)}
     monkeypatch.setattr(network, "OPERATORS", network.OPERATORS - {"TopK", "Softmax"})
     with pytest.raises(StampError, match="uses Softmax, TopK"):
@@ -309,7 +309,7 @@ def test_an_operator_that_tensorrt_may_lack_is_refused(bundle: Path, monkeypatch
 
 
 def test_a_constant_beyond_half_precision_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would become infinite; in single precision it may stand."""
+    """A constant beyond half precision is refused for half precision and allowed for single precision."""
     monkeypatch.setattr(network, "HALF_MAX", 100.0)
     with pytest.raises(StampError, match="beyond half precision"):
         network.read_network(bundle, fp16=True)
@@ -317,7 +317,7 @@ def test_a_constant_beyond_half_precision_is_refused(bundle: Path, monkeypatch: 
 
 
 def test_packed_versions() -> None:
-    """TensorRT packs its version one way before 10 and another from 10 on."""
+    """TensorRT's packed version is read in the form before 10 and in the form from 10 on."""
     assert build_plan._dotted(100400) == "10.4.0"
     assert build_plan._dotted(101302) == "10.13.2"
     assert build_plan._dotted(8601) == "8.6.1"

@@ -16,7 +16,7 @@ from tests.simulation.memory_replays import Kept, open_replay
 
 
 async def test_a_checkpoint_is_known_again(tmp_path: Path) -> None:
-    """A description of the same replay opens it, whatever kinds of sequences it is written with; another does not."""
+    """A description of the same replay opens the checkpoint, and another description does not."""
 
     def folder(last: int) -> Folder:
         identity = {"window": [(0, (3, last))], "settings": {"text_fields": ("title",)}}
@@ -30,7 +30,7 @@ async def test_a_checkpoint_is_known_again(tmp_path: Path) -> None:
 
 
 async def test_a_checkpoint_that_cannot_be_gone_on_from_is_one_line(tmp_path: Path) -> None:
-    """One that is cut off, one with a byte that flipped, one of another version, one from before versions."""
+    """A checkpoint that is cut off, damaged or of another version is one line."""
     folder = Folder(tmp_path, {}, FolderOutput(tmp_path, DEFAULT_BEHAVIOURS), on_disk=False)
     await folder.save(await open_replay(Kept()), MemoryStates())
     written = folder.checkpoint.read_bytes()
@@ -56,7 +56,7 @@ def checkpoints(folder: Path) -> set[str]:
 
 
 async def test_a_save_that_was_cut_off_does_not_stand_in_the_way(tmp_path: Path) -> None:
-    """States saved without their document are written again by the next save, and nothing is left in the end."""
+    """The next save replaces states saved without a document, and finishing removes all of them."""
     folder = Folder(tmp_path, {}, FolderOutput(tmp_path, DEFAULT_BEHAVIOURS), on_disk=True)
     replay, states = await open_replay(Kept()), folder.open_states()
     await folder.save(replay, states)

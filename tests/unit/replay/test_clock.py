@@ -8,7 +8,7 @@ from tests.simulation.memory_replays import START
 
 
 def test_a_clock_is_the_same_after_a_checkpoint() -> None:
-    """Minutes, boundaries and counts: what comes after does not tell the two apart."""
+    """A restored clock has the minutes, boundaries and counts of a clock without a break."""
     clocks = [Clock(3600.0, (3600,), all_time=True) for _ in range(2)]
     for clock in clocks:
         for minute, item in enumerate("abac"):

@@ -9,7 +9,7 @@ from freshet.settings import Settings
 
 @pytest.mark.parametrize("topic", ["events", "items", "recommendations", "events.dlq", "models", "popularity"])
 def test_live_topics_are_refused(topic: str) -> None:
-    """And so is whatever belongs to the live group; any other name is free."""
+    """A live topic and a topic of the live group are refused as output, and any other name is free."""
     with pytest.raises(OutputTaken, match="is the live"):
         refuse_live(Settings(), topic)
     with pytest.raises(OutputTaken, match="belongs to the live group"):

@@ -26,7 +26,7 @@ MADE = MadeList("live", [Item("a", 2.0, "model"), Item("b", 1.0, "cold")], SideI
 
 
 async def test_a_topic_gets_lists_as_a_worker_publishes_them() -> None:
-    """Keyed by user, with id and place in the log, all times the event's; a tombstone for who was erased."""
+    """Lists have the worker's key, id and position, with the event's times, and an erased user gets a tombstone."""
     publisher = MemoryPublisher()
     topic = ListTopic("mine", publisher)
     event = Event("e", "ann", "view", START, "i")

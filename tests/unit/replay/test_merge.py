@@ -21,7 +21,7 @@ def order(log: ListLog, positions: dict[int, Position] | None = None) -> list[tu
 
 
 def test_partitions_are_merged_by_event_time() -> None:
-    """Earlier first, equal times by partition; a late record and a bad one keep their place in their partition."""
+    """Steps are ordered by event time, then partition, and a late or bad record keeps its place in its partition."""
     bad = Record(2, 0, None, b"{")
     log = ListLog(
         {
@@ -33,7 +33,7 @@ def test_partitions_are_merged_by_event_time() -> None:
 
 
 def test_a_merge_goes_on_where_it_stopped() -> None:
-    """From every step the rest comes in the same order: the clock of a partition is part of its position."""
+    """From the position behind any step, the remaining steps come in the same order."""
     log = ListLog(
         {
             0: [record(0, START), record(1, START + 40), record(2, START + 10), record(3, START + 15)],

@@ -20,7 +20,7 @@ SCHEMA = pa.schema([("number", pa.int64())])
 
 
 def test_parts_are_cut_when_they_are_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory holds at most one part; what comes behind a checkpoint is removed, half-written files too."""
+    """Memory holds at most a part, and files behind a checkpoint are removed."""
     monkeypatch.setattr(output, "PART_ROWS", 3)
     parts = Parts(tmp_path / "rows", SCHEMA)
     for number in range(7):
@@ -37,7 +37,7 @@ def test_parts_are_cut_when_they_are_full(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_who_left_is_in_no_features_and_training_rows(tmp_path: Path) -> None:
-    """Rows up to when they left are taken out; later ones, and those of others, stay."""
+    """Rows of a user up to the user's withdrawal are removed, and other rows stay."""
     folder = FolderOutput(tmp_path, DEFAULT_BEHAVIOURS, features=True, training_rows=True)
     for user in ("gone", "stays"):
         state = empty_state(0)

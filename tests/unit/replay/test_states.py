@@ -15,7 +15,7 @@ from tests.simulation.memory_replays import SETTINGS, Kept, records, stream
 
 
 async def test_ten_times_the_users_hold_no_more_states_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest lie in the store, and in the end it has what would be in memory."""
+    """Ten times the users keep no more decoded states, and the store ends with every state."""
     monkeypatch.setattr(replay_states, "CACHED_BYTES", 100_000)
     most = []
     for users in (400, 4000):

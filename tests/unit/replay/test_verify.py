@@ -63,13 +63,13 @@ def state() -> UserState:
     ],
 )
 def test_every_difference_is_named(changed: dict[str, object], said: str) -> None:
-    """Id, variant, length and each slot, to the last digit; wall-clock times are the run's own."""
+    """A difference in id, variant, length or slot is named, and wall-clock times are not compared."""
     assert _difference(PublishedList(published(**changed), state()), MADE).startswith(said)
     assert bool(_difference(PublishedList(published(**changed), state()), MADE)) == bool(said)
 
 
 def test_the_newest_of_the_topic_counts() -> None:
-    """A tombstone ends a user's lists, and what is no list is kept apart."""
+    """A tombstone ends a user's lists, and a record that is no list is kept apart."""
     value = encode_recommendation(published())
     found = Published([Record(0, 0, b"ann", value), Record(1, 0, b"bob", b"{}"), Record(2, 0, b"ann", None)])
     assert found.newest == {"ann": None}

@@ -130,7 +130,7 @@ def marks(plot: ET.Element, kind: str, series: int) -> list[dict[str, str]]:
 
 
 def test_a_page_stands_alone() -> None:
-    """No script, no link, nothing fetched: the address of nothing but its own parts is in it."""
+    """The page has no script and no link, and fetches nothing."""
     html = page([("shop", everything()), ("films", everything())])
     read = Reader(html)
     names = {name for name, _ in read.elements}
@@ -146,7 +146,7 @@ def test_a_page_stands_alone() -> None:
 
 
 def test_what_comes_from_a_log_is_text() -> None:
-    """Names, commands and details with markup in them are shown, not obeyed."""
+    """Markup in names, commands and details is escaped."""
     html = page([("<script>alert(1)</script>", everything())])
     words = "".join(Reader(html).words)
     assert "<script>alert(1)</script>" in words
@@ -155,7 +155,7 @@ def test_what_comes_from_a_log_is_text() -> None:
 
 
 def test_every_plot_is_told_in_words_and_in_numbers() -> None:
-    """It has a title, a description with its values, and a table beside it whose cells name their column."""
+    """Each plot has a title, a description with its values and a table whose cells name their column."""
     html = page([("shop", everything())])
     read = Reader(html)
     drawn = plots(html)
@@ -174,7 +174,7 @@ def test_every_plot_is_told_in_words_and_in_numbers() -> None:
 
 
 def test_only_what_is_there_is_drawn() -> None:
-    """Results of a verification alone have no plot, and say that all is equal."""
+    """Results of a verification alone have no plot and say that all is equal."""
     html = page([("live", Results("kafka", "freshet verify kafka", verification=verification()))])
     assert plots(html) == {}
     assert "✓ All 570 are equal" in "".join(Reader(html).words)
@@ -182,7 +182,7 @@ def test_only_what_is_there_is_drawn() -> None:
 
 
 def test_the_axis_of_a_curve_begins_at_zero() -> None:
-    """Heights are in proportion to the values, from a line that is marked 0."""
+    """The axis starts at 0, and heights are in proportion to values."""
     curve_plot = plots(page([("shop", everything())]))["What lists are worth by how often they are made"]
     texts = {element.text: element.attrib for element in curve_plot.iter("text")}
     zero = float(texts["0"]["y"]) - 4
@@ -197,7 +197,7 @@ def test_the_axis_of_a_curve_begins_at_zero() -> None:
 
 
 def test_differences_stand_on_their_side_of_the_line() -> None:
-    """Better is right of the dashed line, worse left of it, and the interval of no difference holds it."""
+    """A better policy is right of the line, a worse one left, and an unclear interval crosses the line."""
     plot = plots(page([("shop", everything())]))["Paired differences"]
     [line] = [float(element.get("x1", "")) for element in plot.iter("line") if element.get("class") == "neutral"]
     better, unclear = (float(element["cx"]) for element in marks(plot, "circle", 0))
@@ -207,7 +207,7 @@ def test_differences_stand_on_their_side_of_the_line() -> None:
 
 
 def test_series_differ_in_more_than_colour() -> None:
-    """Each has a marker of its own shape, and its line its own dashes."""
+    """Each series has its own marker shape and dashes."""
     plot = plots(page([("shop", everything())]))["HR@10 by day"]
     assert marks(plot, "circle", 0)
     assert marks(plot, "rect", 1)
@@ -216,7 +216,7 @@ def test_series_differ_in_more_than_colour() -> None:
 
 
 def test_days_with_few_users_have_no_interval() -> None:
-    """They are hollow; the line is parted where days are missing; the band is of the days it is known for."""
+    """Days with few users are hollow and without interval, and the line breaks where days are missing."""
     plot = plots(page([("shop", everything())]))["HR@10 by day"]
     assert [("few" in element["class"]) for element in marks(plot, "circle", 0)] == [False, False, True, False]
     lines = [element.get("points", "") for element in plot.iter("polyline") if "s0" in element.get("class", "")]
@@ -228,7 +228,7 @@ def test_days_with_few_users_have_no_interval() -> None:
 
 
 def test_round_numbers_on_the_axes() -> None:
-    """They hold all values and are few."""
+    """Axis ticks are few, round and cover all values."""
     assert ticks(0, 0.24) == [0, 0.1, 0.2, 0.3]
     assert ticks(-0.02, 0.19) == [-0.1, 0, 0.1, 0.2]
     assert ticks(0, 0) == [0]
@@ -252,7 +252,7 @@ def contrast(first: str, second: str) -> float:
 
 
 def test_colours_can_be_read_in_both_themes() -> None:
-    """Text has a contrast of 4.5 to its ground (WCAG AA), marks have 3, light and dark."""
+    """Text has a contrast of 4.5 (WCAG AA) and marks of 3, in light and in dark."""
     themes = (STYLES / "page.css").read_text().split("@media (prefers-color-scheme: dark)")
     for theme in themes[0], themes[1].split("* {")[0]:
         colours = {
@@ -266,7 +266,7 @@ def test_colours_can_be_read_in_both_themes() -> None:
 
 
 def test_the_curve_alone_is_a_picture_with_its_own_style() -> None:
-    """Curves of several results stand side by side under their names; results without one are left out."""
+    """Curves of several results stand side by side under their names, and results without a curve are left out."""
     figure = freshness_figure([("Shop", everything()), ("none", Results("x", "y")), ("Films", everything())])
     root = ET.fromstring(figure)  # noqa: S314 - our own
     assert root.get("viewBox") == "0 0 760 300"
@@ -279,7 +279,7 @@ def test_the_curve_alone_is_a_picture_with_its_own_style() -> None:
 
 
 def test_the_verb_writes_a_page_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From results files, under the names given, saying where; as JSON where a script asks."""
+    """`report` writes a page and a picture from results files, and prints their paths, as JSON where asked."""
     monkeypatch.chdir(tmp_path)
     write_results(tmp_path / "one.json", everything())
     done = CliRunner().invoke(app, ["report", "one.json", "--name", "The shop", "--json"])
@@ -291,7 +291,7 @@ def test_the_verb_writes_a_page_and_a_picture(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_can_go_wrong_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is missing or holds something else, names that do not match, an output that is there."""
+    """A missing or wrong file, names that do not match and an existing output are one line each."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.json").write_text('{"source": 1}')
     write_results(tmp_path / "one.json", Results("log", "replay"))
@@ -308,7 +308,7 @@ def test_what_can_go_wrong_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_many_policies_are_drawn_together() -> None:
-    """More policies than a plot has series for stand in a plot of their own, a row each; a few need none."""
+    """More policies than series stand in a plot of their own with a row each, and a few policies need none."""
     found = [evaluation(f"version 1, diversity 0.{number}", 0.25 - number / 100) for number in range(6)]
     html = page([("shop", Results("log", "freshet replay", evaluations=found))])
     drawn = plots(html)["Policies"]

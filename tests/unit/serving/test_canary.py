@@ -18,7 +18,7 @@ ANN = [Item("ann", 1.0, "model")]
 
 
 async def test_as_many_users_count_as_the_settings_ask_for() -> None:
-    """Also where that is more than count by themselves."""
+    """The window holds as many users as the settings ask for, beyond its default size."""
     world = await with_candidate("same", canary_lists=2 * WINDOW)
     await world.canary.report()
     world.canary._comparing.add_failed(WINDOW)
@@ -50,7 +50,7 @@ def said(messages: list[Message], topic: str = "models") -> list[Rollout | Repor
 
 
 async def test_equal_versions_make_equal_lists() -> None:
-    """The measure of a candidate that is the live version again: all in common, no difference of scores."""
+    """A candidate equal to the live version has full overlap and no score gap."""
     world = await with_candidate("same", "shadow")
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
     await world.canary.compare(states(world))
@@ -61,7 +61,7 @@ async def test_equal_versions_make_equal_lists() -> None:
 
 
 async def test_a_shadow_publishes_no_list() -> None:
-    """Its lists differ, that is measured and reported, and what users get is the live version's."""
+    """A shadow's lists are compared and reported, and users get the live version's lists."""
     world = await with_candidate("turned", "shadow")
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
     await world.canary.compare(states(world))
@@ -76,7 +76,7 @@ async def test_a_shadow_publishes_no_list() -> None:
 
 
 async def test_a_canary_s_lists_are_wholly_its_own() -> None:
-    """Each user's list and stored vector are of one version, and the list says which."""
+    """Each user's list and stored vector are of a single version, which the list names."""
     world = await with_candidate("turned", share=0.5)
     await world.run(*(event(number, f"user-{number}") for number in range(40)))
     made = {published.user_id: published.model_version for published in lists(world.publisher.messages)}
@@ -87,7 +87,7 @@ async def test_a_canary_s_lists_are_wholly_its_own() -> None:
 
 
 async def test_a_canary_out_of_its_bands_is_rolled_back_once() -> None:
-    """The record has the reason and the worker's name; it is written once, and obeyed when it is read."""
+    """The rollback is written once, with reason and worker, and takes effect when it is read."""
     world = await with_candidate("turned", canary_lists=8, canary_overlap=1.0)
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
     await world.canary.compare(states(world, 4))
@@ -109,7 +109,7 @@ async def test_a_canary_out_of_its_bands_is_rolled_back_once() -> None:
 
 @pytest.mark.parametrize(("stage", "share"), [("promoted", 1.0), ("canary", 0.5)])
 async def test_a_rollback_that_comes_late_undoes_nothing(stage: Stage, share: float) -> None:
-    """The operator's next step was on record before the worker's: it stands, and a renewed canary is judged anew."""
+    """A rollback behind the operator's next step changes nothing, and a renewed canary is judged anew."""
     world = await with_candidate("turned", canary_lists=8, canary_overlap=1.0)
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
     await world.canary.compare(states(world))
@@ -127,7 +127,7 @@ async def test_a_rollback_that_comes_late_undoes_nothing(stage: Stage, share: fl
 
 
 async def test_a_candidate_that_does_not_answer_has_failed() -> None:
-    """Only where the live version does: a server that is away is nobody's fault."""
+    """A candidate fails only where the live version answers, so an unavailable server is no failure."""
     world = await with_candidate("same", canary_lists=8)
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
     kept = world.encoder.bundles.pop(2)
@@ -166,7 +166,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("share", [0.5, 1.0])
 async def test_a_canary_that_fails_on_the_stream_is_rolled_back(share: float) -> None:
-    """None of its users ever has a list from it, and yet it is found out and the record written."""
+    """A canary that never answers on the stream is rolled back though no user has a list from it."""
     world = await with_candidate("same", share=share, canary_lists=48)
     world.encoder.broken = {2}
     [why] = await streamed(world)
@@ -188,7 +188,7 @@ class Overheard(FakeEncoder):
 
 
 async def test_no_comparison_is_lost_to_another_worker_s_report() -> None:
-    """With many workers one comes during every comparison that has to wait for a deadline."""
+    """A report of another worker during a comparison does not discard the comparison."""
     world = await with_candidate("same")
     world.canary._encoder = overheard = Overheard(*world.encoder.bundles.values())
     overheard.world = world
@@ -210,7 +210,7 @@ class Bounded(FakeEncoder):
 
 @pytest.mark.usefixtures("at_once")
 async def test_a_canary_that_misses_its_deadline_for_full_batches_is_rolled_back() -> None:
-    """It is asked again for the batch that it failed, not for a part."""
+    """A canary that misses its deadline for full batches is rolled back."""
     world = await with_candidate("same", canary_lists=48)
     world.canary._encoder = world.pipeline._encoder = Bounded(*world.encoder.bundles.values())
     [why] = await streamed(world)
@@ -219,7 +219,7 @@ async def test_a_canary_that_misses_its_deadline_for_full_batches_is_rolled_back
 
 @pytest.mark.usefixtures("at_once")
 async def test_a_canary_that_is_slow_on_the_stream_is_rolled_back() -> None:
-    """Within its deadline, but by more than its band slower than the live version."""
+    """A canary that meets its deadline but exceeds its latency band is rolled back."""
     world = await with_candidate("same", share=0.5, canary_lists=48)
     world.encoder.takes[2] = 0.05
     [why] = await streamed(world)
@@ -228,7 +228,7 @@ async def test_a_canary_that_is_slow_on_the_stream_is_rolled_back() -> None:
 
 @pytest.mark.usefixtures("at_once")
 async def test_a_server_that_is_away_ends_no_canary() -> None:
-    """However long, and whatever it did before and does after."""
+    """An unavailable server never rolls a canary back."""
     world = await with_candidate("same", share=0.5, canary_lists=16, canary_latency_ratio=1e6)
     for away in (False, True, False):
         world.encoder.away = away
@@ -249,7 +249,7 @@ class Interrupted(FakeEncoder):
 
 @pytest.mark.parametrize("live_first", [False, True])
 async def test_no_interruption_is_held_against_the_candidate(live_first: bool) -> None:
-    """Whichever calls of a comparison a server misses, going and coming back between any two."""
+    """An interruption of the server at any calls of a comparison does not count against the candidate."""
     world = await with_candidate("same")
     await world.run(event(0, "user-0"))
     world.canary._encoder = interrupted = Interrupted(*world.encoder.bundles.values())
@@ -262,7 +262,7 @@ async def test_no_interruption_is_held_against_the_candidate(live_first: bool) -
 
 
 async def test_a_new_stage_is_measured_anew() -> None:
-    """What a shadow did is not held against the canary."""
+    """A canary's comparison starts without the figures of its shadow stage."""
     world = await with_candidate("turned", "shadow")
     await world.run(*(event(number, f"user-{number}") for number in range(8)))
     await world.canary.compare(states(world))
@@ -274,7 +274,7 @@ async def test_a_new_stage_is_measured_anew() -> None:
 
 
 async def test_a_change_of_versions_is_reported_at_once() -> None:
-    """Once for each change, and taken back when the worker leaves."""
+    """A worker reports each change of versions once, and withdraws the report when it leaves."""
     world = await MemoryWorld().start()
     await world.canary.report()
     await world.canary.report()

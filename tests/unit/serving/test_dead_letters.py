@@ -54,7 +54,7 @@ def letter(value: bytes | None, key: bytes | None = b"k", headers: Sequence[tupl
 def test_an_oversized_record_keeps_its_heads(
     key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]]
 ) -> None:
-    """The letter fits, with the digest, the size and the origin of the whole."""
+    """The dead letter of an oversized record keeps its first bytes, its digest, its size and its origin."""
     made = letter(value, key, headers)
     assert size(made) < 4 * HEADS[0]
     found = dict(made.headers)
@@ -67,7 +67,7 @@ def test_an_oversized_record_keeps_its_heads(
 
 
 def test_a_record_within_the_bound_stays_whole() -> None:
-    """Byte for byte, its own headers first."""
+    """The dead letter of a record within the bound keeps every byte, with the record's own headers first."""
     made = letter(b"x" * (MAX_LETTER_BYTES - 1000), b"k", [("own", b"\xff"), ("none", None)])
     assert (made.key, len(made.value or b"")) == (b"k", MAX_LETTER_BYTES - 1000)
     assert list(made.headers[:2]) == [("own", b"\xff"), ("none", None)]
@@ -76,7 +76,7 @@ def test_a_record_within_the_bound_stays_whole() -> None:
 
 @pytest.mark.parametrize("limit", [50_000, 2_000, 400])
 async def test_a_letter_shrinks_until_the_broker_takes_it(limit: int) -> None:
-    """Letters that fit are published once, others as small as they must be, with the size that the value had."""
+    """A letter that the broker refuses shrinks until it fits and keeps the original size; the others go out once."""
     publisher = Limited(limit)
     await publish_dead_letters(publisher, [letter(b"x" * 100_000, b"k" * 500), letter(b"small")])
     assert len(publisher.messages) == 2
@@ -86,7 +86,7 @@ async def test_a_letter_shrinks_until_the_broker_takes_it(limit: int) -> None:
 
 
 async def test_what_the_broker_refuses_is_counted() -> None:
-    """The rest is published, and the metric names the topic."""
+    """A message that the broker refuses is counted by topic, and the others are published."""
     publisher = Limited(10)
     before = REGISTRY.get_sample_value("freshet_refused_records_total", {"topic": "lists"}) or 0.0
     await publish_or_tell(publisher, [Message("lists", b"a", b"x" * 20), Message("lists", b"b", b"y")])

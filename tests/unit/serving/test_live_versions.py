@@ -86,14 +86,14 @@ def bad_side_inputs(topic: str) -> float:
 
 
 async def test_the_default_version_is_live_where_none_was_promoted(model: LiveModel) -> None:
-    """A fresh start has the version it was given."""
+    """A fresh start makes the default version live."""
     assert model.live is not None
     assert model.live.version == 1
     assert REGISTRY.get_sample_value("freshet_model_version") == 1
 
 
 async def test_the_promoted_version_is_live_from_the_start(encoder: FakeEncoder, tmp_path: Path) -> None:
-    """The last rollout record read before the start wins over the default."""
+    """The last rollout record before the start wins over the default version."""
     write_bundle(tmp_path, 2, NEWER_ITEMS)
     model = LiveModel(encoder, tmp_path)
     model.apply_models([promoted(0, 1), promoted(1, 2)])
@@ -103,13 +103,13 @@ async def test_the_promoted_version_is_live_from_the_start(encoder: FakeEncoder,
 
 
 async def test_no_version_is_no_start(encoder: FakeEncoder, tmp_path: Path) -> None:
-    """A worker without a usable bundle does not come up."""
+    """A worker without a usable bundle does not start."""
     with pytest.raises(BundleError):
         await LiveModel(encoder, tmp_path).start(1)
 
 
 async def test_a_promoted_version_replaces_the_live_one_whole(model: LiveModel) -> None:
-    """Version, bundle, item table and vocabulary change in one step; the old ones stay as they were."""
+    """Version, bundle, item table and vocabulary change in a single step, and the old objects do not change."""
     before = model.live
     async with running(model):
         model.apply_models([promoted(0, 2)])
@@ -124,7 +124,7 @@ async def test_a_promoted_version_replaces_the_live_one_whole(model: LiveModel) 
 
 
 async def test_another_models_rollout_is_not_ours(model: LiveModel) -> None:
-    """A record of another model changes nothing."""
+    """A rollout record of another model changes nothing."""
     async with running(model):
         model.apply_models([promoted(0, 2, "fraud_detector")])
         await asyncio.sleep(0.05)
@@ -134,7 +134,7 @@ async def test_another_models_rollout_is_not_ours(model: LiveModel) -> None:
 
 
 async def test_a_rolled_back_version_gives_way_to_the_one_before(model: LiveModel) -> None:
-    """The version that was promoted before it is live again; said twice, it is the same."""
+    """A rollback makes the version promoted before live again, and a second record of it changes nothing."""
     async with running(model):
         model.apply_models([promoted(0, 1), promoted(1, 2)])
         await until(lambda: model.live.version == 2)
@@ -143,7 +143,7 @@ async def test_a_rolled_back_version_gives_way_to_the_one_before(model: LiveMode
 
 
 async def test_a_canary_has_its_share_of_the_users_for_good(model: LiveModel) -> None:
-    """Each user is of one version, a larger share keeps who was in the smaller one, and all come back at the end."""
+    """A larger share keeps the users of a smaller share, and the end of the canary returns all users."""
     users = [f"user-{number}" for number in range(2000)]
 
     def of_version_two() -> set[str]:
@@ -167,7 +167,7 @@ async def test_a_canary_has_its_share_of_the_users_for_good(model: LiveModel) ->
 
 
 async def test_a_canary_that_is_promoted_is_live_at_once(model: LiveModel) -> None:
-    """It is ready already: nothing is loaded again, and nobody waits."""
+    """A promoted canary is live at once and is not loaded again."""
     async with running(model):
         model.apply_models([step(0, 2, "canary", 0.1)])
         await until(lambda: model.candidate is not None)
@@ -177,7 +177,7 @@ async def test_a_canary_that_is_promoted_is_live_at_once(model: LiveModel) -> No
 
 
 async def test_a_shadow_makes_no_list(model: LiveModel) -> None:
-    """It is ready, and every user is still of the live version."""
+    """Every user stays with the live version while a shadow is ready."""
     async with running(model):
         model.apply_models([step(0, 2, "shadow")])
         await until(lambda: model.candidate is not None)
@@ -186,7 +186,7 @@ async def test_a_shadow_makes_no_list(model: LiveModel) -> None:
 
 
 async def test_side_inputs_reach_both_versions(model: LiveModel, encoder: FakeEncoder) -> None:
-    """Catalogue, popularity and cold items are those of each version's own space, side by side."""
+    """Catalogue, popularity and cold items reach the spaces of both versions."""
     async with running(model):
         model.apply_models([step(0, 2, "canary", 0.5)])
         await until(lambda: model.candidate is not None)
@@ -203,7 +203,7 @@ async def test_side_inputs_reach_both_versions(model: LiveModel, encoder: FakeEn
 
 
 async def test_a_worker_starts_with_the_candidate_too(encoder: FakeEncoder, tmp_path: Path) -> None:
-    """From the records alone: nobody's version goes back because a worker was restarted during a canary."""
+    """A worker that starts during a canary serves the candidate from the records alone."""
     write_bundle(tmp_path, 1)
     write_bundle(tmp_path, 2, NEWER_ITEMS)
     model = LiveModel(encoder, tmp_path)
@@ -216,7 +216,7 @@ async def test_a_worker_starts_with_the_candidate_too(encoder: FakeEncoder, tmp_
 async def test_a_broken_candidate_keeps_no_worker_from_starting(
     model: LiveModel, encoder: FakeEncoder, tmp_path: Path
 ) -> None:
-    """The live version serves, and what is promoted after it is prepared all the same."""
+    """A worker starts with a broken candidate, serves the live version and prepares later promotions."""
     (tmp_path / MODEL / "2" / "item_vectors.npy").write_bytes(b"torn")
     starting = LiveModel(encoder, tmp_path)
     starting.apply_models([promoted(0, 1), step(1, 2, "canary", 0.5)])
@@ -232,7 +232,7 @@ async def test_a_broken_candidate_keeps_no_worker_from_starting(
 async def test_users_are_taken_over_when_the_versions_are_ready(
     model: LiveModel, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`caught_up` waits for a promotion under way, and not for ever for one that fails."""
+    """`caught_up` waits for a promotion under way, and not forever for a promotion that fails."""
     await model.caught_up()
     monkeypatch.setattr(live_model_module, "CATCH_UP_SECONDS", 0.2)
     model.apply_models([promoted(0, 2)])
@@ -245,7 +245,7 @@ async def test_users_are_taken_over_when_the_versions_are_ready(
 
 
 async def test_reports_of_workers_change_nothing(model: LiveModel) -> None:
-    """They are read by those who look at the rollout."""
+    """Reports of workers change no version."""
     report = Report(MODEL, "w1", NOW, 2, 3)
     model.apply_models([Record(0, NOW, report.key, encode_record(report)), Record(1, NOW, report.key, None)])
     async with running(model):
@@ -256,7 +256,7 @@ async def test_reports_of_workers_change_nothing(model: LiveModel) -> None:
 async def test_a_version_that_cannot_be_loaded_keeps_the_old_one(
     model: LiveModel, encoder: FakeEncoder, tmp_path: Path
 ) -> None:
-    """It goes live as soon as it can; until then the old one does, new items included."""
+    """The old version serves, new items included, until the promoted version can be loaded."""
     (tmp_path / MODEL / "2" / "item_vectors.npy").write_bytes(b"torn")
     async with running(model):
         model.apply_models([promoted(0, 2)])
@@ -272,7 +272,7 @@ async def test_a_version_that_cannot_be_loaded_keeps_the_old_one(
 
 
 async def test_a_new_item_gets_a_place_in_the_live_versions_space(model: LiveModel, encoder: FakeEncoder) -> None:
-    """Its vector is the live version's item tower's of its text."""
+    """The live version's item tower gives a new item its vector from its text."""
     async with running(model):
         model.apply_items([item(5, "fresh", "Fresh Film")])
         await until(lambda: "fresh" in model.live.space.index)
@@ -286,7 +286,7 @@ async def test_a_new_item_gets_a_place_in_the_live_versions_space(model: LiveMod
 
 
 async def test_cold_items_move_into_the_new_versions_space(model: LiveModel) -> None:
-    """After a swap no vector of the old version's item tower is left."""
+    """After a swap every cold item has a vector of the new version's item tower."""
     async with running(model):
         model.apply_items([item(0, "fresh", "Fresh Film")])
         await until(lambda: "fresh" in model.live.space.index)
@@ -297,7 +297,7 @@ async def test_cold_items_move_into_the_new_versions_space(model: LiveModel) -> 
 
 
 async def test_a_swap_while_items_are_encoded_mixes_nothing(model: LiveModel, encoder: FakeEncoder) -> None:
-    """Vectors asked of the old version, and answered after the swap, never enter the new space."""
+    """Vectors of the old version that arrive after the swap do not enter the new space."""
     asked, answer = asyncio.Event(), asyncio.Event()
     item_vectors = encoder.item_vectors
 
@@ -319,7 +319,7 @@ async def test_a_swap_while_items_are_encoded_mixes_nothing(model: LiveModel, en
 
 
 async def test_items_that_come_while_a_version_is_prepared_are_not_lost(model: LiveModel, encoder: FakeEncoder) -> None:
-    """The old version serves meanwhile; what arrived in between has a place after the swap."""
+    """Items that arrive while a version is prepared have vectors after the swap."""
     asked, answer = asyncio.Event(), asyncio.Event()
     item_vectors = encoder.item_vectors
 
@@ -349,7 +349,7 @@ async def test_items_that_come_while_a_version_is_prepared_are_not_lost(model: L
 async def test_an_item_described_anew_while_it_is_encoded_gets_the_newer_place(
     model: LiveModel, encoder: FakeEncoder
 ) -> None:
-    """The answer for the older text is not the last word."""
+    """An item with a newer text does not keep the vector of the older text."""
     asked, answer = asyncio.Event(), asyncio.Event()
     item_vectors = encoder.item_vectors
 
@@ -370,9 +370,9 @@ async def test_an_item_described_anew_while_it_is_encoded_gets_the_newer_place(
 
 
 async def test_two_offsets_tell_what_stands_where(model: LiveModel, encoder: FakeEncoder, tmp_path: Path) -> None:
-    """A worker that begins with the whole catalogue places the same items, in the same order, as one that saw it grow.
+    """A worker that begins with the whole catalogue gives items the vectors and order of a worker that saw it grow.
 
-    Both are stopped at the same `items_embedded` offset, with a newer text of the first item waiting.
+    Both workers stop at the same `items_embedded` offset, with a newer text of the first item waiting.
     """
     records = [item(0, "fresh", "Old Title"), item(1, "fresher"), item(2, "fresh", "New Title"), item(3, "freshest")]
     for record in records[:2]:
@@ -394,7 +394,7 @@ async def test_two_offsets_tell_what_stands_where(model: LiveModel, encoder: Fak
 async def test_a_text_that_fails_holds_up_nothing(
     model: LiveModel, encoder: FakeEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of 130 long texts two fail, which is told; the others have their places, and so has a version promoted then."""
+    """Two failing texts of 130 are reported, and the others have vectors, in a later version as well."""
     encoder.stumbles = {"poison"}
     skipped = REGISTRY.get_sample_value("freshet_skipped_texts_total") or 0.0
     names = [f"long-{number}" for number in range(130)]
@@ -419,7 +419,7 @@ async def test_a_text_that_fails_holds_up_nothing(
 
 
 async def test_an_item_whose_newer_text_fails_leaves_the_lists(model: LiveModel, encoder: FakeEncoder) -> None:
-    """Its place was that of a text that no longer holds; a newer text brings it back."""
+    """An item whose newer text fails leaves the lists until a newer text succeeds."""
     encoder.stumbles = {"poison"}
     async with running(model):
         for offset, (title, there) in enumerate([("A title", True), ("poison", False), ("Another title", True)]):
@@ -429,7 +429,7 @@ async def test_an_item_whose_newer_text_fails_leaves_the_lists(model: LiveModel,
 
 
 async def test_a_host_that_is_too_slow_for_a_batch_gets_smaller_ones(model: LiveModel, encoder: FakeEncoder) -> None:
-    """Where even the probe behind a batch has no answer, the next batch is half as large."""
+    """The next batch is half as large where even the probe of a batch has no answer."""
     sizes: list[int] = []
     answer = encoder.item_vectors
 
@@ -448,7 +448,7 @@ async def test_a_host_that_is_too_slow_for_a_batch_gets_smaller_ones(model: Live
 
 
 async def test_a_trained_item_keeps_its_trained_vector(model: LiveModel, encoder: FakeEncoder) -> None:
-    """An item that waited for a place when a version that was trained on it went live is not placed by its text."""
+    """A waiting item keeps its trained vector in a version that was trained on it."""
     encoder.away = True
     async with running(model):
         model.apply_items([item(0, "newcomer", "Some Text")])
@@ -463,7 +463,7 @@ async def test_a_trained_item_keeps_its_trained_vector(model: LiveModel, encoder
 
 
 async def test_items_wait_for_the_encoder(model: LiveModel, encoder: FakeEncoder) -> None:
-    """While it is away nothing is lost; the places are given when it is back."""
+    """Items wait while the encoder is away and get vectors when it is back."""
     encoder.away = True
     async with running(model):
         model.apply_items([item(number, f"fresh-{number}") for number in range(200)])
@@ -475,7 +475,7 @@ async def test_items_wait_for_the_encoder(model: LiveModel, encoder: FakeEncoder
 
 
 async def test_an_item_without_text_has_no_place(model: LiveModel) -> None:
-    """Nothing to place it by, nothing placed."""
+    """An item without text gets no vector."""
     async with running(model):
         model.apply_items([item(0, "mute", ""), item(1, "fresh")])
         await until(lambda: "fresh" in model.live.space.index)
@@ -483,7 +483,7 @@ async def test_an_item_without_text_has_no_place(model: LiveModel) -> None:
 
 
 async def test_an_unavailable_item_leaves_at_once(model: LiveModel) -> None:
-    """Before `apply_items` returns it is out; available again, it is back."""
+    """An unavailable item is out of the lists when `apply_items` returns, and back when available."""
     space = model.live.space
     model.apply_items([item(0, ITEMS[3], available=False)])
     assert ITEMS[3] not in {item.item_id for item in rank_popular(space, None, 50)}
@@ -492,7 +492,7 @@ async def test_an_unavailable_item_leaves_at_once(model: LiveModel) -> None:
 
 
 async def test_a_cold_item_made_unavailable_while_it_waits_stays_out(model: LiveModel) -> None:
-    """Getting a place later does not let it into lists."""
+    """A waiting item that became unavailable stays out of lists after it gets a vector."""
     model.apply_items([item(0, "fresh"), item(1, "fresh", available=False)])
     async with running(model):
         await until(lambda: "fresh" in model.live.space.index)
@@ -501,7 +501,7 @@ async def test_a_cold_item_made_unavailable_while_it_waits_stays_out(model: Live
 
 
 async def test_a_tombstone_takes_an_item_out(model: LiveModel) -> None:
-    """Trained or cold, until it is upserted again."""
+    """A tombstone removes an item, trained or cold, until the item is upserted again."""
     space = model.live.space
     async with running(model):
         model.apply_items([item(0, "fresh")])
@@ -514,7 +514,7 @@ async def test_a_tombstone_takes_an_item_out(model: LiveModel) -> None:
 
 
 async def test_availability_outlives_a_swap(model: LiveModel) -> None:
-    """What is unavailable now is unavailable in the next version."""
+    """An unavailable item is unavailable in the next version."""
     model.apply_items([item(0, ITEMS[2], available=False)])
     async with running(model):
         model.apply_models([promoted(0, 2)])
@@ -523,7 +523,7 @@ async def test_availability_outlives_a_swap(model: LiveModel) -> None:
 
 
 async def test_popularity_is_the_sum_of_the_newest_counts(model: LiveModel) -> None:
-    """Per partition the last record counts; it outlives a swap, and can be restored from."""
+    """Popularity sums the last record of each partition, survives a swap and restores counts."""
     counts = ((9.0, 0), (1.0, 0), (2.0, 1))
     model.apply_popularity([popularity(at, {ITEMS[5]: count}, part) for at, (count, part) in enumerate(counts)])
     assert model.live.space.prior.values[7] == pytest.approx(np.log1p(3.0))
@@ -538,7 +538,7 @@ async def test_popularity_is_the_sum_of_the_newest_counts(model: LiveModel) -> N
 
 
 async def test_counts_of_a_time_to_come_are_ignored(model: LiveModel) -> None:
-    """What a worker of an older Freshet left on the topic: the counts before it stand, and it is told."""
+    """Counts dated ahead are logged and ignored, and the counts before them stay."""
     poisoned = Partial(partition=0, offset=9, ts=NOW + 10**12, half_life=1e9, counts={ITEMS[5]: 1.0})
     before = bad_side_inputs("popularity")
     model.apply_popularity(
@@ -563,7 +563,7 @@ BAD = (
 async def test_a_record_that_code_fails_at_holds_up_no_other(
     model: LiveModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error nobody thought of counts as the record's, is logged with its place, and the rest of the run holds."""
+    """An unexpected error is counted and logged with the record's offset, and later records are applied."""
 
     def fails(_: Record) -> str | None:
         raise ZeroDivisionError
@@ -585,7 +585,7 @@ async def test_a_record_that_code_fails_at_holds_up_no_other(
     [(topic, value) for topic in ("items", "popularity", "models") for value in BAD],
 )
 async def test_bad_side_inputs_are_counted_and_change_nothing(model: LiveModel, topic: str, value: bytes) -> None:
-    """A record that is none is counted, its offset is passed, and the good one after it is applied."""
+    """A bad side input is counted and passed, and the good record after it is applied."""
     before, apply = bad_side_inputs(topic), getattr(model, f"apply_{topic}")
     good = {"items": item(8, ITEMS[0]), "popularity": popularity(8, {ITEMS[0]: 1.0}), "models": promoted(8, 1)}
     apply([Record(7, NOW, b"key", value), good[topic]])

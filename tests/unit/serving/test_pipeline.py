@@ -42,7 +42,7 @@ def sample(name: str, **labels: str) -> float:
 
 
 async def test_a_run_changes_state_features_and_list(world: MemoryWorld) -> None:
-    """One event is in the state, in the feature store and in the list when `process` returns."""
+    """An event is in the state, the feature store and the list when `process` returns."""
     await world.run(event(3, kind="purchase", amount=7.5))
     assert world.state().items == [ITEMS[3]]
     row = await world.features.read("ann")
@@ -60,7 +60,7 @@ async def test_a_run_changes_state_features_and_list(world: MemoryWorld) -> None
 
 
 async def test_timings_are_the_events_way(world: MemoryWorld) -> None:
-    """Event time, the broker's time, then the worker's clock for state, inference and publish."""
+    """Timings hold the event time, the broker's time and the worker's clock for state, inference and publish."""
     await world.run(event(1))
     [made] = lists(world.publisher.messages)
     clock = NOW + 60_000
@@ -70,7 +70,7 @@ async def test_timings_are_the_events_way(world: MemoryWorld) -> None:
 
 
 async def test_a_burst_costs_one_inference_and_one_list(world: MemoryWorld) -> None:
-    """Ten events of a user in a run are folded one by one, encoded and published once."""
+    """Ten events of a user in a run are folded singly, encoded once and published once."""
     await world.run(*(event(number) for number in range(10)))
     assert world.state().folded == 10
     assert world.encoder.calls == [(1, 1)]
@@ -79,7 +79,7 @@ async def test_a_burst_costs_one_inference_and_one_list(world: MemoryWorld) -> N
 
 
 async def test_large_runs_are_encoded_in_batches_purchases_first() -> None:
-    """No encoder call is larger than the setting, and buyers are served before viewers."""
+    """No encoder call is larger than the setting, and buyers are encoded before viewers."""
     world = await MemoryWorld(encode_batch=4).start()
     views = [event(number, f"viewer-{number}") for number in range(7)]
     await world.run(*views, event(8, "clicker", "click"), event(9, "buyer", "purchase"))
@@ -146,7 +146,7 @@ def one_of_each() -> list[Record]:
 
 @pytest.mark.parametrize("effect", EFFECTS)
 async def test_nothing_returns_before_every_effect_is_durable(world: MemoryWorld, effect: str) -> None:
-    """While one effect of whatever kind is not acknowledged, `process` does not return."""
+    """`process` does not return while any effect is not acknowledged."""
     gate = Gate()
     gate.held = {effect}
     gated(world, gate.through)
@@ -161,7 +161,7 @@ async def test_nothing_returns_before_every_effect_is_durable(world: MemoryWorld
 
 @pytest.mark.parametrize("effect", EFFECTS)
 async def test_a_failed_effect_raises_after_the_others_ended(world: MemoryWorld, effect: str) -> None:
-    """An effect that fails fails the run, and nothing of the run is still going on when it raises."""
+    """A failed effect fails the run after every other effect of the run has ended."""
 
     class Refused(Exception):
         """Nobody expects this."""
@@ -183,7 +183,7 @@ async def test_a_failed_effect_raises_after_the_others_ended(world: MemoryWorld,
 
 
 async def test_a_broken_encoder_is_a_surprise(world: MemoryWorld) -> None:
-    """Anything but `Unavailable` out of the encoder raises out of the run."""
+    """Any encoder error except `Unavailable` raises out of the run."""
 
     async def encode(*_: object) -> None:
         raise ZeroDivisionError
@@ -194,7 +194,7 @@ async def test_a_broken_encoder_is_a_surprise(world: MemoryWorld) -> None:
 
 
 async def test_a_list_never_mixes_versions(world: MemoryWorld) -> None:
-    """A version that goes live while users are encoded makes the next list, not this one."""
+    """A version that goes live while users are encoded makes the next list."""
     other = make_bundle(2, ITEMS[::-1])
     world.encoder.bundles[2] = other
     encode = world.encoder.encode
@@ -219,7 +219,7 @@ async def test_a_list_never_mixes_versions(world: MemoryWorld) -> None:
 
 
 async def test_lists_degrade_while_the_encoder_is_away(world: MemoryWorld) -> None:
-    """State and features go on, the list has what is near the user's items and not seen by them, and says so."""
+    """Without the encoder, state and features go on, and the list is degraded, near the user's items and unseen."""
     world.encoder.away = True
     await world.run(event(0))
     [made] = lists(world.publisher.messages)
@@ -240,7 +240,7 @@ async def test_lists_degrade_while_the_encoder_is_away(world: MemoryWorld) -> No
 
 
 async def test_opting_out_forgets_and_unpersonalises(world: MemoryWorld) -> None:
-    """State and features are emptied, and the last list is the popular one, not personalised."""
+    """An opt-out empties state and features, and the last list is the popular one."""
     await world.run(event(0))
     await world.run(event(1, kind=OPT_OUT))
     assert world.state().consent is Consent.OPTED_OUT
@@ -253,7 +253,7 @@ async def test_opting_out_forgets_and_unpersonalises(world: MemoryWorld) -> None
 
 
 async def test_a_profile_opted_out_stays_away_until_opt_in(world: MemoryWorld) -> None:
-    """Events in between leave no trace; after the opt-in they count again."""
+    """Events between opt-out and opt-in leave no trace, and events after the opt-in count."""
     await world.run(event(0), event(1, kind=OPT_OUT), event(2))
     assert world.state().items == []
     assert set((await world.features.read("ann")).values()) == {None}
@@ -266,7 +266,7 @@ async def test_a_profile_opted_out_stays_away_until_opt_in(world: MemoryWorld) -
 
 
 async def test_a_visitor_has_a_list_before_the_first_event(world: MemoryWorld) -> None:
-    """An opt-in is enough: it is what is popular at the moment, and the first event makes it their own."""
+    """An opt-in gives a visitor the popular list, and the first event gives a personal list."""
     world.model.live.space.set_popularity({ITEMS[5]: 2.0})
     await world.run(event(3, kind=OPT_IN))
     made = lists(world.publisher.messages)[-1]
@@ -277,7 +277,7 @@ async def test_a_visitor_has_a_list_before_the_first_event(world: MemoryWorld) -
 
 
 async def test_erasing_leaves_a_tombstone(world: MemoryWorld) -> None:
-    """State and features are emptied, and the newest record under the user's key is a tombstone."""
+    """An erasure empties state and features, and the newest record of the user is a tombstone."""
     await world.run(event(0))
     await world.run(event(1, kind=ERASE), event(2))
     assert world.state().consent is Consent.ERASED
@@ -302,7 +302,7 @@ BAD: dict[BadReason, Record] = {
 
 @pytest.mark.parametrize("reason", list(BadReason))
 async def test_bad_records_become_dead_letters(world: MemoryWorld, reason: BadReason) -> None:
-    """The original key, bytes and headers go to the dead letters, with reason, origin and digest; good ones go on."""
+    """A dead letter keeps key, bytes and headers, with reason, origin and digest, and good records go on."""
     bad = BAD[reason]
     before = sample("freshet_dead_letters_total", reason=reason)
     await world.process([record(1, event(0)), bad, record(20, event(1))])
@@ -326,14 +326,14 @@ async def test_bad_records_become_dead_letters(world: MemoryWorld, reason: BadRe
 
 
 async def test_a_run_of_bad_records_alone_has_no_other_effect(world: MemoryWorld) -> None:
-    """Nothing but dead letters comes of it."""
+    """A run of bad records publishes dead letters and nothing else."""
     await world.process(list(BAD.values()))
     assert len(world.messages("events.dlq")) == len(BadReason) == len(world.publisher.messages)
     assert not world.store.states
 
 
 async def test_redelivery_publishes_again_and_changes_nothing(world: MemoryWorld) -> None:
-    """A run read again leaves the same bytes in the state and an equal list, features included."""
+    """A redelivered run leaves the same state and features and publishes an equal list."""
     records = [record(0, event(0)), record(1, event(1)), record(2, event(2, "bob", OPT_OUT))]
     await world.process(records)
     states, features = dict(world.store.states), await world.features.read("ann")
@@ -350,7 +350,7 @@ async def test_redelivery_publishes_again_and_changes_nothing(world: MemoryWorld
 
 
 async def test_a_redelivered_list_has_the_time_of_its_newest_event(world: MemoryWorld) -> None:
-    """After a click and an opt-out read again, the list is as of the opt-out, in offset and in time."""
+    """A redelivered list has the offset and the time of its newest event."""
     records = [record(0, event(0)), record(1, event(1, kind=OPT_OUT))]
     await world.process(records)
     await world.process(records)
@@ -360,7 +360,7 @@ async def test_a_redelivered_list_has_the_time_of_its_newest_event(world: Memory
 
 
 async def test_an_event_produced_twice_moves_the_position_alone(world: MemoryWorld) -> None:
-    """A second record with a known event id is counted as a duplicate, and the list knows its offset."""
+    """A second record of an event id counts as a duplicate, and the list has its offset."""
     before = sample("freshet_events_skipped_total", reason="duplicate")
     await world.run(event(0))
     await world.run(event(0))
@@ -370,7 +370,7 @@ async def test_an_event_produced_twice_moves_the_position_alone(world: MemoryWor
 
 
 async def test_features_are_retried_while_the_store_is_away(world: MemoryWorld) -> None:
-    """A store that answers at the third try has every row, and the tries are counted."""
+    """A store that answers the third attempt has every row, and the attempts are counted."""
     before = sample("freshet_feature_write_retries_total")
     write, fails = world.features.write, iter((True, True))
 
@@ -389,7 +389,7 @@ async def test_features_are_retried_while_the_store_is_away(world: MemoryWorld) 
 async def test_a_store_away_for_good_ends_the_run(
     world: MemoryWorld, effect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the tries are used up the run raises: features are never dropped silently."""
+    """The run raises when the attempts to write features are used up."""
     monkeypatch.setattr(pipeline_module, "FEATURE_RETRIES", 1)
     tries = 0
 
@@ -405,7 +405,7 @@ async def test_a_store_away_for_good_ends_the_run(
 
 
 async def test_every_step_is_observed(world: MemoryWorld) -> None:
-    """Each step's seconds, the batch size, the folds, the lists and the freshness are in the metrics."""
+    """The metrics hold the seconds of each step, the batch size, the folds, the lists and the freshness."""
     steps = ("fold", "state", "encode", "rank", "features", "publish")
     names = {step: sample("freshet_step_seconds_count", step=step) for step in steps}
     kinds = {kind: sample("freshet_lists_published_total", kind=kind) for kind in ("personalised", "plain", "degraded")}
@@ -429,7 +429,7 @@ async def test_every_step_is_observed(world: MemoryWorld) -> None:
 async def test_popularity_counts_users_and_goes_out_at_intervals(
     world: MemoryWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first run publishes the partition's counts, later runs only when the interval has passed."""
+    """The first run publishes the counts, and later runs publish them once the interval has passed."""
     await world.run(event(0), event(1, item=ITEMS[0]), event(2, "bob", item=ITEMS[0]))
     [published] = world.messages("popularity")
     partial = decode_partial(published.value)
@@ -445,7 +445,7 @@ async def test_popularity_counts_users_and_goes_out_at_intervals(
 
 
 async def test_popularity_goes_on_where_the_partition_was_left(world: MemoryWorld) -> None:
-    """A worker that takes a partition over starts from its last published counts, not from what it once held."""
+    """A worker that takes a partition over starts from the partition's last published counts."""
     await world.run(event(0))
     world.model.apply_popularity([Record(0, NOW, b"4", world.messages("popularity")[0].value)])
     await world.pipeline.release([PARTITION])
@@ -455,7 +455,7 @@ async def test_popularity_goes_on_where_the_partition_was_left(world: MemoryWorl
 
 
 async def test_what_was_counted_since_is_handed_over(world: MemoryWorld) -> None:
-    """A partition that goes away leaves all its counts behind, also those that were not yet due; others stay."""
+    """A released partition publishes all its counts, and other partitions publish nothing."""
     await world.run(event(0, item=ITEMS[0]))
     await world.run(event(1, "bob", item=ITEMS[0]))
     await world.pipeline.release([PARTITION + 1])
@@ -467,7 +467,7 @@ async def test_what_was_counted_since_is_handed_over(world: MemoryWorld) -> None
 
 
 async def test_a_partition_that_stays_goes_on_from_what_it_had(world: MemoryWorld) -> None:
-    """After a rebalance that gives the partition back nothing is lost, whether or not the reader has come that far."""
+    """A partition that a rebalance gives back keeps its counts, wherever the reader stands."""
     await world.run(event(0, item=ITEMS[0]))
     world.model.apply_popularity([Record(0, NOW, b"4", world.messages("popularity")[0].value)])
     await world.run(event(1, "bob", item=ITEMS[0]))
@@ -480,7 +480,7 @@ async def test_a_partition_that_stays_goes_on_from_what_it_had(world: MemoryWorl
 async def test_counts_that_cannot_be_handed_over_end_nothing(
     world: MemoryWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where the broker is away the partition goes, its newest counts are lost, and the log says so."""
+    """A release goes on without a broker, and the log names the lost counts."""
     await world.run(event(0, item=ITEMS[0]))
 
     async def refuse(_: object) -> None:
@@ -493,7 +493,7 @@ async def test_counts_that_cannot_be_handed_over_end_nothing(
 
 
 async def test_redelivery_counts_nobody_twice(world: MemoryWorld) -> None:
-    """Popularity is not moved by a run read again."""
+    """A redelivered run does not change popularity."""
     records = [record(0, event(0)), record(1, event(1, "bob", item=ITEMS[0]))]
     for _ in range(3):
         await world.process(records)
@@ -502,7 +502,7 @@ async def test_redelivery_counts_nobody_twice(world: MemoryWorld) -> None:
 
 
 async def test_a_pipeline_without_a_model_raises(world: MemoryWorld) -> None:
-    """Before a model is live nothing may be processed."""
+    """`process` raises before a model is live."""
     world.model.live = None
     with pytest.raises(RuntimeError):
         await world.run(event(0))
@@ -511,7 +511,7 @@ async def test_a_pipeline_without_a_model_raises(world: MemoryWorld) -> None:
 
 
 async def test_an_event_of_a_time_to_come_makes_nothing_of_all_others(world: MemoryWorld) -> None:
-    """It is a dead letter; the counts and their time are those of the others."""
+    """An event dated ahead is a dead letter and does not change the counts of other events."""
     late = replace(record(1, event(1, "bob", item=ITEMS[1], ts=NOW + 10**12)), timestamp=NOW)
     await world.process([record(0, event(0, item=ITEMS[0])), late, record(2, event(2, "cyd", item=ITEMS[2]))])
     partial = decode_partial(world.messages("popularity")[-1].value)
@@ -522,7 +522,7 @@ async def test_an_event_of_a_time_to_come_makes_nothing_of_all_others(world: Mem
 
 
 async def test_a_user_who_withdraws_again_and_again_counts_once(world: MemoryWorld) -> None:
-    """View, opt-out, opt-in, twenty times over; also where a busy user's state is held open."""
+    """A user who withdraws twenty times counts once, with an open state as well."""
     kinds = ("view", OPT_OUT, OPT_IN)
     cycle = [event(number, kind=kinds[number % 3], item=ITEMS[0]) for number in range(60)]
     await world.run(*cycle[:30])

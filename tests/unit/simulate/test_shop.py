@@ -26,7 +26,7 @@ def make(seed: int = 3, days: int = 3, **plan: int) -> Shop:
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
-    """And another seed others."""
+    """The same seed gives the same bytes, and another seed gives others."""
     once, again, other = ([encode_event(event) for event in make(seed).events()] for seed in (3, 3, 4))
     assert len(once) > 500
     assert once == again
@@ -34,7 +34,7 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 
 
 def test_a_longer_run_begins_as_a_shorter_one() -> None:
-    """Days to come change nothing that was: only the end of the last day is cut otherwise."""
+    """A longer run begins with the events of a shorter run, up to its last day."""
     short, long = make(days=2), make(days=4).events()
     ends = short.plan.origin + 2 * DAY_MS
     whole_days = [event for event in short.events() if event.ts < ends]
@@ -42,7 +42,7 @@ def test_a_longer_run_begins_as_a_shorter_one() -> None:
 
 
 def test_events_are_valid_and_in_order() -> None:
-    """Ids are unique, times never go back, purchases have their price, and every record decodes."""
+    """Ids are unique, times never fall, purchases have a price, and every record decodes."""
     over = make()
     prices = {item.item_id: item.price for item in over.catalogue.items}
     events = list(over.events())
@@ -54,7 +54,7 @@ def test_events_are_valid_and_in_order() -> None:
 
 
 def test_a_purchase_follows_a_click_and_a_click_a_view() -> None:
-    """Within a visit, on the same item; and views are the most, purchases the fewest."""
+    """Within a visit a purchase follows a click and a click follows a view of the item."""
     done: dict[tuple[str, str | None, str | None], list[str]] = defaultdict(list)
     counts = Counter[str]()
     for event in make().events():
@@ -66,7 +66,7 @@ def test_a_purchase_follows_a_click_and_a_click_a_view() -> None:
 
 
 def test_items_and_shoppers_come_day_by_day() -> None:
-    """Nobody acts on an item, or at all, before their day; those who came later are seen."""
+    """No event comes before the day of its item or shopper, and later items and shoppers appear."""
     over = make()
     late_items = late_users = 0
     for event in over.events():
@@ -81,7 +81,7 @@ def test_items_and_shoppers_come_day_by_day() -> None:
 
 
 def test_the_truth_is_what_happens() -> None:
-    """Over many times of one hour a list's views, clicks and purchases are as many as their chances say."""
+    """Over many times a list's views, clicks and purchases are as frequent as their chances say."""
     over = make()
     items = [item.item_id for item in over.catalogue.items[:10]]
     start, times = over.plan.origin + DAY_MS, 2000
@@ -95,7 +95,7 @@ def test_the_truth_is_what_happens() -> None:
 
 
 def test_a_reaction_is_repeatable_and_names_its_list() -> None:
-    """The same list at the same time; items that nobody sells leave everybody cold."""
+    """The same list at the same time has the same reaction, and unsold items have none."""
     over = make()
     items = [item.item_id for item in over.catalogue.items[:20]]
     moments = range(over.plan.origin, over.plan.origin + 50)
@@ -110,14 +110,14 @@ def test_a_reaction_is_repeatable_and_names_its_list() -> None:
 
 
 def test_the_first_slot_is_looked_at_most() -> None:
-    """The same item has less and less of a chance further down."""
+    """An item's chance falls from slot to slot."""
     over = make()
     chances = over.expected(2, [over.catalogue.items[0].item_id] * 10, over.plan.origin)[:, 1]
     assert (np.diff(chances) < 0).all()
 
 
 def test_tastes_drift() -> None:
-    """A shopper's tastes are alike from one day to the next, less so after weeks, and never wholly other."""
+    """A shopper's tastes are alike from day to day, less alike after weeks, and never unrelated."""
     over = make(users=400)
     shoppers = np.arange(400)
     now = over.shoppers.tastes(shoppers, over.plan.origin)
@@ -132,7 +132,7 @@ def test_tastes_drift() -> None:
 
 
 def test_shoppers_differ() -> None:
-    """What one likes is not what another likes: no list is the best for all."""
+    """No list is the best for all shoppers."""
     over = make()
     numbers = np.arange(200)[None]
     first, other = (over.shoppers.chances(np.array([n]), numbers, over.plan.origin)[0, :, 0] for n in (0, 1))
@@ -140,7 +140,7 @@ def test_shoppers_differ() -> None:
 
 
 def test_a_catalogue_of_ones_own_is_sold() -> None:
-    """Tastes are then about its words."""
+    """A shop with a given catalogue has tastes about that catalogue's words."""
     items = [Offer(CatalogueItem(f"x{n}", category=("red", "blue")[n % 2], price=5.0), 0) for n in range(40)]
     over = Shop(Plan(seed=1, users=50, items=40, days=2, daily_users=0, daily_items=0), items)
     assert over.catalogue.vocabulary == ["blue", "red"]
@@ -154,7 +154,7 @@ def write(folder: Path, **options: int) -> Shop:
 
 
 def test_a_shop_is_opened_again(tmp_path: Path) -> None:
-    """From its files, with the same truth; the events file is what the shop does."""
+    """A shop opened from its files has the same truth and events."""
     over = write(tmp_path)
     again = files.open_shop(tmp_path)
     items = [item.item_id for item in over.catalogue.items[:50]]
@@ -167,7 +167,7 @@ def test_a_shop_is_opened_again(tmp_path: Path) -> None:
 
 
 def test_another_catalogue_is_not_that_shop(tmp_path: Path) -> None:
-    """A truth that no longer holds is refused."""
+    """A shop's truth is refused with another catalogue."""
     write(tmp_path)
     lines = (tmp_path / "items.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "items.jsonl").write_bytes(b"".join(reversed(lines)))
@@ -179,7 +179,7 @@ SIMULATE = ("simulate", "--users", "20", "--items", "30", "--days", "1", "--out"
 
 
 def test_simulate_writes_a_shop(tmp_path: Path) -> None:
-    """The verb gives the same bytes twice, and leaves what is there alone."""
+    """`simulate` gives the same bytes twice and leaves an existing folder alone."""
     for name in ("a", "b"):
         assert CliRunner().invoke(app, [*SIMULATE, str(tmp_path / name)]).exit_code == 0
     for name in (files.EVENTS, files.ITEMS, files.TRUTH):
@@ -202,7 +202,7 @@ def test_simulate_writes_a_shop(tmp_path: Path) -> None:
 def test_simulate_says_what_is_wrong(
     options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one line, and nothing is left behind."""
+    """`simulate` refuses bad input in one line and leaves nothing behind."""
     monkeypatch.chdir(tmp_path)
     Path("EMPTY").touch()
     Path("BAD").write_text('{"item_id": "a"}\n{"item_id": 7}\n')

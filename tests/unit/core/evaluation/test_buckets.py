@@ -13,7 +13,7 @@ FALSE_ALARMS = range(2, 21)
 
 
 def test_intervals_cover_the_true_mean() -> None:
-    """Users differ, and act a different number of times: the interval still holds the truth 95 times in a hundred."""
+    """A 95 % interval holds the true mean 95 times in a hundred, though users differ in taste and activity."""
     rng = np.random.default_rng(3)
     covered = 0
     for trial in range(TRIALS):
@@ -28,7 +28,7 @@ def test_intervals_cover_the_true_mean() -> None:
 
 
 def test_verdicts() -> None:
-    """An interval that holds the neutral value shows nothing."""
+    """An interval that holds the neutral value gives no verdict."""
     assert verdict(Estimate(0.1, 0.01, 0.2, 9)) == "better"
     assert verdict(Estimate(0.1, -0.01, 0.2, 9)) == "no difference shown"
     assert verdict(Estimate(0.4, 0.3, 0.49, 9), neutral=0.5) == "worse"
@@ -56,14 +56,14 @@ def repetitions(effect: float) -> list[tuple[str, str]]:
 
 
 def test_no_false_verdicts_beyond_their_share() -> None:
-    """Of 200 comparisons of equals about one in twenty has a verdict, as a 95 % interval promises."""
+    """Of 200 comparisons of equal policies about one in twenty has a verdict."""
     same = repetitions(0.0)
     for way in (0, 1):
         assert sum(verdicts[way] != "no difference shown" for verdicts in same) in FALSE_ALARMS
 
 
 def test_real_differences_are_found() -> None:
-    """Nearly always where they are large, on the right side."""
+    """A large difference has a verdict of the right sign in more than 95 of a hundred comparisons."""
     for effect, says in ((0.08, "better"), (-0.08, "worse")):
         found = repetitions(effect)
         for way in (0, 1):

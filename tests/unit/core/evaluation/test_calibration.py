@@ -20,7 +20,7 @@ def learned(delay_ms: int, lists: int = 4000) -> Calibration:
 
 
 def test_calibration_finds_the_true_chances() -> None:
-    """Predicted and observed agree with the truth in the bins that are used, and the error is near 0."""
+    """Predicted and observed chances agree with the truth in every bin in use, and the error is near 0."""
     bins, error = learned(0).bins(0)
     used = [chance_bin for chance_bin in bins if chance_bin.observed.n > 500]
     assert sum(chance_bin.observed.n for chance_bin in bins) == 4000
@@ -35,7 +35,7 @@ def test_calibration_finds_the_true_chances() -> None:
 
 
 def test_calibration_learns_from_old_labels_only() -> None:
-    """With a delay longer than the log nothing is learned: every prediction is that of the start, and far off."""
+    """With a delay longer than the log, every prediction is the initial one and far from the truth."""
     [only], error = learned(10**9).bins(0)
     assert only.predicted == pytest.approx(1 / (1 + math.exp(4)))
     assert error is not None

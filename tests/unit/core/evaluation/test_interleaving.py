@@ -9,7 +9,7 @@ FIRST, OTHER = [f"x{n}" for n in range(8)], [f"y{n}" for n in range(8)]
 
 
 def test_interleaving_is_fair_and_whole() -> None:
-    """Each team brings in every second pair's items, each in its own order, and leads half of the time."""
+    """Each team contributes an item to every pair of slots, in its own order, and leads half of the lists."""
     leads = 0
     for seed in range(2000):
         items, teams = interleave(FIRST, OTHER, 6, str(seed))
@@ -35,7 +35,7 @@ def preference(better: float, seed: int) -> str:
 
 
 def test_interleaving_is_unbiased_and_sensitive() -> None:
-    """Equals have a verdict about one time in twenty; a team that is half as good again is found nearly always."""
+    """Equal teams rarely have a verdict, and a team with 1.6 times the clicks nearly always wins."""
     equals = [preference(1.0, seed) for seed in range(60)]
     assert sum(verdict != "no difference shown" for verdict in equals) <= 8  # at 5 % more come about once in 200 times
     assert sum(preference(1.6, seed) == "better" for seed in range(20)) >= 18

@@ -57,7 +57,7 @@ NOTHING = {"early": [0.0, 0.0], "late": [0.0, 0.0]}
     ids=["newest", "newer", "same-moment", "named", "end-of-window"],
 )
 def test_an_act_is_joined(event: Event, list_: str, slot: int) -> None:
-    """To the list it names, else to the newest one before it."""
+    """An act is joined to the list that it names, or else to the newest list before it."""
     expected = {name: list(values) for name, values in NOTHING.items()}
     expected[list_][slot] = 1.0
     assert rewards(event) == expected
@@ -80,17 +80,17 @@ def test_an_act_is_joined(event: Event, list_: str, slot: int) -> None:
     ids=["other-item", "late", "late-named", "no-list", "no-name", "no-lists", "not-theirs", "before", "early", "view"],
 )
 def test_an_act_is_nobodys(event: Event) -> None:
-    """Of another item, user, type or time than any list."""
+    """An act of another item, user, type or time is joined to no list."""
     assert rewards(event) == NOTHING
 
 
 def test_a_slot_counts_once() -> None:
-    """However often it is clicked, and however often its list was published."""
+    """A slot counts once, however often it is clicked and its list is published."""
     assert rewards(click(20_000, "c"), click(20_001, "c"), click(20_002, "c"))["late"] == [0.0, 1.0]
 
 
 def test_what_was_joined_is_counted() -> None:
-    """By id, by time, and not at all."""
+    """The joiner counts acts joined by id, acts joined by time and acts not joined."""
     joiner = Joiner([EARLY], WINDOW)
     for event in (click(1, "a"), click(2, "b", "early"), click(3, "x"), click(4, "a", kind="view")):
         joiner.add(event, ("click",))

@@ -41,7 +41,7 @@ def gathered(*lists: tuple[str, list[str], list[float], list[float], list[str]],
 
 
 def test_by_hand() -> None:
-    """Three lists of two slots: weights 1/p where the target holds the logged item, sums over slots, means of lists."""
+    """Weights, sums over slots and means over three lists equal the values worked by hand."""
     slots = gathered(
         ("ann", ["a", "b"], [0.5, 0.8], [1.0, 0.0], ["a", "c"]),
         ("bob", ["c", "a"], [0.25, 1.0], [1.0, 1.0], ["c", "a"]),
@@ -59,7 +59,7 @@ def test_by_hand() -> None:
 
 
 def test_doubly_robust_by_its_definition() -> None:
-    """The model's value of the target's list, and the weighted errors of the model on the logged one."""
+    """The doubly robust estimate adds weighted errors on the logged list to the value of the target list."""
     rng = np.random.default_rng(1)
     lists = []
     for number in range(300):
@@ -84,7 +84,7 @@ def test_doubly_robust_by_its_definition() -> None:
 
 
 def test_on_policy_every_estimator_is_the_mean() -> None:
-    """Where the target holds what was shown, and it was certain, there is nothing to weigh."""
+    """Where the target shows the logged items with certainty, every estimate is the mean reward."""
     shown = Moments(shop(1), LIVE, LIVE, 300).draw(0, epsilon=0.0)
     mean = served(shown).value
     for estimate in off_policy("live", shown):
@@ -96,7 +96,7 @@ def test_on_policy_every_estimator_is_the_mean() -> None:
 
 
 def test_effective_sample_size() -> None:
-    """As many lists as there are where all weigh alike; fewer where one outweighs the others."""
+    """The effective sample size is the number of lists for equal weights, and smaller for unequal ones."""
     assert effective_sample_size(np.ones((7, 3))) == pytest.approx(7)
     assert effective_sample_size(np.array([[100.0], [1.0], [1.0]])) == pytest.approx(1.04, abs=0.01)
     assert effective_sample_size(np.zeros((4, 2))) == 0
@@ -122,7 +122,7 @@ def estimates() -> dict[str, tuple[float, list[Estimate]]]:
 def test_estimates_are_unbiased_and_intervals_cover(
     estimates: dict[str, tuple[float, list[Estimate]]], policy: str, estimator: str
 ) -> None:
-    """The mean of many draws is the truth within its error, and 95 % intervals hold it nearly as often."""
+    """The mean of many estimates is the truth within its error, and 95 % intervals hold the truth."""
     true, drawn = estimates[f"{policy} {estimator}"]
     means = np.array([estimate.mean for estimate in drawn])
     assert abs(means.mean() - true) < 4 * means.std(ddof=1) / math.sqrt(DRAWS)
@@ -131,7 +131,7 @@ def test_estimates_are_unbiased_and_intervals_cover(
 
 
 def test_planted_errors_are_caught(estimates: dict[str, tuple[float, list[Estimate]]]) -> None:
-    """Propensities that are wrong by a third move every interval away from the truth, and the mean weight from 1."""
+    """Propensities that are wrong by a third move every interval off the truth and the mean weight off 1."""
     moments = moments_of(SHARPER)
     missed = 0
     for draw in range(4):
@@ -145,7 +145,7 @@ def test_planted_errors_are_caught(estimates: dict[str, tuple[float, list[Estima
 
 
 def test_no_support_is_seen_in_the_mean_weight() -> None:
-    """A policy whose items are not in the pool has a mean weight below 1."""
+    """A policy whose items are not in the logged pool has a mean weight below 1."""
     moments = Moments(shop(1), LIVE, SHARPER, LISTS, within_pool=False)
     _, _, robust = off_policy("sharper", moments.draw(0, epsilon=1.0))
     assert robust.mean_weight is not None
@@ -153,7 +153,7 @@ def test_no_support_is_seen_in_the_mean_weight() -> None:
 
 
 def test_a_better_policy_is_found_and_few_lists_say_nothing() -> None:
-    """With enough lists the difference has its verdict; with few effective ones there is none."""
+    """Many lists give a better policy its verdict, and few effective lists give none."""
     weighed = against_served("sharper", Moments(shop(1), LIVE, SHARPER, 5000).draw(0, epsilon=1.0), "click")
     assert weighed.verdict == "better"
     few = Moments(shop(1), LIVE, SHARPER, 400).draw(0, epsilon=1.0)
@@ -162,7 +162,7 @@ def test_a_better_policy_is_found_and_few_lists_say_nothing() -> None:
 
 
 def test_bad_lists_are_refused() -> None:
-    """A propensity of 0, more than 1 or none at all; more slots than there may be."""
+    """A list with a propensity outside (0, 1], without propensities or with too many slots is refused."""
     for propensities in ([0.0, 1.0], [1.0, 1.5], [1.0], [math.nan, 1.0]):
         with pytest.raises(ValueError, match="propensity"):
             LoggedLists(SIZE).add("ann", ["a", "b"], propensities, [0.0, 0.0], ["a", "b"])

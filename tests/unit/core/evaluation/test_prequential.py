@@ -34,7 +34,7 @@ def whole(judged: Prequential) -> Slice:
 
 
 def test_hits_gains_and_reciprocal_ranks() -> None:
-    """First place 1, 1, 1; third place 1, 1/log2(4), 1/3; missed, or below the cutoff, 0, 0, 0."""
+    """Rank 1 scores 1, 1, 1, rank 3 scores 1, 1/log2(4), 1/3, and a miss scores 0."""
     judged = judge()
     judged.judge(act("ada", "a", "a b c d"))
     judged.judge(act("ada", "c", "a b c d"))
@@ -48,7 +48,7 @@ def test_hits_gains_and_reciprocal_ranks() -> None:
 
 
 def test_slices_by_day_type_and_segment() -> None:
-    """Recall of each behaviour, of each day (a late act counts in the newest), of new users and cold items."""
+    """Each act counts in the slices of its type, day and segment, and a late act counts in the newest day."""
     judged = judge()
     judged.judge(act("ada", "a", "a b"))
     judged.judge(act("ada", "b", "a b", DAY_MS, "purchase"))
@@ -72,7 +72,7 @@ def test_slices_by_day_type_and_segment() -> None:
 
 
 def test_list_metrics_worked_by_hand() -> None:
-    """Two lists over a catalogue of ten, whole, by day and by segment."""
+    """List metrics equal the values worked by hand, in all, by day and by segment."""
     judged = judge(catalogue=10)
     for item in ("a1", "a1", "b1"):
         judged.interacted(item)
@@ -94,7 +94,7 @@ def test_list_metrics_worked_by_hand() -> None:
 
 
 def test_a_paired_difference_sees_what_two_intervals_hide() -> None:
-    """A small gain with every user is a verdict, though the two means' intervals overlap; other events are refused."""
+    """A small gain of every user has a paired verdict though the two intervals overlap."""
     rng = random.Random(1)
     old, new, other = judge("old"), judge("new"), judge("other")
     for number in range(2000):
@@ -127,7 +127,7 @@ def fed(judged: Prequential, days: int, per_day: int) -> Prequential:
 
 
 def test_memory_does_not_grow_with_the_log() -> None:
-    """Ten times the events take no more room; a day more takes its estimates alone."""
+    """Ten times the events take no more memory, and another day takes only its estimates."""
     short, long = fed(judge(), 4, 200), fed(judge(), 4, 2000)
     assert len(msgspec.msgpack.encode(long.saved())) < 1.02 * len(msgspec.msgpack.encode(short.saved()))
     more_days = fed(judge(), 40, 200)
@@ -135,7 +135,7 @@ def test_memory_does_not_grow_with_the_log() -> None:
 
 
 def test_an_evaluation_goes_on_where_it_was_cut_off() -> None:
-    """What was dumped and restored finds what the whole finds."""
+    """An evaluation that was saved and restored equals an evaluation without a break."""
     halves, once = fed(judge(), 3, 100), fed(judge(), 3, 100)
     again = judge()
     again.restore(msgspec.msgpack.decode(msgspec.msgpack.encode(halves.saved()), type=SavedJudge))

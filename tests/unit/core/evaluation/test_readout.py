@@ -21,7 +21,7 @@ def readout(lifts: dict[str, float], seed: int = 0) -> Readout:
 
 
 def test_a_readout_adds_up() -> None:
-    """Users, lists and acts of each variant, and the differences to the baseline."""
+    """The readout gives users, lists and metrics of each variant, and the differences to the baseline."""
     found = Readout(["click"])
     for user, name, clicks in (("u1", "a", 1), ("u1", "a", 2), ("u2", "a", 0), ("u3", "b", 4), ("u4", "b", 0)):
         found.add(user, name, [float(clicks)])
@@ -37,7 +37,7 @@ def test_a_readout_adds_up() -> None:
 
 
 def test_a_readout_finds_what_is_there() -> None:
-    """A real lift in clicks, and none in views; an experiment of equals shows nothing nearly always."""
+    """The readout finds a real lift in clicks and none in views, and rarely finds a lift between equals."""
     lifted = {difference.metric: difference.verdict for difference in readout({"a": 0.0, "b": 0.06}).differences("a")}
     assert lifted["click per list"] == lifted["click per user"] == "better"
     assert lifted["view per list"] == "no difference shown"
@@ -51,7 +51,7 @@ def test_a_readout_finds_what_is_there() -> None:
 
 
 def test_users_of_two_variants_are_in_none() -> None:
-    """They are told, and neither side counts them."""
+    """A user who had lists of two variants is reported and counts in neither."""
     found = readout({"a": 0.0, "b": 0.0})
     users = sum(outcome.users for outcome in found.variants())
     found.add("user-0", "a", [1.0, 1.0])
@@ -61,7 +61,7 @@ def test_users_of_two_variants_are_in_none() -> None:
 
 
 def test_uneven_shares_are_seen() -> None:
-    """A variant that lost one user in ten is named; chance alone is not."""
+    """A variant that lost a tenth of its users is named, and a chance deviation is not."""
     shares = {"a": 0.5, "b": 0.5}
     assert sample_ratio_mismatch({"a": 1000, "b": 900}, shares) is None
     assert sample_ratio_mismatch({"a": 10_000, "b": 9_000}, shares) == "a"

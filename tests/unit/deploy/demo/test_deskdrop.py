@@ -25,7 +25,7 @@ def write(folder: Path, rows: list[tuple[str, ...]]) -> Path:
 
 
 def test_each_line_becomes_one_event_in_time_order(tmp_path: Path) -> None:
-    """With its real time in ms, and an id of its own; the worker decodes it under the log's behaviours."""
+    """Each line becomes an event with its real time and its own id, which the worker decodes."""
     deskdrop.convert(write(tmp_path, EVENTS), tmp_path / "out")
     lines = (tmp_path / "out" / "events.jsonl").read_bytes().splitlines()
     events = [decode_event(line, msgspec.json.decode(line)["user_id"].encode(), deskdrop.TYPES) for line in lines]
@@ -40,7 +40,7 @@ def test_each_line_becomes_one_event_in_time_order(tmp_path: Path) -> None:
 
 
 def test_an_article_comes_just_behind_its_first_event(tmp_path: Path) -> None:
-    """So no list made before can hold it; it has its title where one is known, and a text anyway."""
+    """An article's item comes behind the article's first event, with a title where known and a text always."""
     deskdrop.convert(write(tmp_path, EVENTS), tmp_path / "out")
     lines = (tmp_path / "out" / "items.jsonl").read_bytes().splitlines()
     assert [msgspec.json.decode(line)["ts"] for line in lines] == [1_457_963_010_001, 1_457_963_020_001]
@@ -57,14 +57,14 @@ def test_an_article_comes_just_behind_its_first_event(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, rows: list[tuple[str, ...]], says: str) -> None:
-    """With its number, and nothing is written."""
+    """A bad line is named with its number, and nothing is written."""
     with pytest.raises(deskdrop.DeskdropError, match=says):
         deskdrop.convert(write(tmp_path, rows), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    """As is a file cut off in the middle."""
+    """A missing folder and a file cut off in the middle are named."""
     with pytest.raises(deskdrop.DeskdropError, match=r"events\.tsv\.gz"):
         deskdrop.convert(tmp_path, tmp_path / "out")
     whole = (write(tmp_path, EVENTS) / "events.tsv.gz").read_bytes()

@@ -27,7 +27,7 @@ def write(folder: Path, ratings: list[tuple[int, int, int, int]]) -> Path:
 def test_each_rating_becomes_one_valid_event_in_time_order(
     ratings: list[tuple[int, int, int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Nothing is lost or invented; every event decodes as the worker decodes it; time never goes back."""
+    """Each rating becomes an event that the worker decodes, in time order, and none is lost or invented."""
     events = movielens.read_events(write(tmp_path_factory.mktemp("ml"), ratings))
     assert len(events) == len(ratings)
     assert {e.event_id for e in events} == {f"ml-{user}-{item}" for user, item, _, _ in ratings}
@@ -41,7 +41,7 @@ def test_each_rating_becomes_one_valid_event_in_time_order(
 def test_the_order_does_not_depend_on_the_files(
     ratings: list[tuple[int, int, int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Equal times are ordered by user and item."""
+    """Events of equal time are ordered by user and item."""
     folder = tmp_path_factory.mktemp("ml")
     forwards = movielens.read_events(write(folder, ratings))
     assert movielens.read_events(write(folder, ratings[::-1])) == forwards
@@ -51,7 +51,7 @@ def test_the_order_does_not_depend_on_the_files(
 def test_sessions_at_once_keep_every_event_and_each_users_order(
     ratings: list[tuple[int, int, int, int]], span: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Drawing sessions out is a permutation that never swaps two events of one user."""
+    """Drawing sessions out keeps every event and the order of each user's events."""
     events = movielens.read_events(write(tmp_path_factory.mktemp("ml"), ratings))
     mixed = movielens.at_once(events, span)
     assert sorted(e.event_id for e in mixed) == sorted(e.event_id for e in events)
@@ -60,7 +60,7 @@ def test_sessions_at_once_keep_every_event_and_each_users_order(
 
 
 def test_films_become_valid_items(tmp_path: Path) -> None:
-    """Genres are the category, the year the description; titles are shown as people say them."""
+    """Genres become the category, the year the description, and titles are shown as people say them."""
     rows = ["\t".join(movielens.ITEMS_HEADER), "2\tMatrix, The\t1999\tAction Sci-Fi", "267\tunknown\t\tunknown"]
     (tmp_path / "ml-100k.item").write_text("\n".join(rows) + "\n")
     matrix, unknown = movielens.read_items(tmp_path)

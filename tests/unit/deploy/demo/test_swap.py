@@ -6,7 +6,7 @@ from deploy.demo.swap import PICTURE, SESSION, draw
 
 
 def test_the_picture_of_a_swap_fetches_nothing() -> None:
-    """The one that is drawn, and the one that is kept, which shows every command of the session."""
+    """The drawn picture and the kept picture fetch nothing, and the kept picture shows every command."""
     drawn, kept = draw("\x1b[32m✓\x1b[0m loaded\n"), PICTURE.read_text()
     assert "loaded" in drawn
     for picture in (drawn, kept):

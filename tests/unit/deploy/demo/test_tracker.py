@@ -10,7 +10,7 @@ from tests.unit.deploy.demo.demo_records import event, made
 
 @pytest.mark.parametrize("acknowledged_first", [True, False])
 def test_freshness_is_from_send_to_list_whichever_report_comes_first(acknowledged_first: bool) -> None:
-    """The broker's acknowledgement may reach us after the list does."""
+    """Freshness runs from send to list, whether the acknowledgement or the list arrives first."""
     tracker = DemoTracker()
     sent = tracker.sending(event(0), at=10.0)
     if acknowledged_first:
@@ -25,7 +25,7 @@ def test_freshness_is_from_send_to_list_whichever_report_comes_first(acknowledge
 
 
 def test_one_list_answers_all_events_up_to_its_offset() -> None:
-    """A burst that became one list is complete; an event beyond it is not."""
+    """A list answers all events up to its offset and no event beyond."""
     tracker = DemoTracker()
     for number in range(3):
         tracker.acknowledged(tracker.sending(event(number), at=1.0), number)
@@ -38,7 +38,7 @@ def test_one_list_answers_all_events_up_to_its_offset() -> None:
 
 
 def test_a_run_without_lists_or_acknowledgements_falls_short() -> None:
-    """Nothing sent, nothing acknowledged and nothing listed are three different lines."""
+    """A run without events sent, acknowledged or listed has a line of its own for each."""
     tracker = DemoTracker()
     assert tracker.shortfall() == "no event was sent"
     sent = tracker.sending(event(0), at=1.0)
@@ -48,7 +48,7 @@ def test_a_run_without_lists_or_acknowledgements_falls_short() -> None:
 
 
 def test_an_older_list_never_replaces_a_newer_one() -> None:
-    """Lists that come again after a crash are passed over."""
+    """The tracker passes an older list over."""
     tracker = DemoTracker()
     tracker.acknowledged(tracker.sending(event(0), at=1.0), 7)
     tracker.consumed(made(7), at=1.1)
@@ -57,7 +57,7 @@ def test_an_older_list_never_replaces_a_newer_one() -> None:
 
 
 def test_a_change_says_what_moved() -> None:
-    """Places gained are positive; new and gone items are named."""
+    """A change gives gained ranks as positive numbers, and names new and gone items."""
     change = difference("u", (), made(0, "abcd").items, made(1, "cabx").items)
     assert change.moved == {"c": 2, "a": -1, "b": -1}
     assert (change.entered, change.left) == (("x",), ("d",))
@@ -65,7 +65,7 @@ def test_a_change_says_what_moved() -> None:
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0.01, 1))
 def test_a_percentile_is_a_value_with_that_share_below(values: list[float], share: float) -> None:
-    """At least the share of the values is not above it."""
+    """A percentile is a value that at least the given share of values does not exceed."""
     found = percentile(sorted(values), share)
     assert found in values
     assert sum(v <= found for v in values) >= share * len(values) - 1e-6

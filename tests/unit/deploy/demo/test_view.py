@@ -27,14 +27,14 @@ def shown_at(width: int, height: int) -> str:
 
 @pytest.mark.parametrize(("width", "height"), [(100, 30), (80, 24), (200, 60), (40, 10)])
 def test_a_frame_fills_the_terminal_exactly(width: int, height: int) -> None:
-    """Whatever the size and the titles, no line is too wide and no frame too high."""
+    """No line of a frame is too wide and no frame too high, for any size and titles."""
     lines = shown_at(width, height).splitlines()
     assert len(lines) <= height
     assert max(map(len, lines)) <= width
 
 
 def test_a_frame_shows_cause_and_effect() -> None:
-    """The user's event, the item that is new because of it, and the model version stand in one frame."""
+    """A frame shows the user's event, the new item and the model version."""
     frame = shown_at(100, 30)
     assert "user u did" in frame
     assert "[red]Alien[/]" in frame
@@ -43,7 +43,7 @@ def test_a_frame_shows_cause_and_effect() -> None:
 
 
 def test_sparklines_scale_to_their_largest_value() -> None:
-    """Nothing at all is a flat line."""
+    """A sparkline scales to its largest value, and zeros are a flat line."""
     assert sparkline([0, 1, 2], 10) == "▁▅█"
     assert sparkline([0, 0], 10) == "▁▁"
     assert len(sparkline(range(100), 15)) == 15

@@ -32,7 +32,7 @@ def free() -> int:
 
 
 def test_what_is_taken_or_claimed_is_passed_over(drawn: Callable[..., None]) -> None:
-    """Neither a port that a server has nor one that another process has chosen, though its server is still to come."""
+    """Chosen ports are neither in use nor claimed by another process."""
     claimed = free()  # this process has it already, as another one would
     with socket.create_server((LOOPBACK, 0)) as server:
         taken = server.getsockname()[1]
@@ -44,7 +44,7 @@ def test_what_is_taken_or_claimed_is_passed_over(drawn: Callable[..., None]) -> 
 
 
 def test_a_stack_has_its_ports_again() -> None:
-    """Those that it had are chosen again where they are free, for one name each."""
+    """A stack gets its previous ports again where they are free."""
     had = free()
     assert choose_ports(["a"], asked={}, preferred={"a": had}) == {"a": had}
     chosen = choose_ports(["a", "b"], asked={}, preferred={"a": had, "b": had})
@@ -52,7 +52,7 @@ def test_a_stack_has_its_ports_again() -> None:
 
 
 def test_a_port_asked_for_must_be_free() -> None:
-    """Whoever asks for a port has that one or an error that names it."""
+    """A requested port is given or named in an error."""
     with socket.create_server((LOOPBACK, 0)) as server:
         taken = server.getsockname()[1]
         with pytest.raises(PortTaken, match=str(taken)):
