@@ -26,7 +26,7 @@ EVENT = encode_event(Event("e1", "ann", "view", 1_700_000_000_000, "a")) + b"\n"
     ],
 )
 def test_one_clear_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ope` and `compare` refuse bad input in one line on stderr, exit with a status that is not 0, and write nothing."""
+    """`ope` and `compare` refuse bad input in one line on stderr with a status that is not 0, and write nothing."""
     monkeypatch.chdir(tmp_path)
     Path("log.jsonl").write_bytes(EVENT)
     Path("bad.jsonl").write_text('{"user_id": "ann"}\n')
