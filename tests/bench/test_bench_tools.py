@@ -15,7 +15,7 @@ ITEMS = stream.movielens_like()
 
 @pytest.mark.parametrize("distribution", stream.DISTRIBUTIONS)
 def test_a_stream_is_seeded_valid_and_numbered_per_user(distribution: str) -> None:
-    """The same seed gives the same valid events; ids count each user's events, times rise."""
+    """The same seed gives the same valid events, with ids counted by user and rising times."""
     arguments = {"users": 37, "events": 10_000, "items": ITEMS, "distribution": distribution}
     events = list(stream.generate(**arguments, seed=3))
     assert events == list(stream.generate(**arguments, seed=3))
@@ -32,7 +32,7 @@ def test_a_stream_is_seeded_valid_and_numbered_per_user(distribution: str) -> No
 
 
 def test_the_distributions_differ_as_their_names_say() -> None:
-    """`cycle` gives every user the same number, `zipf` one user far more than `uniform` does."""
+    """`cycle` gives every user as many events, and `zipf` gives its first user far more than `uniform` does."""
     most = {}
     for distribution in stream.DISTRIBUTIONS:
         events = stream.generate(users=100, events=10_000, items=ITEMS, distribution=distribution, seed=0)
@@ -43,7 +43,7 @@ def test_the_distributions_differ_as_their_names_say() -> None:
 
 
 def test_the_meter_leaves_out_the_warm_up_and_what_comes_after_the_stop() -> None:
-    """Counted are the units between the last warm-up unit and `stop`."""
+    """The meter counts the units between the last warm-up unit and `stop`."""
     meter = harness.Meter(warmup=3)
     for _ in range(10):
         meter.tick()
@@ -60,7 +60,7 @@ def absent(*, kafka: str) -> harness.Figures:
 
 
 def test_a_comparator_that_fails_raises_and_a_wrong_keyword_is_refused() -> None:
-    """A failed process is an error with its last words, never figures."""
+    """A failed comparator is an error with the process's last output."""
     absent.__module__ = "tests.bench.absent"
     run = harness.launcher(absent)
     with pytest.raises(TypeError, match="kafka"):

@@ -60,7 +60,7 @@ def read(settings: freshet.Settings, topic: str, count: int) -> list[tuple[int, 
 
 
 def test_events_arrive_keyed_and_placed_as_javas_producers_place_them(settings: freshet.Settings) -> None:
-    """Every event is on the broker at the end of the block."""
+    """Every event is on the broker at the end of the block, in the partition of Java's producers."""
     sent = [msgspec.structs.replace(EVENT, event_id=f"e{n}", user_id=f"u{n % 9}") for n in range(200)]
     with freshet.Events(settings) as events:
         for event in sent:
@@ -89,7 +89,7 @@ def test_events_arrive_keyed_and_placed_as_javas_producers_place_them(settings: 
 def test_an_invalid_event_is_refused_and_those_before_it_arrive(
     settings: freshet.Settings, event: freshet.Event, message: str
 ) -> None:
-    """The reason is the one that the dead letter would have."""
+    """An invalid event is refused with its dead letter's reason, and earlier events arrive."""
     with freshet.Events(settings) as events:
         events.send(EVENT)
         with pytest.raises(freshet.InvalidEventError, match=message):
@@ -98,7 +98,7 @@ def test_an_invalid_event_is_refused_and_those_before_it_arrive(
 
 
 def test_an_error_in_the_block_is_the_one_that_is_seen(settings: freshet.Settings) -> None:
-    """Events sent before it arrive all the same."""
+    """An error in the block is raised unchanged, and events sent before it arrive."""
     with pytest.raises(ZeroDivisionError), freshet.Events(settings) as events:  # noqa: PT012 - the block is the test
         events.send(EVENT)
         raise ZeroDivisionError
@@ -106,14 +106,14 @@ def test_an_error_in_the_block_is_the_one_that_is_seen(settings: freshet.Setting
 
 
 def test_the_behaviours_of_the_settings_are_taken(settings: freshet.Settings) -> None:
-    """Types are a setting."""
+    """The settings' behaviours decide which types are valid."""
     with freshet.Events(msgspec.structs.replace(settings, behaviours={"like": 1.0})) as events:
         events.send(msgspec.structs.replace(EVENT, type="like"))
     assert len(read(settings, settings.events_topic, 1)) == 1
 
 
 def test_an_event_that_the_broker_refuses_is_said_once(broker: str, unique: Callable[[str], str]) -> None:
-    """What has failed is told by the next flush, and not again by the one behind it."""
+    """The next flush raises a failed delivery, and the flush after it does not."""
     settings = freshet.Settings(kafka=broker, events_topic=unique("narrow"))
     make_topic(broker, NewTopic(settings.events_topic, 1, config={"max.message.bytes": "300"}))
     with freshet.Events(settings) as events:
@@ -125,7 +125,7 @@ def test_an_event_that_the_broker_refuses_is_said_once(broker: str, unique: Call
 
 
 def test_a_full_queue_makes_the_sender_wait(settings: freshet.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No event is lost to a sender that is faster than the broker."""
+    """A full queue delays the sender and loses no event."""
     original = client_events.connect
     monkeypatch.setattr(
         client_events,
@@ -142,7 +142,7 @@ def test_a_full_queue_makes_the_sender_wait(settings: freshet.Settings, monkeypa
 def test_what_is_wrong_with_the_connection_is_said_with_its_remedy(
     client: Callable[[freshet.Settings], object], broker: str, unique: Callable[[str], str]
 ) -> None:
-    """A broker that is not there, a topic that is not there, a file that is not there."""
+    """A missing broker, topic or file is an error with its remedy."""
     with pytest.raises(freshet.ConnectionFailedError, match=r"127\.0\.0\.1:1 does not answer .*FRESHET_KAFKA"):
         client(freshet.Settings(kafka="127.0.0.1:1"))
     with pytest.raises(freshet.NoTopicError, match=r"does not exist at .*: create it"):
@@ -152,7 +152,7 @@ def test_what_is_wrong_with_the_connection_is_said_with_its_remedy(
 
 
 def test_lists_come_as_they_are_published(settings: freshet.Settings) -> None:
-    """What was published before is left out unless asked for; a loop goes on where the one before has ended."""
+    """A loop gives lists published after its start, earlier ones where asked, and continues the last loop."""
     publish_lists(settings, made("ada", 0))
     with freshet.Lists(settings, timeout=1) as lists, freshet.Lists(settings, from_beginning=True, timeout=1) as whole:
         publish_lists(settings, made("ada", 1), made("bob", 2))
@@ -164,7 +164,7 @@ def test_lists_come_as_they_are_published(settings: freshet.Settings) -> None:
 
 
 def test_the_lists_of_one_user(settings: freshet.Settings) -> None:
-    """Others' lists are left out, those of the same partition as well; they do not keep the loop from ending."""
+    """A loop over a user's lists leaves others' lists out and still ends."""
     crowd = [made(f"u{number}", number) for number in range(20)]
     publish_lists(settings, *crowd)
     with freshet.Lists(settings, user_id="u7", from_beginning=True, timeout=1) as lists:
@@ -185,7 +185,7 @@ def test_the_lists_of_one_user(settings: freshet.Settings) -> None:
 
 
 def test_an_erased_user_has_none(settings: freshet.Settings) -> None:
-    """A tombstone is told to the loop, and hides what stood before it from the look-up."""
+    """A tombstone is given to the loop, and hides earlier lists from the look-up."""
     publish_lists(settings, made("ada", 0))
     publish(settings, ("ada", None))
     with freshet.Lists(settings, from_beginning=True, timeout=1) as lists:
@@ -194,7 +194,7 @@ def test_an_erased_user_has_none(settings: freshet.Settings) -> None:
 
 
 def test_the_newest_list(settings: freshet.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is found behind any number of others' lists, without moving the loop; None where there is none."""
+    """The look-up finds the newest list behind others' lists without moving the loop, and gives None without a list."""
     monkeypatch.setattr(reader, "FIRST_WINDOW", 3)
     with freshet.Lists(settings, timeout=1) as lists:
         assert lists.newest("ada") is None
@@ -207,7 +207,7 @@ def test_the_newest_list(settings: freshet.Settings, monkeypatch: pytest.MonkeyP
 
 
 def test_a_record_that_is_no_list_is_named_and_passed(settings: freshet.Settings) -> None:
-    """The next loop goes on behind it."""
+    """A record that is no list is an error with its offset, and the next loop continues behind it."""
     publish(settings, ("ada", b"nonsense"), ("ada", freshet.encode_recommendation(made("ada"))))
     with freshet.Lists(settings, from_beginning=True, timeout=1) as lists:
         with pytest.raises(freshet.UnreadableListError, match=r"lists-.* \d@0 is no list"):
@@ -216,7 +216,7 @@ def test_a_record_that_is_no_list_is_named_and_passed(settings: freshet.Settings
 
 
 def test_closing_ends_a_loop_in_another_thread(settings: freshet.Settings) -> None:
-    """A loop without a timeout waits for ever otherwise."""
+    """Closing ends a loop without timeout in another thread."""
     lists = freshet.Lists(settings)
     seen: list[object] = []
     loop = threading.Thread(target=lambda: seen.extend(lists))

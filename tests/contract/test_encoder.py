@@ -62,7 +62,7 @@ def users(count: int) -> Tensors:
 
 
 async def test_both_give_the_same_bits(in_process: Encoder, served: Encoder) -> None:
-    """Outputs and item vectors are equal, not close."""
+    """Both encoders give outputs and item vectors with the same bits."""
     tensors = users(64)
     for tensor, served_tensor in zip(await in_process.encode(tensors, 1), await served.encode(tensors, 1), strict=True):
         np.testing.assert_array_equal(tensor, served_tensor)
@@ -73,7 +73,7 @@ async def test_both_give_the_same_bits(in_process: Encoder, served: Encoder) -> 
 
 
 async def test_a_row_does_not_depend_on_its_batch(in_process: Encoder) -> None:
-    """A user alone has the bits that they have among others, so batching cannot change a list."""
+    """A user's outputs have the same bits alone and in a batch."""
     tensors = users(70)
     together = await in_process.encode(tensors, 1)
     assert together.topk_index.shape == (70, TOP_K)
@@ -84,7 +84,7 @@ async def test_a_row_does_not_depend_on_its_batch(in_process: Encoder) -> None:
 
 
 async def test_a_version_that_is_not_there_is_unavailable(in_process: Encoder, tmp_path: Path) -> None:
-    """And so is a text encoder that is not there."""
+    """A missing version and a missing text encoder are `Unavailable`."""
     with pytest.raises(Unavailable, match=r"user_encoder/99/model\.onnx does not exist"):
         await in_process.encode(users(1), 99)
     encoder = OnnxEncoder(REPOSITORY, tmp_path)
@@ -94,7 +94,7 @@ async def test_a_version_that_is_not_there_is_unavailable(in_process: Encoder, t
 
 
 async def test_long_descriptions_hold_up_no_new_item(triton: Stack) -> None:
-    """The deadline that ships is enough for 130 descriptions of 100 kB, and for the item behind them."""
+    """The default deadline is enough for 130 descriptions of 100 kB and the item behind them."""
     encoder = TritonEncoder(triton.triton, Settings().triton_deadline)
     model = LiveModel(encoder, REPOSITORY)
     await model.start(1)

@@ -188,7 +188,7 @@ def make_worker(broker: str, unique: Callable[[str], str], tmp_path: Path) -> It
 
 
 def test_a_fetched_run_is_one_message(make_worker: Callable[..., StubWorker]) -> None:
-    """Records fetched together arrive as runs of one partition, in order, none left out, none longer than set."""
+    """Records fetched together arrive in order as whole runs of a partition, within the set length."""
     worker = make_worker(max_batch_events=128)
     worker.produce(0, 300)
     worker.produce(1, 200, "bob")
@@ -206,7 +206,7 @@ def test_a_fetched_run_is_one_message(make_worker: Callable[..., StubWorker]) ->
 
 
 def test_the_commit_follows_the_acknowledgement_past_the_whole_run(make_worker: Callable[..., StubWorker]) -> None:
-    """While a run is being processed nothing of it is committed; acknowledged, the commit is behind its last record."""
+    """A run is committed behind its last record, and only after its acknowledgement."""
     worker = make_worker()
     worker.start_held(100)
     time.sleep(2.0)  # eight commit intervals
@@ -216,7 +216,7 @@ def test_the_commit_follows_the_acknowledgement_past_the_whole_run(make_worker: 
 
 
 def test_a_failed_run_is_neither_committed_nor_skipped(make_worker: Callable[..., StubWorker]) -> None:
-    """An exception ends the process with its status; the next one reads the same run again."""
+    """An exception ends the process with its status, and the next process reads the run again."""
     worker = make_worker()
     worker.start()
     worker.produce(0, 10)
@@ -237,7 +237,7 @@ def test_a_failed_run_is_neither_committed_nor_skipped(make_worker: Callable[...
 
 
 def test_a_killed_run_is_read_again(make_worker: Callable[..., StubWorker]) -> None:
-    """A process killed in a run has committed nothing of it."""
+    """A process killed in a run has committed nothing of the run."""
     worker = make_worker()
     worker.start_held(50)
     worker.end(signal.SIGKILL)
@@ -249,7 +249,7 @@ def test_a_killed_run_is_read_again(make_worker: Callable[..., StubWorker]) -> N
 
 
 def test_a_stop_lets_the_run_in_progress_end(make_worker: Callable[..., StubWorker]) -> None:
-    """On SIGTERM the run is finished, acknowledged and committed before the process ends with status 0."""
+    """On SIGTERM the run is finished, acknowledged and committed, and the process exits with status 0."""
     worker = make_worker()
     worker.start_held(50)
     assert worker.process is not None
@@ -267,7 +267,7 @@ def test_a_stop_lets_the_run_in_progress_end(make_worker: Callable[..., StubWork
 def test_what_waits_is_taken_together_and_each_partition_keeps_its_order(
     make_worker: Callable[..., StubWorker],
 ) -> None:
-    """What arrives while a batch is under way is the next one, over all partitions; commits keep each one's order."""
+    """Runs that wait form the next batch over all partitions, and commits keep each partition's order."""
     worker = make_worker()
     worker.start_held(20)
     first = sum(worker.calls("taken")[0]["sizes"].values())
@@ -287,7 +287,7 @@ def test_what_waits_is_taken_together_and_each_partition_keeps_its_order(
 
 
 def test_with_a_backlog_two_batches_are_under_way(make_worker: Callable[..., StubWorker]) -> None:
-    """Where enough waits, the next batch is handed on beside the one under way, and no third; nothing is committed."""
+    """With a backlog two batches are under way, never three, and commits keep the order."""
     worker = make_worker(max_batch_events=100)
     worker.start_held(20)
     worker.produce(1, 500, "bob")
@@ -320,7 +320,7 @@ def fetched_before_the_flow_resumes(worker: StubWorker) -> None:
 
 
 def test_what_is_fetched_while_a_recovery_ends_is_processed(make_worker: Callable[..., StubWorker]) -> None:
-    """Records queued between the seek that ends a recovery and the resuming of the flow are not emptied out."""
+    """Records queued between the seek that ends a recovery and the resuming of the flow are processed."""
     worker = make_worker(max_batch_events=1)
     fetched_before_the_flow_resumes(worker)
     worker.until_committed(0, 11)
@@ -328,7 +328,7 @@ def test_what_is_fetched_while_a_recovery_ends_is_processed(make_worker: Callabl
 
 
 def test_fausts_own_flow_control_loses_them(make_worker: Callable[..., StubWorker]) -> None:
-    """Failing control: Faust's empties the queue, and the next commit passes over what was in it."""
+    """Failing control: Faust's flow control empties the queue, and the next commit passes over its records."""
     worker = make_worker(max_batch_events=1)
     worker.steer("faust-flow-control")
     fetched_before_the_flow_resumes(worker)
@@ -338,7 +338,7 @@ def test_fausts_own_flow_control_loses_them(make_worker: Callable[..., StubWorke
 
 
 def test_state_comes_back_warm_and_from_the_changelog_alone(make_worker: Callable[..., StubWorker]) -> None:
-    """With its files and without them, a killed worker goes on from the state it had written."""
+    """A killed worker goes on from its written state, with its files and without them."""
     worker = make_worker()
     worker.start()
     worker.produce(0, 40)
@@ -359,7 +359,7 @@ def test_state_comes_back_warm_and_from_the_changelog_alone(make_worker: Callabl
 
 
 def test_recovery_keeps_the_newest_source_offset(make_worker: Callable[..., StubWorker]) -> None:
-    """An older state behind a newer one in the changelog, as a zombie leaves it, is not taken; a newer one is."""
+    """Recovery keeps the state of the newest source offset, whatever its position in the changelog."""
     worker = make_worker()
     worker.start()
     worker.produce(0, 5)
@@ -388,7 +388,7 @@ def test_recovery_keeps_the_newest_source_offset(make_worker: Callable[..., Stub
 
 
 def test_a_write_is_durable_with_the_offset_it_is_good_for(make_worker: Callable[..., StubWorker]) -> None:
-    """After a kill the local files are an exact prefix of the changelog, and name the offset where it ends."""
+    """After a kill the local files are a prefix of the changelog and name its end offset."""
     worker = make_worker()
     worker.start()
     for number in range(30):
@@ -407,7 +407,7 @@ def test_a_write_is_durable_with_the_offset_it_is_good_for(make_worker: Callable
 
 @pytest.mark.parametrize("harm", ["garbage in every file", "no CURRENT", "torn tables and logs", "flipped data"])
 def test_a_corrupt_partition_folder_is_rebuilt(make_worker: Callable[..., StubWorker], harm: str) -> None:
-    """A partition whose files cannot be opened is read from the changelog again, and the worker runs."""
+    """A partition whose files cannot be opened is rebuilt from the changelog."""
     worker = make_worker()
     worker.start()
     worker.produce(0, 25)
@@ -440,7 +440,7 @@ def test_a_corrupt_partition_folder_is_rebuilt(make_worker: Callable[..., StubWo
 
 
 def test_a_changelog_record_that_cannot_be_taken_ends_the_worker(make_worker: Callable[..., StubWorker]) -> None:
-    """A record of the changelog that is no state ends the worker with its status and its place, at every start."""
+    """A changelog record that is no state ends the worker at every start, with its offset and status."""
     worker = make_worker()
     worker.start()
     worker.produce(0, 5)
@@ -454,7 +454,7 @@ def test_a_changelog_record_that_cannot_be_taken_ends_the_worker(make_worker: Ca
 
 
 def test_a_changelog_that_does_not_come_ends_the_worker(make_worker: Callable[..., StubWorker]) -> None:
-    """A recovery that gets nothing of what it waits for ends with the worker's status; the next one finishes it."""
+    """A recovery that receives nothing ends the worker, and the next worker finishes the recovery."""
     worker = make_worker()
     worker.start()
     worker.produce(0, 5)
@@ -475,7 +475,7 @@ def test_a_changelog_that_does_not_come_ends_the_worker(make_worker: Callable[..
 
 
 def test_a_stop_that_does_not_end_is_ended(make_worker: Callable[..., StubWorker]) -> None:
-    """On SIGTERM a run that never finishes is waited for so long, then left, uncommitted, with the worker's status."""
+    """A run that never finishes is left uncommitted after the time limit of the stop."""
     worker = make_worker()
     worker.steer("impatient")
     worker.start_held(5)
@@ -485,7 +485,7 @@ def test_a_stop_that_does_not_end_is_ended(make_worker: Callable[..., StubWorker
 
 
 def test_a_worker_that_was_frozen_says_nothing_more(make_worker: Callable[..., StubWorker]) -> None:
-    """Woken up behind its session it ends, and what it was about to write is written by whoever reads it again."""
+    """A worker frozen beyond its session ends without writing, and another worker writes the run."""
     worker = make_worker()
     worker.steer("short-session")
     worker.start_held(5)
@@ -501,7 +501,7 @@ def test_a_worker_that_was_frozen_says_nothing_more(make_worker: Callable[..., S
 
 
 def test_a_short_pause_changes_nothing(make_worker: Callable[..., StubWorker]) -> None:
-    """Frozen for less than its session, a worker goes on."""
+    """A worker frozen for less than its session goes on."""
     worker = make_worker()
     worker.start()
     worker.produce(0, 5)

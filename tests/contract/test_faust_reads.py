@@ -75,7 +75,7 @@ def consumer() -> Any:
 
 @pytest.mark.parametrize(("flow_active", "generation"), [(False, 1), (True, 2)], ids=["flow stopped", "new generation"])
 def test_a_read_takes_nothing_behind_a_rebalance(flow_active: bool, generation: int) -> None:
-    """Records that arrive behind a rebalance stay where they are, for a read of the new generation."""
+    """Records that arrive behind a rebalance wait for a read of the new generation."""
     worker = consumer()
 
     def rebalance() -> None:
@@ -94,7 +94,7 @@ def test_a_read_takes_nothing_behind_a_rebalance(flow_active: bool, generation: 
 
 
 def test_a_read_takes_what_it_was_asked_for() -> None:
-    """Without a rebalance records that arrive are handed over, those of the partitions asked for."""
+    """Without a rebalance a read takes the records of its own partitions."""
 
     async def reads() -> None:
         records, fetcher = await read_across_a_rebalance(RequestedPartitions(consumer(), {EVENTS}), lambda: None)
@@ -105,7 +105,7 @@ def test_a_read_takes_what_it_was_asked_for() -> None:
 
 
 def test_a_read_takes_nothing_of_what_has_been_paused() -> None:
-    """Records of a partition that was paused since stay where they are."""
+    """A read takes no record of a paused partition."""
     worker = consumer()
 
     async def reads() -> None:
@@ -118,7 +118,7 @@ def test_a_read_takes_nothing_of_what_has_been_paused() -> None:
 
 
 def test_the_worker_reads_that_way() -> None:
-    """What the worker's consumer asks its thread for is empty once the flow is stopped, and then asks for no events."""
+    """The worker's consumer reads no events once its flow is stopped."""
     asked: list[Any] = []
 
     async def getmany(partitions: Any, _: float) -> dict[TP, list[Any]]:
@@ -142,7 +142,7 @@ def test_the_worker_reads_that_way() -> None:
 
 
 def test_fausts_own_set_takes_what_a_recovery_waits_for() -> None:
-    """Failing control: the set that Faust hands over is emptied by the rebalance, and an empty one means all."""
+    """Failing control: a rebalance empties Faust's own set, and an empty set reads all partitions."""
     active = {EVENTS}
 
     async def reads() -> None:

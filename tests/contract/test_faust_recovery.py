@@ -28,7 +28,7 @@ def end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_step_that_takes_too_long_ends_the_worker() -> None:
-    """The process ends, and the reason says what took too long."""
+    """A recovery step that takes too long ends the process and names the step."""
 
     async def step() -> None:
         await recovery(state_table.StateRecovery)._wait(asyncio.sleep(60), timeout=0.05)
@@ -38,7 +38,7 @@ def test_a_step_that_takes_too_long_ends_the_worker() -> None:
 
 
 def test_faust_takes_it_for_a_stop() -> None:
-    """Failing control: Faust ends the recovery as if the service had been told to."""
+    """Failing control: Faust ends the recovery as if its service had been stopped."""
 
     async def step() -> None:
         await recovery(Recovery)._wait(asyncio.sleep(60), timeout=0.05)
@@ -48,7 +48,7 @@ def test_faust_takes_it_for_a_stop() -> None:
 
 
 def test_a_stop_ends_nothing_else() -> None:
-    """A recovery that is told to stop stops as Faust's does."""
+    """A stop during a recovery ends the recovery as Faust's own does."""
 
     async def stop() -> None:
         stopping = recovery(state_table.StateRecovery)

@@ -108,7 +108,7 @@ def test_feast_joins_what_the_fold_was(tmp_path: Path) -> None:
 
 
 def test_who_left_is_in_no_row(tmp_path: Path) -> None:
-    """The history holds what the independent fold still knows, and nothing of before a user left."""
+    """The history has no row of a user from before the user's withdrawal."""
     events = stream(6, 500)
     write_stream(tmp_path / "archive", events, [0, 0])
     features(tmp_path)

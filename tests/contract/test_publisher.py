@@ -90,7 +90,7 @@ def by_key(messages: Sequence[Message]) -> dict[bytes | None, list[bytes | None]
 
 
 async def test_what_was_published_is_there_on_return(backend: Backend) -> None:
-    """Key, value and headers, at once."""
+    """Key, value and headers are on the broker when `publish` returns."""
     message = Message(backend.topic, b"ann", b"a list", (("reason", b"none"), ("empty", b"")))
     await backend.publisher.publish([message])
     assert backend.published() == [message]
@@ -103,13 +103,13 @@ async def test_nothing_to_publish_is_nothing_done(backend: Backend) -> None:
 
 
 async def test_a_tombstone_is_a_record_without_value(backend: Backend) -> None:
-    """None stays None: it is not an empty value."""
+    """A value of None stays None."""
     await backend.publisher.publish([Message(backend.topic, b"ann", b""), Message(backend.topic, b"bob", None)])
     assert by_key(backend.published()) == {b"ann": [b""], b"bob": [None]}
 
 
 async def test_a_key_keeps_its_order(backend: Backend) -> None:
-    """Within a batch and from one to the next, the records of a key follow one another as published."""
+    """Records of a key keep their order within a batch and between batches."""
     values = [str(number).encode() for number in range(400)]
     batches = [values[start : start + 100] for start in range(0, 400, 100)]
     for batch in batches:
@@ -120,14 +120,14 @@ async def test_a_key_keeps_its_order(backend: Backend) -> None:
 
 
 async def test_a_record_may_have_no_key(backend: Backend) -> None:
-    """A dead letter has the key of its original, which may be none."""
+    """A record without key is published."""
     await backend.publisher.publish([Message(backend.topic, None, b"junk")])
     assert backend.published() == [Message(backend.topic, None, b"junk")]
 
 
 @pytest.mark.integration
 async def test_keys_lie_where_other_clients_look_for_them(kafka: Kafka) -> None:
-    """A key's partition is Kafka's default: murmur2 of the key, modulo the partitions."""
+    """A key's partition is murmur2 of the key modulo the number of partitions."""
     keys = [f"user-{number}".encode() for number in range(60)]
     await kafka.publisher.publish([Message(kafka.topic, key, b"x") for key in keys])
     for number in range(PARTITIONS):
@@ -150,7 +150,7 @@ def murmur2(data: bytes) -> int:
 
 
 def test_murmur2_is_kafkas() -> None:
-    """The values that Kafka's own tests give, as signed 32-bit numbers."""
+    """murmur2 gives the values of Kafka's own tests."""
     given = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536, b"abc": 479470107}
     for data, hashed in given.items():
         assert murmur2(data) == hashed & 0xFFFF_FFFF
@@ -159,7 +159,7 @@ def test_murmur2_is_kafkas() -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("size", [300_000, 2_000_000])
 async def test_a_record_too_large_is_named_and_the_others_are_published(kafka: Kafka, size: int) -> None:
-    """Refused by the broker or by librdkafka: `publish` raises with the record, once all others are there."""
+    """`publish` raises with the record that is too large after it has published the others."""
     good = [Message(kafka.topic, b"ann", b"x"), Message(kafka.topic, b"bob", b"y")]
     large = Message(kafka.topic, b"ann", Random(1).randbytes(size))  # no compression makes it small
     with pytest.raises(TooLargeError, match=kafka.topic) as refused:
@@ -170,7 +170,7 @@ async def test_a_record_too_large_is_named_and_the_others_are_published(kafka: K
 
 @pytest.mark.integration
 async def test_a_batch_larger_than_the_topic_takes_is_published(kafka: Kafka) -> None:
-    """Records that fit by themselves, and that the client sends in one batch."""
+    """Records that fit singly are published where their batch would be too large."""
     messages = [Message(kafka.topic, b"ann", Random(number).randbytes(60_000)) for number in range(4)]
     await kafka.publisher.publish(messages)
     assert sorted(by_key(kafka.published())[b"ann"]) == sorted(message.value for message in messages)
@@ -178,7 +178,7 @@ async def test_a_batch_larger_than_the_topic_takes_is_published(kafka: Kafka) ->
 
 @pytest.mark.integration
 async def test_a_topic_that_is_not_there_fails_the_batch(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Topics are made on purpose, not by writing to them: the record is given up at the delivery time-out."""
+    """A batch for a missing topic fails at the delivery time-out, and the topic is not made."""
     monkeypatch.setattr(kafka_adapter, "DELIVERY_SECONDS", 2.0)
     publisher = KafkaPublisher(Settings(kafka=broker))
     with pytest.raises(DeliveryError, match="nowhere"):
@@ -188,7 +188,7 @@ async def test_a_topic_that_is_not_there_fails_the_batch(broker: str, monkeypatc
 
 @pytest.mark.integration
 async def test_one_partition_can_be_named(kafka: Kafka) -> None:
-    """`publish_to` writes there, whatever the keys, and returns the highest offset written."""
+    """`publish_to` writes to the named partition and returns the highest offset."""
     messages = [Message(kafka.topic, key, b"x") for key in (b"ann", b"bob", b"cyd")]
     assert await kafka.publisher.publish_to(2, messages) == 2
     assert await kafka.publisher.publish_to(2, messages[:1]) == 3

@@ -100,7 +100,7 @@ HARMS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_what_does_not_open_is_made_anew(open_store: Open, folder: Path, harm: str) -> None:
-    """Whatever RocksDB says of the files, the partition is empty behind it and its changelog is read from the start."""
+    """Files that RocksDB does not open are replaced by empty files."""
     HARMS[harm](folder)
     store = open_store()
     assert store.read_states(0, [USERS[0], store.offset_key]) == [None, None]
@@ -109,14 +109,14 @@ def test_what_does_not_open_is_made_anew(open_store: Open, folder: Path, harm: s
 
 
 def test_the_word_block_is_no_lock(open_store: Open, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """RocksDB names a block whose checksum is wrong; the files are rebuilt all the same."""
+    """An error that names a block is damage and no lock, so the files are rebuilt."""
     flip_index(folder)
     open_store().read_states(0, USERS[:1])
     assert "block" in caplog.records[-1].__dict__["why"]
 
 
 def test_a_torn_log_keeps_what_is_whole(open_store: Open, folder: Path) -> None:
-    """A write that a crash has torn is not there, and the offset is that of what is there."""
+    """A torn write is absent, and the offset is that of the last whole write."""
     log = max(folder.glob("*.log"))
     log.write_bytes(log.read_bytes()[:-3])
     store = open_store()
@@ -125,7 +125,7 @@ def test_a_torn_log_keeps_what_is_whole(open_store: Open, folder: Path) -> None:
 
 
 def test_what_opens_and_cannot_be_read_is_rebuilt_by_the_next_start(open_store: Open, folder: Path) -> None:
-    """Flipped bits show at a read: it says so, and the next worker begins with empty files, the one after goes on."""
+    """Flipped bits fail a read with a reason, and the next worker begins with empty files."""
     from freshet.adapters.state_table import StateFilesError  # noqa: PLC0415
 
     flip_data(folder)
@@ -139,7 +139,7 @@ def test_what_opens_and_cannot_be_read_is_rebuilt_by_the_next_start(open_store: 
 
 
 def test_flipped_bits_end_a_recovery_too(open_store: Open, folder: Path) -> None:
-    """What a recovery cannot read ends the worker with the same sentence, and is rebuilt by the next start."""
+    """Flipped bits end a recovery with the same reason, and the next start rebuilds the files."""
     from types import SimpleNamespace  # noqa: PLC0415
 
     flip_data(folder)
@@ -153,7 +153,7 @@ def test_flipped_bits_end_a_recovery_too(open_store: Open, folder: Path) -> None
 
 
 def test_files_that_are_held_are_kept(open_store: Open, folder: Path) -> None:
-    """Files that are open still are not deleted: Faust tries again."""
+    """Files that another process holds are not deleted."""
     store = open_store()
     held = store._db_for_partition(0)
     del store._dbs[0]

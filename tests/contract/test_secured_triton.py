@@ -53,14 +53,14 @@ def listening(pid: int) -> set[int]:
 
 
 def test_it_listens_for_grpc_and_metrics_alone(triton: Stack) -> None:
-    """A page in a browser can send a request to an HTTP port, whatever its origin."""
+    """The server listens for gRPC and metrics and not for HTTP."""
     server = triton.processes["triton"]
     assert listening(server.pid) == {triton.ports["triton_grpc"], triton.ports["triton_metrics"]}
 
 
 @pytest.mark.parametrize("key", [None, "guessed"])
 def test_a_stranger_loads_nothing(triton: Stack, key: str | None) -> None:
-    """Triton takes a model's files in the request: whoever may load runs code in the server."""
+    """A client without the key cannot load a model."""
     files = {"file:1/model.py": b"raise SystemExit"}
     headers = TritonAddress("", control_key=key).control_headers
     with client.InferenceServerClient(triton.triton_grpc) as stranger:
@@ -81,7 +81,7 @@ def test_a_stranger_loads_nothing(triton: Stack, key: str | None) -> None:
 
 
 def test_a_publisher_with_the_key_loads(triton: Stack) -> None:
-    """The key is the stack's own, in a file that its owner alone reads."""
+    """A publisher with the stack's key loads a model, and only the owner can read the key."""
     server = Server(triton.triton)
     server.load(1)
     assert server.ready() == [1]
@@ -90,7 +90,7 @@ def test_a_publisher_with_the_key_loads(triton: Stack) -> None:
 
 
 def test_the_server_has_nothing_of_its_starter_s_environment(triton: Stack) -> None:
-    """Neither the server nor the stubs that run the models."""
+    """Neither the server nor its stubs have the environment of their starter."""
     leader = triton.processes["triton"].pid
     seen = 0
     for entry in Path("/proc").iterdir():
@@ -129,7 +129,7 @@ async def behind_tls(port: int, folder: Path) -> AsyncIterator[tuple[str, Path]]
 
 
 async def test_over_tls_both_clients_reach_it(triton: Stack, tmp_path: Path) -> None:
-    """With the right certificates, and not without."""
+    """Both clients reach the server over TLS with the right certificates and not without."""
     tensors = {spec.name: np.ones((1, 50), np.int32) for spec in USER_ENCODER_INPUTS}
     async with behind_tls(triton.ports["triton_grpc"], tmp_path) as (address, certificate):
         secured = TritonAddress(address, tls=True, ca=str(certificate), control_key=triton.triton.control_key)

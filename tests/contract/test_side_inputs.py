@@ -49,7 +49,7 @@ def make_topics(settings: Settings, **shapes: tuple[int, dict[str, str]]) -> Non
 
 
 def test_topics_as_they_should_be_are_taken(settings: Settings) -> None:
-    """By a worker and by `freshet check`."""
+    """A worker and `freshet check` accept topics of the right shape."""
     make_topics(settings)
     assert side_input_faults(settings, AdminClient(client_config(settings))) == []
     assert events_partitions(settings) == 1
@@ -58,7 +58,7 @@ def test_topics_as_they_should_be_are_taken(settings: Settings) -> None:
 
 @pytest.mark.parametrize("name", ["items", "models", "popularity"])
 def test_a_side_input_of_another_shape_is_refused(settings: Settings, name: str) -> None:
-    """Records of other partitions would never be read, and retention would take what still holds: both say the cure."""
+    """A side input with more partitions or with retention is refused with the remedy."""
     make_topics(settings, **{name: (3, {"cleanup.policy": "compact,delete"})})
     topic = getattr(settings, f"{name}_topic")
     with pytest.raises(StartError) as refused:
@@ -72,7 +72,7 @@ def test_a_side_input_of_another_shape_is_refused(settings: Settings, name: str)
 
 
 async def test_hostile_records_keep_no_later_one_from_a_worker(settings: Settings, tmp_path: Path) -> None:
-    """A Latin-1 title, a deep one, junk and a tombstone stand in one fetch with a withdrawal, which holds."""
+    """A withdrawal behind hostile records of the same fetch takes effect."""
     make_topics(settings)
     write_bundle(tmp_path, 1)
     model = LiveModel(FakeEncoder(make_bundle(1)), tmp_path)
@@ -100,7 +100,7 @@ async def test_hostile_records_keep_no_later_one_from_a_worker(settings: Setting
 
 
 async def test_what_a_reader_cannot_hand_on_is_its_failure(settings: Settings) -> None:
-    """The event loop would log it and go on without the rest of the run; a worker ends at a reader's failure."""
+    """A reader's failure ends the worker."""
 
     def fails(_: Sequence[Record]) -> None:
         raise msgspec.DecodeError("nobody thought of this")
@@ -116,7 +116,7 @@ async def test_what_a_reader_cannot_hand_on_is_its_failure(settings: Settings) -
 
 
 async def test_popularity_is_made_right_again(settings: Settings) -> None:
-    """Counts of a time to come stand on the topic; the verb counts the events anew and writes what they give."""
+    """`popularity` counts the events anew and replaces counts dated ahead."""
     make_topics(settings)
     now = int(time.time() * 1000)
     poisoned = Partial(partition=0, offset=9, ts=now + 10**12, half_life=1e9, counts={"b": 1.0})

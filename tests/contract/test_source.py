@@ -86,7 +86,7 @@ def checked(settings: Settings) -> str:
 
 
 def test_all_is_well(settings: Settings) -> None:
-    """A worker starts, makes its changelog, and goes on where it was; nothing is lost."""
+    """A worker makes its changelog, continues at its offsets and loses nothing."""
     assert events_partitions(settings) == 2
     commit(settings, 5, 5)
     watch = SourceWatch(settings, 2)
@@ -96,7 +96,7 @@ def test_all_is_well(settings: Settings) -> None:
 
 
 def test_partitions_that_were_added_are_told_and_refused(settings: Settings, admin: AdminClient) -> None:
-    """While a worker runs `/readyz` says so; at a start the states, kept by the old number, are not mixed up."""
+    """Added partitions are reported by `/readyz` while a worker runs and refused at a start."""
     assert events_partitions(settings) == 2
     watch = SourceWatch(settings, 2)
     admin.create_partitions([NewPartitions(settings.events_topic, 4)])[settings.events_topic].result(60)
@@ -110,7 +110,7 @@ def test_partitions_that_were_added_are_told_and_refused(settings: Settings, adm
 
 
 def test_another_group_folds_the_widened_topic_from_its_start(settings: Settings, admin: AdminClient) -> None:
-    """What the refusal says to do can be done."""
+    """Another group folds the widened topic from its start, as the refusal advises."""
     assert events_partitions(settings) == 2
     admin.create_partitions([NewPartitions(settings.events_topic, 4)])[settings.events_topic].result(60)
     until(lambda: len(SourceReader(settings).read().ends) == 4)
@@ -118,7 +118,7 @@ def test_another_group_folds_the_widened_topic_from_its_start(settings: Settings
 
 
 def test_records_that_retention_took_are_counted_once(settings: Settings, admin: AdminClient) -> None:
-    """Behind the committed offset the log begins later: metric, log and `check` say which records are in no state."""
+    """Records lost to retention are counted once and reported by metric, log and `check`."""
     commit(settings, 50, 10)
     deleted = TopicPartition(settings.events_topic, 0, 35)
     for result in admin.delete_records([deleted]).values():
@@ -139,7 +139,7 @@ def test_records_that_retention_took_are_counted_once(settings: Settings, admin:
 
 @pytest.mark.parametrize("records", [3, 30])
 def test_a_topic_made_again_is_refused(settings: Settings, admin: AdminClient, records: int) -> None:
-    """Its events would be taken for redeliveries: running or starting, shorter or longer than before, it is told."""
+    """A topic that was made again is refused, running or at a start, shorter or longer than before."""
     assert events_partitions(settings) == 2
     commit(settings, 10, 10)
     watch = SourceWatch(settings, 2)
@@ -154,7 +154,7 @@ def test_a_topic_made_again_is_refused(settings: Settings, admin: AdminClient, r
 
 
 def test_a_topic_made_again_shorter_is_seen_from_any_folder(settings: Settings, tmp_path: Path) -> None:
-    """Where more is committed than there is, no memory is needed."""
+    """A topic shorter than the committed offset is refused from any folder."""
     commit(settings, 3, 10)
     elsewhere = msgspec.structs.replace(settings, data_dir=str(tmp_path / "other"))
     assert "offset 10 of partition 0 is committed, and it ends at 3" in refusal(elsewhere)
@@ -162,7 +162,7 @@ def test_a_topic_made_again_shorter_is_seen_from_any_folder(settings: Settings, 
 
 
 def test_the_changelog_is_made_as_the_settings_say(settings: Settings, admin: AdminClient) -> None:
-    """Compacted, with the broker's own replication where nothing is set; a wish that does not hold is told."""
+    """The changelog is compacted, with the set or the broker's replication, and a mismatch is reported."""
     assert events_partitions(settings) == 2
     topic = admin.list_topics(timeout=10).topics[changelog_topic(settings.group)]
     assert [len(partition.replicas) for partition in topic.partitions.values()] == [1, 1]
@@ -177,12 +177,12 @@ def test_the_changelog_is_made_as_the_settings_say(settings: Settings, admin: Ad
 
 
 def test_a_changelog_that_is_not_compacted_is_refused(settings: Settings) -> None:
-    """Retention would delete states."""
+    """A changelog that is not compacted is refused."""
     make_topic(settings.kafka, NewTopic(changelog_topic(settings.group), 2))
     assert "set cleanup.policy=compact" in refusal(settings)
 
 
 def test_a_broker_that_is_away_is_told(settings: Settings) -> None:
-    """The verdict of `/readyz` says who does not answer."""
+    """`/readyz` names a broker that does not answer."""
     watch = SourceWatch(msgspec.structs.replace(settings, kafka="127.0.0.1:1"), 2)
     assert "does not answer" in watch.look(None)["kafka"]

@@ -57,26 +57,26 @@ def state(offset: int) -> bytes:
 
 
 def test_an_unknown_user_is_none(store: StateStore) -> None:
-    """Nothing stored, None read; nobody asked for, nothing read."""
+    """An unknown user reads as None, and an empty request reads nothing."""
     assert store.read(["ann", "bob"]) == [None, None]
     assert store.read([]) == []
 
 
 async def test_what_was_written_is_read(store: StateStore) -> None:
-    """In the order asked for, unknown ones between known ones."""
+    """Written states are read in the requested order, with None for unknown users."""
     await store.write({"ann": state(1), "bob": state(2)})
     assert store.read(["bob", "nobody", "ann"]) == [state(2), None, state(1)]
 
 
 async def test_a_later_write_replaces(store: StateStore) -> None:
-    """A user has one state; others keep theirs."""
+    """A later write replaces a user's state and no other user's."""
     await store.write({"ann": state(1), "bob": state(2)})
     await store.write({"ann": state(3)})
     assert store.read(["ann", "bob"]) == [state(3), state(2)]
 
 
 async def test_writing_nothing_changes_nothing(store: StateStore) -> None:
-    """An empty write is allowed."""
+    """An empty write changes nothing."""
     await store.write({"ann": state(1)})
     await store.write({})
     assert store.read(["ann"]) == [state(1)]
@@ -84,13 +84,13 @@ async def test_writing_nothing_changes_nothing(store: StateStore) -> None:
 
 @pytest.mark.parametrize("user", ["ä€😀", " ", "a\x00b", "__faust\\0offset__", "x" * 256])
 async def test_any_user_id_is_a_key(store: StateStore, user: str) -> None:
-    """Ids are compared whole, whatever is in them."""
+    """Any text is a user id, compared whole."""
     await store.write({user: state(1)})
     assert store.read([user, user[:-1] + "?", user.upper() + "!"]) == [state(1), None, None]
 
 
 async def test_many_users_at_once(store: StateStore) -> None:
-    """A run of the largest size is one write."""
+    """A run of the largest size is a single write."""
     users = {f"user-{number}": state(number) for number in range(2048)}
     await store.write(users)
     assert store.read(list(users)) == list(users.values())
@@ -98,7 +98,7 @@ async def test_many_users_at_once(store: StateStore) -> None:
 
 @pytest.mark.integration
 async def test_partitions_are_apart(table: Any) -> None:
-    """A user written in one partition is unknown in another."""
+    """A user written in a partition is unknown in another."""
     from freshet.adapters.state_table import PartitionState  # noqa: PLC0415
 
     await PartitionState(table, 0).write({"ann": state(1)})
@@ -108,7 +108,7 @@ async def test_partitions_are_apart(table: Any) -> None:
 
 @pytest.mark.integration
 async def test_the_local_files_name_the_changelog_offset(table: Any) -> None:
-    """After each write the persisted offset is that of the last changelog record."""
+    """After each write the local files name the offset of the last changelog record."""
     from faust.types import TP  # noqa: PLC0415
     from freshet.adapters.state_table import PartitionState  # noqa: PLC0415
 
@@ -122,7 +122,7 @@ async def test_the_local_files_name_the_changelog_offset(table: Any) -> None:
 
 @pytest.mark.integration
 async def test_what_another_worker_wrote_in_between_is_still_to_be_recovered(table: Any) -> None:
-    """Behind a foreign record the local files hold what is written, and the offset that they are good for stays."""
+    """After a foreign record the files keep the offset before it, so the record is still recovered."""
     from faust.types import TP  # noqa: PLC0415
     from freshet.adapters.state_table import PartitionState  # noqa: PLC0415
 
@@ -138,7 +138,7 @@ async def test_what_another_worker_wrote_in_between_is_still_to_be_recovered(tab
 
 @pytest.mark.integration
 async def test_a_write_that_the_changelog_refuses_raises_and_stays_out(table: Any) -> None:
-    """Nothing is stored locally that is not in the changelog."""
+    """A write that the changelog refuses raises and is not stored locally."""
     from freshet.adapters.state_table import PartitionState  # noqa: PLC0415
 
     store = PartitionState(table, 7)  # the changelog has three partitions

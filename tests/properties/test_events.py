@@ -49,7 +49,7 @@ CLOUD = ("ce_specversion", b"1.0")
 @example(b'{"context":' + b'{"a":' * 10_000 + b"}" * 10_001, b"u", [CLOUD])
 @example(b'{"event_id":"\\ud800"}', b"u", [])
 def test_decoding_never_raises(value: bytes | None, key: bytes | None, headers: list[tuple[str, bytes | None]]) -> None:
-    """Any value, key and headers give an event or a `BadEvent` with a sentence."""
+    """Any value, key and headers decode to an event or to a `BadEvent` with a sentence."""
     decoded = decode_event(value, key, DEFAULT_BEHAVIOURS, headers)
     if isinstance(decoded, BadEvent):
         assert decoded.reason in BadReason
@@ -61,12 +61,12 @@ def test_decoding_never_raises(value: bytes | None, key: bytes | None, headers: 
 
 @given(events)
 def test_events_survive_the_codec(event: Event) -> None:
-    """Decoding what was encoded, under the user's key, gives the same event."""
+    """Decoding an encoded event under the user's key gives the same event."""
     assert decode_event(encode_event(event), event.user_id.encode()) == event
 
 
 @given(events, st.binary(max_size=20))
 def test_only_the_users_own_key_is_taken(event: Event, key: bytes) -> None:
-    """Under any other key the event is refused: it would be in another user's partition order."""
+    """An event under another user's key is refused."""
     decoded = decode_event(encode_event(event), key)
     assert (decoded == event) == (key == event.user_id.encode())

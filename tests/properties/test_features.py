@@ -30,7 +30,7 @@ def one_user(state: UserState, length: int) -> tuple[list[int], list[int], list[
 
 @given(st.lists(any_states, max_size=8), st.integers(1, HISTORY + 10))
 def test_featurise_equals_the_slow_reference(batch: list[UserState], length: int) -> None:
-    """Every index, type and gap bucket is what the description says, for any histories and any version's length."""
+    """`featurise` equals a slow reference for any histories and any version's length."""
     tensors = featurise(batch, ITEM_INDEX, TYPE_INDEX, length)
     expected = [one_user(state, length) for state in batch]
     for index, name in enumerate(("item_index", "event_type", "time_gap")):
@@ -41,7 +41,7 @@ def test_featurise_equals_the_slow_reference(batch: list[UserState], length: int
 
 @given(st.lists(any_states, min_size=1, max_size=8), st.integers(1, HISTORY))
 def test_a_users_features_do_not_depend_on_the_batch(batch: list[UserState], length: int) -> None:
-    """Alone or among others, a user has the same tensors."""
+    """A user has the same tensors alone and in a batch."""
     together = featurise(batch, ITEM_INDEX, TYPE_INDEX, length)
     for row, state in enumerate(batch):
         alone = featurise([state], ITEM_INDEX, TYPE_INDEX, length)

@@ -47,7 +47,7 @@ def whole(log: Sequence[Entry]) -> Table:
 
 @given(logs, st.randoms(use_true_random=False))
 def test_redelivery_at_any_cut_changes_nothing(log: list[Entry], random: Random) -> None:
-    """Reading on from any earlier position, any number of times, ends in the same states."""
+    """Reading again from any earlier position, any number of times, ends in the same states."""
     table: Table = {}
     committed = reached = 0
     while reached < len(log):
@@ -62,14 +62,14 @@ def test_redelivery_at_any_cut_changes_nothing(log: list[Entry], random: Random)
 
 @given(logs, st.integers(0, 299))
 def test_a_second_reading_is_told_apart(log: list[Entry], start: int) -> None:
-    """Every event read again is reported as redelivered, so that nothing counts it twice."""
+    """Every event that is read again is reported as redelivered."""
     table = whole(log)
     assert set(apply(table, log[min(start, len(log) - 1) :])) == {Outcome.REDELIVERED}
 
 
 @given(logs, st.randoms(use_true_random=False))
 def test_an_event_produced_twice_counts_once(log: list[Entry], random: Random) -> None:
-    """A producer's retries, while the user's ring of event ids holds them, move the position alone."""
+    """A producer's duplicate moves the position alone while its id is in the ring."""
     once, twice = empty_state(PARTITION), empty_state(PARTITION)
     folded: list[Event] = []
     offset = 0
@@ -89,7 +89,7 @@ def test_an_event_produced_twice_counts_once(log: list[Entry], random: Random) -
 
 @given(logs)
 def test_a_state_keeps_its_bounds(log: list[Entry]) -> None:
-    """No history, however long, makes a state outgrow its limits or its lists differ in length."""
+    """A state keeps its limits and the equal length of its lists over any history."""
     for raw in whole(log).values():
         state = decode_state(raw)
         assert len(state.items) == len(state.types) == len(state.times) <= HISTORY
@@ -100,7 +100,7 @@ def test_a_state_keeps_its_bounds(log: list[Entry]) -> None:
 
 @given(logs)
 def test_feature_time_rises_with_every_change(log: list[Entry]) -> None:
-    """Whatever the events' own times, a changed state has a greater feature timestamp."""
+    """Every changed state has a greater feature timestamp, whatever the events' times."""
     states: dict[str, UserState] = {}
     for entry in log:
         state = states.setdefault(entry.event.user_id, empty_state(PARTITION))
@@ -115,7 +115,7 @@ def test_feature_time_rises_with_every_change(log: list[Entry]) -> None:
 
 @given(logs)
 def test_a_user_without_consent_has_no_profile(log: list[Entry]) -> None:
-    """After an opt-out or erasure nothing of the user's behaviour is held, until an opt-in."""
+    """A state holds nothing of the behaviour between an opt-out or erasure and an opt-in."""
     for raw in whole(log).values():
         state = decode_state(raw)
         if state.consent is not Consent.GIVEN:
@@ -127,19 +127,19 @@ def test_a_user_without_consent_has_no_profile(log: list[Entry]) -> None:
 
 @given(states())
 def test_states_survive_the_codec(state: UserState) -> None:
-    """Decoding what was encoded gives the same state, field by field."""
+    """Decoding an encoded state gives the same state."""
     assert decode_state(encode_state(state)) == state
 
 
 @given(states())
 def test_equal_states_have_equal_bytes(state: UserState) -> None:
-    """A state has one encoding, so that stored bytes can be compared."""
+    """Equal states have equal bytes."""
     assert encode_state(decode_state(encode_state(state))) == encode_state(state)
 
 
 @given(logs, st.integers(1, HISTORY + 5), st.randoms(use_true_random=False))
 def test_an_open_state_folds_the_same(log: list[Entry], history: int, random: Random) -> None:
-    """Opened for stretches of the log, with redeliveries among them, a state ends byte for byte as folded closed."""
+    """An open state ends byte for byte as a closed state, with redeliveries included."""
     closed, state = empty_state(PARTITION), empty_state(PARTITION + random.randint(0, 1))
     closed.partition = state.partition
     while log:
@@ -154,7 +154,7 @@ def test_an_open_state_folds_the_same(log: list[Entry], history: int, random: Ra
 
 @given(st.integers(0, 9), st.integers(1, 5))
 def test_an_open_state_forgets_the_same_items(seed: int, history: int) -> None:
-    """More distinct items than are remembered as seen, some of them coming back: closed and open end the same."""
+    """An open state forgets the same seen items as a closed state."""
     random = Random(seed)
     items = [f"item-{random.choice((number, random.randrange(number + 1)))}" for number in range(2 * SEEN)]
     closed, opened = empty_state(PARTITION), OpenState(empty_state(PARTITION))
@@ -192,7 +192,7 @@ def wide_log(seed: int) -> list[Entry]:
 @settings(max_examples=8)
 @given(st.integers(0, 99), st.sampled_from((1, HISTORY, 1000)))
 def test_a_state_fits_into_a_record_of_the_changelog(seed: int, history: int) -> None:
-    """Whatever is folded, in whatever batches, open or closed: the same bytes, within the bound."""
+    """A state folded in any batches, open or closed, has the same bytes within the bound."""
     log, random = wide_log(seed), Random(seed)
     closed, opened = empty_state(PARTITION), empty_state(PARTITION)
     reached = 0
@@ -208,7 +208,7 @@ def test_a_state_fits_into_a_record_of_the_changelog(seed: int, history: int) ->
 
 
 def test_the_widest_state_is_close_to_its_bound() -> None:
-    """The widest ids fill both sequences; the newest event and all event ids are kept, and the state is full."""
+    """A state with the widest ids keeps its newest event and all event ids, and is full."""
     state = empty_state(PARTITION)
     for number in range(1000):
         wide = f"{number}".ljust(MAX_ID_LENGTH, "\U0001f600")
@@ -221,7 +221,7 @@ def test_the_widest_state_is_close_to_its_bound() -> None:
 
 
 def test_ordinary_ids_are_not_cut() -> None:
-    """1,000 events with ids of 64 characters are all kept, and so are the seen items behind them."""
+    """A state keeps 1,000 events with ids of 64 characters and every seen item."""
     state = empty_state(PARTITION)
     for number in range(1000 + SEEN):
         fold(state, Event(f"{number:064}", "ann", "purchase", MAX_TS_MS, f"{number:064}"), PARTITION, number, 1000)

@@ -34,7 +34,7 @@ def counted(pairs: list[tuple[str, int]], popularity: PartialPopularity, start: 
 
 @given(logs)
 def test_an_item_counts_its_distinct_users(log: list[Entry]) -> None:
-    """However often users come back to an item, it counts each of them once."""
+    """An item counts each of its users once."""
     popularity = PartialPopularity(0, HALF_LIFE)
     states: dict[str, UserState] = {}
     fans: dict[str, set[str]] = {}
@@ -53,7 +53,7 @@ def test_an_item_counts_its_distinct_users(log: list[Entry]) -> None:
 
 @given(additions)
 def test_counts_halve_with_every_half_life(pairs: list[tuple[str, int]]) -> None:
-    """Each user's weight is 2 to the minus age in half-lives, age counted from the newest event."""
+    """A user's weight is 2 to the minus age in half-lives, with age counted from the newest event."""
     snapshot = counted(pairs, PartialPopularity(0, HALF_LIFE)).snapshot()
     newest = max((ts for _, ts in pairs), default=0)
     expected: dict[str, float] = {}
@@ -65,7 +65,7 @@ def test_counts_halve_with_every_half_life(pairs: list[tuple[str, int]]) -> None
 
 @given(additions, additions)
 def test_restoring_equals_continuing(before: list[tuple[str, int]], after: list[tuple[str, int]]) -> None:
-    """A worker that goes on from a published record counts like one that never stopped."""
+    """Counts restored from a published record continue like counts that never stopped."""
     running = counted(before, PartialPopularity(0, HALF_LIFE))
     published = decode_partial(encode_partial(running.snapshot()))
     restored = PartialPopularity(0, HALF_LIFE, published)
@@ -78,14 +78,14 @@ def test_restoring_equals_continuing(before: list[tuple[str, int]], after: list[
 
 @given(st.lists(partials, max_size=6, unique_by=lambda partial: partial.partition), st.randoms())
 def test_the_sum_does_not_depend_on_the_order(parts: list[Partial], random: Random) -> None:
-    """The partitions' counts add up to the same prior, bit by bit, in whatever order they came."""
+    """The sum of the partitions' counts has the same bits in any order."""
     shuffled = random.sample(parts, len(parts))
     assert total(shuffled) == total(parts)
 
 
 @given(st.lists(additions, min_size=1, max_size=4))
 def test_partitions_add_up_to_one(parts: list[list[tuple[str, int]]]) -> None:
-    """The sum over partitions is what one partition with all the events would hold."""
+    """The sum over partitions equals the counts of a single partition with all events."""
     summed = total(
         counted(pairs, PartialPopularity(number, HALF_LIFE)).snapshot() for number, pairs in enumerate(parts)
     )
@@ -127,7 +127,7 @@ def events_of(users: str, items: int, most: int) -> st.SearchStrategy[list[Event
 
 @given(events_of("honest", 6, 40), events_of("liar", 2, 30))
 def test_events_move_no_other_item_by_more_than_as_many_users_could(honest: list[Event], lies: list[Event]) -> None:
-    """Whatever times they bear: the others keep their ranks, and no item gains more than a user's worth an event."""
+    """Events of any times keep the others' ranks and give no item more than a user's worth each."""
     before, after = prior_of(honest), prior_of([*honest, *lies])
     others = [item for item in before if item not in {"item-0", "item-1"}]
     now = max(before.values(), default=0.0)

@@ -100,7 +100,7 @@ by_score = st.builds(RankConfig, sizes, st.just(0.0), weights, **lifted)
 
 @given(worlds, by_score)
 def test_the_order_is_score_then_index(world: World, config: RankConfig) -> None:
-    """Without diversity a list is the best scores, ties by item index; what is no number never shows."""
+    """Without diversity a list has the best scores, ordered by score and item index, and no NaN."""
     for user, items in enumerate(world.rank(config)):
         scores = world.scores(user, config)
         best = sorted(scores, key=lambda row: (-scores[row], row))[: config.list_size]
@@ -111,7 +111,7 @@ def test_the_order_is_score_then_index(world: World, config: RankConfig) -> None
 
 @given(worlds, configs)
 def test_a_list_holds_only_what_it_may(world: World, config: RankConfig) -> None:
-    """No item twice, none unavailable, none that the user has seen; as many as there are, up to the size."""
+    """A list holds available and unseen items without repeats, as many as there are up to its size."""
     for user, items in enumerate(world.rank(config)):
         names = [item.item_id for item in items]
         state = world.states[user]
@@ -126,7 +126,7 @@ def test_a_list_holds_only_what_it_may(world: World, config: RankConfig) -> None
 
 @given(worlds, configs, st.randoms(use_true_random=False))
 def test_a_list_does_not_depend_on_the_batch(world: World, config: RankConfig, random: Random) -> None:
-    """A user's list, its reasons included, is the same alone and in any company."""
+    """A user's list and reasons are the same alone and in a batch."""
     together = world.rank(config)
     cut = random.randint(0, len(together))
     assert world.rank(config, slice(cut)) + world.rank(config, slice(cut, None)) == together
@@ -136,7 +136,7 @@ def test_a_list_does_not_depend_on_the_batch(world: World, config: RankConfig, r
 
 @given(worlds, configs, st.integers(0, 2**32))
 def test_real_scores_agree_between_batches_to_rounding(world: World, config: RankConfig, seed: int) -> None:
-    """With real-valued vectors a slot's score alone and in a batch differs by rounding at most."""
+    """With real vectors a slot's score alone and in a batch differs by rounding at most."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=world.encoded.embedding.shape).astype(np.float32)
     world.encoded = world.encoded._replace(embedding=world.encoded.embedding + noise)
@@ -169,7 +169,7 @@ def test_reasons_are_the_users_own_events(world: World, config: RankConfig) -> N
 
 @given(worlds, st.integers(1, 50))
 def test_a_little_diversity_keeps_the_best_item_first(world: World, size: int) -> None:
-    """MMR starts from the best score, and picks only among the best of the scores."""
+    """MMR starts with the best score and picks among the best scores."""
     plain = world.rank(RankConfig(size * 5, 0.0, 1.0))
     for best, diverse in zip(plain, world.rank(RankConfig(size, 0.5, 1.0)), strict=True):
         assert [item.item_id for item in diverse][:1] == [item.item_id for item in best][:1]
@@ -178,7 +178,7 @@ def test_a_little_diversity_keeps_the_best_item_first(world: World, size: int) -
 
 @given(worlds, st.integers(1, 50))
 def test_the_fallback_is_the_popular_order(world: World, size: int) -> None:
-    """The popular list is available, unseen, and ordered by popularity, ties by item index."""
+    """The popular list has available and unseen items by popularity, ties by item index."""
     space = world.space
     for state in (*world.states, None):
         items = rank_popular(space, state, size)
@@ -196,7 +196,7 @@ def test_the_fallback_is_the_popular_order(world: World, size: int) -> None:
     st.builds(RankConfig, st.sampled_from((1, 10, 50)), st.sampled_from((0.0, 0.5)), weights, **lifted),
 )
 def test_many_cold_items_are_ranked_as_if_all_were_scored(seed: int, users: int, cold: int, config: RankConfig) -> None:
-    """The product that finds each user's best changes no bit of a list, whatever the weights, priors and the seen."""
+    """Preselecting each user's best cold items changes no bit of a list."""
     rng = np.random.default_rng(seed)
     world = make_world(seed, users, 0.0)
     names = [f"cold-{number}" for number in range(cold)]

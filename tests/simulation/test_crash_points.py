@@ -70,7 +70,7 @@ def every_point(clean: Durable) -> list[list[int]]:
 
 
 async def test_without_kills_all_is_well(clean: Durable) -> None:
-    """The judge has nothing against a quiet life, which has points enough to be killed at."""
+    """A log without kills satisfies the judge and has points enough to be killed at."""
     assert await judge_finished(LOG, clean, clean) == set()
     assert clean.crashes == 0
     assert clean.points > 4 * 15
@@ -81,7 +81,7 @@ async def test_without_kills_all_is_well(clean: Durable) -> None:
     [(0, 1), *((interleaving, IN_FLIGHT) for interleaving in (0, 1, 2, SLOW_STATE, SLOW_ENCODER))],
 )
 async def test_one_kill_at_every_point(clean: Durable, interleaving: int, in_flight: int) -> None:
-    """Wherever the kill falls, and however the effects within and of two batches overlap, the end is the same."""
+    """A kill at any point, with effects in any order, leads to the same end."""
     points = (await simulate(LOG, [], interleaving, in_flight=in_flight)).points
     kills = [[at] for at in range(1, points + 1)]
     assert await outcomes(clean, kills, interleaving, in_flight=in_flight) == {}
@@ -89,7 +89,7 @@ async def test_one_kill_at_every_point(clean: Durable, interleaving: int, in_fli
 
 @pytest.mark.parametrize("log", [LOG[:6], LOG[7:13]], ids=["behaviour", "consent"])
 async def test_two_kills_at_every_pair_of_points(log: list[Record]) -> None:
-    """The second life, cut into other runs, is killed at each of its points in turn."""
+    """A second kill at any point of the second life leads to the same end."""
     clean = await simulate(log, [])
     assert await judge_finished(log, clean, clean) == set()
     for first in range(1, clean.points + 1):
@@ -99,7 +99,7 @@ async def test_two_kills_at_every_pair_of_points(log: list[Record]) -> None:
 
 
 async def test_a_commit_that_does_not_wait_is_found_out(clean: Durable) -> None:
-    """Failing control: with the commit before the effects, kills lose state, lists and dead letters."""
+    """Failing control: a commit before the effects loses state, lists and dead letters."""
     found = await outcomes(clean, every_point(clean)[:-8], life=commit_first)
     lost = set().union(*found.values())
     for loss in ("the state is behind", "the list is behind", "is nowhere"):
@@ -108,7 +108,7 @@ async def test_a_commit_that_does_not_wait_is_found_out(clean: Durable) -> None:
 
 
 async def test_folding_without_deduplication_is_found_out(clean: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failing control: a fold that does not know what it has seen counts redelivered events twice."""
+    """Failing control: a fold without deduplication counts redelivered events twice."""
 
     def forgetful(state: UserState, event: Event, partition: int, offset: int, history: int) -> Outcome:
         state.offset, state.event_id_log = -1, empty_state(partition).event_id_log
@@ -120,7 +120,7 @@ async def test_folding_without_deduplication_is_found_out(clean: Durable, monkey
 
 
 async def test_folding_without_offsets_alone_is_found_out(clean: Durable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Failing control: without the offset, the ring of event ids does not save a profile opted out and in again."""
+    """Failing control: without the offset, event ids do not save a profile opted out and in again."""
 
     def without_offsets(state: UserState, event: Event, partition: int, offset: int, history: int) -> Outcome:
         state.offset = -1
@@ -168,7 +168,7 @@ class Forgetting(Pipeline):
 async def test_a_pipeline_out_of_order_is_found_out(
     clean: Durable, pipeline: type[Pipeline], slow: int, symptom: str
 ) -> None:
-    """Failing control: lists and states go back where any of the orders within and between batches is not kept."""
+    """Failing control: lists and states go back without any of the orders within and between batches."""
     points = (await simulate(LOG, [], slow, pipeline=pipeline)).points
     found = await outcomes(clean, [[at] for at in range(1, points + 1)], slow, pipeline=pipeline)
     assert any(symptom in complaint for complaint in set().union(*found.values()))
@@ -184,7 +184,7 @@ class Skipping(Pipeline):
 
 
 async def test_skipping_the_effects_of_duplicates_is_found_out(clean: Durable) -> None:
-    """Failing control: killed between the state and the list, the list never comes."""
+    """Failing control: a kill between state and list loses the list where duplicates have no effects."""
     found = await outcomes(clean, every_point(clean), pipeline=Skipping)
     wrong = set().union(*found.values())
     assert any("the list is behind" in complaint for complaint in wrong)

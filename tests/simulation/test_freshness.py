@@ -172,7 +172,7 @@ async def differences(events: Sequence[Event], views: Sequence[ListSchedule]) ->
 
 
 async def test_lists_are_made_of_what_was_known_at_their_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Profile, popularity and items are those of the boundary, list by list; a leak that is planted is found."""
+    """Each list is made of profile, popularity and items at its boundary, and a planted leak is found."""
     events = busy_stream()
     differ, new = await differences(events, VIEWS)
     assert differ == dict.fromkeys((view.name for view in VIEWS), 0)
@@ -200,7 +200,7 @@ def world() -> list[Event]:
 
 @pytest.mark.parametrize("batch", [1, 512])
 async def test_the_worth_of_freshness_in_a_world_where_it_is_known(batch: int) -> None:
-    """What is read off this minute's counts misses each item's first user alone; a list of the hour misses all."""
+    """Lists of the minute miss each item's first user alone, and lists of the hour miss everyone."""
     views = (FRESHEST, ListSchedule("every minute", 60), ListSchedule("every hour", 3600), BASELINES[0])
     judges = await looked_at(world(), START * 2, views, batch=batch)
     missed = {view.name: sum(item not in items for _, _, item, items in judges[view].acts) for view in views}
@@ -212,7 +212,7 @@ async def test_the_worth_of_freshness_in_a_world_where_it_is_known(batch: int) -
 
 
 async def test_the_burn_in_happens_and_is_not_judged() -> None:
-    """Acts before its end count as interactions; the lists of those behind it are the same as without it."""
+    """Acts before the burn-in's end are folded and not judged, and later lists do not change."""
     events = stream()
     views = (PUBLISHED, *VIEWS)
     whole, part = await looked_at(events, START), await looked_at(events, START, burn_in=300)
@@ -225,7 +225,7 @@ async def test_the_burn_in_happens_and_is_not_judged() -> None:
 
 
 def test_the_verb_finds_the_curve_and_the_report_draws_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One command judges every period, what is published and the baselines on the same events, and compares them."""
+    """`replay --freshness` judges every period and baseline on the same events, and the report draws the curve."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(ROOT / "triton_models"))
     log, found = tmp_path / "log.jsonl", tmp_path / "replay" / "results.json"

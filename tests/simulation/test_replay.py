@@ -43,13 +43,13 @@ def digest(replay: Replay) -> str:
 
 @pytest.mark.parametrize("batch", [1, 7, 10_000])
 async def test_batches_do_not_matter(batch: int) -> None:
-    """Every size of batch gives the same lists."""
+    """Every batch size gives the same lists."""
     log = records(stream())
     assert digest(await replayed(log, batch=batch)) == digest(await replayed(log))
 
 
 async def test_partitions_do_not_matter() -> None:
-    """One partition and four give the same lists, a catalogue that grows on the way included."""
+    """A partition and four partitions give the same lists, with a growing catalogue included."""
     items = catalogue(START + 3_000_000)
     single, four = [await replayed(records(stream(), count), items=items) for count in (1, 4)]
     assert digest(single) == digest(four)
@@ -58,7 +58,7 @@ async def test_partitions_do_not_matter() -> None:
 
 @pytest.mark.parametrize("batch", [1, 64, 10_000])
 async def test_folding_alone_gives_the_same_states(batch: int) -> None:
-    """Whether or not lists are made, and however many of a user's events come at once."""
+    """Folding without lists gives the same states, for any number of a user's events at once."""
     with_lists = await replayed(records(stream()))
     alone = Replay(SETTINGS, [], with_lists._encoder, MemoryStates(), Clock(86_400.0, ()), Kept())
     await run(alone, records(stream()), SETTINGS, batch=batch)
@@ -67,7 +67,7 @@ async def test_folding_alone_gives_the_same_states(batch: int) -> None:
 
 
 async def test_another_log_has_another_digest() -> None:
-    """One event less, another item or another order of two users' times shows."""
+    """A log with an event less, another item or another order has another digest."""
     events = stream()
     whole = digest(await replayed(records(events)))
     assert digest(await replayed(records(events[:-1]))) != whole
@@ -77,7 +77,7 @@ async def test_another_log_has_another_digest() -> None:
 
 
 async def test_a_list_follows_each_moment() -> None:
-    """Events of one user at one time are one moment; every later one makes a list again."""
+    """Events of a user at the same time make a single list, and a later event makes another."""
     events = [
         Event("e1", "user-1", "view", START, "1"),
         Event("e2", "user-2", "view", START, "2"),
@@ -91,7 +91,7 @@ async def test_a_list_follows_each_moment() -> None:
 
 
 async def test_a_new_item_is_in_lists_from_its_time_on() -> None:
-    """Not before."""
+    """A new item is in lists from its time on and not before."""
     kept, without = Kept(), Kept()
     late = START + 2_000_000
     await replayed(records(stream()), kept, items=catalogue(late))
@@ -103,7 +103,7 @@ async def test_a_new_item_is_in_lists_from_its_time_on() -> None:
 
 
 async def test_bad_events_are_dead_letters_as_live() -> None:
-    """With origin and reason, and they change nothing else."""
+    """Bad events are dead letters with origin and reason and change nothing else."""
     kept = Kept()
     replay = await replayed(records(stream(), bad=[b"{", b'{"type": "view"}']), kept)
     reasons = [dict(letter.headers)["reason"] for letter in kept.letters]
@@ -114,7 +114,7 @@ async def test_bad_events_are_dead_letters_as_live() -> None:
 
 @pytest.mark.parametrize("partitions", [1, 4])
 async def test_going_on_from_a_checkpoint_is_as_if_never_cut_off(partitions: int, tmp_path: Path) -> None:
-    """Lists, digests and the evaluation are equal."""
+    """A replay from a checkpoint has the lists, digests and evaluation of a replay without a break."""
     log = records(stream(), partitions)
     whole = await replayed(log, judged=True)
     first = await open_replay(Kept(), judged=True)
@@ -151,7 +151,7 @@ def leaks(events: list[Event], rows: list[tuple[list[str], list[int], Event]]) -
 
 
 async def test_training_rows_hold_nothing_of_the_future(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state is that before the moment; a leak that is planted is found."""
+    """A training row has the state before its moment, and a planted leak is found."""
     events = stream()
     kept = Kept(wants_training_rows=True)
     await replayed(records(events), kept)
@@ -165,7 +165,7 @@ async def test_training_rows_hold_nothing_of_the_future(monkeypatch: pytest.Monk
 
 
 async def test_training_rows_are_what_the_trainer_learns_from() -> None:
-    """State for state and event for event, but among events of one time, which the trainer shuffles."""
+    """Training rows are the trainer's states and events, apart from the order of equal times."""
     events = stream()
     kept = Kept(wants_training_rows=True)
     await replayed(records(events), kept)
@@ -180,7 +180,7 @@ async def test_training_rows_are_what_the_trainer_learns_from() -> None:
 
 
 async def test_users_who_left_are_remembered() -> None:
-    """When each of them last opted out or was erased, so that their rows can be taken out."""
+    """The replay keeps the time of each user's last opt-out or erasure."""
     events = [
         Event("e1", "user-1", "view", START, "1"),
         Event("e2", "user-1", "user.opt_out", START + 1),
@@ -191,7 +191,7 @@ async def test_users_who_left_are_remembered() -> None:
 
 
 async def test_counted_anew_is_what_the_worker_published() -> None:
-    """With events of a time to come, types that weigh nothing, withdrawals and a late event among them."""
+    """Recounted popularity equals the worker's published counts, on a log with every special event."""
     settings = msgspec.structs.replace(SETTINGS, behaviours={**SETTINGS.behaviours, "dislike": 0.0})
     world = MemoryWorld()
     world.settings = settings

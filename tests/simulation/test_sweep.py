@@ -30,7 +30,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_each_value_of_a_sweep_is_a_policy(log: Path) -> None:
-    """The value in force gives the lists of the version as it is, another one others; all are judged alike."""
+    """The value in force gives the version's lists, another value gives others, and all are judged alike."""
     swept = ("--try", "prior_weight=1,40", "--try", "diversity=0.9")
     done = CliRunner().invoke(app, ["replay", str(log), *swept, "--out", "sweep"])
     assert done.exit_code == 0, done.output
@@ -64,7 +64,7 @@ def test_each_value_of_a_sweep_is_a_policy(log: Path) -> None:
     ],
 )
 def test_a_sweep_that_is_refused_is_one_line(log: Path, swept: str, message: str) -> None:
-    """It names the knobs, or what is wrong with the value; nothing is written."""
+    """A refused sweep is one line that names the knobs or the value, and nothing is written."""
     done = CliRunner().invoke(app, ["replay", str(log), "--try", swept, "--out", "sweep"])
     assert done.exit_code == 1
     assert message in done.stderr
@@ -73,7 +73,7 @@ def test_a_sweep_that_is_refused_is_one_line(log: Path, swept: str, message: str
 
 
 def test_a_version_without_lifts_cannot_weigh_them(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is one line, and nothing is written."""
+    """A sweep of a lift's weight is refused for a version without lifts, and nothing is written."""
     models = without_lifts(tmp_path / "models", Keys(tmp_path / "keys").private)
     monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(models))
     done = CliRunner().invoke(app, ["replay", str(log), "--try", "novelty_weight=0.2", "--out", "sweep"])

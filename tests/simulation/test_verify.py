@@ -44,7 +44,7 @@ def verifier(world: MemoryWorld, log: list[Record], repository: Path, topics: Si
 
 @pytest.mark.parametrize("away", [set(), {0, 1, 2}, {4}, {3, 4}])
 async def test_what_was_published_is_made_again(tmp_path: Path, away: set[int]) -> None:
-    """Lists, and the vectors in the store: they are of the last event that the encoder answered."""
+    """Verification makes again the published lists and the stored vectors, degraded lists included."""
     world, log = await lived(away=away)
     write_bundle(tmp_path, 1)
     check = verifier(world, log, tmp_path)
@@ -57,7 +57,7 @@ async def test_what_was_published_is_made_again(tmp_path: Path, away: set[int]) 
 
 
 async def test_lists_made_without_a_text_that_failed_are_made_again(tmp_path: Path) -> None:
-    """A list names the texts that the encoder could not place, so that it is known what stood where."""
+    """Verification leaves out the items whose texts failed for a list, as the list names them."""
     world = await MemoryWorld().start()
     write_bundle(tmp_path, 1)
     world.encoder.stumbles = {"poison"}
@@ -81,7 +81,7 @@ async def test_lists_made_without_a_text_that_failed_are_made_again(tmp_path: Pa
 
 
 async def test_a_degraded_list_of_another_history_is_found(tmp_path: Path) -> None:
-    """It is compared slot by slot, as any list is."""
+    """A degraded list of another history differs in its slots."""
     world, log = await lived(away={0, 1, 2, 3, 4})
     write_bundle(tmp_path, 1)
     check = verifier(world, [*log[:2], record(2, event(7, user="u0")), *log[3:]], tmp_path)
@@ -90,7 +90,7 @@ async def test_a_degraded_list_of_another_history_is_found(tmp_path: Path) -> No
 
 
 async def test_the_encoder_is_not_asked_for_what_it_did_not_answer(tmp_path: Path) -> None:
-    """A version that answers nobody, now as then, does not end the verification."""
+    """Verification does not encode users whose lists were degraded."""
     world, log = await lived(away={0, 1, 2, 3, 4})
     write_bundle(tmp_path, 1)
     world.encoder.broken = {1}

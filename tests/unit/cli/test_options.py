@@ -104,7 +104,8 @@ def test_a_running_stack_is_not_given_other_settings(stack: Path, monkeypatch: p
 
 def test_settings_survive_the_environment() -> None:
     """A worker started with `as_environment` has the same settings."""
-    settings = Settings(kafka="a:1", behaviours={"like": 2.5}, list_size=7, prior_weight=None, kafka_password="x=y")  # noqa: S106
+    login = {"kafka_security": "SASL_SSL", "kafka_username": "worker", "kafka_password": "x=y"}
+    settings = Settings(kafka="a:1", behaviours={"like": 2.5}, list_size=7, prior_weight=None, **login)
     assert load_settings(environ=as_environment(settings)) == settings
 
 
