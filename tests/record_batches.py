@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 
 import cramjam
@@ -62,6 +63,15 @@ def batch(
 def records(values: Sequence[tuple[bytes | None, bytes | None]], headers: Sequence[Header] = ()) -> bytes:
     """The payload of a batch: keys and values, all with the same headers."""
     return b"".join(record(number, key, value, headers) for number, (key, value) in enumerate(values))
+
+
+def legacy_message(offset: int, key: bytes | None, value: bytes | None, *, magic: int, codec: int = 0) -> bytes:
+    """A message of format 0 or 1, its value compressed by a codec."""
+    value = _COMPRESS[codec](value) if codec and value is not None else value
+    body = struct.pack(">bb", magic, codec) + (struct.pack(">q", 5) if magic else b"")
+    for raw in (key, value):
+        body += struct.pack(">i", -1 if raw is None else len(raw)) + (raw or b"")
+    return struct.pack(">qiI", offset, len(body) + 4, zlib.crc32(body)) + body
 
 
 def _lz4(data: bytes) -> bytes:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from freshet.core.events import Unreadable
 from freshet.core.state import empty_state, encode_state
+from freshet.ports import Record
 from freshet.settings import Settings
 
 USERS = [f"user-{number}".encode() for number in range(4000)]
@@ -161,3 +163,20 @@ def test_files_that_are_held_are_kept(open_store: Open, folder: Path) -> None:
         store._db_for_partition(0)
     held.close()
     assert None not in store.read_states(0, USERS)
+
+
+def test_a_recovery_leaves_out_what_is_no_state(open_store: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """A quarantined batch, garbage, a key that is not there: the states around them are taken, and each is told."""
+    store, good = open_store(), encode_state(empty_state(0))
+    values = [
+        (b"u1", good),
+        (b"u2", Unreadable("batch 1 to 1: garbage", 2)),
+        (b"u1", b"{"),
+        (None, good),
+        (b"u3", None),
+        (b"u4", good),
+    ]
+    records = [Record(offset, 0, key, value) for offset, (key, value) in enumerate(values)]
+    store._apply(0, records, 5)
+    assert store.read_states(0, [b"u1", b"u2", b"u3", b"u4"]) == [good, None, None, good]
+    assert [record.offset for record in caplog.records] == [1, 2, 3]

@@ -12,11 +12,13 @@ from typing import Any
 import cramjam
 import pytest
 from aiokafka.consumer import fetcher as aiokafka_fetcher
+from freshet.adapters import wire_batches
 from freshet.adapters.kafka_python import WireRecords
 from freshet.adapters.wire_batches import (
     EXPANDED_BYTES,
     MAX_BATCH_BYTES,
     WireBatches,
+    codec_faults,
     decompressed,
 )
 from freshet.core.events import Unreadable
@@ -24,7 +26,7 @@ from kafka.protocol.consumer import IsolationLevel
 from kafka.record import MemoryRecords
 from kafka.structs import TopicPartition
 
-from tests.record_batches import CODECS, batch, record, records
+from tests.record_batches import CODECS, batch, legacy_message, record, records
 
 VALUES = [(b"k%d" % number, b"v%d" % number) for number in range(3)]
 TP = TopicPartition("events", 0)
@@ -154,6 +156,7 @@ def test_a_fetch_ends_within_its_last_batch() -> None:
 
 READ_IN_BOUNDS = """
 import resource, sys
+from freshet.adapters import wire_batches
 from freshet.adapters.kafka_python import WireRecords
 from freshet.adapters.wire_batches import WireBatches
 data = open(sys.argv[1], "rb").read()
@@ -187,6 +190,42 @@ def test_a_fetch_of_many_bombs_ends_early(read: Any) -> None:
         assert len(found) <= 2
         offsets += [record.offset for record in found]
     assert offsets == list(range(10))
+
+
+@CLIENTS
+@pytest.mark.parametrize("magic", [0, 1])
+@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "zstd"])
+def test_messages_of_the_older_formats_are_read(read: Any, magic: int, codec: str) -> None:
+    """Alone and compressed together; offsets of the inner messages are relative in format 1."""
+    if codec == "none":
+        data = b"".join(legacy_message(n, *VALUES[n - 4], magic=magic) for n in (4, 5, 6))
+    else:
+        inner = [legacy_message(n if magic else n + 4, *VALUES[n], magic=magic) for n in range(3)]
+        data = legacy_message(6, None, b"".join(inner), magic=magic, codec=CODECS[codec])
+    found, following = read(data + batch(records(VALUES), 3, base=7), 5)
+    assert fields(found) == [(n, *VALUES[(n - 4) % 3]) for n in range(5, 10)]
+    assert following == 10
+
+
+@CLIENTS
+def test_a_broken_compressed_message_of_an_older_format_is_quarantined(read: Any) -> None:
+    """What does not decompress, holds half a message, or one compressed again, is told, and the rest is read."""
+    inner = legacy_message(0, *VALUES[0], magic=1)
+    for payload in (inner[:-3], legacy_message(0, None, inner, magic=1, codec=1), bytes(MAX_BATCH_BYTES + 1)):
+        broken = legacy_message(4, None, payload, magic=1, codec=1)
+        found, _ = read(broken + batch(records(VALUES), 3, base=5))
+        assert isinstance(found[0].value, Unreadable)
+        assert [one.offset for one in found] == [4, 5, 6, 7]
+
+
+def test_every_codec_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A codec that fails, or gives something else, is named."""
+    assert codec_faults() == []
+    monkeypatch.setitem(wire_batches._CODECS, 4, ("zstd", cramjam.gzip.decompress_into))
+    monkeypatch.setitem(wire_batches._CODECS, 2, ("snappy", lambda _data, _room: 0))
+    first, second = codec_faults()
+    assert first.startswith("snappy reads b''")
+    assert second.startswith("zstd cannot be decompressed")
 
 
 def test_decompressed_batches_are_whole() -> None:

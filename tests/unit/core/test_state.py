@@ -14,6 +14,7 @@ from freshet.core.state import (
     empty_state,
     encode_state,
     fold,
+    sound_state,
 )
 
 NOW = 1_700_000_000_000
@@ -176,3 +177,28 @@ def test_foreign_bytes_are_refused() -> None:
     for raw in (b"", b"junk", b"\x93\x01\x02\x03", b'{"partition":1}'):
         with pytest.raises(msgspec.DecodeError):
             decode_state(raw)
+
+
+def test_whatever_stands_on_the_changelog_is_a_sound_state_or_none() -> None:
+    """States of the fold are sound; those whose fields do not fit each other, or nowhere, are not."""
+    state = folded(*(event(number, "purchase", amount=2.5) for number in range(60)))
+    assert sound_state(encode_state(state)) == state
+    assert sound_state(encode_state(folded(event(1), event(2, ERASE)))) == folded(event(1), event(2, ERASE))
+    assert sound_state(encode_state(empty_state(0))) == empty_state(0)
+    changes: list[dict[str, object]] = [
+        {"time_log": b"1234567"},
+        {"item_log": state.item_log[:-1]},
+        {"type_log": "\x1fview\x1f"},
+        {"event_id_log": ""},
+        {"seen_log": "x"},
+        {"counts": {"view": 2**63}},
+        {"spend": {"view": float("nan")}},
+        {"last_ts": -1},
+        {"feature_ts": 2**62},
+        {"offset": -2},
+        {"consent": 7},
+    ]
+    for change in changes:
+        assert isinstance(sound_state(encode_state(msgspec.structs.replace(state, **change))), str), change
+    for damaged in (b"", b"{", b"\xc1", b"[" * 5000, encode_state(state)[:-3], b"\x91" * 5000):
+        assert isinstance(sound_state(damaged), str)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -56,30 +56,36 @@ def new_consumer(settings: Settings, **options: Any) -> KafkaConsumer:
     return consumer
 
 
-class Rereader:
-    """Reads records again whose headers confluent-kafka cannot give, for their names are not UTF-8."""
+class PartitionReader:
+    """Reads the partitions that it is told to, from the offsets that it is told; another client is in the group."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._consumer: KafkaConsumer | None = None
+        """Connect. Raises `KafkaError`."""
+        self._consumer = new_consumer(settings, auto_offset_reset="none")
 
-    def record(self, topic: str, partition: int, offset: int) -> Record:
-        """The record at an offset. Raises `KafkaError`, and `LookupError` where the record is gone."""
-        if self._consumer is None:
-            self._consumer = new_consumer(self._settings)
-        place = TopicPartition(topic, partition)
-        self._consumer.assign([place])
-        self._consumer.seek(place, offset)
-        while self._consumer.position(place) <= offset:
-            for record in self._consumer.poll(POLL_MS, max_records=1).get(place, ()):
-                if record.offset == offset:
-                    return record_of(record)
-        raise LookupError(f"offset {offset} of {topic}, partition {partition}, is gone")
+    def seek(self, positions: Mapping[tuple[str, int], int]) -> None:
+        """Go on with these partitions alone, by topic and number, each at its offset."""
+        self._consumer.assign([TopicPartition(*partition) for partition in positions])
+        for partition, offset in positions.items():
+            self._consumer.seek(TopicPartition(*partition), offset)
+
+    def read(self, most: int, seconds: float) -> Iterator[tuple[tuple[str, int], Record]]:
+        """What comes within a time, at most so many records. Raises `KafkaError`, also where an offset is gone."""
+        for partition, records in self._consumer.poll(int(seconds * 1000), max_records=most).items():
+            for record in records:
+                yield (partition.topic, partition.partition), record_of(record)
+
+    def position(self, topic: str, partition: int) -> int:
+        """The offset from which the next fetch reads."""
+        return int(self._consumer.position(TopicPartition(topic, partition)))
+
+    def end(self, topic: str, partition: int) -> int:
+        """The end of a partition by the last fetch; 0 before the first."""
+        return self._consumer.highwater(TopicPartition(topic, partition)) or 0
 
     def close(self) -> None:
         """Leave the broker."""
-        if self._consumer is not None:
-            self._consumer.close()
+        self._consumer.close()
 
 
 def record_of(record: Any) -> Record:

@@ -21,9 +21,10 @@ from mode import Service
 from rocksdict import WriteBatch
 
 from freshet.adapters.kafka import KafkaPublisher
-from freshet.core.state import decode_state
+from freshet.core.state import UserState, decode_state, sound_state
 from freshet.errors import FreshetError
 from freshet.ports import Message
+from freshet.process import metrics
 from freshet.process.watchdog import fail_fast
 
 ROCKSDB_OPTIONS: Mapping[str, Any] = {
@@ -92,13 +93,14 @@ class StateTables(TableManager):
 
 
 class RocksDBStore(Store):
-    """Faust's RocksDB store, mended in four places.
+    """Faust's RocksDB store, mended in five places.
 
     A partition folder that cannot be opened is deleted and rebuilt from the
     changelog; where it opens and cannot be read, the worker ends and the next start
     rebuilds it; a changelog record, of which a recovery gets runs, never replaces a
-    newer state, for a zombie worker may have written an older one behind it; and
-    one that cannot be taken ends the worker, where Faust logs it and waits for ever.
+    newer state, for a zombie worker may have written an older one behind it; one
+    that is no state, which no worker has written, is left out and told; and where
+    states cannot be taken the worker ends, where Faust logs it and waits for ever.
     """
 
     def _open_for_partition(self, partition: int) -> Any:
@@ -163,14 +165,14 @@ class RocksDBStore(Store):
 
     def _apply(self, partition: int, records: Sequence[Any], offset: int) -> None:
         """Write the newest value of each key among changelog records, where it is no older than the stored one."""
-        keys = list({record.key for record in records})
+        states = [(record, state) for record in records if (state := _state_of(record, partition)) is not None]
+        keys = list({record.key for record, _ in states})
         stored = self.read_states(partition, keys)
-        reached = dict(zip(keys, map(_source_offset, stored), strict=True))
+        reached = {key: decode_state(raw).offset if raw else -1 for key, raw in zip(keys, stored, strict=True)}
         newest: dict[bytes, bytes] = {}
-        for record in records:
-            source_offset = _source_offset(record.value)
-            if record.value is not None and source_offset >= reached[record.key]:
-                reached[record.key] = source_offset
+        for record, state in states:
+            if state.offset >= reached[record.key]:
+                reached[record.key] = state.offset
                 newest[record.key] = record.value
         self.write_states(partition, newest, offset)
 
@@ -200,8 +202,19 @@ def _no_space(path: Path) -> StateFilesError:
     return StateFilesError(f"no space left on the disk of {path}: free some, and start the worker again")
 
 
-def _source_offset(value: bytes | None) -> int:
-    return decode_state(value).offset if value else -1
+def _state_of(record: Any, partition: int) -> UserState | None:
+    """The state that a record of the changelog holds; None for a tombstone, and for what is told to be no state."""
+    if record.value is None:
+        return None
+    state = sound_state(record.value) if record.key else "no state: a record without a key"
+    if isinstance(state, UserState):
+        return state
+    metrics.REFUSED_STATES.inc()
+    log.error(
+        "a record of the changelog is left out: where a user's state was lost, their next events begin a new one",
+        extra={"partition": partition, "offset": record.offset, "why": state},
+    )
+    return None
 
 
 class StateTable(Table):

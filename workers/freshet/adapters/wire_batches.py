@@ -143,7 +143,7 @@ class PlainWireBatch(WireBatch):
 
 
 class LegacyWireBatch:
-    """A batch of format 0 or 1, which brokers before 4.0 may hold; a compressed one is quarantined."""
+    """A message of format 0 or 1, which brokers before 4.0 may hold, or a compressed one with others in it."""
 
     is_control_batch = False
     is_transactional = False
@@ -163,7 +163,8 @@ class LegacyWireBatch:
     def __iter__(self) -> Iterator[Any]:
         try:
             for record in _legacy_records(self._raw, self.magic):
-                yield ParsedRecord(record.offset, record.timestamp or 0, 0, record.key, record.value, [])
+                self.expanded += record.size_in_bytes
+                yield record
         except Exception as error:
             value = Unreadable(f"batch {self.base_offset}, format {self.magic}: {_why(error)}"[:500], self.next_offset)
             yield ParsedRecord(self.base_offset, 0, 0, None, value, [])
@@ -222,13 +223,48 @@ class PlainWireBatches(WireBatches):
     batch_type = PlainWireBatch
 
 
-def _legacy_records(raw: memoryview, magic: int) -> Iterator[Any]:
-    if raw[_LEGACY_ATTRIBUTES_AT] & _CODEC:
-        raise CorruptBatchError("compressed batches of this format are not read")
-    batch = LegacyRecordBatch(raw, magic)
-    if not batch.validate_crc():
+def _legacy_records(raw: memoryview, magic: int) -> Iterator[ParsedRecord]:
+    """The record of a message, or those in a compressed one, whose offsets count from its first in format 1."""
+    wrapper, codec = _legacy_record(raw, magic)
+    if not LegacyRecordBatch(raw.tobytes(), magic).validate_crc():
         raise CorruptBatchError("the checksum is wrong")
-    yield from batch
+    if not codec:
+        yield wrapper
+        return
+    inner = memoryview(_decompressed(wrapper.value or b"", codec))
+    found, at = [], 0
+    while at + _LENGTH.size <= len(inner):
+        offset, length = _LENGTH.unpack_from(inner, at)
+        end = at + _LENGTH.size + length
+        if end > len(inner) or end <= at + _LEGACY_ATTRIBUTES_AT:
+            raise CorruptBatchError(f"a message of {length} bytes")
+        record, nested = _legacy_record(inner[at:end], magic)
+        if nested:
+            raise CorruptBatchError("a compressed message within another")
+        found.append(record._replace(offset=offset))
+        at = end
+    shift = wrapper.offset - found[-1].offset if magic and found else 0
+    for record in found:
+        yield record._replace(offset=record.offset + shift)
+
+
+def _legacy_record(raw: memoryview, magic: int) -> tuple[ParsedRecord, int]:
+    """A message as it stands, and the number of the codec of its value."""
+    offset, _ = _LENGTH.unpack_from(raw)
+    attributes, at = raw[_LEGACY_ATTRIBUTES_AT], _LEGACY_ATTRIBUTES_AT + 1
+    timestamp, kind = 0, 0
+    if magic:
+        (timestamp,), kind, at = struct.unpack_from(">q", raw, at), attributes >> 3 & 1, at + 8
+    fields: list[bytes | None] = []
+    for _ in range(2):
+        (length,) = struct.unpack_from(">i", raw, at)
+        at += 4
+        if length > len(raw) - at:
+            raise CorruptBatchError(f"a field of {length} bytes")
+        fields.append(raw[at : at + length].tobytes() if length >= 0 else None)
+        at += max(0, length)
+    record = ParsedRecord(offset, max(0, timestamp), kind, fields[0], fields[1], [], size_in_bytes=len(raw))
+    return record, attributes & _CODEC
 
 
 def _wrong(raw: memoryview, magic: int) -> str:
@@ -246,19 +282,39 @@ def _why(error: Exception) -> str:
 
 def decompressed(raw: memoryview, codec: int) -> bytearray:
     """The batch as if it had been sent uncompressed. Raises `CorruptBatchError`."""
+    batch = _decompressed(raw[_HEADER.size :].tobytes(), codec, raw[: _HEADER.size].tobytes())
+    batch[_ATTRIBUTES_AT + 1] &= ~_CODEC & 0xFF
+    return batch
+
+
+def _decompressed(data: bytes, codec: int, before: bytes = b"") -> bytearray:
+    """What was compressed, behind the bytes `before`. Raises `CorruptBatchError`."""
     if codec not in _CODECS:
         raise CorruptBatchError(f"compression {codec} is unknown")
     name, decompress_into = _CODECS[codec]
-    batch = bytearray(_HEADER.size + MAX_BATCH_BYTES)  # the system gives memory to the pages that are written
-    batch[: _HEADER.size] = raw[: _HEADER.size]
-    batch[_ATTRIBUTES_AT + 1] &= ~_CODEC & 0xFF
+    whole = bytearray(len(before) + MAX_BATCH_BYTES)  # the system gives memory to the pages that are written
+    whole[: len(before)] = before
     try:
-        with memoryview(batch)[_HEADER.size :] as room:
-            size = decompress_into(raw[_HEADER.size :].tobytes(), room)
+        with memoryview(whole)[len(before) :] as room:
+            size = decompress_into(data, room)
     except Exception as error:  # cramjam's own, struct.error
         raise CorruptBatchError(f"{name} cannot be decompressed to {MAX_BATCH_BYTES} bytes at most: {error}") from None
-    del batch[_HEADER.size + size :]
-    return batch
+    del whole[len(before) + size :]
+    return whole
+
+
+def codec_faults() -> list[str]:
+    """What keeps this process from reading compressed batches, a sentence a codec."""
+    faults = []
+    for codec, sample in _SAMPLES.items():
+        try:
+            read = bytes(_decompressed(sample, codec))
+        except CorruptBatchError as error:
+            faults.append(str(error))
+        else:
+            if read != _SAMPLE:
+                faults.append(f"{_CODECS[codec][0]} reads {read!r} for {_SAMPLE!r}")
+    return faults
 
 
 def _snappy_into(data: bytes, room: memoryview) -> int:
@@ -289,6 +345,15 @@ _CODECS: Mapping[int, tuple[str, Callable[[bytes, memoryview], int]]] = {
     4: ("zstd", cramjam.zstd.decompress_into),
 }
 """Codecs by their number in a batch's attributes."""
+
+_SAMPLE = b"freshet" * 4
+_SAMPLES: Mapping[int, bytes] = {
+    1: b"\x1f\x8b\x08\0\0\0\0\0\0\xffK+J-\xceH-I\xc3F\x01\0\xb4\x16B4\x1c\0\0\0",
+    2: b"\x1c\x18freshetR\x07\0",
+    3: b'\x04"M\x18p@\xad\x10\0\0\0|freshet\x07\0Peshet\xf0\x93\xf6R\0\0\0\0',
+    4: b"(\xb5/\xfd \x1cm\0\x008freshet\x01\0\xfa\x8a\x11",
+}
+"""`_SAMPLE` as each codec compresses it."""
 
 
 def _tolerant_records(raw: bytes) -> Iterator[ParsedRecord]:

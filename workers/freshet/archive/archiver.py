@@ -1,8 +1,9 @@
 """The archiver: a worker role that writes the events and the side inputs to Parquet, every record exactly once.
 
-The archiver is a plain consumer whose group shares the partitions out. The files of a partition say where the
-partition goes on (`archive.chain`). Group offsets are committed for lag monitors alone. Whatever the group offsets
-say, no row is lost or doubled.
+The archiver's group shares the partitions out. The files of a partition say where the partition goes on
+(`archive.chain`). Group offsets are committed for lag monitors alone. Whatever the group offsets say, no row is lost
+or doubled. librdkafka is the member of the group and fetches nothing: its decompression has no bound, and a batch
+that it cannot read ends it. The records are read as the worker reads them (`adapters.wire_batches`).
 
 When a file brings a `user.erase`, the archiver takes that user's records out of every file up to the event. The
 archiver does so after a restart, too.
@@ -11,21 +12,19 @@ archiver does so after a restart, too.
 from __future__ import annotations
 
 import logging
-import operator
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from freshet.adapters.kafka import client_config
-from freshet.adapters.kafka_python import Rereader
+from freshet.adapters.kafka_python import PartitionReader
 from freshet.adapters.topics import missing_topics
 from freshet.archive.appender import Appender
 from freshet.archive.chain import ArchiveError, Chain
@@ -98,8 +97,9 @@ class Archiver:
         self._joined = False
         self._away = ""
         self._reported = 0.0
-        self._rereader = Rereader(settings)
-        self._consumer = Consumer(
+        self._moved = False
+        self._reader = PartitionReader(settings)
+        self._member = Consumer(
             client_config(settings)
             | {
                 "group.id": f"{settings.group}-archive",
@@ -107,19 +107,19 @@ class Archiver:
                 "session.timeout.ms": int(SESSION_SECONDS * 1000),
                 "partition.assignment.strategy": "cooperative-sticky",
                 "enable.auto.commit": False,
-                "auto.offset.reset": "error",
                 "error_cb": self._on_error,
             }
         )
 
     def run(self, stopping: threading.Event) -> None:
         """Archive until `stopping` is set, then finish every file."""
-        self._consumer.subscribe(
+        self._member.subscribe(
             list(self._encoders), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost
         )
         while not stopping.is_set():
-            for message in self._consumer.consume(FETCH_RECORDS, FETCH_SECONDS):
-                self._take(message)
+            self._keep_membership()
+            for partition, record in self._reader.read(FETCH_RECORDS, FETCH_SECONDS) if self._partitions else ():
+                self._take(partition, record)
             now = time.monotonic()
             for archived in self._partitions.values():
                 if not archived.appender.is_empty and now - archived.since >= self._settings.archive_roll:
@@ -129,8 +129,8 @@ class Archiver:
                 self._report()
         for archived in self._partitions.values():
             archived.appender.cut()
-        self._consumer.close()
-        self._rereader.close()
+        self._member.close()
+        self._reader.close()
 
     def abandon(self) -> None:
         """Leave out what is in no finished file."""
@@ -138,25 +138,22 @@ class Archiver:
             archived.appender.abandon()
         self._partitions.clear()
 
-    def _take(self, message: Any) -> None:
-        if (error := message.error()) is not None:
-            if not error.retriable():
-                raise KafkaException(error)
+    def _keep_membership(self) -> None:
+        """Take part in the group; where partitions came or went, the reader goes on with those that are here."""
+        message = self._member.poll(0 if self._partitions else FETCH_SECONDS)
+        if message is not None and (error := message.error()) is not None and not error.retriable():
+            raise KafkaException(error)
+        if self._moved:
+            self._moved = False
+            self._reader.seek({partition: archived.appender.next for partition, archived in self._partitions.items()})
+
+    def _take(self, partition: tuple[str, int], record: Record) -> None:
+        archived = self._partitions[partition]
+        if record.offset < archived.appender.next:
             return
-        archived = self._partitions.get((message.topic(), message.partition()))
-        if archived is None or message.offset() < archived.appender.next:
-            return  # fetched before the partition was revoked
-        record = self._record(message)
         if archived.appender.is_empty:
             archived.since = time.monotonic()
         archived.appender.take(record.offset, record.timestamp, len(record.value or b""), record)
-
-    def _record(self, message: Any) -> Record:
-        try:
-            headers = operator.call(message.headers) or ()  # called so, an error that is set beside a result is raised
-        except (UnicodeDecodeError, SystemError):
-            return self._rereader.record(message.topic(), message.partition(), message.offset())
-        return Record(message.offset(), message.timestamp()[1], message.key(), message.value(), headers)
 
     def _event_rows(self, chain: Chain, records: Sequence[Record]) -> pa.Table:
         """Make the rows of the next file. Its erasures are noted before the file counts."""
@@ -177,7 +174,7 @@ class Archiver:
         """A file is finished: tell the group, take out whom it erases, and merge small files."""
         metrics.ARCHIVED.labels(tp.topic).inc(count)
         metrics.ARCHIVE_FILES.labels("added").inc()
-        self._consumer.commit(offsets=[TopicPartition(tp.topic, tp.partition, chain.end())], asynchronous=True)
+        self._member.commit(offsets=[TopicPartition(tp.topic, tp.partition, chain.end())], asynchronous=True)
         self._erase(chain)
         metrics.ARCHIVE_FILES.labels("merged").inc(chain.merge(self._file_size))
 
@@ -200,23 +197,27 @@ class Archiver:
                     extra={"topic": tp.topic, "partition": tp.partition, "first": end, "last": low - 1},
                 )
                 metrics.ARCHIVE_LOST.labels(tp.topic).inc(low - end)
-            tp.offset = max(end, low)
+            start = max(end, low)
             encode = partial(self._encoders[tp.topic], chain)
             added = partial(self._added, chain, tp)
             self._partitions[tp.topic, tp.partition] = _ArchivedPartition(
-                Appender(chain, encode, self._file_size, added, tp.offset)
+                Appender(chain, encode, self._file_size, added, start)
             )
-        self._joined = True
+            tp.offset = OFFSET_END
+        self._joined = self._moved = True
         consumer.incremental_assign(partitions)
+        consumer.pause(partitions)
 
     def _revoked(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Finish the files of partitions that another archiver takes over: it goes on where the files end."""
+        self._moved = True
         for tp in partitions:
             if (archived := self._partitions.pop((tp.topic, tp.partition), None)) is not None:
                 archived.appender.cut()
 
     def _lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Another archiver has taken partitions over already."""
+        self._moved = True
         for tp in partitions:
             if (archived := self._partitions.pop((tp.topic, tp.partition), None)) is not None:
                 archived.appender.abandon()
@@ -229,13 +230,13 @@ class Archiver:
         """Renew the verdicts and the lag."""
         if self._away:
             try:
-                self._consumer.list_topics(self._settings.events_topic, timeout=1)
+                self._member.list_topics(self._settings.events_topic, timeout=1)
                 self._away = ""
             except KafkaException as error:
                 self._away = error.args[0].str()
         self._health.renew({"kafka": self._away or "ok", "group": "ok" if self._joined else "joining"})
         for (topic, partition), archived in self._partitions.items():
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+            high = self._reader.end(topic, partition)
             metrics.ARCHIVE_LAG.labels(topic, partition).set(max(0, high - archived.appender.end))
 
 

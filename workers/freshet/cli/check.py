@@ -96,6 +96,14 @@ def _kafka(settings: Settings) -> str:
     return f"{settings.kafka}, {len(counts)} topics, {events} partitions of events, {lists} of recommendations"
 
 
+def _codecs(_settings: Settings) -> str:
+    from freshet.adapters.wire_batches import codec_faults
+
+    if faults := codec_faults():
+        raise Failed(f"{'; '.join(faults)}: install the locked cramjam again")
+    return "batches compressed by gzip, snappy, lz4 and zstd are read"
+
+
 def _triton(settings: Settings) -> str:
     import tritonclient.grpc as client
     from tritonclient.utils import InferenceServerException
@@ -157,6 +165,7 @@ def _bundle(settings: Settings) -> str:
 
 TESTS: dict[str, Callable[[Settings], str]] = {
     "kafka": _kafka,
+    "codecs": _codecs,
     "triton": _triton,
     "features": _features,
     "bundle": _bundle,

@@ -1,22 +1,26 @@
-"""The records of a topic, read outside any consumer group."""
+"""The records of a topic, read outside any consumer group, as the worker reads them (`adapters.wire_batches`)."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from kafka.errors import KafkaError
 from kafka.partitioner.default import murmur2
 
-from freshet.client.connection import ANSWER_SECONDS, ClientError, connect, failed
+from freshet.adapters.kafka_python import PartitionReader
+from freshet.client.connection import ANSWER_SECONDS, ClientError, ConnectionFailedError, connect, failed
 from freshet.settings import Settings
 
 POLL_SECONDS = 0.1
 """Between two looks at whether the reader was closed."""
 STALLED_SECONDS = 15.0
 """A read that brings nothing for this long has failed."""
+FETCH_RECORDS = 500
 FIRST_WINDOW = 2_000
 WINDOW_GROWTH = 4
 
@@ -31,10 +35,6 @@ class TopicRecord(NamedTuple):
     value: bytes | None
 
 
-END = TopicRecord(-1, -1, -1, None, None)
-"""Stands for the end of a partition."""
-
-
 class TopicReader:
     """Reads one topic, or one key of it: what comes, what is there, or the newest records."""
 
@@ -46,12 +46,14 @@ class TopicReader:
         options = {
             "group.id": "freshet-client",  # librdkafka wants one; nothing is committed
             "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "fetch.wait.max.ms": 100,
         }
-        self._consumer: Consumer
-        self._consumer, self._partitions = connect(Consumer, settings, topic, **options)
+        self._watermarks_of: Consumer
+        self._watermarks_of, self._partitions = connect(Consumer, settings, topic, **options)
+        try:
+            self._reader = PartitionReader(settings)
+        except KafkaError as error:
+            raise ConnectionFailedError(f"Kafka at {settings.kafka} does not answer ({error})") from None
+        self._fetched: deque[TopicRecord] = deque()
         self._lock = threading.Lock()
         self._closing = threading.Event()
 
@@ -70,7 +72,7 @@ class TopicReader:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._closing.is_set():
             record = self._poll()
-            if record is not None and record is not END and self._key in {None, record.key}:
+            if record is not None and self._key in {None, record.key}:
                 return record
             if deadline is not None and time.monotonic() >= deadline:
                 return None
@@ -103,7 +105,8 @@ class TopicReader:
         if not self._closing.is_set():
             self._closing.set()
             with self._lock:
-                self._consumer.close()
+                self._reader.close()
+                self._watermarks_of.close()
 
     def __enter__(self) -> Self:
         return self
@@ -125,35 +128,38 @@ class TopicReader:
         while start < end and not self._closing.is_set():
             record = self._poll()
             if record is None:
+                if self._reader.position(self._topic, partition) >= end:
+                    return  # what stands there are markers, or compaction took it
                 if time.monotonic() - moved > STALLED_SECONDS:
                     raise ClientError(f"reading {self._topic} of {self._settings.kafka} stalled at offset {start}")
                 continue
-            if record is END or record.offset >= end:
+            if record.offset >= end:
                 return
             start, moved = record.offset + 1, time.monotonic()
             yield record
 
     def _poll(self) -> TopicRecord | None:
-        """The next record, or `END`; None for nothing yet."""
+        """The next record; None for nothing yet. Raises `ClientError`."""
         with self._lock:
-            message: Any = None if self._closing.is_set() else self._consumer.poll(POLL_SECONDS)
-        if message is None:
-            return None
-        error = message.error()
-        if error is None:
-            timestamp = message.timestamp()[1]
-            return TopicRecord(message.partition(), message.offset(), timestamp, message.key(), message.value())
-        if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - its public name
-            return END
-        raise failed(self._settings, error)
+            if not self._fetched and not self._closing.is_set():
+                try:
+                    for (_, partition), record in self._reader.read(FETCH_RECORDS, POLL_SECONDS):
+                        fields = record.offset, record.timestamp, record.key, record.value
+                        self._fetched.append(TopicRecord(partition, *fields))
+                except KafkaError as error:
+                    raise ClientError(f"reading {self._topic} of {self._settings.kafka} failed: {error}") from None
+            return self._fetched.popleft() if self._fetched else None
 
     def _assign(self, *starts: tuple[int, int]) -> None:
-        self._consumer.assign([TopicPartition(self._topic, partition, offset) for partition, offset in starts])
+        self._fetched.clear()
+        self._reader.seek({(self._topic, partition): offset for partition, offset in starts})
 
     def _watermarks(self, partition: int) -> tuple[int, int]:
         """The first offset, and the one after the last."""
         try:
-            start, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), ANSWER_SECONDS)
+            start, end = self._watermarks_of.get_watermark_offsets(
+                TopicPartition(self._topic, partition), ANSWER_SECONDS
+            )
         except KafkaException as error:
             raise failed(self._settings, error.args[0]) from None
         return int(start), int(end)

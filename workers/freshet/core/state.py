@@ -14,7 +14,8 @@ from enum import IntEnum
 
 import msgspec
 
-from freshet.core.events import CONTROL_TYPES, ERASE, ID_SEPARATOR, MAX_ID_LENGTH, OPT_IN, OPT_OUT, Event
+from freshet.core.decoding import Undecodable, decode
+from freshet.core.events import CONTROL_TYPES, ERASE, ID_SEPARATOR, MAX_ID_LENGTH, MAX_TS_MS, OPT_IN, OPT_OUT, Event
 
 HISTORY = 50
 """Recent events kept per user unless the settings say otherwise; a model version reads the last of them."""
@@ -268,3 +269,27 @@ def encode_state(state: UserState) -> bytes:
 def decode_state(raw: bytes) -> UserState:
     """Inverse of `encode_state`. Raises `msgspec.DecodeError` on foreign bytes."""
     return _decoder.decode(raw)
+
+
+def sound_state(raw: bytes) -> UserState | str:
+    """Decode bytes that somebody else may have put on the changelog, or say in a sentence why they are no state.
+
+    A state that is let in can be folded, featurised and written: its logs fit each other, its numbers fit everywhere.
+    """
+    state = decode(_decoder, raw)
+    if isinstance(state, Undecodable):
+        return f"no state: {state.why}"
+    logs = [log.count(ID_SEPARATOR) - 1 for log in (state.item_log, state.type_log)]
+    if len(state.time_log) % 8 or logs != [state.length] * 2:
+        return f"no state: {logs[0]} items, {logs[1]} types and {len(state.time_log)} bytes of times"
+    if not all(_is_joined(log) for log in (state.item_log, state.type_log, state.event_id_log, state.seen_log)):
+        return "no state: a sequence without its separators"
+    numbers = [state.partition, state.offset, state.folded, *state.counts.values(), *state.spend.values()]
+    latest = [state.last_ts, state.feature_ts // 1000, *(state.times if state.length else ())]
+    if not all(-1 <= number < 2**63 for number in numbers) or not all(0 <= ts <= 2 * MAX_TS_MS for ts in latest):
+        return "no state: a number out of range"
+    return state
+
+
+def _is_joined(log: str) -> bool:
+    return log[:1] == log[-1:] == ID_SEPARATOR

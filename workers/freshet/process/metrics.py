@@ -22,6 +22,9 @@ SKIPPED = Counter("freshet_events_skipped_total", "Events that changed no state.
 STATES_FULL = Counter(
     "freshet_states_full_total", "States written whose history or seen items had no room left (LOG_CHARS)."
 )
+REFUSED_STATES = Counter(
+    "freshet_refused_states_total", "Records of the changelog that a recovery left out, for they are no states."
+)
 REFUSED = Counter("freshet_refused_records_total", "Outputs that the broker refused as too large.", ["topic"])
 DEAD_LETTERS = Counter("freshet_dead_letters_total", "Records sent to the dead-letter topic.", ["reason"])
 LISTS = Counter("freshet_lists_published_total", "Recommendation lists published.", ["kind"])
