@@ -331,9 +331,9 @@ def feast(tmp_path: Path) -> Callable[[Settings], object]:
 
 
 class Topic:
-    """A consumer of one partition with one large record a fetch; a fetch takes ten seconds."""
+    """A member of a group that has one partition, and its reader: one large record a fetch, of ten seconds."""
 
-    def __init__(self, _config: object) -> None:
+    def __init__(self, _settings: object) -> None:
         self.fetches = 0
         self.commits: list[int] = []
 
@@ -341,15 +341,11 @@ class Topic:
         """Assign the first partition at once."""
         on_assign(self, [TopicPartition(topics[0], 0)])
 
-    def consume(self, *_: object) -> list[Any]:
+    def read(self, *_: object) -> list[Any]:
         """One record more."""
         self.fetches += 1
-        message, offset = Mock(), self.fetches - 1
-        message.error.return_value = None
-        message.topic.return_value, message.partition.return_value, message.offset.return_value = "events", 0, offset
-        message.timestamp.return_value, message.key.return_value, message.headers.return_value = (1, offset), b"k", None
-        message.value.return_value = random.Random(offset).randbytes(300_000)
-        return [message]
+        offset = self.fetches - 1
+        return [(("events", 0), Record(offset, offset, b"k", random.Random(offset).randbytes(300_000)))]
 
     def get_watermark_offsets(self, *_: object, **__: object) -> tuple[int, int]:
         """It began empty."""
@@ -359,11 +355,14 @@ class Topic:
         """Keep where a file ended."""
         self.commits.append(offsets[0].offset)
 
-    def incremental_assign(self, _partitions: object) -> None:
+    def end(self, *_: object) -> int:
+        """All is read."""
+        return self.fetches
+
+    def nothing(self, *_: object) -> None:
         """Nothing to do."""
 
-    def close(self) -> None:
-        """Nothing to do."""
+    incremental_assign = pause = poll = seek = close = nothing
 
 
 @pytest.fixture
@@ -371,18 +370,19 @@ def archived(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Setti
     """Where an archiver's files end, and where they lie."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(archiver, "Consumer", Topic)
+    monkeypatch.setattr(archiver, "PartitionReader", Topic)
     monkeypatch.setattr("freshet.archive.appender.ROW_GROUP_BYTES", 1)
 
     def observe(settings: Settings) -> object:
         running = archiver.Archiver(settings, Health())
-        monkeypatch.setattr(archiver.time, "monotonic", lambda: running._consumer.fetches * 10.0)
+        monkeypatch.setattr(archiver.time, "monotonic", lambda: running._reader.fetches * 10.0)
         stopping = Mock()
-        stopping.is_set = lambda: running._consumer.fetches == 20
+        stopping.is_set = lambda: running._reader.fetches == 20
         running.run(stopping)
         folders = [str(folder) for folder in tmp_path.iterdir()]
         for folder in folders:
             shutil.rmtree(folder)
-        return running._consumer.commits, folders
+        return running._member.commits, folders
 
     return observe
 

@@ -102,6 +102,26 @@ async def test_the_promoted_version_is_live_from_the_start(encoder: FakeEncoder,
     assert model.live.version == 2
 
 
+async def test_a_promoted_version_that_is_not_there_stops_no_start(encoder: FakeEncoder, tmp_path: Path) -> None:
+    """The version before begins, or the given one where there is none; the missing one follows when it is there."""
+    write_bundle(tmp_path, 1)
+    model = LiveModel(encoder, tmp_path)
+    model.apply_models([promoted(0, 1), promoted(1, 2)])
+    await model.start()
+    assert model.live is not None
+    assert model.live.version == 1
+    alone = LiveModel(encoder, tmp_path)
+    alone.apply_models([promoted(0, 2)])
+    with pytest.raises(BundleError):
+        await alone.start()
+    await alone.start(1)
+    assert alone.live is not None
+    assert alone.live.version == 1
+    write_bundle(tmp_path, 2, NEWER_ITEMS)
+    async with running(alone):
+        await until(lambda: alone.live is not None and alone.live.version == 2)
+
+
 async def test_no_version_is_no_start(encoder: FakeEncoder, tmp_path: Path) -> None:
     """A worker without a usable bundle does not start."""
     with pytest.raises(BundleError):

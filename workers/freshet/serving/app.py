@@ -25,7 +25,7 @@ from freshet.adapters.state_table import PartitionState, StateTable, StateTables
 from freshet.adapters.topics import side_input_faults
 from freshet.adapters.triton import TritonEncoder
 from freshet.adapters.triton_address import TritonAddress
-from freshet.bundle.bundle import version_numbers
+from freshet.bundle.bundle import BundleError, version_numbers
 from freshet.core.rollout import MODEL
 from freshet.errors import FreshetError
 from freshet.ports import Unavailable
@@ -150,7 +150,11 @@ class Runtime:
             SideInputReader(settings, settings.popularity_topic, self.model.apply_popularity),
         ]
         await asyncio.gather(*(reader.start() for reader in self.readers))
-        await self.model.start(self.model.promoted or await first_version(settings, self.encoder, self.model.steps))
+        try:
+            await self.model.start()
+        except BundleError as error:
+            log.info("the newest version begins", extra={"why": str(error)})
+            await self.model.start(await first_version(settings, self.encoder, self.model.steps))
         self.trial_encoder = TritonEncoder(TritonAddress.of(settings), settings.triton_deadline, once=True)
         instance = instance_id(settings.group, settings.data_dir)
         self.trial = CanaryAnalysis(settings, self.model, self.trial_encoder, self.publisher, instance)
@@ -345,15 +349,18 @@ class WorkerApp(faust.App):
 
 
 async def first_version(settings: Settings, encoder: TritonEncoder, known: Container[int]) -> int:
-    """The version to begin with where none was ever promoted: the newest that Triton has ready and nobody tries.
+    """The version to begin with where no promoted one can: the newest that Triton has ready and nobody tries.
 
-    Raises `StartError`.
+    Where there is no such version, the newest that is ready: a record of a rollout stops no worker. Raises
+    `StartError`.
     """
     why = ""
     folder = Path(settings.model_repository) / MODEL
     for _ in range(FIRST_TRIES):
+        versions = version_numbers(folder)
         try:
-            found = await encoder.newest([version for version in version_numbers(folder) if version not in known])
+            found = await encoder.newest([version for version in versions if version not in known])
+            found = found or await encoder.newest(versions)
         except Unavailable as error:
             why = str(error)
         else:
@@ -361,4 +368,4 @@ async def first_version(settings: Settings, encoder: TritonEncoder, known: Conta
                 return found
             why = f"Triton at {settings.triton} has no version of {MODEL} ready"
         await asyncio.sleep(HEALTH_SECONDS)
-    raise StartError(f"no version was promoted on topic {settings.models_topic}, and {why}")
+    raise StartError(f"no version that topic {settings.models_topic} promotes can be served, and {why}")

@@ -228,25 +228,35 @@ class LiveModel:
         for live in self._ready.values():
             live.side_inputs = self._side_inputs(live.unembedded, live.skipped)
 
-    async def start(self, first: int) -> None:
-        """Make the first version live: the promoted one, or `first` where none was.
+    async def start(self, first: int | None = None) -> None:
+        """Make the first version live: the one promoted last that can be loaded, or else `first`.
 
-        A candidate has its part from the start too, unless it cannot be loaded.
-        Cold items follow in the background (`run`). Raises `BundleError`.
+        A promoted version that cannot be loaded follows once it can. A candidate has its part from the start too,
+        unless it cannot be loaded. Cold items follow in the background (`run`). Raises `BundleError`.
         """
-        self._first = first
-        for version in self._wanted():
-            try:
-                bundle = await asyncio.to_thread(self._load, version)
-            except BundleError as error:
-                if self.live is None:
-                    raise
-                log.warning("the candidate waits", extra={"why": str(error)})
-                self._work.set()
-            else:
-                self._make_ready(bundle, self._space(bundle), self._before_start, {})
+        for version in [*self._versions.promoted, first]:
+            if version is not None and self.live is None:
+                self._first = version
+                await self._load_first(version, is_last=version == first)
+        if self.live is None:
+            raise BundleError(f"none of the promoted versions {self._versions.promoted} can be loaded")
+        candidate = self._versions.candidate
+        if candidate is not None and candidate.version not in self._ready:
+            await self._load_first(candidate.version, is_last=False)
         self._arriving = [texts for texts in self._arriving if texts is not self._before_start]
         self._before_start = deque()
+
+    async def _load_first(self, version: int, *, is_last: bool) -> None:
+        """Make a version ready, or say why it waits. Raises `BundleError` where no other version could be live."""
+        try:
+            bundle = await asyncio.to_thread(self._load, version)
+        except BundleError as error:
+            if is_last:
+                raise
+            log.error("a version waits", extra={"version": version, "why": str(error)})  # noqa: TRY400 - it says why
+            self._work.set()
+        else:
+            self._make_ready(bundle, self._space(bundle), self._before_start, {})
 
     async def caught_up(self) -> None:
         """Wait, not for ever, until every version that has a part by the records is ready.
@@ -333,6 +343,8 @@ class LiveModel:
         """Give the versions that are ready the parts that the records say; the live one stays until another is."""
         wanted = self._wanted()
         live = self._ready.get(wanted[0]) if wanted else None
+        if live is None and self.live is None:
+            live = self._ready.get(self._first)
         if live is not None and live is not self.live:
             self.live = live
             metrics.MODEL_VERSION.set(live.version)
