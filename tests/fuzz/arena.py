@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from deploy.local import Stack
 from tests.fuzz.batches import TS, Batch
 from tests.integration.world import World, chains_end, until
-from tests.raw_batches import batch, produce, records
+from tests.record_batches import batch, produce, records
 
 VERB_SECONDS = 120.0
 VERBS: Sequence[Sequence[str]] = (

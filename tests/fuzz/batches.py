@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 from freshet.core.state import empty_state
 
-from tests.raw_batches import CODECS, Header, batch, record
+from tests.record_batches import CODECS, Header, batch, record
 
 TOPICS = ("events", "items", "models", "popularity", "changelog", "recommendations", "events.dlq")
 WEIGHTS = (8, 4, 2, 2, 3, 1, 1)

@@ -17,6 +17,8 @@ from tests.altered_bundles import Keys, without_lifts
 def test_check_masks_secrets_and_names_each_failing_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`check --json` masks the password, gives each part a verdict, and exits with 1."""
     monkeypatch.setattr("freshet.adapters.kafka_python.BOOTSTRAP_SECONDS", 0.3)
+    monkeypatch.setenv("FRESHET_KAFKA_SECURITY", "SASL_SSL")
+    monkeypatch.setenv("FRESHET_KAFKA_USERNAME", "ann")
     monkeypatch.setenv("FRESHET_KAFKA_PASSWORD", "hunter2")
     monkeypatch.setenv("FRESHET_KAFKA", "127.0.0.1:1")
     monkeypatch.setenv("FRESHET_TRITON", "127.0.0.1:1")
