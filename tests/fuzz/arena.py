@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from deploy.local import Stack
 from tests.fuzz.batches import TS, Batch
-from tests.integration.world import World, chains_end, until
+from tests.integration.deployment import Deployment, chains_end, until
 from tests.record_batches import batch, produce, records
 
 VERB_SECONDS = 120.0
@@ -49,8 +49,8 @@ VERBS: Sequence[Sequence[str]] = (
 )
 
 
-class Arena(World):
-    """A world of one partition whose good events must be folded, whatever else is on its topics."""
+class Arena(Deployment):
+    """A deployment of one partition whose good events must be folded, whatever else is on its topics."""
 
     def __init__(self, stack: Stack, folder: Path, name: str) -> None:
         super().__init__(stack, folder, name, 1)
