@@ -22,7 +22,7 @@ pytestmark = pytest.mark.integration
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
-ROUND = 150
+ROUND = 80
 """Batches of a round; the reading of all that is there is the greater part of its time."""
 
 
