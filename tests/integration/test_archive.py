@@ -215,7 +215,7 @@ def test_every_record_is_archived_once(archivers: Archivers) -> None:
 
 
 def test_items_are_archived_and_what_retention_took_is_told(archivers: Archivers) -> None:
-    """The catalogue is archived beside; offsets deleted before they could be are logged, and a replay says so."""
+    """The catalogue is archived, and lost offsets are logged and named by a replay."""
     archivers._producer.send(archivers.items, b'{"item_id":"i1","title":"Alien"}', b"i1")
     for _ in range(300):
         archivers.send()
@@ -251,7 +251,7 @@ def test_items_are_archived_and_what_retention_took_is_told(archivers: Archivers
 
 
 def test_topics_that_are_not_there_are_named(archivers: Archivers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one line each, by the archiver and by a replay, and so is a topic that holds nothing."""
+    """The archiver and a replay name a missing topic in one line, and a replay names an empty topic."""
     environment = archivers.environment | {"FRESHET_ITEMS_TOPIC": "nowhere"}
     result = CliRunner().invoke(app, ["archive"], env=environment)
     assert result.exit_code == 1

@@ -87,7 +87,7 @@ def made(user: str, offset: int) -> bytes:
 
 
 def test_produce_keys_by_user_and_loses_no_good_line(stack: Stack, topics: dict[str, str], tmp_path: Path) -> None:
-    """Each user's events are in their partition, in order; bad lines are named and make the status 1."""
+    """`produce` keeps each user's order in the user's partition, and bad lines are named with status 1."""
     lines = [encode_event(event(n, f"u{n % 7}")) for n in range(200)]
     file = tmp_path / "events.jsonl"
     file.write_bytes(b"\n".join([*lines[:50], b"nonsense", *lines[50:]]) + b"\n")
@@ -104,7 +104,7 @@ def test_produce_keys_by_user_and_loses_no_good_line(stack: Stack, topics: dict[
 
 
 def test_produce_keeps_its_rate(stack: Stack, topics: dict[str, str]) -> None:
-    """`--rate` paces the lines, and `--strict` stops at a bad one with the others sent."""
+    """`--rate` paces the lines, and `--strict` stops at a bad line."""
     lines = b"\n".join(encode_event(event(n, "u")) for n in range(20))
     began = time.monotonic()
     assert freshet("produce", "-", "--rate", "20", stdin=lines).exit_code == 0
@@ -116,7 +116,7 @@ def test_produce_keeps_its_rate(stack: Stack, topics: dict[str, str]) -> None:
 
 
 def test_produce_items_and_raw(stack: Stack, topics: dict[str, str]) -> None:
-    """Catalogue lines go to the items topic by item; raw lines go out as they are."""
+    """Catalogue lines go to the items topic by item id, and raw lines go out unchanged."""
     assert freshet("produce", "-", "--items", stdin='{"item_id":"i1","title":"One"}\n').exit_code == 0
     assert [(r.key, r.value) for r in read_topic(stack.bootstrap, topics["items"])] == [
         (b"i1", b'{"item_id":"i1","title":"One"}')
@@ -126,7 +126,7 @@ def test_produce_items_and_raw(stack: Stack, topics: dict[str, str]) -> None:
 
 
 def test_a_missing_topic_is_one_line(topics: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """No verb waits for a topic that is not there."""
+    """Every verb names a missing topic in one line."""
     for name in ("EVENTS", "RECOMMENDATIONS", "DLQ"):
         monkeypatch.setenv(f"FRESHET_{name}_TOPIC", "no-such-topic")
     for arguments in (["produce", "-"], ["tail"], ["dlq", "list"], ["dlq", "replay"]):
@@ -137,7 +137,7 @@ def test_a_missing_topic_is_one_line(topics: dict[str, str], monkeypatch: pytest
 
 
 def test_tail_shows_one_user_or_all(producer: KafkaProducer, topics: dict[str, str]) -> None:
-    """JSON has the whole list, the pretty form titles and reasons; a tombstone is an erased user."""
+    """`tail` shows whole lists as JSON, and titles, reasons and erasures in the pretty form."""
     freshet("produce", "-", "--items", stdin='{"item_id":"i1","title":"Alien\\u001b[2J"}\n')
     for offset, user in enumerate(["ada", "bob", "ada"]):
         producer.send(topics["recommendations"], made(user, offset), user.encode())
@@ -159,7 +159,7 @@ def test_tail_shows_one_user_or_all(producer: KafkaProducer, topics: dict[str, s
 def test_a_replay_of_the_topic_takes_the_promoted_version(
     producer: KafkaProducer, topics: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not the newest folder: what is live is a record on the models topic."""
+    """A replay of the topic takes the version that is promoted on the models topic."""
     monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(ROOT / "triton_models"))
     promoted = Rollout(MODEL, 7, "promoted", 1_000_000_000_000)
     producer.send(topics["models"], encode_record(promoted), promoted.key)
@@ -173,7 +173,7 @@ def test_a_replay_of_the_topic_takes_the_promoted_version(
 def test_inspect_finds_the_newest_state_and_lists(
     stack: Stack, producer: KafkaProducer, topics: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest changelog record of the user is the state, however much of others follows it."""
+    """`inspect` finds the user's newest changelog record and lists."""
     monkeypatch.setattr("freshet.client.reader.FIRST_WINDOW", 50)
     admin = KafkaAdminClient(bootstrap_servers=stack.bootstrap)
     changelog = changelog_topic(os.environ["FRESHET_GROUP"])
@@ -203,7 +203,7 @@ def test_inspect_finds_the_newest_state_and_lists(
 
 
 def test_dead_letters_go_back_byte_for_byte_once(stack: Stack, producer: KafkaProducer, topics: dict[str, str]) -> None:
-    """A replay keeps bytes and key, marks the record, takes each distinct one once, and can be narrowed."""
+    """`dlq replay` sends each distinct letter once, with its bytes, key and a mark."""
     letters = [("not_json", b"\xff\x00", None), ("unknown_type", b'{"a":1}', b"u"), ("unknown_type", b'{"a":1}', b"u")]
     for number, (reason, value, key) in enumerate(letters):
         headers = {
@@ -237,7 +237,7 @@ def test_dead_letters_go_back_byte_for_byte_once(stack: Stack, producer: KafkaPr
 
 
 def test_dead_letters_go_to_no_other_topic(stack: Stack, producer: KafkaProducer, topics: dict[str, str]) -> None:
-    """A letter that claims to come from `models` would promote a version by the hand of whoever replays it."""
+    """`dlq replay` refuses a letter that claims another topic."""
     forged = [("reason", b"not_json"), ("origin_topic", topics["models"].encode())]
     producer.send(topics["dead_letters"], b'{"version":1,"stage":"promoted"}', b"user_encoder", forged, partition=0)
     producer.flush()
@@ -264,7 +264,7 @@ def start_demo(directory: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_the_demo_ends_by_itself_with_every_list_out(demo_dir: Path) -> None:
-    """Exit 0 means that every touched user's list came out as of their last event."""
+    """The demo exits with 0 once every user's list is as of the user's last event."""
     demo = start_demo(demo_dir, "--seconds", "6", "--speed", "100")
     out, err = demo.communicate(timeout=200)
     assert demo.returncode == 0, err
@@ -287,7 +287,7 @@ def look_inside(directory: Path) -> None:
 
 
 def test_an_interrupt_stops_all_that_the_demo_started(demo_dir: Path) -> None:
-    """Ctrl-C in mid-stream ends the run in order, and a second run goes on where the first one stopped."""
+    """Ctrl-C ends the demo in order, and a second run continues."""
     demo = start_demo(demo_dir, "--speed", "100")
     assert demo.stdout is not None
     for line in demo.stdout:

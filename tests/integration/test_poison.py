@@ -73,7 +73,7 @@ def now() -> int:
 
 
 def test_batches_of_every_codec_and_header_are_folded(deployment: Deployment) -> None:
-    """By any client: the users are folded, the verbs read the lists' and items' topics, the archive has the rows."""
+    """Records of every codec and header are folded, read by the verbs and archived."""
     odd = [(b"\xff\xfe", b"x"), (b"", None), (b"n" * 1000, b"\xff")]
     for number, codec in enumerate(CODECS.values()):
         pairs = [event(10 * number + n, f"user-{codec}") for n in range(5)]
@@ -100,7 +100,7 @@ def test_batches_of_every_codec_and_header_are_folded(deployment: Deployment) ->
 
 
 def test_oversized_records_and_bombs_become_dead_letters(deployment: Deployment) -> None:
-    """A value that the broker takes and librdkafka would not, 3 MB in a batch, 300 MB in a batch, and a small topic."""
+    """Oversized values and batches become dead letters."""
     key = b"user-1"
     send(deployment, batch(record(0, key, b"x" * 1_020_000), 1, timestamp=now()))
     send(deployment, batch(record(0, key, b"y" * 3_000_000), 1, CODECS["gzip"], timestamp=now()))
@@ -123,7 +123,7 @@ def test_oversized_records_and_bombs_become_dead_letters(deployment: Deployment)
 
 
 def test_an_aborted_transaction_is_never_folded(deployment: Deployment) -> None:
-    """Events of an aborted transaction have no effect, those of a committed one do; its marker ends nothing."""
+    """Events of a committed transaction are folded, and events of an aborted one are not."""
     producer = Producer({"bootstrap.servers": deployment.stack.bootstrap, "transactional.id": deployment.group})
     producer.init_transactions()
     for user, end in (("aborted", producer.abort_transaction), ("committed", producer.commit_transaction)):

@@ -143,7 +143,7 @@ def bad_bundles(folder: Path, keys: Keys) -> Iterator[tuple[Path, str]]:
 def test_every_bad_bundle_is_refused_in_one_line_while_the_old_version_serves(
     service: Service, keys: Keys, tmp_path: Path
 ) -> None:
-    """Nothing of it stays in the repository, no step is recorded, and the next publication works."""
+    """A bad bundle is refused in one line, leaves nothing behind, and the next publication works."""
     before = versions(service.repository)
     records = MemoryRecords(Rollout(MODEL, max(before), "promoted", 0))
     for bundle, why in bad_bundles(tmp_path, keys):
@@ -160,7 +160,7 @@ def test_every_bad_bundle_is_refused_in_one_line_while_the_old_version_serves(
 
 @pytest.mark.parametrize(("name", "where"), [("copied", "leave"), ("loaded", "leave"), ("golden", "leave")])
 def test_a_killed_publisher_leaves_the_old_version_serving(service: Service, keys: Keys, name: str, where: str) -> None:
-    """After SIGKILL at a step the old version answers, and the next publication works and sweeps the rest up."""
+    """After a SIGKILL at any step the old version answers, and the next publication removes the rest."""
     live = max(versions(service.repository))
     triton = [service.triton.address, service.triton.control_key]
     arguments = [SHIPPED, service.repository, *triton, keys.folder, live, name, where]
@@ -178,7 +178,7 @@ def test_a_killed_publisher_leaves_the_old_version_serving(service: Service, key
 
 
 def test_one_publisher_at_a_time(service: Service) -> None:
-    """The second one is told so, and changes nothing."""
+    """A second publisher is refused and changes nothing."""
     before = versions(service.repository)
     records = MemoryRecords(Rollout(MODEL, max(before), "promoted", 0))
     with only_publisher(service.repository), pytest.raises(ReleaseError, match="somebody else is publishing"):
@@ -187,7 +187,7 @@ def test_one_publisher_at_a_time(service: Service) -> None:
 
 
 def test_two_publishers_at_once_end_well(deployment: Deployment, service: Service) -> None:
-    """Whoever comes second is refused in a line, or comes after; each version that was announced is there, no other."""
+    """Of two publishers at once each succeeds or is refused, and exactly the announced versions exist."""
     before = versions(service.repository)
     command = [sys.executable, "-m", "freshet.cli", "publish", str(SHIPPED), "--json"]
     racing = [
@@ -207,7 +207,7 @@ def test_two_publishers_at_once_end_well(deployment: Deployment, service: Servic
 
 
 def test_rollbacks_in_a_row_go_back_as_far_as_versions_are_kept(service: Service) -> None:
-    """Triton serves two versions, and one that it has let go is loaded again; beyond that it says what to do."""
+    """Rollbacks in a row reach every kept version, and then name the remedy."""
     first = max(versions(service.repository))
     records = MemoryRecords(Rollout(MODEL, first, "promoted", 0))
     for _ in range(3):
@@ -284,7 +284,7 @@ def test_from_shadow_to_promotion_and_back(
 def test_a_canary_that_ranks_something_else_is_rolled_back(
     deployment: Deployment, service: Service, keys: Keys, tmp_path: Path
 ) -> None:
-    """The worker itself writes the record, with the reason; everybody is back on the live version, and stays."""
+    """The worker rolls back a canary that ranks other items, and all users return for good."""
     worker = deployment.worker()
     deployment.send(stream(2, 300, users=200))
     deployment.settle()
@@ -320,7 +320,7 @@ def hung(server: Stack, version: int) -> Iterator[None]:
 def test_a_canary_that_hangs_is_rolled_back(
     deployment: Deployment, server: Stack, service: Service, keys: Keys
 ) -> None:
-    """It never answered the stream, so its users had degraded lists; then everybody has the live version's."""
+    """A canary that never answers is rolled back, and all users have the live version's lists."""
     deployment.settings["FRESHET_TRITON_DEADLINE"] = "1"
     worker = deployment.worker()
     deployment.send(stream(2, 300, users=200))
@@ -341,7 +341,7 @@ def test_a_canary_that_hangs_is_rolled_back(
 def test_triton_restarted_comes_back_with_what_was_live(
     deployment: Deployment, server: Stack, service: Service, keys: Keys
 ) -> None:
-    """Both versions are ready again; the worker, itself restarted, takes them from the topic."""
+    """After restarts Triton has both versions, and the worker serves them."""
     worker = deployment.worker()
     live = deployment.freshet("models")["ready"][-1]
     candidate = deployment.freshet("publish", str(SHIPPED), "--stage", "canary", "--share", "0.5")["version"]

@@ -109,7 +109,7 @@ def verified(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def test_a_live_run_with_kills_is_what_the_code_says(deployment: Deployment) -> None:
-    """Lists, last lists, features and embeddings: all compared, none differs, whichever encoder makes them again."""
+    """Lists, features and embeddings of a live run with kills equal the replay's."""
     status, found = verified()
     users = {event.user_id for event in EVENTS}
     assert (status, found["unverifiable"], found["examples"]) == (0, 0, [])
@@ -125,7 +125,7 @@ def test_a_live_run_with_kills_is_what_the_code_says(deployment: Deployment) -> 
 
 
 def test_an_archive_verifies_the_run_and_holds_nothing_of_who_was_erased(deployment: Deployment) -> None:
-    """Verified against the archive nothing differs; lists of the erased user, whose events are gone, are not judged."""
+    """The archive verifies the run, and lists of the erased user count as unverifiable."""
     archive = deployment.archived()
     result = freshet("verify", str(archive), "--json", "--feature-users", "0")
     found = json.loads(result.stdout)
@@ -145,7 +145,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 
 
 def test_an_item_is_explained_by_the_user_s_own_events(deployment: Deployment) -> None:
-    """Each reason is an event of theirs that the item's score loses by; who opted out is told why there is none."""
+    """`explain` names the user's own events by loss, and the reason where a user opted out."""
     found = json.loads(freshet("explain", "user-7", "--json", "--top", "2").stdout)
     state = deployment.states()["user-7"]
     shown = [item["item_id"] for item in deployment.lists()["user-7"]["items"]]
@@ -164,7 +164,7 @@ def test_an_item_is_explained_by_the_user_s_own_events(deployment: Deployment) -
 
 
 def test_what_differs_is_reported(deployment: Deployment, tmp_path: Path) -> None:
-    """A list that was tampered with, one that is none, a feature and a vector that are not the fold's are named."""
+    """A changed list, a broken list, a feature and a vector that differ are named."""
     record = next(
         candidate
         for candidate in deployment.records("recommendations")
@@ -254,7 +254,7 @@ def _same_lists(deployment: Deployment, topic: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("state", ["memory", "rocksdb"])
 def test_going_on_after_a_kill_is_as_if_never_cut_off(deployment: Deployment, tmp_path: Path, state: str) -> None:
-    """SIGKILL behind a checkpoint, `--resume`: the same digest, counts and Parquet rows as without."""
+    """A resumed replay has the digest, counts and rows of a replay without a kill."""
     at = ("kafka", "--items", "kafka", "--state", state, "--features", "--training-rows")
     whole = replayed(*at, "--out", str(tmp_path / "whole"))
     often = "import freshet.replay.pace as run; run.CHECKPOINT_SECONDS = 0.2; from freshet.cli import app; app()"
@@ -279,7 +279,7 @@ def test_going_on_after_a_kill_is_as_if_never_cut_off(deployment: Deployment, tm
 
 
 def test_what_cannot_be_replayed_is_one_line(deployment: Deployment, tmp_path: Path) -> None:
-    """It says what to do, and nothing is left behind."""
+    """A replay that cannot run is one line with the remedy and leaves nothing behind."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     lines = tmp_path / "events.jsonl"
@@ -315,7 +315,7 @@ def test_what_cannot_be_replayed_is_one_line(deployment: Deployment, tmp_path: P
 
 
 def test_windows_and_offsets(deployment: Deployment, tmp_path: Path) -> None:
-    """Only the records asked for are replayed."""
+    """Only records in the window and the offsets are replayed."""
     fold = ("kafka", "--fold-only")
     windowed = replayed(*fold, "--offsets", "0:3-12", "--offsets", "2:0-4", "--out", str(tmp_path / "offsets"))
     assert windowed["records"] == 15
@@ -329,7 +329,7 @@ def test_windows_and_offsets(deployment: Deployment, tmp_path: Path) -> None:
 
 
 def test_the_readme_s_transcript_runs(stack: Stack, tmp_path: Path) -> None:
-    """The commands of two sections, and the Python of one, as they stand there; a verification reads 0."""
+    """The README's commands and Python run as printed, and the verification finds 0 differences."""
     blocks = []
     for title in ("Produce and subscribe", "Replay"):
         section = (ROOT / "README.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]

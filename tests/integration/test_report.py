@@ -114,7 +114,7 @@ def opened(
 def test_the_report_fits_a_phone_and_a_desk(
     chromium: str, served: ThreadingHTTPServer, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
-    """Nothing sticks out at 360 or 1280 px with all tables open, the console is silent, and nothing else is fetched."""
+    """The report fits 360 and 1280 px with open tables, a silent console and no fetched file."""
     html = page([("shop", everything()), ("films", everything())])
     measured, console, asked = opened(chromium, served, tmp_path, html, *flags)
     assert [measurement.width for measurement in measured] == [PHONE, DESK]
@@ -130,7 +130,7 @@ def test_the_report_fits_a_phone_and_a_desk(
 
 
 def test_a_page_that_does_not_fit_is_found(chromium: str, served: ThreadingHTTPServer, tmp_path: Path) -> None:
-    """The measure sees a table too wide, a label cut off, an error on the console and a file fetched."""
+    """The measure finds a wide table, a cut label, a console error and a fetched file."""
     html = (
         '<main style="margin:0"><div style="width:500px">wide</div><svg viewBox="0 0 100 20">'
         '<text x="90" y="10">a long label</text></svg><img src="/other.png"></main>'

@@ -26,7 +26,7 @@ def says(worker: Worker, words: str) -> bool:
 def test_readiness_follows_the_broker_and_the_topic(
     start_stack: Callable[..., local.Stack], tmp_path: Path, unique: Callable[[str], str]
 ) -> None:
-    """A broker that stands still, then is back; partitions that are added; a second start, which is refused."""
+    """`/readyz` reports a broker that stands still and added partitions, and a second start is refused."""
     stack = start_stack(tmp_path / "stack")
     (tmp_path / "deployment").mkdir()
     deployment = Deployment(stack, tmp_path / "deployment", unique("deployment"), partitions=2)

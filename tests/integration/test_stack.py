@@ -98,7 +98,7 @@ def session_of(leader: process.Process) -> list[int]:
 
 
 def test_produces_and_consumes(small: local.Stack, unique: Callable[[str], str]) -> None:
-    """What goes into the broker comes out of it."""
+    """The broker returns a produced record."""
     topic = unique("events")
     local.create_topics(small.bootstrap, 2, events=topic)
     with KafkaProducer(bootstrap_servers=small.bootstrap) as producer:
@@ -114,7 +114,7 @@ def test_produces_and_consumes(small: local.Stack, unique: Callable[[str], str])
 
 
 def test_topics_have_their_partitions_and_policies(small: local.Stack, unique: Callable[[str], str]) -> None:
-    """Topics are created once, with the partitions and the cleanup each needs."""
+    """Topics have the partitions and cleanup policies of their kind."""
     roles = ("events", "items", "recommendations", "dead_letters", "models", "popularity")
     names = {role: unique(role) for role in roles}
     assert sorted(local.create_topics(small.bootstrap, 3, **names)) == sorted(names.values())
@@ -126,12 +126,12 @@ def test_topics_have_their_partitions_and_policies(small: local.Stack, unique: C
 
 
 def test_triton_serves_two_versions_from_one_model_file(small: local.Stack) -> None:
-    """Both versions answer, each pinned by the request, and share the model.py above them."""
+    """Two versions answer from the same `model.py`, each pinned by the request."""
     assert [infer(small.triton_grpc, version, 3.0) for version in "12"] == [30.0, 60.0]
 
 
 def test_redis_answers(small: local.Stack) -> None:
-    """Redis is up on its address."""
+    """Redis answers at its address."""
     host, port = small.redis.split(":")
     with socket.create_connection((host, int(port)), timeout=2) as connection:
         connection.sendall(b"PING\r\n")
@@ -139,7 +139,7 @@ def test_redis_answers(small: local.Stack) -> None:
 
 
 def test_listens_on_loopback_alone(small: local.Stack) -> None:
-    """No port of the stack can be reached from outside the machine."""
+    """Every port of the stack listens on loopback alone."""
     listening, loopback = "0A", "0100007F"
     outside = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -152,7 +152,7 @@ def test_listens_on_loopback_alone(small: local.Stack) -> None:
 
 
 def test_anybody_can_find_the_addresses(small: local.Stack) -> None:
-    """stack.json names every address, and loads to the same stack."""
+    """`stack.json` names every address and loads to the same stack."""
     content = json.loads((small.directory / "stack.json").read_text())
     assert content["addresses"]["kafka"] == small.bootstrap
     assert content["addresses"]["triton_grpc"] == small.triton_grpc
@@ -161,7 +161,7 @@ def test_anybody_can_find_the_addresses(small: local.Stack) -> None:
 
 
 def test_second_start_is_refused(small: local.Stack) -> None:
-    """Starting what runs says so, names the directory, and harms nothing."""
+    """A second start is refused with the directory and harms nothing."""
     with pytest.raises(local.AlreadyRunning, match=str(small.directory)):
         local.start(small.directory)
     assert local.is_running(small)
@@ -169,7 +169,7 @@ def test_second_start_is_refused(small: local.Stack) -> None:
 
 @pytest.mark.parametrize("part", ["kafka", "triton", "redis"])
 def test_killed_part_comes_back_on_its_port(small: local.Stack, part: str) -> None:
-    """A part ended by SIGKILL is seen as dead, and starts again at the same address."""
+    """A killed part counts as dead and starts again at its address."""
     before = small.processes[part]
     os.kill(before.pid, signal.SIGKILL)
     addresses = dict(small.ports)
@@ -200,7 +200,7 @@ def test_data_survives_a_broker_crash(small: local.Stack, unique: Callable[[str]
 def test_stop_leaves_no_process_and_start_finds_the_ports_again(
     start_stack: Callable[..., local.Stack], tmp_path: Path, models: Path
 ) -> None:
-    """After a stop nothing runs, an added process included, and a new start has the same ports."""
+    """A stop ends every process, and a new start has the same ports."""
     stack = start_stack(tmp_path, kafka=False, redis=True, models=models)
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     local.add_process(stack, "worker-1", worker.pid)
@@ -216,7 +216,7 @@ def test_stop_leaves_no_process_and_start_finds_the_ports_again(
 
 
 def test_stale_stack_file_kills_no_stranger(tmp_path: Path) -> None:
-    """A pid from stack.json that by now is somebody else's is left alone."""
+    """A pid that belongs to another process by now is left alone."""
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     seen = process.Process.of(stranger.pid)
     stale = process.Process(seen.pid, seen.started - 1, seen.boot)
@@ -228,7 +228,7 @@ def test_stale_stack_file_kills_no_stranger(tmp_path: Path) -> None:
 
 
 def test_taken_port_is_named(tmp_path: Path, parts: None) -> None:
-    """A port that somebody else has is one clear line, and nothing is started."""
+    """A taken port is one line, and nothing is started."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(local.PortTaken, match=str(port)):
@@ -236,7 +236,7 @@ def test_taken_port_is_named(tmp_path: Path, parts: None) -> None:
 
 
 def test_model_that_cannot_load_shows_the_log(tmp_path: Path, parts: None) -> None:
-    """A model that fails to load ends the start with the end of Triton's log, and no process."""
+    """A model that cannot load ends the start with the end of Triton's log."""
     model = tmp_path / "shipped" / "broken"
     (model / "1").mkdir(parents=True)
     (model / "config.pbtxt").write_text(CONFIG.replace("scale", "broken"))
@@ -248,6 +248,6 @@ def test_model_that_cannot_load_shows_the_log(tmp_path: Path, parts: None) -> No
 
 
 def test_unknown_directory_is_one_clear_line(tmp_path: Path) -> None:
-    """Loading where nothing was ever started says how to start."""
+    """A directory without a stack is one line that says how to start."""
     with pytest.raises(local.NotRunning, match="freshet up"):
         local.load(tmp_path)

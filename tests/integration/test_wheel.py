@@ -118,14 +118,14 @@ def files(folder: Path) -> set[str]:
 
 
 def test_two_packages_and_nothing_else(wheel: Path) -> None:
-    """Nothing generic lands at the top of site-packages."""
+    """The wheel has two packages at its top and nothing else."""
     tops = {name.partition("/")[0] for name in names(wheel)}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"freshet", "freshet_training"}
     assert len(tops) == 3
 
 
 def test_all_sources_and_data_are_in_the_wheel(wheel: Path) -> None:
-    """Every source file is there, and every file that Freshet runs with."""
+    """The wheel has every source file and every data file."""
     wanted = {f"freshet/{name}" for name in files(ROOT / "workers" / "freshet")}
     wanted |= {f"freshet_training/{name}" for name in files(ROOT / "training" / "freshet_training")}
     wanted |= {f"freshet/data/{name}/{file}" for name, folder in DATA.items() for file in files(folder)}
@@ -136,7 +136,7 @@ def test_all_sources_and_data_are_in_the_wheel(wheel: Path) -> None:
 
 
 def test_the_sdist_builds_the_same_wheel(built: Path, wheel: Path, tmp_path: Path) -> None:
-    """What is released as source is whole."""
+    """The sdist builds the same wheel."""
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -146,14 +146,14 @@ def test_the_sdist_builds_the_same_wheel(built: Path, wheel: Path, tmp_path: Pat
 
 
 def test_the_packages_are_the_installed_ones(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """Code and data come from site-packages, and there is no `deploy`."""
+    """Code and data come from site-packages, and `deploy` is not installed."""
     code, training, data, deploy = run("python", "-c", IMPORTED).stdout.splitlines()
     assert all("site-packages" in path for path in (code, training, data))
     assert deploy == "None"
 
 
 def test_every_verb_has_its_help(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """The command starts, and so does each verb's help."""
+    """Every verb's help runs from the wheel."""
     assert "recommendations" in run("freshet", "--help").stdout
     lines = run("python", "-c", HELP).stdout.splitlines()
     assert {"worker 0", "produce 0", "replay 0", "init 0", "dlq list 0", "train 0", "up 0"} <= set(lines)
@@ -171,7 +171,7 @@ def test_every_verb_has_its_help(run: Callable[..., subprocess.CompletedProcess[
 def test_what_the_wheel_cannot_do_is_one_line(
     run: Callable[..., subprocess.CompletedProcess[str]], arguments: tuple[str, ...], remedy: str
 ) -> None:
-    """A verb that needs more than the wheel says so, with a status that is not 0."""
+    """A verb that needs a checkout says so in one line with a status that is not 0."""
     done = run("freshet", *arguments)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
@@ -210,7 +210,7 @@ def test_a_stranger_has_lists(
     unique: Callable[[str], str],
     tmp_path: Path,
 ) -> None:
-    """From the wheel alone: lay out a folder, name Kafka and Triton, create topics, start a worker, get a list."""
+    """With the wheel alone, a new folder, topics and a worker give a list."""
     shop, name = tmp_path / "shop", unique("shop")
     settings = shop / "freshet.toml"
     assert run("freshet", "init", shop, "--text-encoder", TEXT_ENCODER).returncode == 0

@@ -76,7 +76,7 @@ def committed(deployment: Deployment) -> dict[int, int]:
 
 
 def test_events_become_fresh_lists(new_world: NewWorld) -> None:
-    """Every user's state is the fold of the log, and their last list is as of their last event, with its evidence."""
+    """Each user's state is the fold of the log, and the last list is as of the last event."""
     deployment = new_world(applied=False)
     worker = deployment.worker()
     deployment.send(stream(1, 600))
@@ -99,7 +99,7 @@ def test_events_become_fresh_lists(new_world: NewWorld) -> None:
 
 
 def test_killed_in_mid_stream(new_world: NewWorld) -> None:
-    """After SIGKILLs in mid-stream the state equals an independent fold, from local files and the changelog alone."""
+    """After SIGKILLs the state equals an independent fold, from local files and from the changelog alone."""
     deployment = new_world()
     for round_, wiped in enumerate((False, True, False)):
         worker = deployment.worker()
@@ -115,7 +115,7 @@ def test_killed_in_mid_stream(new_world: NewWorld) -> None:
 
 
 def test_two_workers_share_and_hand_over(new_world: NewWorld) -> None:
-    """A second worker takes partitions over; when the first goes, the second has them all; nothing is lost."""
+    """A second worker takes partitions over and takes all when the first leaves, and nothing is lost."""
     deployment = new_world()
     first = deployment.worker("w1")
     deployment.send(stream(3, 600))
@@ -129,7 +129,7 @@ def test_two_workers_share_and_hand_over(new_world: NewWorld) -> None:
 
 
 def test_bad_input_is_dead_lettered(new_world: NewWorld) -> None:
-    """Each poison record becomes a dead letter with its reason, origin and digest, while good events flow."""
+    """Each poison record is a dead letter with reason, origin and digest, and good events are folded."""
     deployment = new_world()
     worker = deployment.worker()
     good = stream(4, 200)
@@ -178,7 +178,7 @@ def test_bad_input_is_dead_lettered(new_world: NewWorld) -> None:
 
 
 def test_triton_away_and_back(new_world: NewWorld, stack: Stack) -> None:
-    """Without Triton lists come out degraded and state keeps folding; with it back they are personal again."""
+    """Without Triton lists are degraded and states fold, and with Triton back lists are personal."""
     deployment = new_world()
     worker = deployment.worker()
     deployment.send(stream(5, 200))
@@ -204,7 +204,7 @@ def test_triton_away_and_back(new_world: NewWorld, stack: Stack) -> None:
 
 
 def test_a_new_item_is_rankable_at_once(new_world: NewWorld) -> None:
-    """A catalogue item unknown to the model is placed by its text; one made unavailable leaves the lists."""
+    """A new item is ranked by its text, and leaves the lists when unavailable."""
     deployment = new_world()
     deployment.worker()
     fan = [
@@ -232,7 +232,7 @@ def test_a_new_item_is_rankable_at_once(new_world: NewWorld) -> None:
 
 
 def test_users_control_their_profile(new_world: NewWorld) -> None:
-    """Opting out and erasing are honoured in state, features and output; opting in starts anew."""
+    """Opt-out and erasure empty state, features and output, and an opt-in starts anew."""
     deployment = new_world()
     deployment.worker()
     base = 890_000_000_000
@@ -269,7 +269,7 @@ def _folded(worker: Worker, count: int) -> bool:
 
 
 def test_features_are_the_fold_on_redis(new_world: NewWorld, redis: str) -> None:
-    """With Redis for a store, what an outsider reads through Feast after the stream is exactly the fold."""
+    """With Redis, the features that Feast reads are the fold."""
     deployment = new_world(FRESHET_ONLINE_STORE=f"redis://{redis}")
     worker = deployment.worker()
     deployment.send(stream(6, 400, users=20))
@@ -295,7 +295,7 @@ def test_features_are_the_fold_on_redis(new_world: NewWorld, redis: str) -> None
 
 
 def test_hot_swaps_under_load(new_world: NewWorld, stack: Stack) -> None:
-    """Versions published under load take over with no degraded list and no list that mixes versions."""
+    """Versions swapped under load leave no degraded list and no list of mixed versions."""
     deployment = new_world()
     worker = deployment.worker()
     versions = [1]

@@ -14,14 +14,14 @@ TITLES = ["red lipstick", "rouge for the mouth", "garden hose", "water pipe", ""
 
 
 def test_pairs_are_of_neighbours() -> None:
-    """At most three places apart, in the order in which they came."""
+    """Pairs are items at most three places apart, in order."""
     assert sorted(map(tuple, pairs([[1, 2, 3, 4, 5], [7]]).tolist())) == [
         (1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (2, 5), (3, 4), (3, 5), (4, 5),
     ]  # fmt: skip
 
 
 def test_tuning_draws_together_what_is_used_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a few steps a hose is nearer to lipstick than it was, if people take the two together."""
+    """Tuning brings the texts of items that people take together nearer."""
     for name, value in (("STEPS", 12), ("PAIRS", 8)):
         monkeypatch.setattr(f"tests.quality.fine_tuning.{name}", value)
     split = LeaveOneOut([[0, 2], [1, 3]] * 20, [], [], TITLES)

@@ -24,26 +24,26 @@ def stream(before: Touches, judged: Touches) -> Stream:
 
 
 def test_only_first_events_are_judged_by_what_came_before_them() -> None:
-    """User 1's first is item 3, which user 0 touched; user 2's is 14, which user 1's second has made known."""
+    """Only users' first events are judged, by the counts before them."""
     log = stream([(0, 3, 0)], [(1, 3, 1), (1, 14, 1), (2, 14, 2)])
     assert measure(log, {}, half_life=1e6)["popularity"]["ndcg@10"] == pytest.approx((1 + SECOND) / 2)
 
 
 def test_what_nobody_touched_goes_by_row() -> None:
-    """Of items without a count the first rows are in the list, the last is a miss."""
+    """Items without a count rank by row."""
     found = measure(stream([(0, 3, 0)], [(1, 14, 1), (2, 0, 1)]), {}, half_life=1e6)["popularity"]
     assert found["hr@10"] == 0.5
 
 
 @pytest.mark.parametrize(("hour", "gain"), [(1, SECOND), (100, 1.0)], ids=["soon", "late"])
 def test_an_item_counts_once_a_user_and_fades(hour: int, gain: float) -> None:
-    """Two users' item leads one user's, however often that one came, but not one of today when it is long ago."""
+    """An item counts each user once, and its count decays."""
     log = stream([(0, 9, 0)] * 5 + [(1, 2, 0), (2, 2, 0), (0, 2, 0), (3, 9, hour)], [(4, 9, hour)])
     assert measure(log, {}, half_life=3600.0)["popularity"]["ndcg@10"] == pytest.approx(gain)
 
 
 def test_a_context_ranks_by_visitors_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An item of the visitor's own kind leads in its context where few of all are drawn in, and not where many are."""
+    """A context's own counts lead where shrinkage to the counts of all is weak."""
     monkeypatch.setattr(first_events, "DRAWN", (1.0, 1000.0))
     log = stream([(0, 3, 0), (1, 3, 0), (2, 3, 0), (3, 7, 0)], [(4, 7, 1)])
     found = measure(log, {"kind": ["a", "a", "a", "b", "b"]}, half_life=1e6)
@@ -53,6 +53,6 @@ def test_a_context_ranks_by_visitors_alike(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_visitors_time_of_day_is_that_of_the_first_event() -> None:
-    """Seven in the morning is the second quarter, whatever comes later."""
+    """A visitor's time of day is that of the first event."""
     log = Stream([0, 1, 0], [0, 1, 2], ["view"] * 3, [7 * HOUR, 13 * HOUR, 23 * HOUR], [""] * ITEMS)
     assert times_of_day(log) == {"quarter of the day": ["1", "2"]}

@@ -30,12 +30,12 @@ def judged(log: Stream) -> dict[str, dict[str, float]]:
 
 
 def test_an_item_that_nobody_touched_is_a_miss() -> None:
-    """The first touch of an item is judged before it is known."""
+    """The first touch of an item is a miss."""
     assert judged(stream((0, 0), (1, 1), (2, 2)))["popularity"]["hr@10"] == 0
 
 
 def test_an_event_is_not_judged_by_what_it_teaches() -> None:
-    """Item 1 leads until its rival has more users; the event that ties them is still ranked second."""
+    """An event is ranked by the counts before the event."""
     figures = judged(stream((0, 1), (1, 1), (2, 0), (3, 0)))
     second = 1 / np.log2(3)
     # misses: the first of each item; then item 1 first of one, item 0 second of two
@@ -43,19 +43,19 @@ def test_an_event_is_not_judged_by_what_it_teaches() -> None:
 
 
 def test_repeats_and_other_types_are_not_judged() -> None:
-    """Only a user's first touch of an item, by a behaviour that counts, is judged; a user's first is marked."""
+    """Only a user's first touch of an item by a counted behaviour is judged."""
     log = Stream([0, 0, 0, 0], [1, 1, 2, 3], ["view", "view", "like", "view"], [0, 1, 2, 3], [""] * ITEMS)
     assert list(_touches(log, {"view"})) == [Touch(0, 1, 0, 0, new_user=True), Touch(0, 3, 3, 3, new_user=False)]
 
 
 def test_own_and_unborn_items_are_no_candidates() -> None:
-    """What the user has touched and what nobody has cannot be ahead; equal scores go by row."""
+    """A user's own items and items without a touch are no candidates, and ties go by row."""
     alive = np.array([True, True, True, True, False])
     assert _ranks(np.array([[9, 1, 1, 1, 9]], np.float32), 3, [0], alive).tolist() == [2]
 
 
 def test_popularity_forgets_by_window_and_by_half() -> None:
-    """A day on, a window of half a day is empty and a count of a half-life of 12 hours is a quarter."""
+    """A day later a window of half a day is empty, and a half-life of 12 hours leaves a quarter."""
     counts = Popularity(ITEMS, window_days=0.5)
     counts.learn(2, 0)
     counts.advance(24 * HOUR)
@@ -65,7 +65,7 @@ def test_popularity_forgets_by_window_and_by_half() -> None:
 
 
 def test_what_followed_once_is_expected_again() -> None:
-    """After somebody went from 1 to 2, a user of 1 has 2 ahead of everything."""
+    """After a user went from 1 to 2, another user of 1 has 2 first."""
     together = CoVisitation(ITEMS)
     together.learn([1], 2)
     assert together.scores([1]).argmax() == 2

@@ -20,7 +20,7 @@ def by_item(histories: Sequence[list[int]]) -> Floats:
 
 
 def test_the_last_item_tests_and_the_one_before_validates() -> None:
-    """Nothing that is tested or validated is trained on, and a test knows the validation item."""
+    """The last item tests and the item before validates, and neither is trained on."""
     split = leave_one_out([[4, 5, 6, 7]], [""] * ITEMS)
     assert split.train == [[4, 5]]
     assert split.validation == [([4, 5], 6)]
@@ -29,7 +29,7 @@ def test_the_last_item_tests_and_the_one_before_validates() -> None:
 
 
 def test_seen_items_do_not_count_as_ahead() -> None:
-    """The place of an item is among those that the user has not touched; all others count, not a sample."""
+    """The rank of an item counts all items that the user has not touched."""
     ranks = judge(by_item, [([0, 1, 2], 12), ([], 12), ([29], 9)])
     assert ranks.rank.tolist() == [9, 12, 9]
     assert ranks.hit.tolist() == [1, 0, 1]
@@ -37,7 +37,7 @@ def test_seen_items_do_not_count_as_ahead() -> None:
 
 
 def test_slices_go_by_training_events() -> None:
-    """An item of no training event, of few and of many each count in their own slice."""
+    """Items of no, few and many training events count in their own slices."""
     counts = np.full(ITEMS, 21)
     counts[FEW], counts[UNSEEN] = 5, 0
     figures = judge(by_item, [([], HEAD), ([], FEW), ([], UNSEEN), ([3], 29)]).figures(counts)
@@ -47,6 +47,6 @@ def test_slices_go_by_training_events() -> None:
 
 
 def test_only_first_touches_make_a_sequence() -> None:
-    """A repeated item stands where it came first; a user too short to be split is left out."""
+    """A sequence has first touches only, and short users are left out."""
     stream = Stream([1, 1, 1, 1, 2], [7, 8, 7, 9, 7], ["view"] * 5, [0, 1, 2, 3, 4], [""] * ITEMS)
     assert sequences(stream).users == [[7, 8, 9]]

@@ -92,7 +92,7 @@ def run(*arguments: str) -> Any:
 
 
 def test_a_log_becomes_a_signed_bundle(training: Training, log: str, tmp_path: Path) -> None:
-    """One command: the file as it is, a bundle under the directory, signed so that it can be published."""
+    """`train` makes a signed bundle in the directory from a log."""
     assert run("--events", log, "--epochs", "3").exit_code == 0
     assert training.option("--events") == log
     assert training.option("--epochs") == "3"
@@ -100,7 +100,7 @@ def test_a_log_becomes_a_signed_bundle(training: Training, log: str, tmp_path: P
 
 
 def test_types_become_a_settings_file(training: Training, log: str, tmp_path: Path) -> None:
-    """For the workers too; its weights may be edited, and another list of types does not overwrite them."""
+    """Given types become a settings file for workers too, and other types do not overwrite edited weights."""
     file = tmp_path / ".freshet" / "domain.toml"
     first = run("--events", log, "--types", "view,buy")
     assert first.exit_code == 0, first.stderr
@@ -118,7 +118,7 @@ def test_types_become_a_settings_file(training: Training, log: str, tmp_path: Pa
 
 
 def test_a_slip_in_the_types_is_mended_by_typing_them_again(training: Training, log: str, tmp_path: Path) -> None:
-    """Spaces do not count, and a file that nobody has edited is written anew."""
+    """Types given again replace a settings file that nobody has edited, whatever their spaces."""
     file = tmp_path / ".freshet" / "domain.toml"
     assert run("--events", log, "--types", "View", "--out", "one").exit_code == 0
     assert run("--events", log, "--types", " view, buy ", "--out", "two").exit_code == 0
@@ -126,7 +126,7 @@ def test_a_slip_in_the_types_is_mended_by_typing_them_again(training: Training, 
 
 
 def test_the_stack_s_own_settings_are_the_training_s(training: Training, log: str, tmp_path: Path) -> None:
-    """A stack that was brought up with a settings file needs no --config; its types may be named again."""
+    """Training takes the settings file of a running stack without `--config`."""
     (tmp_path / "own.toml").write_text("[behaviours]\nview = 1.0\nbuy = 3.0\n")
     (tmp_path / ".freshet").mkdir()
     keep_settings(tmp_path / ".freshet", Path("own.toml"))
@@ -142,7 +142,7 @@ def test_the_stack_s_own_settings_are_the_training_s(training: Training, log: st
 
 
 def test_what_was_given_is_not_tidied_away(training: Training, log: str, tmp_path: Path) -> None:
-    """A log that was saved from the work folder, and is trained from there."""
+    """A log in the work folder is trained from and not removed."""
     own = tmp_path / ".freshet" / "training" / "events.jsonl"
     own.parent.mkdir(parents=True)
     shutil.copy(log, own)
@@ -151,7 +151,7 @@ def test_what_was_given_is_not_tidied_away(training: Training, log: str, tmp_pat
 
 
 def test_a_refused_candidate_is_not_signed(training: Training, log: str, tmp_path: Path) -> None:
-    """Exit status 3, the bundle stays to be looked at, and nobody would serve it."""
+    """A refused candidate ends with status 3, and its bundle stays unsigned."""
     training.status = verb.REFUSED
     assert run("--events", log, "--publish").exit_code == verb.REFUSED
     assert not (tmp_path / ".freshet" / "bundle" / SIGNATURE).exists()
@@ -159,20 +159,20 @@ def test_a_refused_candidate_is_not_signed(training: Training, log: str, tmp_pat
 
 
 def test_an_accepted_candidate_is_published_where_asked(training: Training, log: str, tmp_path: Path) -> None:
-    """By the same verb that a person would use."""
+    """An accepted candidate is published by the verb `publish` where asked."""
     assert run("--events", log, "--publish").exit_code == 0
     assert training.commands[-1][3:5] == ["publish", ".freshet/bundle"]
 
 
 def test_an_erasure_before_the_window_holds_inside_it(training: Training, log: str) -> None:
-    """The window leaves out behaviour, never a user's own word."""
+    """A withdrawal before the window counts inside the window."""
     assert run("--events", log, "--from", "2023-11-14T22:13:25").exit_code == 0
     kept = [json.loads(line) for line in training.logs[-1].splitlines()]
     assert [event["event_id"] for event in kept] == ["gone", "e5", "e6", "e7", "e8", "e9"]
 
 
 def test_a_window_may_be_the_newest_part(training: Training, tmp_path: Path) -> None:
-    """As long as was said, up to now; a user's own word from before it holds."""
+    """A window of a duration ends now, and earlier withdrawals count."""
     now = int(time.time() * 1000)
     hours = [Event(f"e{ago}", "u", "view", now - ago * 3_600_000, "i") for ago in (30, 3, 1)]
     (tmp_path / "log.jsonl").write_bytes(b"".join(encode_event(event) + b"\n" for event in hours))
@@ -183,7 +183,7 @@ def test_a_window_may_be_the_newest_part(training: Training, tmp_path: Path) -> 
 
 
 def test_a_stopped_run_goes_on_with_the_log_it_has_read(training: Training, log: str, tmp_path: Path) -> None:
-    """What has come since would make it another run, and its checkpoint worthless; once it is over, it is read."""
+    """A stopped run continues with its exported log, and the next run exports anew."""
     window = ("--events", log, "--until", "2030-01-01")
     work = tmp_path / ".freshet" / "training"
     training.status, training.checkpoint = -9, work / "checkpoint.safetensors"
@@ -202,7 +202,7 @@ def test_a_stopped_run_goes_on_with_the_log_it_has_read(training: Training, log:
 
 @pytest.mark.parametrize("since", ["no checkpoint", "other words", "another log", OPT_OUT, ERASE])
 def test_an_export_that_does_not_stand_is_made_anew(training: Training, log: str, tmp_path: Path, since: str) -> None:
-    """Where no epoch was done, the command is another, another log was trained on meanwhile, or somebody has left."""
+    """A log is exported anew without an epoch, for another command or log, and after a withdrawal."""
     window = ("--events", log, "--until", "2030-01-01")
     work = tmp_path / ".freshet" / "training"
     training.status = -9
@@ -220,7 +220,7 @@ def test_an_export_that_does_not_stand_is_made_anew(training: Training, log: str
 
 
 def test_dead_letters_are_part_of_what_was_left_out(training: Training, log: str, tmp_path: Path) -> None:
-    """They are in no exported file, and in the record of the version all the same; after a stop too."""
+    """The record of a version counts the dead letters of its export, after a stop as well."""
     with Path(log).open("ab") as file:
         file.write(b"no event\n" + encode_event(Event("odd", "w", "odd", NOW, "i")) + b"\n")
     training.status, training.checkpoint = -9, tmp_path / ".freshet" / "training" / "checkpoint.safetensors"
@@ -233,7 +233,7 @@ def test_dead_letters_are_part_of_what_was_left_out(training: Training, log: str
 
 
 def test_nothing_that_was_exported_stays(training: Training, log: str, tmp_path: Path) -> None:
-    """Whoever is erased later is in no file of a run that is over."""
+    """A run that is over leaves no exported file."""
     assert run("--events", log, "--until", "2030-01-01").exit_code == 0
     assert '"u"' in training.logs[-1]
     assert not [path for path in (tmp_path / ".freshet" / "training").iterdir() if path.suffix in (".json", ".jsonl")]
@@ -242,7 +242,7 @@ def test_nothing_that_was_exported_stays(training: Training, log: str, tmp_path:
 def test_the_catalogue_is_what_workers_make_of_the_topic(
     training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record that is no item is counted and left out, a pretty one is read, what was withdrawn is not available."""
+    """The exported catalogue has the items that workers take, available or not, and counts the others."""
     values = [
         b'{"item_id": "i0", "price": -1}',
         b'{\n "item_id": "i1",\n "title": "one"\n}',
@@ -263,7 +263,7 @@ def test_the_catalogue_is_what_workers_make_of_the_topic(
 
 
 def test_nothing_is_written_under_a_run_at_work(training: Training, log: str, tmp_path: Path) -> None:
-    """A second command in the same folder says so and leaves the first one's log alone."""
+    """A second command in a folder at work is refused and leaves the first command's log alone."""
     work = tmp_path / ".freshet" / "training"
     work.mkdir(parents=True)
     (work / "events.jsonl").write_text("read by another")
@@ -280,7 +280,7 @@ def test_nothing_is_written_under_a_run_at_work(training: Training, log: str, tm
 def test_the_cpu_is_bounded_for_every_library(
     training: Training, log: str, tmp_path: Path, told: list[str], threads: str
 ) -> None:
-    """Torch is told by its settings, what NumPy multiplies with by the environment."""
+    """The settings bound Torch's threads, and the environment bounds NumPy's."""
     (tmp_path / "c.toml").write_text("[training]\nthreads = 3\n")
     assert run("--events", log, *told).exit_code == 0
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -288,7 +288,7 @@ def test_the_cpu_is_bounded_for_every_library(
 
 
 def test_what_trains_ends_with_the_command() -> None:
-    """A supervisor's SIGTERM leaves nothing at work, with a lock and users' events, that nobody waits for."""
+    """A SIGTERM to the command ends the training process."""
     script = (
         "import sys; from pathlib import Path; from freshet.cli import training_env as env; "
         "env.TRAINING_PYTHON = Path(sys.executable); "
@@ -306,7 +306,7 @@ def test_what_trains_ends_with_the_command() -> None:
 def test_what_training_runs_in_is_fetched(
     training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After `make demo` alone one command trains: it says what it fetches, and ends where that cannot be had."""
+    """`train` fetches its environment and says so, and ends where the fetch fails."""
     monkeypatch.setattr(training_env, "STAMP", tmp_path / "not there")
     result = run("--events", log)
     assert result.exit_code == 0
@@ -338,7 +338,7 @@ def test_an_incremental_run_leaves_a_candidate(
 def test_runs_come_again_politely(
     training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each run starts from the live version, at the lowest priority, into a folder of its own; few are kept."""
+    """Each run starts from the live version at the lowest priority into its own folder, and few are kept."""
     waits: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -364,7 +364,7 @@ def test_runs_come_again_politely(
 def test_an_incremental_run_starts_from_the_version_on_record(
     training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a broker's promoted versions the last one, though newer folders lie beside it; without a broker the newest."""
+    """An incremental run starts from the broker's last promoted version, or without a broker from the newest."""
     for version in ("1", "2", "3"):
         shutil.copytree(SHIPPED, tmp_path / "models" / "user_encoder" / version)
     monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(tmp_path / "models"))
@@ -388,7 +388,7 @@ def test_an_incremental_run_starts_from_the_version_on_record(
 def test_a_whole_run_is_compared_with_what_was_promoted(
     training: Training, log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a broker is named; where nothing was promoted, or there is no such topic yet, with nothing."""
+    """A whole run is compared with the broker's promoted version, if any."""
     shutil.copytree(SHIPPED, tmp_path / "models" / "user_encoder" / "1")
     monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(tmp_path / "models"))
     records = MemoryRecords(Rollout(MODEL, 1, "promoted", 1))
@@ -434,7 +434,7 @@ def test_a_whole_run_is_compared_with_what_was_promoted(
     ],
 )
 def test_what_is_wrong_is_one_line(training: Training, arguments: list[str], why: str) -> None:
-    """Nothing is started."""
+    """Bad input is one line, and nothing is started."""
     result = run(*arguments)
     assert result.exit_code == 1
     assert why in result.stderr
@@ -443,7 +443,7 @@ def test_what_is_wrong_is_one_line(training: Training, arguments: list[str], why
 
 
 def test_the_cron_job_is_a_turn_of_the_loop() -> None:
-    """Its arguments are options of the verb, and two runs never overlap."""
+    """The cron job's arguments are options of the verb, and two runs never overlap."""
     job, _ = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "train.yaml").read_text())
     assert job["spec"]["concurrencyPolicy"] == "Forbid"
     [container] = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]

@@ -14,7 +14,7 @@ DOMAINS = sorted((Path(__file__).parents[3] / "deploy" / "domains").glob("*.toml
 
 @pytest.mark.parametrize("file", DOMAINS, ids=[file.stem for file in DOMAINS])
 def test_worker_and_training_read_the_same_domain(file: Path) -> None:
-    """Behaviours, texts, history and half-life are one and the same for both."""
+    """Worker and training read the same behaviours, texts, history and half-life from a domain."""
     config, settings = load_config(file), load_settings(file, environ={})
     assert config.name == file.stem
     for name in ("behaviours", "history", "popularity_half_life", "text_fields"):
@@ -23,12 +23,12 @@ def test_worker_and_training_read_the_same_domain(file: Path) -> None:
 
 
 def test_there_are_three_domains() -> None:
-    """Films, beauty products and news articles."""
+    """The domains are films, beauty products and news articles."""
     assert [file.stem for file in DOMAINS] == ["beauty", "films", "news"]
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
-    """What is not given stays as the file or the default says."""
+    """Flags win over the file, and other settings keep the file's value or the default."""
     (tmp_path / "c.toml").write_text("[training]\nepochs = 7\npositions = 8\n")
     config = load_config(tmp_path / "c.toml", epochs=9, seed=None)
     assert (config.epochs, config.positions, config.seed) == (9, 8, 0)
@@ -53,7 +53,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_setting_is_named(tmp_path: Path, text: str, why: str) -> None:
-    """In one line, with what is there instead."""
+    """A bad setting is one line with the settings that exist."""
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(ConfigError, match=why) as refused:
         load_config(tmp_path / "c.toml")
@@ -61,7 +61,7 @@ def test_a_bad_setting_is_named(tmp_path: Path, text: str, why: str) -> None:
 
 
 def test_the_digest_is_of_every_setting() -> None:
-    """A checkpoint of other settings is another run's."""
+    """Every setting changes the digest."""
     first = TrainingConfig()
     for name, value in {"epochs": 3, "model": {"dim": 32}, "targets": ("view",), "seed": 1}.items():
         assert msgspec.structs.replace(first, **{name: value}).digest != first.digest

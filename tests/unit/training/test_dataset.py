@@ -28,14 +28,14 @@ def read(path: Path, **config: Any) -> CleanedLog:
 
 
 def test_reads_what_the_topic_holds(tmp_path: Path) -> None:
-    """A log is the events topic in a file: it is decoded by the core."""
+    """A log's events are decoded by the core."""
     events = [event(number, number) for number in range(3)]
     log = read(write(tmp_path / "log", events))
     assert (log.events, log.cleaning) == (events, {})
 
 
 def test_the_digest_is_of_what_is_kept(tmp_path: Path) -> None:
-    """Other bytes of the same events give the same digest, another event another one."""
+    """Other bytes of the same events have the same digest, and another event has another."""
     events = [event(number, number) for number in range(3)]
     digest = read(write(tmp_path / "log", events)).digest
     (tmp_path / "log").write_bytes(b"\n\n" + (tmp_path / "log").read_bytes() + b"not json\n")
@@ -44,7 +44,7 @@ def test_the_digest_is_of_what_is_kept(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
-    """Duplicates, impossible times, floods, unreadable lines and the forgotten, each by its reason."""
+    """Duplicates, impossible times, floods, bad lines and withdrawn events are counted by reason."""
     kept = [event(number, number) for number in range(5)]
     flood = [event(100 + number, 60_000 + number) for number in range(12)]
     log = write(
@@ -78,7 +78,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", [OPT_OUT, ERASE])
 def test_a_users_own_word_is_never_left_out(tmp_path: Path, word: str) -> None:
-    """Neither for a clock that is ahead, nor for an id that another user's event had before."""
+    """A withdrawal is kept with a clock ahead and with another user's event id."""
     before = [event(0, 0), Event("e1", "v", "view", NOW + 1, "i"), Event("e2", "w", "view", NOW + 2, "i")]
     words = [Event("x", "v", word, NOW + 30 * HOUR), Event("e1", "w", word, NOW + 3)]
     after = [event(4, 4), Event("e5", "v", "view", NOW + 5, "i"), Event("e6", "w", "view", NOW + 6, "i")]
@@ -89,7 +89,7 @@ def test_a_users_own_word_is_never_left_out(tmp_path: Path, word: str) -> None:
 
 
 def test_a_word_dated_ahead_stands_where_the_log_has_it(tmp_path: Path) -> None:
-    """As in the live fold: an opt-in that is dated ahead lifts no later opt-out, and an earlier one it does."""
+    """A withdrawal or opt-in dated ahead counts at its place in the log, as in the live fold."""
     views = [event(number, number) for number in range(4)]
     ahead = Event("in", "u", OPT_IN, NOW + 30 * HOUR)
     out = Event("out", "u", OPT_OUT, NOW + 1)
@@ -100,14 +100,14 @@ def test_a_word_dated_ahead_stands_where_the_log_has_it(tmp_path: Path) -> None:
 
 
 def test_event_ids_are_a_users_own(tmp_path: Path) -> None:
-    """As in the live fold: a log that numbers its events by user is whole."""
+    """Event ids are compared within a user, as in the live fold."""
     events = [Event(f"e{number // 2}", f"u{number % 2}", "view", NOW + number, "i") for number in range(6)]
     log = read(write(tmp_path / "log", [*events, events[0]]))
     assert (log.events, log.cleaning) == (events, {"duplicate": 1})
 
 
 def test_a_log_out_of_order_is_put_in_order(tmp_path: Path) -> None:
-    """Partitions written one after the other are one log: examples are point-in-time correct by event time."""
+    """A log of partitions one after the other is ordered by event time."""
     events = [event(number, number) for number in range(6)]
     log = read(write(tmp_path / "log", [*events[3:], *events[:3]]))
     assert (log.events, log.cleaning) == (events, {"out of order": 3})
@@ -123,14 +123,14 @@ def test_a_log_out_of_order_is_put_in_order(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_log_is_refused(tmp_path: Path, line: bytes, reason: str) -> None:
-    """Where most lines are no events, the first one is named with its reason."""
+    """A file whose lines are mostly no events is refused with the first line and its reason."""
     (tmp_path / "log").write_bytes(line)
     with pytest.raises(DatasetError, match=reason):
         read(tmp_path / "log")
 
 
 def test_hostile_lines_are_counted_as_bad(tmp_path: Path) -> None:
-    """A line in Latin-1, or nested deep, is left out as `freshet replay` and `freshet produce` leave it out."""
+    """A line in Latin-1 or of deep nesting counts as bad."""
     path = write(tmp_path / "log", [event(number, number) for number in range(9)])
     deep = b"[" * 1200 + b"]" * 1200
     with path.open("ab") as file:
@@ -144,7 +144,7 @@ def test_hostile_lines_are_counted_as_bad(tmp_path: Path) -> None:
 
 
 def test_no_log_is_said(tmp_path: Path) -> None:
-    """A missing or empty file, and one of too few users, is one line, not a traceback from deep inside."""
+    """A missing or empty file, or a log of too few users, is one line."""
     with pytest.raises(DatasetError, match="No such file"):
         read(tmp_path / "nothing")
     (tmp_path / "empty").write_bytes(b"\n")
@@ -155,13 +155,13 @@ def test_no_log_is_said(tmp_path: Path) -> None:
 
 
 def test_the_last_upsert_of_an_item_stands(tmp_path: Path) -> None:
-    """As on the compacted topic."""
+    """The last upsert of an item counts."""
     (tmp_path / "items").write_bytes(b'{"item_id":"a","title":"old"}\n{"item_id":"a","title":"new"}\n')
     assert read_items(tmp_path / "items")["a"].title == "new"
 
 
 def test_split_is_by_time() -> None:
-    """80, 10 and 10 % of the log, in order, nothing lost."""
+    """The split has 80, 10 and 10 % of the log in time order and loses nothing."""
     events = [event(number, number) for number in range(50)]
     split = split_by_time(events)
     assert [len(split.train), len(split.validation), len(split.test)] == [40, 5, 5]
@@ -169,7 +169,7 @@ def test_split_is_by_time() -> None:
 
 
 def test_vocabulary_is_what_had_an_event() -> None:
-    """Items in order of first appearance, each once; control events bring none."""
+    """The vocabulary has each item with an event once, by first appearance."""
     events = [event(0, 0, item="b"), event(1, 1, item="a"), event(2, 2, item="b"), event(3, 3, "user.opt_out", "c")]
     assert vocabulary(events) == ["b", "a"]
     assert vocabulary(events, ["z", "a"]) == ["z", "a", "b"]

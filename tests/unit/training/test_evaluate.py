@@ -43,35 +43,35 @@ def test_rank_counts_unseen_items_ahead() -> None:
 
 
 def test_ties_go_to_the_lower_row() -> None:
-    """A constant ranker gains nothing from ties: the order is total."""
+    """Among equal scores the lower row ranks first."""
     scores = np.zeros((4, 4), np.float32)
     seen = np.zeros((4, 4), np.bool_)
     assert rank_of_target(scores, np.arange(4), seen).tolist() == [0, 1, 2, 3]
 
 
 def test_nan_sinks() -> None:
-    """A score that is no number comes last, and as a target it is a miss rather than a hit."""
+    """A NaN score ranks last, and a target with NaN is a miss."""
     scores = np.array([[np.nan, 1.0, 0.0, -1.0], [np.nan, 1.0, 0.0, -1.0]], np.float32)
     seen = np.zeros((2, 4), np.bool_)
     assert rank_of_target(scores, np.array([0, 3]), seen).tolist() == [UNRANKED, 2]
 
 
 def test_what_cannot_be_listed_is_a_miss() -> None:
-    """Also where the catalogue is shorter than a list."""
+    """A seen target is a miss, in a catalogue shorter than a list as well."""
     scores = np.array([[1.0, -np.inf]], np.float32)
     rank = rank_of_target(scores, np.array([1]), np.zeros((1, 2), np.bool_))
     assert result_of(["u"], rank, np.ones(1, np.bool_)).hr == 0
 
 
 def test_gain_is_ndcg_with_one_relevant_item() -> None:
-    """Place 1 gains 1, place 3 gains a half, place 11 nothing."""
+    """Rank 1 gains 1, rank 3 a half and rank 11 nothing."""
     result = result_of(["u"] * 3, np.array([0, 2, 10]), np.ones(3, np.bool_))
     assert result.gain.tolist() == [1.0, 0.5, 0.0]
     assert result.hr == pytest.approx(2 / 3)
 
 
 def test_a_batch_is_the_state_before_its_events() -> None:
-    """Seen items, history, tensors and counts know nothing of the event that is ranked, or of later ones."""
+    """A batch's seen items, history, tensors and counts are those before its events."""
     events = [event("u", "a", 0), event("v", "a", 1), event("u", "b", 2), event("u", "c", 3)]
     (batch,) = replay(events).batches(0, 4)
     assert batch.target.tolist() == [0, 0, 1, 2]
@@ -90,7 +90,7 @@ def test_popularity_counts_users_not_events() -> None:
 
 
 def test_a_type_that_weighs_nothing_is_no_part_of_popularity() -> None:
-    """A dislike of weight 0 raises no item, in training as in the worker."""
+    """An event of weight 0 changes no popularity."""
     liked, disliked = event("ann", "a", 0), msgspec.structs.replace(event("ann", "b", 1), type="dislike")
     index = {item: row + 2 for row, item in enumerate(ITEMS)}
     types = {"click": 1, "dislike": 2}
@@ -102,14 +102,14 @@ def test_a_type_that_weighs_nothing_is_no_part_of_popularity() -> None:
 
 
 def test_recent_popularity_halves_in_a_half_life() -> None:
-    """The prior decays in event time."""
+    """Recent popularity halves in a half-life of event time."""
     events = [event("u", "a", 0), event("v", "b", DAY)]
     (batch,) = replay(events).batches(1, 2)
     assert recent_popularity(batch)[0, 0] == pytest.approx(0.5)
 
 
 def test_evaluation_from_a_position_has_the_whole_past() -> None:
-    """Starting later evaluates fewer events on the same states."""
+    """Evaluation from a later position has the same states with fewer events."""
     events = [event("u", item, second) for second, item in enumerate(ITEMS)]
     (whole,) = replay(events).batches(0, 4)
     (part,) = replay(events).batches(2, 4)
@@ -118,7 +118,7 @@ def test_evaluation_from_a_position_has_the_whole_past() -> None:
 
 
 def test_co_occurrence_knows_what_is_taken_together() -> None:
-    """After `a`, the item that the same users took comes first."""
+    """Co-occurrence ranks first the item that users of `a` took as well."""
     fitted = [event(user, item, 0) for user in "xyz" for item in ("a", "c")] + [event("w", "b", 0)]
     rank = CoOccurrence(fitted, {item: row for row, item in enumerate(ITEMS)}, last=5)
     (batch,) = replay([event("u", "a", 10), event("u", "c", 11)]).batches(1, 2)
@@ -126,14 +126,14 @@ def test_co_occurrence_knows_what_is_taken_together() -> None:
 
 
 def test_prior_is_added_to_the_encoder() -> None:
-    """The served score is encoder plus weight times log1p of decayed popularity, as the worker ranks."""
+    """The served score adds the weight times log1p of decayed popularity to the encoder's score."""
     (batch,) = replay([event("u", "a", 0), event("v", "b", 0)]).batches(1, 2)
     scores = with_prior(lambda b: np.zeros((len(b.users), 4), np.float32), 2.0)(batch)
     assert scores[0].tolist() == pytest.approx([2 * np.log(2), 0, 0, 0])
 
 
 def test_an_oracle_is_perfect_and_its_opposite_never_hits() -> None:
-    """A world whose right answer is known: the metric's ends are reached."""
+    """An oracle has the metrics' maximum, and its opposite never hits."""
 
     def oracle(batch: EvaluationBatch) -> np.ndarray:
         return np.eye(len(names), dtype=np.float32)[batch.target]
@@ -147,7 +147,7 @@ def test_an_oracle_is_perfect_and_its_opposite_never_hits() -> None:
 
 
 def test_tied_events_can_be_left_out() -> None:
-    """An event at the time of the user's previous one is tied; the first one and later ones are not."""
+    """Only an event at the time of the user's previous event is tied."""
     events = [event("u", "a", 0), event("u", "b", 0), event("v", "a", 0), event("u", "c", 1)]
     (batch,) = replay(events).batches(0, 4)
     assert batch.untied.tolist() == [True, False, True, True]
@@ -156,7 +156,7 @@ def test_tied_events_can_be_left_out() -> None:
 
 
 def test_bootstrap_resamples_users() -> None:
-    """One user with many events is one observation: the interval is wide, and narrow when users agree."""
+    """The bootstrap resamples users, so a user's many events count as a single observation."""
     users = np.array(["a"] * 100 + ["b"])
     low, high = user_bootstrap(users, np.array([1.0] * 100 + [0.0]))
     assert (low, high) == (0.0, 1.0)
@@ -164,13 +164,13 @@ def test_bootstrap_resamples_users() -> None:
 
 
 def test_difference_is_paired() -> None:
-    """Two equal rankers differ by nought, surely."""
+    """Two equal rankers have a difference and an interval of 0."""
     result = result_of(["a", "b", "c"], np.array([0, 5, 20]), np.ones(3, np.bool_))
     same = difference(result, result)
     assert user_bootstrap(same.users, same.gain) == (0.0, 0.0)
 
 
 def test_nothing_to_evaluate_is_said() -> None:
-    """An empty part is an error, not a division by zero."""
+    """An empty part is an error."""
     with pytest.raises(ValueError, match="no event to evaluate"):
         evaluate(replay([event("u", "a", 0)]).batches(1, 1), {"popularity": popularity})

@@ -21,18 +21,18 @@ def ids(runs: list[list[Event]]) -> list[list[str]]:
 
 
 def test_what_was_erased_is_not_learned() -> None:
-    """An erasure or opt-out takes the user's earlier events out of training; an opt-in starts anew."""
+    """An erasure or opt-out removes the user's earlier events from training."""
     log = [event(0), event(1, ERASE), event(2), event(3, OPT_IN), event(4), event(5, user="v"), event(6, OPT_OUT, "v")]
     assert ids(histories(log)) == [["e4"]]
 
 
 def test_a_duplicate_is_learned_once() -> None:
-    """The fold skips a producer's duplicate, and so does training."""
+    """Training skips a producer's duplicate."""
     assert ids(histories([event(0), event(1), event(0)])) == [["e0", "e1"]]
 
 
 def test_the_first_event_is_a_target_of_the_empty_history() -> None:
-    """A new user's list is learned too: padding alone, then the first item."""
+    """The first event is a target behind padding alone."""
     examples = windows([[event(0)]], INDEX, {"view": 1}, LENGTH)
     assert examples.item_index.tolist() == [[0] * LENGTH]
     assert examples.next_item[0, -1] == INDEX["i0"]
@@ -40,7 +40,7 @@ def test_the_first_event_is_a_target_of_the_empty_history() -> None:
 
 
 def test_long_histories_are_cut_into_overlapping_rows() -> None:
-    """Every event is a target once, and those of later rows have half a row of context at least."""
+    """Every event is a target once, with half a row of context in later rows."""
     run = [event(number) for number in range(120)]
     examples = windows([run], INDEX, {"view": 1}, LENGTH)
     targets = examples.next_item[examples.next_item != IGNORE]
@@ -50,7 +50,7 @@ def test_long_histories_are_cut_into_overlapping_rows() -> None:
 
 
 def test_the_gap_before_a_row_is_unknown() -> None:
-    """A row's first event has bucket 1 as in `featurise`, whatever came before it."""
+    """A row's first event has gap bucket 1, as in `featurise`."""
     run = [event(number, ts=number * 3_600_000) for number in range(60)]
     examples = windows([run], INDEX, {"view": 1}, LENGTH)
     first = (examples.item_index != 0).argmax(axis=1)
@@ -59,7 +59,7 @@ def test_the_gap_before_a_row_is_unknown() -> None:
 
 
 def test_only_ties_are_shuffled() -> None:
-    """Events of one time change places, events of different times do not."""
+    """Only events of equal time change places."""
     tied = [event(number, ts=0) for number in range(20)]
     apart = [event(number, user="v") for number in range(20, 40)]
     first, second = shuffle_ties([tied, apart], np.random.default_rng(0))
@@ -69,7 +69,7 @@ def test_only_ties_are_shuffled() -> None:
 
 
 def test_targets_alone_are_predicted() -> None:
-    """An event of another behaviour stands in the history and trains the next type, not the next item."""
+    """An event of no target type trains the next type and not the next item."""
     run = [event(number) for number in range(4)]
     run[1] = Event("e1", "u", "like", run[1].ts, "i1")
     examples = windows([run], INDEX, {"view": 1, "like": 2}, LENGTH, targets={"view"})
@@ -79,7 +79,7 @@ def test_targets_alone_are_predicted() -> None:
 
 
 def test_only_what_is_new_is_trained() -> None:
-    """Older events are context: rows that would train nothing are left out, the others know the past."""
+    """Rows without a new event are left out, and other rows keep their past."""
     old, new = [event(number) for number in range(60)], [event(number, user="v") for number in range(3)]
     examples = windows([old, new], INDEX, {"view": 1}, LENGTH, since=old[57].ts)
     assert examples.next_item[examples.next_item != IGNORE].tolist() == [59, 60, 61]

@@ -16,7 +16,7 @@ def event(item: str, kind: str = "view") -> Event:
 
 
 def test_value_is_what_an_items_events_are_worth() -> None:
-    """The log of the mean weight over the log's mean, drawn towards nought where there are few events."""
+    """An item's value is the log of its mean weight over the log's mean, shrunk towards 0 for few events."""
     events = [event("bought", "purchase") for _ in range(50)] + [event("viewed") for _ in range(50)]
     events += [event("rare", "purchase")]
     value = item_lifts(events, ["bought", "viewed", "rare"], WEIGHTS)[:, 0]
@@ -26,7 +26,7 @@ def test_value_is_what_an_items_events_are_worth() -> None:
 
 
 def test_novelty_is_how_much_rarer_an_item_is_than_the_average() -> None:
-    """Added to the log of its chance, novelty leaves the same for all: what is left is the user's own taste."""
+    """Novelty plus the log of an item's chance is the same for every item."""
     counts = {"head": 70, "middle": 20, "tail": 4, "none": 0}
     events = [event(item) for item, count in counts.items() for _ in range(count)]
     novelty = item_lifts(events, list(counts), WEIGHTS)[:, 1]
@@ -36,7 +36,7 @@ def test_novelty_is_how_much_rarer_an_item_is_than_the_average() -> None:
 
 
 def test_behaviours_without_worth_have_no_value() -> None:
-    """With all weights nought, or of items of other logs, nothing is worth more than another."""
+    """Without weights or known items every value is 0."""
     events = [event("a"), event("b", "purchase"), event("elsewhere")]
     assert not item_lifts(events, ["a", "b"], {"view": 0.0, "purchase": 0.0})[:, 0].any()
     assert not item_lifts([], ["a", "b"], WEIGHTS).any()
