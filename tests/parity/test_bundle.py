@@ -64,7 +64,7 @@ def any_size(spec: TensorSpec) -> TensorSpec:
 
 @pytest.mark.parametrize(("model", "name"), CONFIGS)
 def test_configuration_has_the_core_s_tensors(repository: Path, model: str, name: str) -> None:
-    """Every model configuration lists exactly the core's tensors: names, types, shapes, order."""
+    """Every model configuration has exactly the core's tensors: names, types, shapes and order."""
     config = (repository / model / name).read_text()
     assert f'name: "{model}"' in config
     inputs, outputs = (tuple(map(any_size, specs)) for specs in MODELS[model])
@@ -73,12 +73,12 @@ def test_configuration_has_the_core_s_tensors(repository: Path, model: str, name
 
 @pytest.mark.parametrize(("model", "name"), CONFIGS)
 def test_two_versions_stay_loaded(repository: Path, model: str, name: str) -> None:
-    """A swap keeps the version before it, for the requests that are pinned to it."""
+    """Triton keeps the two newest versions loaded."""
     assert "version_policy: { latest { num_versions: 2 } }" in (repository / model / name).read_text()
 
 
 def test_tensorrt_differs_in_the_platform_alone(repository: Path) -> None:
-    """The production configuration is the CPU one but for the backend and the device."""
+    """The production configuration differs from the CPU one in backend and device alone."""
     cpu, gpu = (
         [line for line in (repository / "user_encoder" / name).read_text().splitlines() if not line.startswith("#")]
         for name in ("config.pbtxt", "configs/tensorrt.pbtxt")
@@ -87,7 +87,7 @@ def test_tensorrt_differs_in_the_platform_alone(repository: Path) -> None:
 
 
 def test_onnx_gives_torch_s_outputs(golden: Tensors, encoded: Tensors) -> None:
-    """ONNX Runtime repeats what torch gave at export, for every history length from none on."""
+    """ONNX Runtime repeats torch's outputs of the export, for every history length."""
     for name in ("topk_score", "embedding"):
         np.testing.assert_allclose(encoded[name], golden[name], atol=TOLERANCE)
     swapped = encoded["topk_index"] != golden["topk_index"]
@@ -97,7 +97,7 @@ def test_onnx_gives_torch_s_outputs(golden: Tensors, encoded: Tensors) -> None:
 
 
 def test_candidates_are_the_best_of_the_whole_table(shipped: Bundle, encoded: Tensors) -> None:
-    """Top-K is sorted, names real items only, and equals an independent ranking of the item vectors."""
+    """The top items are sorted, real, and equal to an independent ranking of the item vectors."""
     score, index = encoded["topk_score"], encoded["topk_index"]
     assert (np.diff(score, axis=1) <= 0).all()
     assert index.min() >= FIRST_ITEM
@@ -108,27 +108,27 @@ def test_candidates_are_the_best_of_the_whole_table(shipped: Bundle, encoded: Te
 
 
 def test_a_score_is_a_dot_product(shipped: Bundle, encoded: Tensors) -> None:
-    """The worker can score an item itself: user vector times item vector is the graph's score."""
+    """The graph's score is the user vector times the item vector."""
     vectors = shipped.item_vectors[encoded["topk_index"] - FIRST_ITEM]  # [B, K, D]
     np.testing.assert_allclose((vectors @ encoded["embedding"][:, :, None])[..., 0], encoded["topk_score"], atol=1e-4)
 
 
 def test_the_batch_does_not_change_a_row(shipped: Bundle, golden: Tensors, encoded: Tensors) -> None:
-    """A user alone gets what the user gets in a batch."""
+    """A user's outputs are the same alone and in a batch."""
     alone = {spec.name: golden[spec.name][7:8] for spec in features.USER_ENCODER_INPUTS}
     outputs = run(shipped.path / "model.onnx", features.USER_ENCODER_INPUTS, features.USER_ENCODER_OUTPUTS, alone)
     np.testing.assert_allclose(outputs["topk_score"][0], encoded["topk_score"][7], atol=1e-5)
 
 
 def test_item_tower_places_texts(shipped: Bundle, golden: Tensors) -> None:
-    """The tower maps text embeddings to finite vectors of the item space, as torch did."""
+    """The item tower maps text embeddings to torch's finite vectors."""
     outputs = run(shipped.path / "item_tower.onnx", features.ITEM_TOWER_INPUTS, features.ITEM_TOWER_OUTPUTS, golden)
     assert outputs["item_vector"].shape == (len(golden["text_embedding"]), shipped.manifest.dim)
     np.testing.assert_allclose(outputs["item_vector"], golden["item_vector"], atol=TOLERANCE)
 
 
 def test_a_text_alone_lands_near_its_item(shipped: Bundle, golden: Tensors) -> None:
-    """For items with events, the tower's vector resembles the trained one more than other items' do."""
+    """The tower's vector of an item's text is nearer to the trained vector than other items' are."""
     rows = len(golden["item_vector"])  # golden texts are those of the first items
     tower = golden["item_vector"] / np.linalg.norm(golden["item_vector"], axis=1, keepdims=True)
     trained = shipped.item_vectors[:rows] / np.linalg.norm(shipped.item_vectors[:rows], axis=1, keepdims=True)
@@ -138,12 +138,12 @@ def test_a_text_alone_lands_near_its_item(shipped: Bundle, golden: Tensors) -> N
 
 
 def test_the_item_tower_s_version_is_the_bundle_s(repository: Path, shipped: Bundle) -> None:
-    """One version number means one item space in both models."""
+    """Encoder and item tower have the same version number."""
     assert sha256(repository / "item_tower" / "1" / "model.onnx") == shipped.manifest.files["item_tower.onnx"]
 
 
 def test_bundle_says_what_it_was_made_of(shipped: Bundle) -> None:
-    """Terms of the data, metrics of every baseline, and a card travel with the weights."""
+    """The bundle holds its data's terms, the metrics of every baseline and a model card."""
     assert "MovieLens" in shipped.manifest.licence
     assert "MODEL_CARD.md" in shipped.manifest.files
     metrics = shipped.manifest.metrics
@@ -154,7 +154,7 @@ def test_bundle_says_what_it_was_made_of(shipped: Bundle) -> None:
 
 
 def test_the_first_reason_is_nearly_what_leaving_events_out_says(shipped: Bundle) -> None:
-    """Of what the event whose loss moves an item most does for it, the first reason's does most, over many users."""
+    """Over many users the first reason's loss is most of the largest loss of any event."""
     dice = np.random.default_rng(0)
     space = ItemSpace(shipped.item_ids, shipped.item_vectors)
     near = np.argsort(-shipped.item_vectors @ shipped.item_vectors.T, axis=1)[:, 1:30]

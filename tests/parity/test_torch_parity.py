@@ -129,7 +129,7 @@ def cutting(chance: int | None) -> np.random.Generator | None:
 @pytest.mark.parametrize("chance", [None, 1, 2])
 @pytest.mark.parametrize("overlap", [0.0, 0.1, 0.5, 0.9])
 def test_every_event_is_a_target_once(overlap: float, chance: int | None) -> None:
-    """Rows train no event twice and leave none out, however much of a row the next one sees again."""
+    """Rows train each event exactly once, however their overlap is cut."""
     events = log(0, control=False)
     examples = windows(histories(events), ITEM_INDEX, TYPE_INDEX, LENGTH, overlap=overlap, random=cutting(chance))
     known = [
@@ -142,7 +142,7 @@ def test_every_event_is_a_target_once(overlap: float, chance: int | None) -> Non
 
 
 def test_long_histories_alone_are_cut_by_chance() -> None:
-    """Other rows from epoch to epoch, of whoever has more than a row; the others' stay whole."""
+    """Only users with more events than a row get other rows from epoch to epoch."""
     run = applied(log(0, control=False, users=1), "u0")
     chance = np.random.default_rng(0)
 
@@ -156,7 +156,7 @@ def test_long_histories_alone_are_cut_by_chance() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_training_row_means_what_the_live_row_means(seed: int) -> None:
-    """The encoder's output at a position is its output for the state that ends there, however it is padded."""
+    """The encoder's output at a position is its output for the state that ends there, whatever the padding."""
     model = small_model(seed)
     examples = windows(histories(log(seed)), ITEM_INDEX, TYPE_INDEX, LENGTH)
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_a_training_row_means_what_the_live_row_means(seed: int) -> None:
 
 
 def test_shuffled_ties_keep_everything_but_the_order_of_equals() -> None:
-    """Shuffling moves an event only among those of its own time, and really moves some."""
+    """Shuffling moves only events of equal time, and moves at least an event."""
     runs = histories(log(5, control=False))
     shuffled = shuffle_ties(runs, np.random.default_rng(0))
     moved = 0
@@ -214,14 +214,14 @@ def test_no_position_sees_its_future() -> None:
 
 
 def test_a_planted_leak_is_found() -> None:
-    """The check above can fail: an encoder that may look one event ahead is caught."""
+    """Failing control: an encoder that looks an event ahead fails the check above."""
     model = small_model()
     model.causal += torch.diag(torch.full((LENGTH - 1,), -model.causal.min().item()), diagonal=1)
     assert leaks(model, full_rows())
 
 
 def test_the_state_before_an_event_is_its_past() -> None:
-    """Evaluation ranks from exactly the user's earlier events: not the event itself, nothing later."""
+    """Evaluation ranks an event from exactly the user's earlier events."""
     events = log(3)
     row_of_event = {id(event): number for number, event in enumerate(events)}
     seen = 0
@@ -285,7 +285,7 @@ def test_onnx_is_torch_on_fresh_inputs(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_gives_other_items_is_not_exported(tmp_path: Path) -> None:
-    """Right scores for wrong items are no parity."""
+    """A graph with right scores for wrong items is not exported."""
     pytest.importorskip("onnxruntime")
     from freshet_training.export import ExportError, check_parity  # noqa: PLC0415 - imports torch
 
@@ -297,7 +297,7 @@ def test_a_graph_that_gives_other_items_is_not_exported(tmp_path: Path) -> None:
 
 
 def test_an_unseen_item_stands_at_its_text() -> None:
-    """With a residual of nought an item's vector is the item tower's: one space for both."""
+    """With a residual of 0 an item's vector is the item tower's."""
     model = small_model()
     with torch.no_grad():
         model.residual.weight[3] = 0
@@ -305,7 +305,7 @@ def test_an_unseen_item_stands_at_its_text() -> None:
 
 
 def test_item_dropout_leaves_the_text() -> None:
-    """While training with full item dropout every item stands at its text alone."""
+    """With full item dropout every item's training vector is that of its text."""
     from freshet_training.model import UserEncoder  # noqa: PLC0415 - imports torch
     from freshet_training.model_shape import ModelShape  # noqa: PLC0415 - with it
 
@@ -314,7 +314,7 @@ def test_item_dropout_leaves_the_text() -> None:
 
 
 def test_next_item_loss_counts_valid_positions_alone() -> None:
-    """The loss is the mean cross entropy over valid positions, whatever stands at the others."""
+    """The loss is the mean cross entropy over valid positions alone."""
     from freshet_training.losses import next_item_loss, next_item_scores  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(0)
@@ -328,7 +328,7 @@ def test_next_item_loss_counts_valid_positions_alone() -> None:
 
 
 def test_next_type_loss_counts_from_one() -> None:
-    """Type index 1 is the first class."""
+    """Type index 1 is the first class of the loss."""
     from freshet_training.losses import next_type_loss  # noqa: PLC0415 - imports torch
 
     logits = torch.zeros(1, 2, 3)
@@ -338,7 +338,7 @@ def test_next_type_loss_counts_from_one() -> None:
 
 
 def test_a_sample_of_every_item_is_the_full_softmax() -> None:
-    """With each item drawn once and expected once, the sampled loss is the full one: the target counts once."""
+    """With each item drawn once and expected once, the sampled loss is the full loss."""
     from freshet_training.losses import next_item_loss, next_item_scores  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(0)
@@ -352,7 +352,7 @@ def test_a_sample_of_every_item_is_the_full_softmax() -> None:
 
 
 def test_what_teachers_say_weighs_beside_what_came() -> None:
-    """A student that scores as its teachers do has the least loss that they leave; with no teachers the log's alone."""
+    """A student with its teachers' scores has the least loss, and without teachers the log's loss alone counts."""
     from freshet_training.losses import TEACHING, next_item_loss  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(0)
@@ -367,7 +367,7 @@ def test_what_teachers_say_weighs_beside_what_came() -> None:
 
 
 def test_a_sampled_softmax_is_right_on_average() -> None:
-    """The sum over drawn items, corrected by how often each is expected, estimates the sum over all that train."""
+    """The corrected sum over drawn items estimates the sum over all trained items."""
     from freshet_training.losses import ItemSampler  # noqa: PLC0415 - imports torch
 
     torch.manual_seed(0)
@@ -379,7 +379,7 @@ def test_a_sampled_softmax_is_right_on_average() -> None:
 
 
 def test_looking_ahead_takes_later_targets_of_the_row_alone() -> None:
-    """Each target is one that stands at its place or further on in its row; none appears where there was none."""
+    """Each target stands at its position or later in its row, and a position without a target gets none."""
     random = np.random.default_rng(0)
     target = np.where(np.arange(12) >= random.integers(0, 9, (500, 1)), np.arange(12) + 100, IGNORE).astype(np.int32)
     examples = Examples(target, target, target, target, target)
@@ -396,7 +396,7 @@ def test_looking_ahead_takes_later_targets_of_the_row_alone() -> None:
 
 
 def test_steps_hold_every_row_once_and_cut_padding_alone() -> None:
-    """The rows of all steps are the rows of the examples; what a step cuts off the left is padding without a target."""
+    """Steps hold the rows of the examples once, and cut off only padding without a target."""
     from freshet_training.fit import batches  # noqa: PLC0415 - imports torch
 
     random = np.random.default_rng(0)
@@ -415,7 +415,7 @@ def test_steps_hold_every_row_once_and_cut_padding_alone() -> None:
 
 
 def test_a_cut_row_means_what_the_whole_row_means() -> None:
-    """Padding on the left changes no user vector: steps may cut it off."""
+    """Cutting padding off the left changes no user vector."""
     model = small_model()
     item_index = torch.tensor([[0] * 6 + [FIRST_ITEM, FIRST_ITEM + 2, 1, FIRST_ITEM + 1]])
     mask = (item_index > 0).long()
@@ -427,7 +427,7 @@ def test_a_cut_row_means_what_the_whole_row_means() -> None:
 
 
 def test_a_step_of_few_items_has_the_loss_of_the_whole_table() -> None:
-    """Computing only the vectors that a step meets changes nothing but the time it takes."""
+    """A step that computes only its own items' vectors has the loss of the whole table."""
     from freshet_training.fit import step_loss  # noqa: PLC0415 - imports torch
 
     class Everything:

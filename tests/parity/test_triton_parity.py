@@ -91,7 +91,7 @@ def test_item_tower_is_torch_s(served: Served, golden: Tensors) -> None:
 
 
 def test_a_text_s_vector_is_its_own(served: Served) -> None:
-    """A text embedding is a unit vector, and batch mates, padding and calls do not move it by a bit."""
+    """A text embedding is a unit vector with the same bits in every batch, padding and call."""
     texts = ["Toy Story. Animation", "été à Paris", "", "long " * 400]
     together = served.read(*(text.encode() for text in texts))
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
@@ -100,14 +100,14 @@ def test_a_text_s_vector_is_its_own(served: Served) -> None:
 
 
 def test_training_reads_the_same_texts(served: Served, golden: Tensors) -> None:
-    """The text embeddings of training came from the model that is served: film titles lie near each other."""
+    """The served model gives the text embeddings of training."""
     film, recipe = served.read(b"GoldenEye. Action Adventure Thriller", b"Two eggs, flour and a pinch of salt")
     closeness = golden["text_embedding"] @ np.stack([film, recipe]).T
     assert closeness[:, 0].mean() > closeness[:, 1].mean()
 
 
 def test_a_bad_request_fails_alone(served: Served, golden: Tensors) -> None:
-    """Requests batched with one that cannot be run get their outputs; only it gets an error."""
+    """Only the bad request of a batch gets an error, and the others get their outputs."""
 
     def ask(number: int) -> bool:
         feeds, picked = rows(golden, 1)
@@ -127,7 +127,7 @@ def test_a_bad_request_fails_alone(served: Served, golden: Tensors) -> None:
 
 @pytest.mark.parametrize("index", [-1, 10_000_000])
 def test_an_index_outside_the_table_is_an_error(served: Served, golden: Tensors, index: int) -> None:
-    """No index wraps around or reads beyond the table."""
+    """An index outside the table is an error."""
     feeds, _ = rows(golden, 1)
     feeds["item_index"][0, -1] = index
     with pytest.raises(InferenceServerException):
@@ -135,13 +135,13 @@ def test_an_index_outside_the_table_is_an_error(served: Served, golden: Tensors,
 
 
 def test_what_is_not_finite_is_an_error(served: Served) -> None:
-    """NaN never becomes an item vector."""
+    """A text embedding with NaN is an error."""
     with pytest.raises(InferenceServerException, match="not finite"):
         served.place(np.full((1, features.TEXT_DIM), np.nan, np.float32))
 
 
 def test_text_that_is_not_utf8_is_an_error(served: Served) -> None:
-    """Bad bytes are the request's error, and the model goes on."""
+    """A text that is not UTF-8 is an error, and the model answers the next request."""
     with pytest.raises(InferenceServerException, match="utf-8"):
         served.read(b"\xff\xfe")
     assert served.read(b"fine").shape == (1, features.TEXT_DIM)

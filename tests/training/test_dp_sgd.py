@@ -34,12 +34,12 @@ def closed_form(noise: float, steps: int, delta: float) -> float:
 
 @pytest.mark.parametrize(("noise", "steps", "delta"), [(20.0, 100, 1e-5), (3.0, 1, 1e-6), (8.0, 40, 1e-4)])
 def test_without_sampling_epsilon_is_the_closed_form(noise: float, steps: int, delta: float) -> None:
-    """Where every user is in every step the exact value is known."""
+    """With every user in every step, ε equals the closed form."""
     assert epsilon(noise, 1.0, steps, delta) == pytest.approx(closed_form(noise, steps, delta), rel=0.01)
 
 
 def test_with_sampling_epsilon_is_under_the_published_bound() -> None:
-    """Abadi et al. give ε = 1.26 for q = .01, noise 4, 10,000 steps, δ = 1e-5 by a looser accountant."""
+    """ε is below the bound of Abadi et al.: 1.26 for q = .01, noise 4, 10,000 steps and δ = 1e-5."""
     assert 0.9 < epsilon(4.0, 0.01, 10_000, 1e-5) < 1.26
     assert epsilon(2.0, 0.01, 10_000, 1e-5) > epsilon(4.0, 0.01, 10_000, 1e-5)
 
@@ -62,7 +62,7 @@ def user(pull: int) -> Examples:
 
 
 def test_no_user_pulls_further_than_the_clip() -> None:
-    """A huge gradient counts as one of length `clip`, a small one as it is; the sum is divided by what is expected."""
+    """A user's gradient is clipped to length `clip`, and the sum is divided by the expected number of users."""
     model = Line()
     settings = PrivacySettings(noise=1e-9, clip=2.0, users_per_step=4)
     private_gradient(model, [user(1000), user(1)], model.loss, settings)
@@ -71,7 +71,7 @@ def test_no_user_pulls_further_than_the_clip() -> None:
 
 
 def test_noise_is_of_the_stated_size_and_needs_no_user() -> None:
-    """Its standard deviation is noise × clip ÷ users a step, on every weight, also where nobody was drawn."""
+    """Noise on every weight has deviation noise × clip ÷ users a step, without any drawn user as well."""
     model = nn.Linear(200, 200)
     settings = PrivacySettings(noise=3.0, clip=2.0, users_per_step=4)
     assert private_gradient(model, [], lambda _: torch.zeros(()), settings) is None
@@ -80,7 +80,7 @@ def test_noise_is_of_the_stated_size_and_needs_no_user() -> None:
 
 
 def test_every_user_is_drawn_with_the_same_chance() -> None:
-    """Each on its own, so that a step's size varies; as many steps as an epoch would need."""
+    """Each user is drawn independently with the same chance, in as many steps as an epoch needs."""
     private = DpSgd(PrivacySettings(users_per_step=10), 100, lambda _: [user(number) for number in range(100)])
     random = np.random.default_rng(0)
     draws = [step for _ in range(200) for step in private.draws(random)]
@@ -107,7 +107,7 @@ def run(folder: Path, out: str, *more: str) -> int:
 
 
 def test_a_private_bundle_says_what_it_spent(ring: Path, capsys: pytest.CaptureFixture[Any]) -> None:
-    """ε, δ, the unit and the steps are printed, in the manifest and on the card; two runs of a seed differ."""
+    """ε, δ, unit and steps are printed and stand in manifest and model card, and two runs of a seed differ."""
     assert run(ring, "one") in (0, 3)
     bundle = load_bundle(ring / "one")
     assert bundle.item_lifts is None  # they would tell of single users what the weights do not
@@ -127,7 +127,7 @@ def test_a_private_bundle_says_what_it_spent(ring: Path, capsys: pytest.CaptureF
 
 
 def test_budgets_of_several_runs_are_not_mixed(ring: Path, capsys: pytest.CaptureFixture[Any]) -> None:
-    """An incremental run and a search would look at the same users again: refused in one line."""
+    """A private run refuses an incremental run and a search in one line."""
     for more in (["--search", "5"], ["--incremental", "--live", str(ring / "one")]):
         assert run(ring, "no", *more) == 1
         assert "adds up" in capsys.readouterr().err

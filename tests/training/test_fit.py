@@ -44,7 +44,7 @@ def rows(random: np.random.Generator) -> Examples:
 
 
 def test_words_end_as_a_part_of_the_residuals() -> None:
-    """What comes of a fit with words has none, and each item stands where it stood with them."""
+    """Folding words into residuals removes the words and keeps each item's vector."""
     assert (WORDS > 0).sum(dim=1).tolist() == [2] * ITEMS
     encoder = model(WORDS)
     merged = encoder.eval().merged()
@@ -59,7 +59,7 @@ def test_words_end_as_a_part_of_the_residuals() -> None:
 
 
 def test_word_numbers() -> None:
-    """Words that few or most texts have are left out, the rarest of the others come first, and once each."""
+    """Words in few or most texts are left out, and the rarest of the others come first, each once."""
     texts = ["Red nail polish, red", "blue nail file", "nail oil; OPI", "OPI polish", "opi Polish"] + ["nail"] * 12
     numbers = word_numbers(texts)
     assert numbers.shape == (len(texts), 16)
@@ -101,7 +101,7 @@ def whole() -> FittedEncoder:
 def test_a_killed_run_ends_with_the_same_weights(
     tmp_path: Path, whole: FittedEncoder, killed_after: int, words: torch.Tensor | None
 ) -> None:
-    """Weights, best epoch and score are those of a run that nothing happened to, to the last bit."""
+    """A killed and resumed run has the weights, best epoch and score of a run without a kill, bit by bit."""
 
     def kill(epoch: Epoch) -> None:
         if epoch.number > killed_after:
@@ -117,7 +117,7 @@ def test_a_killed_run_ends_with_the_same_weights(
 
 
 def test_a_seed_decides_a_run() -> None:
-    """The same seed gives the same weights, another one others."""
+    """The same seed gives the same weights, and another seed gives others."""
     short = dataclasses.replace(HYPERPARAMETERS, epochs=2)
     assert same(run(short, lambda _: None), run(short, lambda _: None))
     other = run(dataclasses.replace(short, seed=1), lambda _: None)
@@ -125,7 +125,7 @@ def test_a_seed_decides_a_run() -> None:
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
-    """Other data or settings start anew, and so does a file that is cut short."""
+    """A checkpoint of other data or settings, or one cut short, is not taken."""
     path = tmp_path / "c.safetensors"
     Checkpoint(path, "one").save({"x": torch.ones(2)}, PROGRESS)
     assert Checkpoint(path, "other").load() is None
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_another_run_is_not_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metadata", [None, {"facts": '{"run": "one", "epoch": 3}'}, {"checkpoint": '{"version": 2}'}])
 def test_a_checkpoint_of_another_layout_is_one_line(tmp_path: Path, metadata: dict[str, str] | None) -> None:
-    """A checkpoint that another version of Freshet wrote is refused, with the remedy, and stays as it is."""
+    """A checkpoint of another version is refused with the remedy and stays unchanged."""
     path = tmp_path / "c.safetensors"
     save_file({"x": torch.ones(2)}, path, metadata=metadata)
     before = path.read_bytes()
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_another_layout_is_one_line(tmp_path: Path, metadata: di
 
 
 def test_patience_ends_a_run() -> None:
-    """After so many validations without a better one; the best one's weights are kept."""
+    """A run ends after so many validations without a better score and keeps the best weights."""
     scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
     seen: list[float | None] = []
     hyperparameters = dataclasses.replace(HYPERPARAMETERS, epochs=50, validate_every=1, patience=2)
@@ -156,7 +156,7 @@ def test_patience_ends_a_run() -> None:
 
 
 def test_a_loss_that_is_no_number_is_said() -> None:
-    """Training stops in one line that names what to change."""
+    """A NaN loss stops training in one line that names the setting to change."""
     broken = model()
     with torch.no_grad():
         broken.residual.weight.fill_(float("nan"))

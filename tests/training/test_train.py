@@ -51,7 +51,7 @@ def run(folder: Path, out: str, *more: str, events: str = "events.jsonl", work: 
 
 
 def test_the_bundle_says_what_it_is_of(first: Path) -> None:
-    """Data window, digest, cleaning, settings and the gate's reasons are in the manifest, and the ring is learned."""
+    """The manifest has the data window, digest, cleaning, settings and gate reasons, and the model knows the ring."""
     bundle = load_bundle(first / "first")
     manifest = bundle.manifest
     assert (manifest.name, manifest.types, manifest.dim, manifest.length) == ("ring", ["view"], 16, 8)
@@ -72,7 +72,7 @@ def test_the_bundle_says_what_it_is_of(first: Path) -> None:
 
 
 def test_an_incremental_run_goes_on_from_the_live_version(first: Path) -> None:
-    """New items enter behind the known ones, which keep their indexes; the gate compares with the live version."""
+    """New items come behind the known ones, and the gate compares with the live version."""
     more = [Event(f"n{e.event_id}", e.user_id, "view", e.ts + 1, "new") for e in walk(steps=16)[-20:]]
     write_log(first / "more.jsonl", [*walk(steps=18), *more])
     assert run(first, "second", "--live", str(first / "first"), "--incremental", events="more.jsonl") in (0, REFUSED)
@@ -87,7 +87,7 @@ def test_an_incremental_run_goes_on_from_the_live_version(first: Path) -> None:
 
 
 def test_what_was_held_back_is_learned_as_new(first: Path) -> None:
-    """Events that the live version was chosen and judged by are targets of the next run, and so are those since."""
+    """Events held back from the live version and events since are targets of the next run."""
     events = walk(steps=18)
     write_log(first / "later.jsonl", events)
     config = load_config(first / "ring.toml", rehearsal=0.0)
@@ -106,7 +106,7 @@ def test_what_was_held_back_is_learned_as_new(first: Path) -> None:
 
 
 def test_a_version_that_does_not_say_what_it_learned(first: Path) -> None:
-    """An early manifest: what is new is what came after its log."""
+    """For a manifest without a learned position, events after its log are new."""
     write_log(first / "later.jsonl", walk(steps=20))
     live = load_bundle(first / "first")
     early = msgspec.structs.replace(
@@ -122,7 +122,7 @@ def test_a_version_that_does_not_say_what_it_learned(first: Path) -> None:
 
 
 def test_nothing_new_is_no_version(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The log of the live version over again ends well, with a line and without a bundle."""
+    """A log without new events ends well, with a line and no bundle."""
     assert run(first, "none", "--live", str(first / "first"), "--incremental") == 0
     assert "nothing to learn yet" in capsys.readouterr().out
     assert not (first / "none").exists()
@@ -130,7 +130,7 @@ def test_nothing_new_is_no_version(first: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(("steps", "why"), [(12, "0 first touches"), (16, "too few to tell yet")])
 def test_too_little_is_no_version_either(first: Path, capsys: pytest.CaptureFixture[str], steps: int, why: str) -> None:
-    """What users do again is neither learned nor judged by, and few first touches say nothing about a candidate."""
+    """A log with too few new first touches gives no bundle."""
     last = walk(steps=steps)
     again = [
         Event(f"again-{e.event_id}", e.user_id, "view", last[-1].ts + e.ts - NOW, e.item_id) for e in walk(steps=5)
@@ -144,7 +144,7 @@ def test_too_little_is_no_version_either(first: Path, capsys: pytest.CaptureFixt
 def test_a_candidate_that_was_refused_is_not_made_again(
     first: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the periodic job: from the same events it would be the same; with other settings or events it is tried."""
+    """The periodic job repeats a refused training only with other settings or events."""
     more = ("--live", str(first / "first"), "--incremental", "--epochs", "1")
     write_log(first / "later.jsonl", walk(steps=20))
     with monkeypatch.context() as patch:
@@ -160,7 +160,7 @@ def test_a_candidate_that_was_refused_is_not_made_again(
 
 
 def test_a_live_version_of_other_types_is_no_start(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What it knows of a type that the settings do not name would be lost without a word."""
+    """A live version with a type that the settings lack is refused as a start."""
     (first / "clicks.toml").write_text("[behaviours]\nclick = 1.0\n")
     write_log(first / "clicks.jsonl", [msgspec.structs.replace(event, type="click") for event in walk(steps=20)])
     more = ("--live", str(first / "first"), "--incremental", "--config", str(first / "clicks.toml"))
@@ -169,7 +169,7 @@ def test_a_live_version_of_other_types_is_no_start(first: Path, capsys: pytest.C
 
 
 def test_a_log_without_a_target_cannot_be_learned(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The settings' targets happen too late to be in the training part: it says so, and not that the rate is wrong."""
+    """A log without a target in its training part is an error that names the targets."""
     events = [msgspec.structs.replace(e, type="buy") if e.ts > walk()[320].ts else e for e in walk()]
     write_log(first / "late.jsonl", events)
     text = (first / "ring.toml").read_text().replace("view = 1.0", "view = 1.0\nbuy = 2.0")
@@ -179,7 +179,7 @@ def test_a_log_without_a_target_cannot_be_learned(first: Path, capsys: pytest.Ca
 
 
 def test_what_a_candidate_has_forgotten_counts_against_it(first: Path) -> None:
-    """Items that the live version alone knows are missed, not left out: of neither text nor training events."""
+    """Items that only the live version knows count as misses of the candidate."""
     log = [event for event in walk() if int((event.item_id or "")[1:]) % 2]
     write_log(first / "half.jsonl", log)
     (first / "none.jsonl").write_text("")
@@ -196,7 +196,7 @@ def test_what_a_candidate_has_forgotten_counts_against_it(first: Path) -> None:
 
 
 def test_quality_is_told_by_slice(first: Path) -> None:
-    """Of items by their training events and of users by theirs, with how many events each is of."""
+    """Quality is given by slices of items and users, each with its number of events."""
     metrics = load_bundle(first / "first").manifest.metrics
     parts = {name.split(", ")[1]: figures["events"] for name, figures in metrics.items() if ", " in name}
     assert sum(events for name, events in parts.items() if "items" in name) == metrics["encoder + prior"]["events"]
@@ -204,7 +204,7 @@ def test_quality_is_told_by_slice(first: Path) -> None:
 
 
 def test_texts_are_read_once_by_each_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was read before a kill is there; another encoder's vectors are not mistaken for one's own."""
+    """Cached text vectors survive a kill and are used for the same text encoder alone."""
     monkeypatch.setattr(vector_cache, "STORED_EVERY", 2)
     file, encoder = tmp_path / "texts.npz", Texts(tmp_path)
 
@@ -223,20 +223,20 @@ def test_texts_are_read_once_by_each_text_encoder(tmp_path: Path, monkeypatch: p
 
 
 def test_what_was_no_event_is_in_the_record(first: Path) -> None:
-    """What the export left out is counted with what the cleaning does."""
+    """The manifest counts what the export left out with what the cleaning left out."""
     assert run(first, "odd", "--left-out", '{"unknown type": 3}', "--epochs", "1") == 0
     assert load_bundle(first / "odd").manifest.data.cleaning["unknown type"] == 3
 
 
 def test_a_version_says_how_it_was_made(first: Path) -> None:
-    """All settings stand in the manifest, those a search found among them."""
+    """The manifest has all settings, those of a search included."""
     assert msgspec.convert(load_bundle(first / "first").manifest.settings, TrainingConfig) == load_config(
         first / "ring.toml"
     )
 
 
 def test_a_run_killed_for_real_ends_with_the_same_bundle(first: Path) -> None:
-    """SIGKILL in the middle of an epoch, the same command again: weights and graphs are equal byte by byte."""
+    """After a SIGKILL in an epoch the same command gives byte-equal weights and graphs."""
     folder = first / "killed"
     folder.mkdir()
     write_log(folder / "events.jsonl", walk())
@@ -273,7 +273,7 @@ def test_a_run_killed_for_real_ends_with_the_same_bundle(first: Path) -> None:
 def test_teachers_are_fitted_first_and_once(
     first: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model learns from theirs and the log; stopped, it goes on with the ones that were done; nothing is left."""
+    """The model learns from its teachers and the log, and a resumed run keeps finished teachers."""
     folder = first / "taught"
     folder.mkdir()
     write_log(folder / "events.jsonl", walk())
@@ -299,7 +299,7 @@ def test_teachers_are_fitted_first_and_once(
 
 
 def test_who_is_forgotten_is_in_no_row(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of a user who opted out or was erased is learned from, judged by, or kept in the regression set."""
+    """Events of a withdrawn user are in no row, no evaluation and no regression set."""
     events = walk()
     last = events[-1].ts
     gone = [Event("o", "u1", OPT_OUT, last + 1), Event("r", "u2", ERASE, last + 2)]
@@ -323,7 +323,7 @@ def test_who_is_forgotten_is_in_no_row(first: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_an_epoch_is_judged_as_it_would_be_served(first: Path) -> None:
-    """Where all users follow a fashion the prior knows it, and an encoder that knows nothing is as good beside it."""
+    """An epoch is judged with the prior, so an encoder that knows nothing scores well under a fashion."""
     fashion = [Event(f"f{n}", f"u{n % 20}", "view", NOW + n * 60_000, f"i{n // 20}") for n in range(240)]
     write_log(first / "fashion.jsonl", fashion)
     config = load_config(first / "ring.toml", popularity_half_life=600.0)
@@ -364,7 +364,7 @@ def test_what_cannot_be_used_is_one_line(
     more: list[str],
     why: str,
 ) -> None:
-    """It says what to do, exits with 1 and leaves nothing behind."""
+    """Input that cannot be used is one line with the remedy, exits with 1 and leaves nothing behind."""
     (first / "empty.jsonl").write_text("")
     monkeypatch.chdir(first)
     (first / "clicks.toml").write_text("[behaviours]\nclick = 1.0\n")
@@ -389,7 +389,7 @@ def test_what_cannot_be_used_is_one_line(
     ],
 )
 def test_a_model_that_cannot_be_is_refused(tmp_path: Path, model: dict[str, object], why: str) -> None:
-    """Before anything is read, and by the setting's name."""
+    """An impossible model is refused by its setting's name before anything is read."""
     files = TrainingFiles(tmp_path, None, tmp_path / "work", tmp_path)
     request = RunRequest(files, tmp_path / "out", "nowhere")
     with pytest.raises(ConfigError) as refused:
@@ -398,7 +398,7 @@ def test_a_model_that_cannot_be_is_refused(tmp_path: Path, model: dict[str, obje
 
 
 def test_never_two_at_once(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A second run in the same folder says so and ends; the lock goes with its process."""
+    """A second run in a folder ends with a line, and the lock ends with its process."""
     with (first / "work" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run(first, "bad") == 1
@@ -406,7 +406,7 @@ def test_never_two_at_once(first: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_worse_candidate_is_refused(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that has learned nothing against one that knows the ring: not published, and the reasons are kept."""
+    """A candidate that has learned nothing is refused against one that knows the ring, with reasons."""
     status = run(first, "worse", "--live", str(first / "first"), "--epochs", "1", "--learning-rate", "1e-6")
     assert status == REFUSED
     assert "FAIL quality" in capsys.readouterr().out
@@ -417,7 +417,7 @@ def test_a_worse_candidate_is_refused(first: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_version_of_another_catalogue_is_no_measure(first: Path) -> None:
-    """Where what is live knows none of the items, a candidate must hold its own against popularity as well."""
+    """Against a live version of other items a candidate must also beat popularity."""
     foreign = first / "foreign"
     shutil.copytree(SHIPPED, foreign)
     assert run(first, "own", "--live", str(foreign)) == 0
@@ -429,7 +429,7 @@ def test_a_version_of_another_catalogue_is_no_measure(first: Path) -> None:
 
 
 def test_nothing_of_the_regression_set_is_learned(first: Path) -> None:
-    """Its users' later events are; what each did with the item that is asked of them is in no row, of any run."""
+    """The tested event of each frozen user is in no row of any run, and the user's later events are."""
     config, events = load_config(first / "ring.toml"), walk(steps=18)
     work = first / "apart"
     work.mkdir()
@@ -461,7 +461,7 @@ def test_nothing_of_the_regression_set_is_learned(first: Path) -> None:
 
 
 def test_a_regression_set_forgets_who_asks(first: Path) -> None:
-    """A frozen user who is erased leaves the set; the others stay frozen."""
+    """An erased user leaves the regression set, and the others stay."""
     config, events = TrainingConfig(behaviours={"view": 1.0}), walk()
     ids = [f"i{number}" for number in range(ITEMS)]
     texts = np.zeros((ITEMS, 384), np.float32)
@@ -478,7 +478,7 @@ def test_a_regression_set_forgets_who_asks(first: Path) -> None:
 
 
 def test_a_regression_set_of_another_domain_is_frozen_anew(first: Path) -> None:
-    """Of another name, or of items that are not in this catalogue: it would be nought against nought, and pass."""
+    """A regression set of another name or of unknown items is frozen anew."""
     ids = [f"i{number}" for number in range(ITEMS)]
     ground = EvaluationSet(walk(), 300, ids, np.zeros((ITEMS, 384), np.float32), frozenset())
     config, path = TrainingConfig(behaviours={"view": 1.0}), first / "domains.json"
@@ -506,7 +506,7 @@ def test_a_regression_set_of_another_domain_is_frozen_anew(first: Path) -> None:
 def test_a_regression_set_of_another_layout_is_one_line(
     first: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, remedy: str
 ) -> None:
-    """Under its old name, or of another version: the run ends with the remedy, and the file stays as it is."""
+    """A regression set under its old name or of another version is one line with the remedy and stays unchanged."""
     work = first / f"layout of {name}"
     work.mkdir()
     (work / name).write_text(text)
@@ -519,7 +519,7 @@ def test_a_regression_set_of_another_layout_is_one_line(
 
 
 def test_settings_that_an_older_search_found_are_one_line(tmp_path: Path) -> None:
-    """A file without a version is refused, with the remedy, and stays as it is."""
+    """Found settings without a version are refused with the remedy and stay unchanged."""
     path = tmp_path / "search.json"
     path.write_text('{"run": "one", "config": {}}')
     with pytest.raises(LayoutError, match="remove the file to start anew"):
@@ -528,7 +528,7 @@ def test_settings_that_an_older_search_found_are_one_line(tmp_path: Path) -> Non
 
 
 def test_runs_are_tracked(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parameters, curves, the commit, and the data window with its digest are in the local store."""
+    """The local store has parameters, curves, the commit and the data window with its digest."""
     monkeypatch.setattr(train, "write_candidate", lambda *_: True)
     uri = f"sqlite:///{first / 'tracking.db'}"
     assert run(first, "tracked", "--tracking", uri, work="tracked-work") == 0
@@ -545,7 +545,7 @@ def test_runs_are_tracked(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_search_keeps_the_best() -> None:
-    """The given settings are the first trial; what is trained afterwards is the best of all."""
+    """A search tries the given settings first, and trains with the best trial."""
     tried: list[TrainingConfig] = []
 
     def objective(config: TrainingConfig, report: Callable[[Epoch], None], _advance: object) -> float:
@@ -564,7 +564,7 @@ def test_a_search_keeps_the_best() -> None:
 
 
 def test_a_search_begins_with_what_it_would_not_try_itself() -> None:
-    """Settings beyond its ranges move their ends; no weight decay stays none, as it is not near anything."""
+    """Given settings widen the ranges of a search, and a weight decay of 0 stays 0."""
     tried: list[TrainingConfig] = []
 
     def objective(config: TrainingConfig, report: Callable[[Epoch], None], _advance: object) -> float:
@@ -581,7 +581,7 @@ def test_a_search_begins_with_what_it_would_not_try_itself() -> None:
 
 
 def test_a_search_goes_past_a_trial_that_diverges() -> None:
-    """Only where the settings given do so is it an error."""
+    """A diverging trial is passed over, and given settings that diverge are an error."""
     said: list[str] = []
 
     def objective(config: TrainingConfig, report: Callable[[Epoch], None], _advance: object) -> float:
@@ -597,7 +597,7 @@ def test_a_search_goes_past_a_trial_that_diverges() -> None:
 
 
 def test_a_search_ends_within_an_epoch() -> None:
-    """A trial's epoch that would take for ever is left when the time is over, and its last score counts."""
+    """A trial's epoch ends when the time is over, and the trial's last score counts."""
 
     def objective(
         _config: TrainingConfig, report: Callable[[Epoch], None], advance: Callable[[int, int], None]
@@ -614,7 +614,7 @@ def test_a_search_ends_within_an_epoch() -> None:
 def test_a_killed_run_goes_on_with_what_its_search_found(
     first: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It does not search again, takes up its checkpoint, and is one run on record; the next run searches anew."""
+    """A resumed run keeps the found settings and checkpoint, and the next run searches anew."""
     rates = iter([0.011, 0.012])
 
     def found(_objective: object, config: TrainingConfig, _seconds: float, _say: object) -> TrainingConfig:
@@ -647,7 +647,7 @@ def test_a_killed_run_goes_on_with_what_its_search_found(
 
 
 def test_an_abandoned_run_is_ended(tmp_path: Path) -> None:
-    """A killed run that is not gone on with ends on record; one of another folder in the same store stays."""
+    """An abandoned run ends on record, and a run of another folder stays."""
     uri = f"sqlite:///{tmp_path / 'shared.db'}"
     for folder in ("here", "there"):
         (tmp_path / folder).mkdir()
@@ -668,7 +668,7 @@ def test_an_abandoned_run_is_ended(tmp_path: Path) -> None:
 def test_a_store_that_fails_loses_the_record_and_not_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It says so in a line, once; a store that cannot be had at all is an error before anything is done."""
+    """A failing store costs a single line and not the run, and a missing store is an error at the start."""
     failing = tracker.MlflowTracker(f"sqlite:///{tmp_path / 'store.db'}", "ring", "one", tmp_path)
     failing.note({"seed": 1}, {})
     for _ in range(2):
@@ -680,7 +680,7 @@ def test_a_store_that_fails_loses_the_record_and_not_the_run(
 
 
 def test_the_parity_check_takes_no_more_threads_than_training(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime would take every core otherwise."""
+    """The parity check's ONNX Runtime has training's number of threads."""
     threads: list[int] = []
     real = onnxruntime.InferenceSession
 
@@ -694,7 +694,7 @@ def test_the_parity_check_takes_no_more_threads_than_training(first: Path, monke
 
 
 def test_a_warm_start_of_another_shape_is_said(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The live version's weights do not fit a wider model: one line that says what to do."""
+    """A live version of another shape is one line with the remedy."""
     write_log(first / "more2.jsonl", walk(steps=18))
     shutil.copy(first / "ring.toml", first / "wide.toml")
     wide = (first / "wide.toml").read_text().replace("dim = 16", "dim = 32")
@@ -705,7 +705,7 @@ def test_a_warm_start_of_another_shape_is_said(first: Path, capsys: pytest.Captu
 
 
 def test_a_known_item_keeps_its_place(first: Path) -> None:
-    """A warm start moves nothing: every item of the live version stands where it stood, new ones at their text."""
+    """A warm start keeps every known item's vector, and places new items at their text."""
     live = load_bundle(first / "first")
     model = UserEncoder(ModelShape(items=ITEMS + 1, types=2, **MODEL), torch.randn(ITEMS + 1, 384)).eval()
     warm_start(model, live, ["new", *live.item_ids], ["click", "view"])

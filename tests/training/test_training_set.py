@@ -8,13 +8,13 @@ from freshet_training.training_set import text_vectors
 
 
 def test_without_a_text_no_text_encoder_is_needed(tmp_path: Path) -> None:
-    """A catalogue without texts, or no catalogue, is trained from where there is no text encoder."""
+    """A catalogue without texts is trained without a text encoder."""
     vectors = text_vectors(["", ""], tmp_path / "nowhere", tmp_path)
     assert vectors.shape == (2, 384)
     assert not vectors.any()
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    """A folder without a text encoder is an error with the file and the option that names another."""
+    """A missing text encoder is an error with the file and the option."""
     with pytest.raises(TextError, match=r"nowhere/model\.onnx does not exist: --text-encoder"):
         TextEncoder(tmp_path / "nowhere")

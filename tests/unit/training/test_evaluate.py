@@ -57,7 +57,7 @@ def test_nan_sinks() -> None:
 
 
 def test_what_cannot_be_listed_is_a_miss() -> None:
-    """A seen target is a miss, in a catalogue shorter than a list as well."""
+    """A target that cannot be listed is a miss, in a catalogue shorter than a list as well."""
     scores = np.array([[1.0, -np.inf]], np.float32)
     rank = rank_of_target(scores, np.array([1]), np.zeros((1, 2), np.bool_))
     assert result_of(["u"], rank, np.ones(1, np.bool_)).hr == 0
