@@ -1,4 +1,4 @@
-"""Bundles to publish: the shipped one altered, and signed by a key of the test's own."""
+"""Bundles to publish: altered copies of the shipped bundle, signed by a key of the test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from freshet.bundle import signature
 from freshet.bundle.bundle import LIFTS, MANIFEST, SIGNATURE, sha256
-from freshet.core.rollout import MODEL, Rollout, Versions, encode_record
+from freshet.core.rollout import MODEL
 
 from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
 
@@ -73,25 +73,3 @@ def with_nan() -> bytes:
     """The shipped encoder with the first item's vector made NaN."""
     vector = np.load(SHIPPED / "item_vectors.npy")[0].tobytes()
     return (SHIPPED / "model.onnx").read_bytes().replace(vector, np.full(64, np.nan, np.float32).tobytes())
-
-
-class MemoryRecords:
-    """`Records` without a broker."""
-
-    def __init__(self, *steps: Rollout) -> None:
-        self.steps = list(steps)
-
-    def read(self) -> Versions:
-        """Fold what was written."""
-        found = Versions()
-        for step in self.steps:
-            found.apply(encode_record(step), step.key)
-        return found
-
-    def write(self, step: Rollout) -> None:
-        """Keep it."""
-        self.steps.append(step)
-
-    def wait(self) -> list[str]:
-        """There are no workers."""
-        return []

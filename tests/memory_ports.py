@@ -1,4 +1,4 @@
-"""Everything in memory: for unit tests and for replays that keep nothing."""
+"""The state store, feature store, publisher and rollout records in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from freshet.core.features import EMBEDDING_FEATURES, LIST_FEATURES, behaviour_features
+from freshet.core.rollout import Rollout, Versions, encode_record
 from freshet.ports import FeatureRow, Message
 
 
@@ -63,3 +64,25 @@ class MemoryPublisher:
     async def publish(self, messages: Sequence[Message]) -> None:
         """Keep the messages."""
         self.messages.extend(messages)
+
+
+class MemoryRecords:
+    """`Records` without a broker."""
+
+    def __init__(self, *steps: Rollout) -> None:
+        self.steps = list(steps)
+
+    def read(self) -> Versions:
+        """Fold what was written."""
+        found = Versions()
+        for step in self.steps:
+            found.apply(encode_record(step), step.key)
+        return found
+
+    def write(self, step: Rollout) -> None:
+        """Keep it."""
+        self.steps.append(step)
+
+    def wait(self) -> list[str]:
+        """There are no workers."""
+        return []

@@ -1,4 +1,4 @@
-"""One contract over both encoders: in process and through Triton they are the same to the last bit."""
+"""The contract of an `Encoder`: in process and through Triton the outputs have the same bits."""
 
 from __future__ import annotations
 

@@ -327,7 +327,7 @@ def test_what_is_fetched_while_a_recovery_ends_is_processed(make_worker: Callabl
     assert worker.done(0) == list(range(11))
 
 
-def test_fausts_own_flow_control_loses_them(make_worker: Callable[..., StubWorker]) -> None:
+def test_fausts_own_flow_control_loses_queued_records(make_worker: Callable[..., StubWorker]) -> None:
     """Failing control: Faust's flow control empties the queue, and the next commit passes over its records."""
     worker = make_worker(max_batch_events=1)
     worker.steer("faust-flow-control")
@@ -337,7 +337,7 @@ def test_fausts_own_flow_control_loses_them(make_worker: Callable[..., StubWorke
     assert len(worker.done(0)) < 12
 
 
-def test_state_comes_back_warm_and_from_the_changelog_alone(make_worker: Callable[..., StubWorker]) -> None:
+def test_state_comes_back_from_files_and_from_the_changelog_alone(make_worker: Callable[..., StubWorker]) -> None:
     """A killed worker goes on from its written state, with its files and without them."""
     worker = make_worker()
     worker.start()

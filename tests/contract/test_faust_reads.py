@@ -1,4 +1,4 @@
-"""What the worker relies on of aiokafka's reads: who is asked for what, while a read waits across a rebalance."""
+"""What the worker relies on of aiokafka's reads: which partitions a read takes across a rebalance."""
 
 from __future__ import annotations
 

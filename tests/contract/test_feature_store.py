@@ -168,7 +168,7 @@ def plain(features: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_what_is_written_is_the_fold(store: FeatureStore, user: str) -> None:
-    """Every field of the state, and the vector and the scores to the bit, come back."""
+    """Every field of the state and every bit of the vector are read back."""
     state, vector = folded(user), embedding(user, T0_US, version=7)
     parts = made_of(user, state.feature_ts, state)
     await store.write([behaviour(user, state.feature_ts, state)], [vector], [parts])
@@ -186,13 +186,13 @@ async def test_what_is_written_is_the_fold(store: FeatureStore, user: str) -> No
 
 
 async def test_fields_are_the_cores(store: FeatureStore, user: str) -> None:
-    """A backend has the core's features and no others, whether the user is known or not; absent is None."""
+    """A backend has exactly the core's features, and an absent feature is None."""
     names = {feature.name for feature in (*behaviour_features(BEHAVIOURS), *EMBEDDING_FEATURES, *LIST_FEATURES)}
     assert await store.read(user) == dict.fromkeys(names)
 
 
 async def test_views_are_independent(store: FeatureStore, user: str) -> None:
-    """A user may have one view and not the other: Triton away, or an embedding not made yet."""
+    """A user may have a single view without the others."""
     await store.write([behaviour(user, T0_US)])
     read = await store.read(user)
     assert read["embedding"] is None
@@ -201,14 +201,14 @@ async def test_views_are_independent(store: FeatureStore, user: str) -> None:
 
 
 async def test_profile_without_events(store: FeatureStore, user: str) -> None:
-    """Somebody who opted in again and did nothing yet has empty lists, which are not absent ones."""
+    """A user who opted in again without an event has empty lists, which are not absent."""
     await store.write([behaviour(user, T0_US, empty_state(0))])
     read = plain(await store.read(user))
     assert read == {**expected(empty_state(0)), "embedding": None, "model_version": None, **NO_LIST}
 
 
 async def test_later_write_wins(store: FeatureStore, user: str) -> None:
-    """The newer state is read, also within one batch."""
+    """The newer state is read, within a batch as well."""
     for events in (5, 6):
         await store.write([behaviour(user, T0_US + events * SECOND_US, folded(user, events))])
     assert plain(await store.read(user))["last_event_time"] == folded(user, 6).last_ts
@@ -217,14 +217,14 @@ async def test_later_write_wins(store: FeatureStore, user: str) -> None:
 
 
 async def test_a_microsecond_later_lands(store: FeatureStore, user: str) -> None:
-    """Two states of one millisecond are a microsecond apart, and neither is dropped."""
+    """A state that is a microsecond newer replaces the older state."""
     for version in (1, 2, 3):
         await store.write((), [embedding(user, T0_US + version, version)])
         assert (await store.read(user))["model_version"] == version
 
 
 async def test_equal_timestamp_lands(store: FeatureStore, user: str) -> None:
-    """The same state encoded by a newer model carries the same timestamp, and replaces the vector."""
+    """A write of equal timestamp replaces the vector."""
     for version in (1, 2):
         await store.write((), [embedding(user, T0_US, version)])
     read = await store.read(user)
@@ -233,7 +233,7 @@ async def test_equal_timestamp_lands(store: FeatureStore, user: str) -> None:
 
 
 async def test_delete_removes_all_views_of_these_users(store: FeatureStore, user: str) -> None:
-    """Whoever is erased is gone; the others stay; deleting again, or nobody, is fine."""
+    """A delete removes every view of the named users, and may name nobody or absent users."""
     users = [f"{user}{number}" for number in range(3)]
     await store.write(
         [behaviour(user_id, T0_US) for user_id in users],
@@ -249,7 +249,7 @@ async def test_delete_removes_all_views_of_these_users(store: FeatureStore, user
 
 
 async def test_written_again_after_a_delete(store: FeatureStore, user: str) -> None:
-    """Opting in again works from the next event on."""
+    """A deleted user can be written again."""
     await store.write((), [embedding(user, T0_US, 1)])
     await store.delete([user])
     await store.write((), [embedding(user, T0_US + 1, 2)])
@@ -257,7 +257,7 @@ async def test_written_again_after_a_delete(store: FeatureStore, user: str) -> N
 
 
 async def test_batch_of_a_thousand(store: FeatureStore, user: str) -> None:
-    """A large batch is written whole, each row under its own user; an empty one is no error."""
+    """A large batch is written whole with each row under its user, and an empty batch is no error."""
     state = folded(user)
     await store.write(
         [FeatureRow(f"{user}{n}", T0_US + n, (*behaviour_row(state, BEHAVIOURS)[:-1], n)) for n in range(1000)]
@@ -272,7 +272,7 @@ async def test_batch_of_a_thousand(store: FeatureStore, user: str) -> None:
 
 @pytest.mark.parametrize("name", ["é😀", "a:b,c=d", "with space\n", "x" * 256, "1", "'; DROP TABLE x; --", "a\0b"])
 async def test_any_user_id(store: FeatureStore, user: str, name: str) -> None:
-    """A user id is any text."""
+    """Any text is a user id."""
     await store.write((), [embedding(user + name, T0_US, 5)])
     assert (await store.read(user + name))["model_version"] == 5
     assert (await store.read(user))["model_version"] is None
@@ -307,7 +307,7 @@ async def test_outsider_reads_the_fold(feast_store: FeastStore, user: str) -> No
 
 
 async def test_older_write_is_dropped(feast_store: FeastStore, user: str) -> None:
-    """A worker that lost its partition cannot put old features back; SQLite tells whole seconds apart."""
+    """A write with older state is dropped, at SQLite by whole seconds."""
     await feast_store.write((), [embedding(user, T0_US + DAY_US, 2)])
     await feast_store.write((), [embedding(user, T0_US + DAY_US - SECOND_US, 1)])
     assert (await feast_store.read(user))["model_version"] == 2
@@ -315,7 +315,7 @@ async def test_older_write_is_dropped(feast_store: FeastStore, user: str) -> Non
 
 @pytest.mark.parametrize("feast_store", ["redis"], indirect=True)
 async def test_redis_drops_what_is_a_microsecond_older(feast_store: FeastStore, user: str) -> None:
-    """On Redis order holds to the microsecond, whichever of the two parts of the timestamp differs."""
+    """Redis drops a write that is a microsecond older."""
     for newest in (T0_US, T0_US + 1, T0_US + 999_999, 150_000_000 * SECOND_US, 4_102_444_800 * SECOND_US + 5):
         await feast_store.delete([user])
         await feast_store.write((), [embedding(user, newest, 2)])
@@ -325,7 +325,7 @@ async def test_redis_drops_what_is_a_microsecond_older(feast_store: FeastStore, 
 
 
 async def test_rows_lie_as_feast_lays_them(feast_store: FeastStore, user: str) -> None:
-    """What is stored is, byte for byte, what Feast's own `online_write_batch` stores, timestamps included."""
+    """A stored row has the bytes that Feast's own `online_write_batch` stores."""
     ours, theirs = f"{user}-a", f"{user}-b"
     state, timestamp_us = folded(user), T0_US + 123_456
     rows = {
@@ -386,14 +386,14 @@ def stored(feast: Feast, user_id: str) -> dict[Any, Any]:
 
 
 async def test_nothing_of_an_erased_user_is_left(feast_store: FeastStore, user: str) -> None:
-    """After a delete the store itself holds nothing under the user."""
+    """After a delete the store holds nothing under the user."""
     await feast_store.write([behaviour(user, T0_US)], [embedding(user, T0_US)], [made_of(user, T0_US)])
     await feast_store.delete([user])
     assert stored(outsider(feast_store), user) == {}
 
 
 async def test_applied_twice_changes_nothing(tmp_path: Path) -> None:
-    """Every worker applies at its start; the definitions keep their version, and stored rows stay."""
+    """A second apply keeps the definitions' version and the stored rows."""
     settings = feast_settings(tmp_path / "new" / "folder", "sqlite")
     first = open_feature_store(settings)
     await first.write((), [embedding("u", T0_US, 3)])
@@ -441,7 +441,7 @@ async def test_a_reader_sees_all_rows_of_a_write_or_none(request: pytest.Fixture
 
 
 async def test_workers_share_one_sqlite_file(tmp_path: Path) -> None:
-    """Two workers of a group write and read the same file at the same time."""
+    """Two workers write and read the same SQLite file at the same time."""
     settings = feast_settings(tmp_path, "sqlite")
     workers = [open_feature_store(settings) for _ in range(2)]
 
@@ -458,7 +458,7 @@ async def test_workers_share_one_sqlite_file(tmp_path: Path) -> None:
 
 
 async def test_behaviours_make_the_fields(tmp_path: Path) -> None:
-    """The setting `behaviours` decides what the behaviour view has, also when it changes later."""
+    """The setting `behaviours` decides the fields of the behaviour view, after a change as well."""
     settings = feast_settings(tmp_path, "sqlite")
     open_feature_store(settings).close()
     renamed = open_feature_store(msgspec.structs.replace(settings, behaviours={"listen": 1.0}))
@@ -478,7 +478,7 @@ async def test_behaviours_make_the_fields(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_settings_are_said(tmp_path: Path, change: dict[str, str], message: str) -> None:
-    """A wrong setting is named, and a secret in it is not repeated."""
+    """A wrong setting is named, and a secret in its value is not repeated."""
     with pytest.raises(SettingsError, match=message) as raised:
         apply(msgspec.structs.replace(feast_settings(tmp_path, "sqlite"), **change))
     assert "secret" not in str(raised.value)
@@ -501,14 +501,14 @@ async def all_unavailable(store: FeastStore) -> None:
 
 
 async def test_unreachable_redis_is_unavailable(tmp_path: Path) -> None:
-    """A worker may start before its Redis does; nobody listens on a reserved loopback address."""
+    """A store without its Redis starts and is `Unavailable`."""
     store = open_feature_store(feast_settings(tmp_path, "redis://127.0.0.1:9"))
     await all_unavailable(store)
     store.close()
 
 
 async def test_paused_redis_is_unavailable_and_comes_back(redis: RunningRedis, tmp_path: Path) -> None:
-    """A Redis that takes connections and does not answer holds nobody up; afterwards the same store works."""
+    """A paused Redis is `Unavailable` in time, and the same store works afterwards."""
     store = open_feature_store(feast_settings(tmp_path, redis.url))
     await store.ping()
     os.kill(redis.process.pid, signal.SIGSTOP)
@@ -522,7 +522,7 @@ async def test_paused_redis_is_unavailable_and_comes_back(redis: RunningRedis, t
 
 
 async def test_emptied_redis_is_written_again(redis: RunningRedis, tmp_path: Path) -> None:
-    """A Redis that restarted empty has lost the rows and the script; the next write brings both."""
+    """A write restores rows and script of a Redis that restarted empty."""
     store = open_feature_store(feast_settings(tmp_path, redis.url))
     await store.write((), [embedding("emptied", T0_US, 1)])
     with Redis(port=redis.port) as client:
@@ -560,7 +560,7 @@ def guarded_redis(tmp_path: Path) -> Iterator[Settings]:
 
 
 async def test_redis_over_tls_with_a_password(guarded_redis: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is written to and read, by Feast's own client too; no file holds the password, and a wrong one is said."""
+    """The store and Feast's client use Redis over TLS, keep the password out of files and name a wrong password."""
     store = open_feature_store(guarded_redis)
     await store.write((), [embedding("u", T0_US, 4)])
     assert (await store.read("u"))["model_version"] == 4
@@ -577,7 +577,7 @@ async def test_redis_over_tls_with_a_password(guarded_redis: Settings, monkeypat
 
 
 async def test_locked_sqlite_is_unavailable_and_comes_back(tmp_path: Path) -> None:
-    """While another process holds the write lock, writes wait, then say so; reads and the event loop go on."""
+    """A write to a locked SQLite waits and is `Unavailable`, while reads and the event loop go on."""
     store = open_feature_store(feast_settings(tmp_path, "sqlite"))
     await store.write((), [embedding("u", T0_US, 1)])
     other = sqlite3.connect(tmp_path / "online.db", isolation_level=None)
@@ -599,7 +599,7 @@ async def test_locked_sqlite_is_unavailable_and_comes_back(tmp_path: Path) -> No
 
 
 async def test_writes_outlive_a_killed_process(tmp_path: Path) -> None:
-    """What a write returned for is there for the next process, without a close."""
+    """A returned write survives a kill of its process."""
     settings = feast_settings(tmp_path, "sqlite")
     await open_feature_store(settings).write((), [embedding("u", T0_US, 1)])
     as_left = shutil.copytree(tmp_path, tmp_path / "as left")

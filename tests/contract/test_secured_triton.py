@@ -52,7 +52,7 @@ def listening(pid: int) -> set[int]:
     return ports
 
 
-def test_it_listens_for_grpc_and_metrics_alone(triton: Stack) -> None:
+def test_the_server_listens_for_grpc_and_metrics_alone(triton: Stack) -> None:
     """The server listens for gRPC and metrics and not for HTTP."""
     server = triton.processes["triton"]
     assert listening(server.pid) == {triton.ports["triton_grpc"], triton.ports["triton_metrics"]}
@@ -128,7 +128,7 @@ async def behind_tls(port: int, folder: Path) -> AsyncIterator[tuple[str, Path]]
         server.close()
 
 
-async def test_over_tls_both_clients_reach_it(triton: Stack, tmp_path: Path) -> None:
+async def test_both_clients_reach_the_server_over_tls(triton: Stack, tmp_path: Path) -> None:
     """Both clients reach the server over TLS with the right certificates and not without."""
     tensors = {spec.name: np.ones((1, 50), np.int32) for spec in USER_ENCODER_INPUTS}
     async with behind_tls(triton.ports["triton_grpc"], tmp_path) as (address, certificate):

@@ -1,4 +1,4 @@
-"""Side-input topics at a real broker: their shape is told, and no record of theirs keeps a later one from a worker."""
+"""Side-input topics at a real broker: their shape is checked, and a hostile record delays no later record."""
 
 from __future__ import annotations
 

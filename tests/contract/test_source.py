@@ -1,4 +1,4 @@
-"""The events topic and the changelog at a real broker: what does not fit is refused, what is lost is told."""
+"""The events topic and the changelog at a real broker: a misfit is refused, and a loss is reported."""
 
 from __future__ import annotations
 

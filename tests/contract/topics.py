@@ -1,4 +1,4 @@
-"""Topics for one contract."""
+"""Topics made for the contracts."""
 
 import time
 

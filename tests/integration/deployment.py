@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -197,17 +197,17 @@ class Deployment:
         """Wait until `settled`."""
         until(self.settled, "every user's last list is as of their last event", *self.workers, patience=patience)
 
-    def archived(self) -> Path:
-        """The folder of an archive of all that is on the topics by now."""
+    def archived(self, ends: Mapping[str, int] | None = None) -> Path:
+        """The folder of an archive of the topics up to `ends`, by default of all records of three topics."""
+        ends = ends or {topic: len(self.records(topic)) for topic in ("events", "items", "popularity")}
         folder = self.folder / "archive"
         own = {"FRESHET_ARCHIVE_DIR": str(folder), "FRESHET_ARCHIVE_ROLL": "0.2", "FRESHET_DATA_DIR": str(folder)}
         archiver, stopping = Archiver(load_settings(environ=self.settings | own), Health()), threading.Event()
         thread = threading.Thread(target=archiver.run, args=(stopping,))
         thread.start()
         try:
-            for topic in ("events", "items", "popularity"):
-                there = chains_end(folder / self.topics[topic], len(self.records(topic)))
-                until(there, f"{topic} is archived")
+            for topic, end in ends.items():
+                until(chains_end(folder / self.topics[topic], end), f"{topic} is archived")
         finally:
             stopping.set()
             thread.join()

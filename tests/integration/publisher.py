@@ -18,7 +18,7 @@ from freshet.adapters.triton_address import TritonAddress
 from freshet.core.rollout import MODEL, Rollout, encode_record
 from freshet.release.publish import Service, publish_bundle
 
-from tests.altered_bundles import MemoryRecords
+from tests.memory_ports import MemoryRecords
 
 
 class PrintedRecords(MemoryRecords):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,16 +9,14 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
-from freshet.archive.archiver import Archiver
 from freshet.archive.reader import ArchiveLog
 from freshet.core.events import Event, encode_event
 from freshet.logs.kafka import KafkaLog, behind
 from freshet.ports import WHOLE
-from freshet.process.health import Health
 from freshet.settings import load_settings
 
 from deploy.local import Stack
-from tests.integration.deployment import Deployment, chains_end, until
+from tests.integration.deployment import Deployment, until
 from tests.record_batches import CODECS, batch, produce, record, records
 
 pytestmark = pytest.mark.integration
@@ -52,21 +49,6 @@ def listed(deployment: Deployment, user: str) -> Callable[[], bool]:
     return lambda: user in deployment.lists()
 
 
-def archived(deployment: Deployment, end: int) -> Path:
-    """The folder of an archive of the events up to an offset."""
-    folder = deployment.folder / "archive"
-    own = {"FRESHET_ARCHIVE_DIR": str(folder), "FRESHET_ARCHIVE_ROLL": "0.2", "FRESHET_DATA_DIR": str(folder)}
-    archiver, stopping = Archiver(load_settings(environ=deployment.settings | own), Health()), threading.Event()
-    thread = threading.Thread(target=archiver.run, args=(stopping,))
-    thread.start()
-    try:
-        until(chains_end(folder / deployment.topics["events"], end), "the events are archived")
-    finally:
-        stopping.set()
-        thread.join()
-    return folder
-
-
 def now() -> int:
     """The time in ms, which the broker's retention goes by."""
     return int(time.time() * 1000)
@@ -92,7 +74,7 @@ def test_batches_of_every_codec_and_header_are_folded(deployment: Deployment) ->
     log = KafkaLog(deployment.topics["events"], load_settings(environ=deployment.settings))
     read = [found for run in log.read(0) for found in run]
     assert [found.offset for found in read] == list(range(26))
-    kept = ArchiveLog(archived(deployment, 26) / deployment.topics["events"], WHOLE)
+    kept = ArchiveLog(deployment.archived({"events": 26}) / deployment.topics["events"], WHOLE)
     for kept_record, read_record in zip((found for run in kept.read(0) for found in run), read, strict=True):
         assert (kept_record.offset, kept_record.value) == (read_record.offset, read_record.value)
         assert list(kept_record.headers) == list(read_record.headers)

@@ -21,11 +21,11 @@ from tests.integration.deployment import Deployment, Worker, until
 
 pytestmark = pytest.mark.integration
 
-NewWorld = Callable[..., Deployment]
+NewDeployment = Callable[..., Deployment]
 
 
 @pytest.fixture
-def new_world(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[NewWorld]:
+def new_deployment(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -> Iterator[NewDeployment]:
     """Makes worlds and closes them."""
     worlds: list[Deployment] = []
 
@@ -75,9 +75,9 @@ def committed(deployment: Deployment) -> dict[int, int]:
     }
 
 
-def test_events_become_fresh_lists(new_world: NewWorld) -> None:
+def test_events_become_fresh_lists(new_deployment: NewDeployment) -> None:
     """Each user's state is the fold of the log, and the last list is as of the last event."""
-    deployment = new_world(applied=False)
+    deployment = new_deployment(applied=False)
     worker = deployment.worker()
     deployment.send(stream(1, 600))
     deployment.settle()
@@ -98,9 +98,9 @@ def test_events_become_fresh_lists(new_world: NewWorld) -> None:
     assert sum(committed(deployment).values()) == len(deployment.records("events"))
 
 
-def test_killed_in_mid_stream(new_world: NewWorld) -> None:
+def test_killed_in_mid_stream(new_deployment: NewDeployment) -> None:
     """After SIGKILLs the state equals an independent fold, from local files and from the changelog alone."""
-    deployment = new_world()
+    deployment = new_deployment()
     for round_, wiped in enumerate((False, True, False)):
         worker = deployment.worker()
         deployment.send(stream(2, 1500, users=150, start=round_ * 1500))
@@ -114,9 +114,9 @@ def test_killed_in_mid_stream(new_world: NewWorld) -> None:
     deployment.check()
 
 
-def test_two_workers_share_and_hand_over(new_world: NewWorld) -> None:
+def test_two_workers_share_and_hand_over(new_deployment: NewDeployment) -> None:
     """A second worker takes partitions over and takes all when the first leaves, and nothing is lost."""
-    deployment = new_world()
+    deployment = new_deployment()
     first = deployment.worker("w1")
     deployment.send(stream(3, 600))
     second = deployment.worker("w2")
@@ -128,9 +128,9 @@ def test_two_workers_share_and_hand_over(new_world: NewWorld) -> None:
     deployment.check()
 
 
-def test_bad_input_is_dead_lettered(new_world: NewWorld) -> None:
+def test_bad_input_is_dead_lettered(new_deployment: NewDeployment) -> None:
     """Each poison record is a dead letter with reason, origin and digest, and good events are folded."""
-    deployment = new_world()
+    deployment = new_deployment()
     worker = deployment.worker()
     good = stream(4, 200)
     poison: list[tuple[bytes | None, bytes | None, str]] = [
@@ -177,9 +177,9 @@ def test_bad_input_is_dead_lettered(new_world: NewWorld) -> None:
     assert worker.process.poll() is None
 
 
-def test_triton_away_and_back(new_world: NewWorld, stack: Stack) -> None:
+def test_triton_away_and_back(new_deployment: NewDeployment, stack: Stack) -> None:
     """Without Triton lists are degraded and states fold, and with Triton back lists are personal."""
-    deployment = new_world()
+    deployment = new_deployment()
     worker = deployment.worker()
     deployment.send(stream(5, 200))
     deployment.settle()
@@ -203,9 +203,9 @@ def test_triton_away_and_back(new_world: NewWorld, stack: Stack) -> None:
     assert verified["compared"]["lists"] == len(deployment.records("recommendations"))
 
 
-def test_a_new_item_is_rankable_at_once(new_world: NewWorld) -> None:
+def test_a_new_item_is_rankable_at_once(new_deployment: NewDeployment) -> None:
     """A new item is ranked by its text, and leaves the lists when unavailable."""
-    deployment = new_world()
+    deployment = new_deployment()
     deployment.worker()
     fan = [
         Event(f"s{n}", "fan", "purchase", 890_000_000_000 + n * 1000, item)
@@ -231,9 +231,9 @@ def test_a_new_item_is_rankable_at_once(new_world: NewWorld) -> None:
     assert made["side_inputs"]["items"] >= 1
 
 
-def test_users_control_their_profile(new_world: NewWorld) -> None:
+def test_users_control_their_profile(new_deployment: NewDeployment) -> None:
     """Opt-out and erasure empty state, features and output, and an opt-in starts anew."""
-    deployment = new_world()
+    deployment = new_deployment()
     deployment.worker()
     base = 890_000_000_000
     for user in ("out", "gone", "stays"):
@@ -268,9 +268,9 @@ def _folded(worker: Worker, count: int) -> bool:
     return worker.metric("freshet_events_folded_total") > count
 
 
-def test_features_are_the_fold_on_redis(new_world: NewWorld, redis: str) -> None:
+def test_features_are_the_fold_on_redis(new_deployment: NewDeployment, redis: str) -> None:
     """With Redis, the features that Feast reads are the fold."""
-    deployment = new_world(FRESHET_ONLINE_STORE=f"redis://{redis}")
+    deployment = new_deployment(FRESHET_ONLINE_STORE=f"redis://{redis}")
     worker = deployment.worker()
     deployment.send(stream(6, 400, users=20))
     deployment.settle()
@@ -294,9 +294,9 @@ def test_features_are_the_fold_on_redis(new_world: NewWorld, redis: str) -> None
         assert len(rows["embedding"][row]) == 64
 
 
-def test_hot_swaps_under_load(new_world: NewWorld, stack: Stack) -> None:
+def test_hot_swaps_under_load(new_deployment: NewDeployment, stack: Stack) -> None:
     """Versions swapped under load leave no degraded list and no list of mixed versions."""
-    deployment = new_world()
+    deployment = new_deployment()
     worker = deployment.worker()
     versions = [1]
     for round_ in range(3):

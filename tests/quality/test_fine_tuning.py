@@ -1,4 +1,4 @@
-"""What the text encoder is tuned by. Runs in the training environment."""
+"""The pairs and the effect of fine-tuning the text encoder. Runs in the training environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""First events are ranked by what came before them. Runs in the training environment."""
+"""First events are ranked by the counts before them. Runs in the training environment."""
 
 from __future__ import annotations
 

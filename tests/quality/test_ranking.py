@@ -1,4 +1,4 @@
-"""The quality harness judges by full ranking: what a place is, and which slice a case belongs to."""
+"""The quality harness judges by full ranking: the rank of an item and the slice of a case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policies over a simulated shop, and lists of theirs with their clicks: experiments whose answer is known."""
+"""Policies over a simulated shop, and their lists with clicks: experiments whose answer is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A kill at every point of every micro-batch, and a second one after it, leaves nothing lost or counted twice."""
+"""A kill at every point of every micro-batch, and a second kill after it, loses nothing and counts nothing twice."""
 
 import asyncio
 import dataclasses

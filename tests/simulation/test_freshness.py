@@ -1,4 +1,4 @@
-"""What a list refreshed now and then is made of: what was known at its boundary, and nothing later."""
+"""A list refreshed at intervals is made of what was known at its boundary, and of nothing later."""
 
 from __future__ import annotations
 

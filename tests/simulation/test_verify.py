@@ -1,4 +1,4 @@
-"""Lists made again from the record, those too that were made while the encoder was away."""
+"""Verification makes published lists again, degraded lists included."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from freshet.release.repository import versions
 from freshet.release.server import Server
 
 from deploy import local
-from tests.altered_bundles import SHIPPED, Keys, MemoryRecords
+from tests.altered_bundles import SHIPPED, Keys
+from tests.memory_ports import MemoryRecords
 
 STEPS = ("verified", "copied", "loaded", "golden", "promoted", "obeyed")
 """A word of each step's name that is in no other's."""

@@ -1,4 +1,4 @@
-"""What is asked of the lists that were published."""
+"""The order of a user's published lists."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from freshet.core.rollout import MODEL, Rollout
 from freshet.release.publish import Service, publish_bundle
 
 from deploy import local
-from tests.altered_bundles import SHIPPED, Keys, MemoryRecords
+from tests.altered_bundles import SHIPPED, Keys
+from tests.memory_ports import MemoryRecords
 from tests.soak.load import Load
 from tests.soak.resources import held
 

@@ -1,4 +1,4 @@
-"""A private run: what a step may tell of a user, and what the accountant says of all steps."""
+"""A private run: the clip and the noise of a step, and the accountant's ε of all steps."""
 
 from __future__ import annotations
 

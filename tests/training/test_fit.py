@@ -1,4 +1,4 @@
-"""The fit: it learns, it stops, and after a kill it ends where it would have ended."""
+"""The fit: it learns, stops early, and resumes after a kill to the same weights."""
 
 from __future__ import annotations
 

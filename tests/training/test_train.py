@@ -563,7 +563,7 @@ def test_a_search_keeps_the_best() -> None:
     assert said[-1].startswith(f"best of {len(tried)} trials")
 
 
-def test_a_search_begins_with_what_it_would_not_try_itself() -> None:
+def test_a_search_begins_with_the_given_settings() -> None:
     """Given settings widen the ranges of a search, and a weight decay of 0 stays 0."""
     tried: list[TrainingConfig] = []
 

@@ -1,4 +1,4 @@
-"""Item texts in training, and the text encoder that they need."""
+"""The texts of a training set, and the text encoder that they need."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One tree of errors: whatever is written for a user has one root, and the command line catches it once."""
+"""The tree of errors: every error for a user has a single root, and the command line catches the root once."""
 
 import ast
 import builtins

@@ -23,7 +23,7 @@ def test_everything_public_says_what_it_is() -> None:
     assert [name for name in freshet.__all__ if not getattr(freshet, name).__doc__] == []
 
 
-def test_importing_it_loads_no_client() -> None:
+def test_importing_freshet_loads_no_client() -> None:
     """`import freshet` loads neither a client library nor NumPy."""
     heavy = "numpy kafka confluent_kafka faust feast tritonclient onnxruntime pyarrow typer"
     code = f"import sys, freshet; print(sorted(sys.modules.keys() & set({heavy!r}.split())))"

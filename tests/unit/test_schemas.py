@@ -1,4 +1,4 @@
-"""The wire format as it is published: the files are what the types say, and what is on the topics is what they say."""
+"""The published wire format: the schema files equal the types, and the topics' records validate."""
 
 import gzip
 import re

@@ -43,7 +43,7 @@ def opened(clock: Clock) -> Breaker:
     return breaker
 
 
-def test_it_opens_after_consecutive_failures(clock: Clock) -> None:
+def test_consecutive_failures_open_the_breaker(clock: Clock) -> None:
     """Consecutive failures open the breaker, and a success between failures starts the count again."""
     breaker = Breaker(clock)
     for _ in range(3):
@@ -55,7 +55,7 @@ def test_it_opens_after_consecutive_failures(clock: Clock) -> None:
         opened(clock).check()
 
 
-def test_it_lets_one_call_try_after_a_pause(clock: Clock) -> None:
+def test_a_single_call_passes_after_the_pause(clock: Clock) -> None:
     """After the pause the breaker lets a single call through, and other calls wait for its result."""
     breaker = opened(clock)
     clock.now += BREAKER_SECONDS - 0.01
@@ -67,7 +67,7 @@ def test_it_lets_one_call_try_after_a_pause(clock: Clock) -> None:
         breaker.check()
 
 
-def test_a_good_trial_closes_it(clock: Clock) -> None:
+def test_a_good_call_closes_the_breaker(clock: Clock) -> None:
     """A successful trial call closes the breaker for every later call."""
     breaker = opened(clock)
     clock.now += BREAKER_SECONDS
@@ -77,7 +77,7 @@ def test_a_good_trial_closes_it(clock: Clock) -> None:
     breaker.check()
 
 
-def test_a_bad_trial_keeps_it_open(clock: Clock) -> None:
+def test_a_bad_call_keeps_the_breaker_open(clock: Clock) -> None:
     """A failed trial call starts the pause again."""
     breaker = opened(clock)
     clock.now += BREAKER_SECONDS
@@ -91,7 +91,7 @@ def test_a_bad_trial_keeps_it_open(clock: Clock) -> None:
     breaker.check()
 
 
-def test_the_gauge_says_whether_it_is_open(clock: Clock) -> None:
+def test_the_gauge_says_whether_the_breaker_is_open(clock: Clock) -> None:
     """The gauge is 1 while the breaker keeps calls away."""
     breaker = Breaker(clock, BREAKER_OPEN.labels("7"))
     for _ in range(BREAKER_FAILURES):
@@ -179,7 +179,7 @@ async def test_a_failing_version_keeps_no_other_from_being_asked(encoder: Triton
     assert (await encoder.encode(TENSORS, 7)).embedding.shape == (1, 64)
 
 
-async def test_once_is_once(encoder: TritonEncoder) -> None:
+async def test_an_encoder_with_once_sends_a_single_request(encoder: TritonEncoder) -> None:
     """An encoder with `once` sends a single request a call, and asks a failed version again at the next call."""
     once = TritonEncoder(TritonAddress("127.0.0.1:1"), deadline=0.7, once=True)
     await once._client.close()

@@ -196,7 +196,7 @@ def test_a_fetch_of_many_bombs_ends_early(read: Any) -> None:
 @pytest.mark.parametrize("magic", [0, 1])
 @pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "zstd"])
 def test_messages_of_the_older_formats_are_read(read: Any, magic: int, codec: str) -> None:
-    """Alone and compressed together; offsets of the inner messages are relative in format 1."""
+    """Messages of formats 0 and 1 are read, alone and compressed together, with relative offsets in format 1."""
     if codec == "none":
         data = b"".join(legacy_message(n, *VALUES[n - 4], magic=magic) for n in (4, 5, 6))
     else:

@@ -1,4 +1,4 @@
-"""Small archives to test with."""
+"""Small archives and their records."""
 
 from __future__ import annotations
 

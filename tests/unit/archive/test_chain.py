@@ -1,4 +1,4 @@
-"""The archive's files: each row exactly once, whatever ends a process and wherever."""
+"""The archive's files hold each row exactly once, wherever a process ends."""
 
 from __future__ import annotations
 

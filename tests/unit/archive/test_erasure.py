@@ -1,4 +1,4 @@
-"""Erasing a user from an archive: nothing of them is left in its files, and everything else is as it was."""
+"""Erasing a user from an archive leaves nothing of the user, and everything else unchanged."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_a_history_that_was_removed_is_made_again(settings: Settings) -> None:
     ],
 )
 def test_a_fold_of_another_kind_needs_another_history(settings: Settings, name: str, value: Any, said: str) -> None:
-    """A run with other fold settings is refused and names what to remove; a new history takes the settings."""
+    """A run with other fold settings is refused with the remedy, and a new history takes the settings."""
     write(Path(settings.archive_dir), [record(number) for number in range(20)])
     run(settings)
     other = msgspec.structs.replace(settings, **{name: value})

@@ -1,4 +1,4 @@
-"""An archive read as the topic it was: windows, places to go on from, and files that change meanwhile."""
+"""An archive read as a topic: windows, start offsets, and files that change during a read."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_windows_of_time_over_disorder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [0, 1, 9, 10, 55, 99, 100])
-def test_it_goes_on_from_any_offset(archive: Path, start: int) -> None:
+def test_a_read_starts_at_any_offset(archive: Path, start: int) -> None:
     """The reader starts at any offset."""
     assert [record.offset for record in read(archive, start=start)[0]] == list(range(start, 100))
 
@@ -88,7 +88,7 @@ def test_offsets_with_holes(tmp_path: Path) -> None:
     assert read(tmp_path) == {0: kept}
 
 
-def test_files_merged_while_it_reads(archive: Path) -> None:
+def test_files_merged_during_a_read(archive: Path) -> None:
     """The reader continues in the merged file at its own offset."""
     log = open_log(str(archive), Settings())
     runs = log.read(0)
@@ -99,7 +99,7 @@ def test_files_merged_while_it_reads(archive: Path) -> None:
     assert found == list(range(100))
 
 
-def test_a_file_that_goes_while_it_reads(archive: Path) -> None:
+def test_a_file_that_disappears_during_a_read(archive: Path) -> None:
     """A file that disappears during a read is a one-line error."""
     log = open_log(str(archive), Settings())
     runs = log.read(0)

@@ -1,4 +1,4 @@
-"""A bundle from a stranger: nothing outside its folder is opened, and nothing slips past what is read of it."""
+"""A bundle from a stranger: no file outside its folder is opened, and every part is checked."""
 
 from __future__ import annotations
 

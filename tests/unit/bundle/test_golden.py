@@ -1,4 +1,4 @@
-"""Golden tensors: what a graph must give again, whoever runs it."""
+"""Golden tensors: the answers that a graph must repeat on any server."""
 
 from __future__ import annotations
 

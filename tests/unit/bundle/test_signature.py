@@ -1,4 +1,4 @@
-"""What may be served: signed by somebody who is trusted, whole, and sound in every weight."""
+"""A bundle is served only if a trusted key signed it, and if it is whole and sound in every weight."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`freshet explain`: what it refuses to read."""
+"""`freshet explain`: the versions that it refuses."""
 
 from __future__ import annotations
 

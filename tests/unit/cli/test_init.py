@@ -1,4 +1,4 @@
-"""`freshet init`: a folder from which Freshet runs beside parts of one's own."""
+"""`freshet init`: a folder from which Freshet runs against anybody's Kafka, Triton and Redis."""
 
 import re
 import shutil

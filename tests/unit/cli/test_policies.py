@@ -1,4 +1,4 @@
-"""What `ope` and `compare` say when they cannot do what they are asked."""
+"""`freshet ope` and `freshet compare`: bad input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ EVENT = encode_event(Event("e1", "ann", "view", 1_700_000_000_000, "a")) + b"\n"
         (["ope", "log.jsonl", "--out", "log.jsonl"], "log.jsonl exists: choose another --out"),
     ],
 )
-def test_one_clear_line(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`ope` and `compare` refuse bad input in one line on stderr with a status that is not 0, and write nothing."""
     monkeypatch.chdir(tmp_path)
     Path("log.jsonl").write_bytes(EVENT)

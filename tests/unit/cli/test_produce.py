@@ -1,4 +1,4 @@
-"""What `produce` takes for a good line."""
+"""`freshet produce`: good and bad lines."""
 
 import io
 

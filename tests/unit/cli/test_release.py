@@ -1,4 +1,4 @@
-"""What `publish`, `promote` and `models` say to an operator."""
+"""`freshet publish`, `promote` and `models`: the lines that an operator reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from freshet.release import publish
 from typer.testing import CliRunner
 
 from deploy.local.parts import TRITON_MODELS
-from tests.altered_bundles import MemoryRecords
+from tests.memory_ports import MemoryRecords
 
 LIVE = Rollout(MODEL, 1, "promoted", 1_000)
 OLD = Rollout(MODEL, 4, "rolled_back", 4_000, reason="w1: \x1b[2Jtoo slow")
@@ -118,7 +118,7 @@ def test_what_can_be_done_next_is_said(stage: Any, next_: str, capsys: pytest.Ca
     ("comparison", "said"),
     [(BEFORE, "it was compared for 0 users before, and a canary is judged from 200 on"), (COMPARED, "")],
 )
-def test_a_promotion_of_what_was_hardly_tried_says_so(
+def test_a_promotion_after_few_comparisons_warns(
     monkeypatch: pytest.MonkeyPatch, comparison: Comparison, said: str
 ) -> None:
     """Promoting a candidate with few comparisons prints a warning."""

@@ -1,4 +1,4 @@
-"""`freshet replay` and `freshet verify`: what is refused before anything is read."""
+"""`freshet replay` and `freshet verify`: input that is refused before anything is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typer.testing import CliRunner
         (["verify", "x.jsonl", "--feature-users", "-1"], 2, "greater than or equal to 0"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(
+def test_a_replay_that_cannot_run_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], status: int, message: str
 ) -> None:
     """A replay that cannot run is one line with the remedy, and nothing is written."""

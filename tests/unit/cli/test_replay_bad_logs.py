@@ -1,4 +1,4 @@
-"""Logs that cannot be replayed: one clear line each, a non-zero exit, and nothing half-written left behind."""
+"""`freshet replay` of bad logs: one clear line each, a non-zero exit, and no output left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`freshet train`: what it hands to the training environment, and what becomes of the result."""
+"""`freshet train`: the input of the training environment, and the fate of the candidate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from deploy.local.parts import TRITON_MODELS
-from tests.altered_bundles import MemoryRecords
+from tests.memory_ports import MemoryRecords
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = TRITON_MODELS / "user_encoder" / "1"

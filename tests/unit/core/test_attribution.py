@@ -1,4 +1,4 @@
-"""Reasons by leaving events out."""
+"""Attribution: the reasons by leaving events out."""
 
 import numpy as np
 from freshet.core.attribution import leave_each_out, losses

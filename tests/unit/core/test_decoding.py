@@ -1,4 +1,4 @@
-"""Whatever bytes stand on a topic or in a file: a value or a reason, never an exception."""
+"""Any bytes on a topic or in a file decode to a value or a reason, and raise nothing."""
 
 from __future__ import annotations
 

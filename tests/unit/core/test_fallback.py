@@ -1,4 +1,4 @@
-"""What stands in for the encoder."""
+"""The fallback list while the encoder is away."""
 
 import numpy as np
 import pytest

@@ -44,7 +44,7 @@ def test_tensors_are_what_the_encoder_declares() -> None:
     ("gap_ms", "bucket"),
     [(-5, 1), (0, 1), (999, 1), (1000, 2), (2999, 2), (3000, 3), (6999, 3), (7000, 4), (2**42, GAP_BUCKETS - 1)],
 )
-def test_gap_buckets(gap_ms: int, bucket: int) -> None:
+def test_gap_buckets_have_edges_at_powers_of_two(gap_ms: int, bucket: int) -> None:
     """Bucket edges lie at powers of two of 1 + seconds, and the last bucket takes the rest."""
     assert gap_bucket(np.array([gap_ms], np.int64)).tolist() == [bucket]
 

@@ -1,4 +1,4 @@
-"""Keys and times of JSON lines, whatever else stands in them."""
+"""Keys and times of JSON lines."""
 
 from __future__ import annotations
 

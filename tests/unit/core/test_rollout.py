@@ -1,4 +1,4 @@
-"""The life of a version as its records tell it: whose step counts, and what is said when another came after."""
+"""The rollout of a version by its records: the steps that count, and the errors of late steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from freshet.core.rollout import MODEL, Report, Rollout, Versions, decode_record
 from freshet.release import publish
 from freshet.release.errors import ReleaseError
 
-from tests.altered_bundles import MemoryRecords
+from tests.memory_ports import MemoryRecords
 
 LIVE = Rollout(MODEL, 1, "promoted", 1_000)
 CANARY = Rollout(MODEL, 2, "canary", 2_000, share=0.1)

@@ -1,4 +1,4 @@
-"""A process that stood still for too long ends before it hands anything over."""
+"""A process that stood still for too long ends before it publishes anything."""
 
 from __future__ import annotations
 

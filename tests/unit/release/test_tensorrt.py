@@ -1,4 +1,4 @@
-"""`freshet build-plan`: a plan is built from a sound network, tried, stamped, and served only where it was built for.
+"""`freshet build-plan`: a plan is built from a sound network, checked, stamped, and served only by a fitting host.
 
 No GPU: `trtexec` and `nvidia-smi` are stand-ins that keep their command lines and answer as told.
 """
@@ -206,7 +206,7 @@ def commands(tools: Path) -> list[list[str]]:
     return [json.loads(line) for line in (tools / "commands").read_text().splitlines()]
 
 
-def test_a_plan_is_built_tried_and_stamped(gpu: Path, bundle: Path) -> None:
+def test_a_plan_is_built_checked_and_stamped(gpu: Path, bundle: Path) -> None:
     """The plan has a profile over the batch at the version's length, and a stamp with host, digests and error."""
     result = run(bundle, "--timing-cache", "/var/cache/freshet.timing", "--json")
     assert result.exit_code == 0

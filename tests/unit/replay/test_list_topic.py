@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from freshet.core.events import Event
 from freshet.core.recommendation import (
-    AsOf,
-    Item,
-    SideInputs,
     Timings,
     decode_recommendation,
     recommendation_id,
@@ -16,13 +13,10 @@ from freshet.ports import Message
 from freshet.replay.actions import Moment
 from freshet.replay.clock import Clock
 from freshet.replay.list_topic import ListTopic
-from freshet.serving.list_maker import MadeList
 
 from tests.memory_ports import MemoryPublisher
 from tests.simulation.memory_replays import START
-
-AS_OF = AsOf(0, 5, START)
-MADE = MadeList("live", [Item("a", 2.0, "model"), Item("b", 1.0, "cold")], SideInputs(1, 2, 3))
+from tests.unit.replay.made_list import AS_OF, MADE
 
 
 async def test_a_topic_gets_lists_as_a_worker_publishes_them() -> None:

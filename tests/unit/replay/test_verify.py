@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 from freshet.core.events import Event
 from freshet.core.recommendation import (
-    AsOf,
     Item,
     Recommendation,
-    SideInputs,
     Timings,
     encode_recommendation,
     recommendation_id,
@@ -17,12 +15,9 @@ from freshet.core.state import UserState, empty_state, fold
 from freshet.ports import Record
 from freshet.replay.rebuild import PublishedList
 from freshet.replay.verify import Published, _difference
-from freshet.serving.list_maker import MadeList
 
 from tests.simulation.memory_replays import START
-
-AS_OF = AsOf(0, 5, START)
-MADE = MadeList("live", [Item("a", 2.0, "model"), Item("b", 1.0, "cold")], SideInputs(1, 2, 3))
+from tests.unit.replay.made_list import AS_OF, MADE
 
 
 def published(**changed: object) -> Recommendation:

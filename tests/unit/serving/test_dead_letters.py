@@ -1,4 +1,4 @@
-"""Dead letters fit whatever the broker takes, and an output that the broker refuses ends nothing."""
+"""Dead letters fit the broker's bound, and a message that the broker refuses ends nothing."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_record_within_the_bound_stays_whole() -> None:
 
 @pytest.mark.parametrize("limit", [50_000, 2_000, 400])
 async def test_a_letter_shrinks_until_the_broker_takes_it(limit: int) -> None:
-    """A letter that the broker refuses shrinks until it fits and keeps the original size; the others go out once."""
+    """A refused letter shrinks until it fits and keeps the original size, and other letters are published once."""
     publisher = Limited(limit)
     await publish_dead_letters(publisher, [letter(b"x" * 100_000, b"k" * 500), letter(b"small")])
     assert len(publisher.messages) == 2

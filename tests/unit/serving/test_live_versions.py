@@ -1,4 +1,4 @@
-"""The side inputs: versions swap whole, the catalogue counts at once, bad records change nothing."""
+"""Live versions swap whole, the catalogue counts at once, and bad records change nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -389,7 +389,7 @@ async def test_an_item_described_anew_while_it_is_encoded_gets_the_newer_place(
         await until(lambda: np.array_equal(space.vectors[space.index["fresh"]], vector("New Title", 1)))
 
 
-async def test_two_offsets_tell_what_stands_where(model: LiveModel, encoder: FakeEncoder, tmp_path: Path) -> None:
+async def test_two_offsets_determine_the_item_space(model: LiveModel, encoder: FakeEncoder, tmp_path: Path) -> None:
     """A worker that begins with the whole catalogue gives items the vectors and order of a worker that saw it grow.
 
     Both workers stop at the same `items_embedded` offset, with a newer text of the first item waiting.

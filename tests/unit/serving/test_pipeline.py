@@ -1,4 +1,4 @@
-"""The micro-batch with everything in memory: its effects, their order, and what failures do."""
+"""The micro-batch with every part in memory: its effects, their order, and failures."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence

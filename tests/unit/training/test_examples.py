@@ -1,4 +1,4 @@
-"""What of a log is learned from."""
+"""The training examples of a log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a version says of its items: value and novelty."""
+"""The lifts of a version's items: value and novelty."""
 
 from math import log
 

@@ -27,7 +27,7 @@ def test_intervals_cover_the_true_mean() -> None:
     assert 0.89 <= covered / TRIALS <= 0.99
 
 
-def test_verdicts() -> None:
+def test_an_interval_has_its_verdict() -> None:
     """An interval that holds the neutral value gives no verdict."""
     assert verdict(Estimate(0.1, 0.01, 0.2, 9)) == "better"
     assert verdict(Estimate(0.1, -0.01, 0.2, 9)) == "no difference shown"

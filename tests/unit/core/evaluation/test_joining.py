@@ -1,4 +1,4 @@
-"""Which list an act is joined to."""
+"""The list to which an act is joined."""
 
 from __future__ import annotations
 

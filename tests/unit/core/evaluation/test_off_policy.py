@@ -40,7 +40,7 @@ def gathered(*lists: tuple[str, list[str], list[float], list[float], list[str]],
     return logged_lists.slots()
 
 
-def test_by_hand() -> None:
+def test_estimates_worked_by_hand() -> None:
     """Weights, sums over slots and means over three lists equal the values worked by hand."""
     slots = gathered(
         ("ann", ["a", "b"], [0.5, 0.8], [1.0, 0.0], ["a", "c"]),
@@ -58,7 +58,7 @@ def test_by_hand() -> None:
     assert served(slots).value.mean == pytest.approx(4 / 3)
 
 
-def test_doubly_robust_by_its_definition() -> None:
+def test_the_doubly_robust_estimate_by_its_definition() -> None:
     """The doubly robust estimate adds weighted errors on the logged list to the value of the target list."""
     rng = np.random.default_rng(1)
     lists = []

@@ -1,4 +1,4 @@
-"""Ports for servers that come only later."""
+"""Ports chosen for servers that start later."""
 
 import random
 import socket
