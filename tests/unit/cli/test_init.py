@@ -53,7 +53,7 @@ def test_no_private_key_comes_along(shop: Path) -> None:
 def test_the_next_commands_are_told(tmp_path: Path) -> None:
     """`init` prints the next commands with the folder's settings file."""
     told = lay_out(tmp_path / "shop")
-    for command in ("freshet topics", "freshet check", "freshet worker"):
+    for command in ("freshet topics create", "freshet check", "freshet worker"):
         assert f"{command} --config {tmp_path / 'shop' / 'freshet.toml'}" in told
     assert f"tritonserver --model-repository={tmp_path / 'shop' / 'models'}" in told
 

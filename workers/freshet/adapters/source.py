@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
@@ -55,21 +55,25 @@ class SourceReader:
         self._group = Consumer(client_config(settings) | {"group.id": settings.group})  # never joins
 
     def read(self) -> Source:
-        """The topic as it is now. Raises `KafkaException`."""
+        """The topic as it is now. Raises `KafkaException`.
+
+        The committed offsets are read before the ends: what is committed then is below the ends that are read after.
+        """
         names = TopicCollection([self._topic])
         described = self._admin.describe_topics(names, request_timeout=SECONDS)[self._topic].result()
         partitions = [TopicPartition(self._topic, partition.id) for partition in described.partitions]
-        starts, ends = (
-            {
-                at.partition: answer.result().offset
-                for at, answer in self._admin.list_offsets(asked, request_timeout=SECONDS).items()
-            }
-            for asked in (
-                dict.fromkeys(partitions, OffsetSpec.earliest()),
-                dict.fromkeys(partitions, OffsetSpec.latest()),
-            )
-        )
-        return Source(str(described.topic_id), starts, ends, self._committed(partitions))
+        committed = self._committed(partitions)
+        starts, ends = (self._offsets(partitions, at) for at in (OffsetSpec.earliest(), OffsetSpec.latest()))
+        return Source(str(described.topic_id), starts, ends, committed)
+
+    def _offsets(self, partitions: Sequence[TopicPartition], at: OffsetSpec) -> dict[int, int]:
+        """An offset of each partition; a partition without a leader has none for a while. Raises `KafkaException`."""
+        answers = self._admin.list_offsets(dict.fromkeys(partitions, at), request_timeout=SECONDS)
+        offsets = {partition.partition: answer.result().offset for partition, answer in answers.items()}
+        if without := sorted(partition for partition, offset in offsets.items() if offset < 0):
+            why = f"partitions {without} of {self._topic} have no leader"
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE, why))
+        return offsets
 
     def _committed(self, partitions: list[TopicPartition]) -> dict[int, int]:
         try:

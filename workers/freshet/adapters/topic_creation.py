@@ -1,13 +1,20 @@
-"""Freshet's topics, each with the cleanup policy its content needs."""
+"""Freshet's topics, each with the shape that its content needs."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from kafka.admin import KafkaAdminClient
 from kafka.errors import TopicAlreadyExistsError
 
 
-def create_topics(
-    bootstrap: str,
+class TopicShape(NamedTuple):
+    """How a topic is created: its partitions and its configuration."""
+
+    partitions: int
+    config: Mapping[str, str]
+
+
+def topic_shapes(
     partitions: int,
     *,
     events: str = "events",
@@ -16,17 +23,13 @@ def create_topics(
     dead_letters: str = "events.dlq",
     models: str = "models",
     popularity: str = "popularity",
-    replication: int = 1,
-    **client: Any,
-) -> list[str]:
-    """Create the topics that are not there yet, and wait until each has its leaders.
+) -> dict[str, TopicShape]:
+    """The shape of each topic, by its name.
 
-    Events carry the broker's append time as their record time: retention then goes by arrival, so
-    that a stream replayed from years ago is not deleted on arrival; the event's own time is in its
-    value.
+    Events carry the broker's append time as their record time: retention then goes by arrival, so that a stream
+    replayed from years ago is not deleted on arrival. The event's own time is in its value.
 
     Args:
-        bootstrap: A broker's address, ``host:port``.
         partitions: Of the topics keyed by user; the others have one.
         events: The source topic.
         items: The catalogue.
@@ -34,8 +37,25 @@ def create_topics(
         dead_letters: Bad input, with its reason.
         models: Rollout records.
         popularity: Each partition's popularity counts; every version of the last day is kept.
-        replication: Copies of each partition.
-        client: How kafka-python reaches the broker, beside its address.
+    """
+    compacted = {"cleanup.policy": "compact"}
+    return {
+        events: TopicShape(partitions, {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}),
+        items: TopicShape(1, compacted),
+        recommendations: TopicShape(partitions, {"cleanup.policy": "compact,delete"}),
+        dead_letters: TopicShape(partitions, {"cleanup.policy": "delete"}),
+        models: TopicShape(1, compacted),
+        popularity: TopicShape(1, {"cleanup.policy": "compact", "min.compaction.lag.ms": "86400000"}),
+    }
+
+
+def create_topics(bootstrap: str, partitions: int, **names: str) -> list[str]:
+    """Create the topics that a plain broker does not have yet, a copy of each, and wait until each has its leaders.
+
+    Args:
+        bootstrap: A broker's address, ``host:port``.
+        partitions: Of the topics keyed by user; the others have one.
+        names: The topics' names, as `topic_shapes` takes them.
 
     Returns:
         The names of the topics that were created.
@@ -43,28 +63,12 @@ def create_topics(
     Raises:
         kafka.errors.KafkaError: The broker is away or refused.
     """
-    compacted = {"cleanup.policy": "compact"}
-    wanted: dict[str, tuple[int, dict[str, str]]] = {
-        events: (
-            partitions,
-            {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"},
-        ),
-        items: (1, compacted),
-        recommendations: (partitions, {"cleanup.policy": "compact,delete"}),
-        dead_letters: (partitions, {"cleanup.policy": "delete"}),
-        models: (1, compacted),
-        popularity: (1, {"cleanup.policy": "compact", "min.compaction.lag.ms": "86400000"}),
-    }
-    admin = KafkaAdminClient(**{"bootstrap_servers": bootstrap} | client)
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
     try:
         present = set(admin.list_topics())
-        missing = {
-            name: {
-                "num_partitions": count,
-                "replication_factor": replication,
-                "configs": configs,
-            }
-            for name, (count, configs) in wanted.items()
+        missing: dict[str, dict[str, object]] = {
+            name: {"num_partitions": shape.partitions, "replication_factor": 1, "configs": dict(shape.config)}
+            for name, shape in topic_shapes(partitions, **names).items()
             if name not in present
         }
         if missing:

@@ -65,7 +65,7 @@ def _next_steps(directory: Path, *, with_encoder: bool) -> str:
         f"{'' if with_encoder else bring}"
         f"  PYTHONDONTWRITEBYTECODE=1 tritonserver --model-repository={models} --model-control-mode=explicit"
         " --load-model=item_tower --load-model=text_encoder --load-model=user_encoder --allow-http=false\n"
-        f"  freshet topics --config {settings}\n"
+        f"  freshet topics create --config {settings}\n"
         f"  freshet check --config {settings}\n"
         f"  freshet worker --config {settings}"
     )

@@ -229,6 +229,7 @@ class WorkerApp(faust.App):
             datadir=str(Path(settings.data_dir).resolve() / settings.group),
             topic_partitions=partitions,
             topic_disable_leader=True,
+            topic_allow_declare=False,  # `create_changelog` has; a worker may have no right to create a topic
             table_standby_replicas=0,
             web_enabled=False,
             autodiscover=False,
