@@ -20,6 +20,7 @@ def test_check_masks_secrets_and_names_each_failing_part(tmp_path: Path, monkeyp
     monkeypatch.setenv("FRESHET_KAFKA_SECURITY", "SASL_SSL")
     monkeypatch.setenv("FRESHET_KAFKA_USERNAME", "ann")
     monkeypatch.setenv("FRESHET_KAFKA_PASSWORD", "hunter2")
+    monkeypatch.setenv("FRESHET_KAFKA_SECURITY", "SASL_SSL")
     monkeypatch.setenv("FRESHET_KAFKA", "127.0.0.1:1")
     monkeypatch.setenv("FRESHET_TRITON", "127.0.0.1:1")
     monkeypatch.setenv("FRESHET_MODEL_REPOSITORY", str(tmp_path))
