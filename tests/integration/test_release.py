@@ -27,7 +27,7 @@ from deploy import local
 from deploy.local import Stack
 from tests.altered_bundles import SHIPPED, Keys, altered, renamed_items, with_nan
 from tests.integration.deployment import Deployment, Worker, until
-from tests.integration.test_worker import stream
+from tests.integration.event_stream import stream
 from tests.memory_ports import MemoryRecords
 from tests.parity.wrong_items import misnumber
 

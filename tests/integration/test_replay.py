@@ -30,8 +30,8 @@ from typer.testing import CliRunner, Result
 
 from deploy.local import Stack
 from tests.integration.deployment import Deployment, until
+from tests.integration.event_stream import stream
 from tests.integration.independent_fold import read_topic
-from tests.integration.test_worker import stream
 
 pytestmark = pytest.mark.integration
 

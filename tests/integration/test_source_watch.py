@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from deploy import local
 from tests.integration.deployment import Deployment, Worker, until
-from tests.integration.test_worker import stream
+from tests.integration.event_stream import stream
 
 pytestmark = pytest.mark.integration
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +17,7 @@ from kafka import KafkaAdminClient
 from deploy import local
 from deploy.local import Stack
 from tests.integration.deployment import Deployment, Worker, until
+from tests.integration.event_stream import stream
 
 pytestmark = pytest.mark.integration
 
@@ -38,27 +38,6 @@ def new_deployment(stack: Stack, tmp_path: Path, unique: Callable[[str], str]) -
     yield make
     for deployment in worlds:
         deployment.close()
-
-
-def stream(seed: int, count: int, users: int = 40, start: int = 0) -> list[Event]:
-    """A seeded stream with unique event ids, some of them produced twice in a row."""
-    rng = random.Random(seed)
-    events: list[Event] = []
-    for number in range(start, start + count):
-        kind = rng.choices(("view", "click", "purchase"), (6, 3, 1))[0]
-        amount = round(rng.uniform(1, 50), 2) if kind == "purchase" else None
-        event = Event(
-            f"e{seed}-{number}",
-            f"user-{rng.randrange(users)}",
-            kind,
-            890_000_000_000 + number * 7_000,
-            str(rng.randrange(1, 1600)),
-            amount,
-        )
-        events.append(event)
-        if rng.random() < 0.03:
-            events.append(event)
-    return events
 
 
 def committed(deployment: Deployment) -> dict[int, int]:

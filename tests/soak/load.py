@@ -16,7 +16,7 @@ from freshet.core.rollout import MODEL
 from tritonclient.utils import InferenceServerException
 
 from tests.integration.deployment import Deployment
-from tests.integration.test_worker import stream
+from tests.integration.event_stream import stream
 
 USERS = 16
 PER_SECOND = 50.0

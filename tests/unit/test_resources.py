@@ -10,7 +10,7 @@ from freshet.cli import training_env
 from freshet.cli.options import resolve
 from freshet.cli.stack_file import StackFileError
 
-from tests.unit.cli.test_errors import fails
+from tests.command_line import fails
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ def test_a_broken_compressed_message_of_an_older_format_is_quarantined(read: Any
         broken = legacy_message(4, None, payload, magic=1, codec=1)
         found, _ = read(broken + batch(records(VALUES), 3, base=5))
         assert isinstance(found[0].value, Unreadable)
-        assert [one.offset for one in found] == [4, 5, 6, 7]
+        assert [record.offset for record in found] == [4, 5, 6, 7]
 
 
 def test_every_codec_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:

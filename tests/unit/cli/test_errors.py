@@ -8,6 +8,7 @@ from freshet.cli import app
 from typer.testing import CliRunner
 
 from deploy.local.errors import PortTaken
+from tests.command_line import fails
 
 VERBS = [
     "up",
@@ -31,18 +32,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A broker that is away is given up soon; the working directory holds no stack."""
     monkeypatch.setattr("freshet.adapters.kafka_python.BOOTSTRAP_SECONDS", 0.3)
     monkeypatch.chdir(tmp_path)
-
-
-def fails(*arguments: str, status: int = 1, stdin: str | None = None) -> str:
-    """Run a verb that must fail in the proper way; returns its line."""
-    result = CliRunner().invoke(app, list(arguments), input=stdin)
-    assert result.exit_code == status, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert "Traceback" not in result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("freshet: ")
-    return lines[0]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -12,7 +12,7 @@ from freshet.cli.init import TEMPLATE
 from freshet.settings import PATHS, Settings, SettingsError, load_settings, require_folders
 from typer.testing import CliRunner
 
-from tests.unit.cli.test_errors import fails
+from tests.command_line import fails
 
 
 def lay_out(folder: Path, *arguments: str) -> str:

@@ -27,7 +27,7 @@ from freshet.report.results_file import write_results
 from freshet.report.svg import ticks
 from typer.testing import CliRunner
 
-from tests.unit.cli.test_errors import fails
+from tests.command_line import fails
 
 VOID = {"meta", "br"}
 METRICS = ("hr", "ndcg", "mrr", "coverage", "gini", "novelty", "intra_list_diversity", "personalisation")
