@@ -74,6 +74,10 @@ def expected_states(bootstrap: str, topic: str) -> tuple[dict[str, Expected], in
         user.last = (record.partition, record.offset)
         if event["event_id"] in user.ids:
             continue
+        if event["type"] == "user.visit":
+            if not user.silent:
+                user.ids.add(event["event_id"])
+            continue
         if event["type"].startswith("user."):
             user.silent = event["type"] != "user.opt_in"
             if user.silent:
@@ -95,7 +99,7 @@ def _event(record: Any) -> dict[str, Any] | None:
     try:
         event = json.loads(record.value)
         known = event["type"] in KINDS and isinstance(event["item_id"], str)
-        known = known or event["type"] in ("user.opt_out", "user.opt_in", "user.erase")
+        known = known or event["type"] in ("user.visit", "user.opt_out", "user.opt_in", "user.erase")
         good = known and isinstance(event["ts"], int) and event["ts"] >= 10**11 and event["event_id"]
         return event if good and event["user_id"].encode() == record.key else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from feast import FeatureStore
-from freshet.core.events import Event
+from freshet.core.events import VISIT, Event
 from kafka import KafkaAdminClient
 
 from deploy import local
@@ -73,6 +73,13 @@ def test_events_become_fresh_lists(new_deployment: NewDeployment) -> None:
         assert any(item["reasons"] for item in made["items"])
     folded = sum(state.folded for state in deployment.expected()[0].values())
     until(lambda: worker.metric("freshet_events_folded_total") == folded, "the worker says what it folded", worker)
+    visits = [Event(f"visit-{user}", user, VISIT, 890_900_000_000) for user in ("user-0", "somebody new")]
+    deployment.send(visits)
+    deployment.settle()
+    deployment.check()
+    answers = deployment.lists()
+    assert [answers[visit.user_id]["visits"] for visit in visits] == [[visit.event_id] for visit in visits]
+    assert [answers[visit.user_id]["personalised"] for visit in visits] == [True, False]
     assert worker.terminate() == 0
     assert sum(committed(deployment).values()) == len(deployment.records("events"))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from freshet.core.events import OPT_IN, OPT_OUT, Event
+from freshet.core.events import OPT_IN, OPT_OUT, VISIT, Event
 from freshet.core.popularity import decode_partial
 from freshet.replay.checkpoint import ReplayCheckpoint, read_checkpoint, write_checkpoint
 from freshet.replay.clock import Clock
@@ -34,6 +34,10 @@ from tests.simulation.memory_replays import (
 from tests.simulation.memory_world import NOW, PARTITION, MemoryWorld, event, record
 
 pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
+
+
+FOUND = ("hr", "ndcg")
+"""Metrics of whether and where the next item stood in the list."""
 
 
 def digest(replay: Replay) -> str:
@@ -88,6 +92,33 @@ async def test_a_list_follows_each_moment() -> None:
     await replayed(records(events), kept)
     assert [(user, ts) for user, ts, _ in kept.made] == [("user-1", START), ("user-2", START), ("user-1", START + 1)]
     assert all(not {"1", "3"} & set(items) for user, _, items in kept.made if user == "user-1")
+
+
+async def test_a_visit_before_an_event_gives_the_list_of_reading() -> None:
+    """Where each event follows a visit, the published lists are judged as lists made at the moment of reading are."""
+    visited = []
+    for number, act in enumerate(stream()):
+        visited.append(Event(f"v{number}", act.user_id, VISIT, act.ts + 1))
+        visited.append(msgspec.structs.replace(act, ts=act.ts + 2))
+    events = sorted(visited, key=lambda entry: entry.ts)
+    replay = await replayed(records(events), judged=True)
+    judges = {schedule.name: judge.evaluation() for schedule, judge in replay._models[0].judges.items()}
+    published, reading = (judges[name].slices["all"]["all"] for name in ("as published", "at every event"))
+    assert published.events == reading.events > 100
+    assert [published.metrics[name] for name in FOUND] == [reading.metrics[name] for name in FOUND]
+    without = await replayed(records(stream()), judged=True)
+    [late] = [judge.evaluation() for schedule, judge in without._models[0].judges.items() if schedule.period is None]
+    assert [late.slices["all"]["all"].metrics[name] for name in FOUND] != [reading.metrics[name] for name in FOUND]
+
+
+async def test_a_visit_is_no_training_row() -> None:
+    """Visits, with an item or without, leave the training rows as they are."""
+    kept, visited = Kept(wants_training_rows=True), Kept(wants_training_rows=True)
+    visits = [Event(f"v{number}", act.user_id, VISIT, act.ts, "7") for number, act in enumerate(stream())]
+    await replayed(records(stream()), kept)
+    await replayed(records(sorted([*stream(), *visits], key=lambda entry: entry.ts)), visited)
+    assert kept.rows
+    assert visited.rows == kept.rows
 
 
 async def test_a_new_item_is_in_lists_from_its_time_on() -> None:

@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from freshet.core.events import ERASE, OPT_IN, OPT_OUT, Event
+from freshet.core.events import ERASE, ID_SEPARATOR, OPT_IN, OPT_OUT, VISIT, Event
 from freshet.core.state import (
     EVENT_IDS,
     HISTORY,
@@ -142,6 +142,28 @@ def test_events_without_consent_are_ignored_until_opt_in(kind: str) -> None:
     assert fold(state, event(3, OPT_IN), 0, 2) is Outcome.APPLIED
     assert fold(state, event(4), 0, 3) is Outcome.APPLIED
     assert state.items == ["i4"]
+
+
+def test_a_visit_leaves_the_profile_as_it_is() -> None:
+    """A visit moves the position and the feature time, and its id is known; nothing else of the state changes."""
+    state = folded(event(1, "purchase", amount=3.0))
+    before = decode_state(encode_state(state))
+    visit = Event("v1", "u", VISIT, NOW + 5000, item_id="elsewhere")
+    assert fold(state, visit, 0, 9) is Outcome.APPLIED
+    assert fold(state, visit, 0, 9) is Outcome.REDELIVERED
+    assert fold(state, visit, 0, 10) is Outcome.DUPLICATE
+    before.offset, before.feature_ts = 10, (NOW + 5000) * 1000
+    before.event_id_log += f"v1{ID_SEPARATOR}"
+    assert state == before
+
+
+@pytest.mark.parametrize("kind", [OPT_OUT, ERASE])
+def test_a_visit_gives_no_consent(kind: str) -> None:
+    """Who has opted out or was erased stays so by a visit."""
+    state = folded(event(1, kind))
+    consent = state.consent
+    assert fold(state, event(2, VISIT), 0, 1) is Outcome.IGNORED
+    assert (state.consent, state.offset, state.items) == (consent, 1, [])
 
 
 def test_opting_out_does_not_lift_an_erasure() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from freshet.core.events import ERASE, MAX_EVENT_BYTES, OPT_IN, OPT_OUT, BadReason, Event, Unreadable
+from freshet.core.events import ERASE, MAX_EVENT_BYTES, OPT_IN, OPT_OUT, VISIT, BadReason, Event, Unreadable
 from freshet.core.features import Tensors
 from freshet.core.popularity import decode_partial
 from freshet.core.state import Consent
@@ -274,6 +274,57 @@ async def test_a_visitor_has_a_list_before_the_first_event(world: MemoryWorld) -
     assert (made.items[0].item_id, made.items[0].source) == (ITEMS[5], "popular")
     await world.run(event(4))
     assert lists(world.publisher.messages)[-1].personalised
+
+
+async def test_a_visit_is_answered_by_a_list(world: MemoryWorld) -> None:
+    """The list after a visit names the visit, and the profile, the popularity and the seen items stay as they were."""
+    await world.run(event(0))
+    counted = world.messages("popularity")
+    visit = replace(event(1, kind=VISIT), item_id=ITEMS[1])
+    await world.run(visit)
+    before, made = lists(world.publisher.messages)
+    assert (before.cause, before.visits) == ("event", ())
+    assert (made.cause, made.visits, made.personalised) == ("visit", ("e1",), True)
+    assert (made.as_of.offset, made.as_of.ts) == (1, visit.ts)
+    assert [item.item_id for item in made.items] == [item.item_id for item in before.items]
+    assert world.state().items == [ITEMS[0]]
+    assert world.state().counts == {"view": 1}
+    assert world.messages("popularity") == counted
+
+
+async def test_all_visits_of_a_run_are_answered(world: MemoryWorld) -> None:
+    """A list answers every visit of its user in the run, before a purchase too, and a redelivered visit once more."""
+    await world.run(event(0, kind=VISIT), event(1, kind="purchase"), event(2, kind=VISIT))
+    await world.run(event(2, kind=VISIT))
+    first, again = lists(world.publisher.messages)
+    assert (first.cause, first.visits, first.as_of.offset) == ("visit", ("e0", "e2"), 2)
+    assert (again.cause, again.visits) == ("visit", ("e2",))
+    assert world.state().items == [ITEMS[1]]
+
+
+async def test_an_unknown_visitor_gets_what_is_popular(world: MemoryWorld) -> None:
+    """A visit of somebody unknown, and of somebody who opted out, is answered by the popular list."""
+    world.model.live.space.set_popularity({ITEMS[5]: 2.0})
+    await world.run(event(0, "eve", VISIT), event(1, "bob"), event(2, "bob", OPT_OUT), event(3, "bob", VISIT))
+    made = {recommendation.user_id: recommendation for recommendation in lists(world.publisher.messages)}
+    for user, visit in (("eve", "e0"), ("bob", "e3")):
+        assert (made[user].cause, made[user].visits, made[user].personalised) == ("visit", (visit,), False)
+        assert made[user].items[0].item_id == ITEMS[5]
+
+
+async def test_an_erased_visitor_gets_no_list(world: MemoryWorld) -> None:
+    """A visit after an erasure leaves the tombstone as the newest record."""
+    await world.run(event(0), event(1, kind=ERASE))
+    await world.run(event(2, kind=VISIT))
+    assert world.messages("recommendations")[-1].value is None
+
+
+async def test_visitors_are_answered_first() -> None:
+    """Who waits for a list is encoded before buyers."""
+    world = await MemoryWorld(encode_batch=1).start()
+    await world.run(event(0, "visitor"))
+    await world.run(event(1, "buyer", "purchase"), event(2, "visitor", VISIT))
+    assert [made.user_id for made in lists(world.publisher.messages)] == ["visitor", "visitor", "buyer"]
 
 
 async def test_erasing_leaves_a_tombstone(world: MemoryWorld) -> None:

@@ -19,7 +19,7 @@ import msgspec
 from freshet.cli.console import moment, progress, say
 from freshet.core.catalogue import Catalogue, encode_item
 from freshet.core.decoding import Undecodable, decode
-from freshet.core.events import CONTROL_TYPES, ERASE, OPT_OUT, BadEvent, Event, encode_event
+from freshet.core.events import CONTROL_TYPES, ERASE, OPT_OUT, VISIT, BadEvent, Event, encode_event
 from freshet.files import write_json, write_whole, written_whole
 from freshet.logs.source import decoded, open_log, read_topic
 from freshet.ports import Window
@@ -132,7 +132,7 @@ def _has_left(source: TrainingLog, kept: _Kept) -> bool:
 
 
 def _export(source: TrainingLog, path: Path, now_ms: int) -> tuple[dict[int, int], dict[str, int]]:
-    """Write the window's events, and all user-control events: an erasure before the window holds inside it.
+    """Write the window's events but for visits, and all that users asked: an erasure before the window holds inside it.
 
     Returns each partition's end, and how many records are no events, by reason.
     """
@@ -154,7 +154,7 @@ def _export(source: TrainingLog, path: Path, now_ms: int) -> tuple[dict[int, int
                     reason = event.reason.words
                     bad[reason] += 1
                     example.setdefault(reason, event.detail)
-                elif event.type in CONTROL_TYPES or window.holds(partition, record):
+                elif event.type != VISIT and (event.type in CONTROL_TYPES or window.holds(partition, record)):
                     file.write(encode_event(event) + b"\n")
                     kept += 1
                 if read % SHOWN_EVERY == 0:

@@ -27,7 +27,9 @@ MAX_TS_MS = 4_102_444_800_000  # 2100-01-01
 OPT_OUT = "user.opt_out"
 OPT_IN = "user.opt_in"
 ERASE = "user.erase"
-CONTROL_TYPES = frozenset({OPT_OUT, OPT_IN, ERASE})
+VISIT = "user.visit"
+"""A user is here and wants a list: no behaviour, and no item is needed."""
+CONTROL_TYPES = frozenset({OPT_OUT, OPT_IN, ERASE, VISIT})
 
 DEFAULT_BEHAVIOURS: Mapping[str, float] = {"view": 1.0, "click": 2.0, "purchase": 4.0}
 """Behaviour types and their weights; a setting, open to any name."""
@@ -47,8 +49,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         event_id: Names the event. A second event of the same id is not folded again.
         user_id: The user; the record's key in UTF-8.
-        type: A behaviour type of the settings (`view`, `click` and `purchase` by default), or `user.opt_out`,
-            `user.opt_in` or `user.erase`.
+        type: A behaviour type of the settings (`view`, `click` and `purchase` by default), or `user.visit`,
+            `user.opt_out`, `user.opt_in` or `user.erase`.
         ts: When it happened, ms since the Unix epoch.
         item_id: The item; every behaviour needs it.
         amount: What was spent, in the shop's own currency.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -66,6 +66,9 @@ class AsOf(msgspec.Struct, frozen=True, gc=False):
 
 
 MAX_SKIPPED = 64
+MAX_VISITS = 64
+Cause = Literal["event", "visit"]
+"""Why a list was made: its user did something, or asked for a list."""
 
 
 class SideInputs(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -120,6 +123,8 @@ class Recommendation(msgspec.Struct, frozen=True, gc=False):
         degraded: The encoder could not be asked, and nearness in the version's item table stood in (`core.fallback`).
         personalised: False where there is no profile of the user, and the list is the popular items.
         variant: The arm of the experiment that the user is in; `live` without an experiment.
+        cause: Why the list was made: `visit` where it answers a `user.visit`, else `event`.
+        visits: The event ids of the visits that the list answers, oldest first; of very many the newest `MAX_VISITS`.
     """
 
     recommendation_id: str
@@ -132,6 +137,8 @@ class Recommendation(msgspec.Struct, frozen=True, gc=False):
     degraded: bool
     personalised: bool
     variant: str = "live"
+    cause: Cause = "event"
+    visits: tuple[str, ...] = ()
 
 
 _encoder = msgspec.json.Encoder()

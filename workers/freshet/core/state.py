@@ -15,7 +15,17 @@ from enum import IntEnum
 import msgspec
 
 from freshet.core.decoding import Undecodable, decode
-from freshet.core.events import CONTROL_TYPES, ERASE, ID_SEPARATOR, MAX_ID_LENGTH, MAX_TS_MS, OPT_IN, OPT_OUT, Event
+from freshet.core.events import (
+    CONTROL_TYPES,
+    ERASE,
+    ID_SEPARATOR,
+    MAX_ID_LENGTH,
+    MAX_TS_MS,
+    OPT_IN,
+    OPT_OUT,
+    VISIT,
+    Event,
+)
 
 HISTORY = 50
 """Recent events kept per user unless the settings say otherwise; a model version reads the last of them."""
@@ -158,11 +168,11 @@ def fold(state: UserState, event: Event, partition: int, offset: int, history: i
     marked_id = f"{ID_SEPARATOR}{event.event_id}{ID_SEPARATOR}"
     if marked_id in state.event_id_log:
         return DUPLICATE
+    if state.consent and (event.type == VISIT or event.type not in CONTROL_TYPES):
+        return Outcome.IGNORED
     if event.type in CONTROL_TYPES:
         _fold_control(state, event, marked_id)
         return Outcome.APPLIED
-    if state.consent:
-        return Outcome.IGNORED
     state.event_id_log = _append(state.event_id_log, marked_id, EVENT_IDS)
     count(state, event)
     marked_item = f"{ID_SEPARATOR}{event.item_id}{ID_SEPARATOR}"
@@ -236,13 +246,13 @@ def _split(log: str) -> list[str]:
 
 
 def _fold_control(state: UserState, event: Event, marked_id: str) -> None:
-    """Opting out and erasing forget the profile; only opting in lifts either.
+    """Opting out and erasing forget the profile; only opting in lifts either. A visit leaves the profile as it is.
 
     The position and a strictly increasing `feature_ts` stay: without them an
     older event could bring the profile back.
     """
     state.feature_ts = max(event.ts * 1000, state.feature_ts + 1)
-    if event.type == OPT_IN:
+    if event.type in (OPT_IN, VISIT):
         state.consent = Consent.GIVEN
         state.event_id_log = _append(state.event_id_log, marked_id, EVENT_IDS)
         return

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshet.core.evaluation.interleaving import Interleaver, SavedInterleaver
-from freshet.core.events import BadEvent, Event, encode_event
+from freshet.core.events import CONTROL_TYPES, BadEvent, Event, encode_event
 from freshet.core.features import featurise
 from freshet.core.fold_run import fold_run
 from freshet.core.snapshots import TICK_MS
@@ -248,7 +248,7 @@ class Replay:
                 clock.add(event.item_id or "")
         if state.consent:
             self.forgotten[user] = event.ts
-        elif self._wants_training_rows and event.item_id is not None:
+        elif self._wants_training_rows and event.type not in CONTROL_TYPES:
             self._output.training_row(self._before[user], event)
 
     def _act(self, event: Event, history: int) -> Act:

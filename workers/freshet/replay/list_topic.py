@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from freshet.core.events import VISIT
 from freshet.core.recommendation import AsOf, Recommendation, Timings, encode_recommendation, recommendation_id
 from freshet.ports import Message, Publisher
 from freshet.replay.actions import Moment
@@ -53,5 +54,7 @@ def _value(version: int, moment: Moment, made: MadeList) -> bytes:
             degraded=False,
             personalised=encodable(moment.state),
             variant=made.variant,
+            cause="visit" if moment.event.type == VISIT else "event",
+            visits=(moment.event.event_id,) if moment.event.type == VISIT else (),
         )
     )

@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.events import BadEvent, Event, decode_event
+from freshet.core.events import VISIT, BadEvent, Event, decode_event
 from freshet.core.features import behaviour_row, featurise, list_row
 from freshet.core.fold_run import fold_run
-from freshet.core.recommendation import AsOf, Recommendation, Timings, encode_recommendation, recommendation_id
+from freshet.core.recommendation import (
+    MAX_VISITS,
+    AsOf,
+    Recommendation,
+    Timings,
+    encode_recommendation,
+    recommendation_id,
+)
 from freshet.core.state import (
     FIRST_TOUCH,
     REDELIVERED,
@@ -70,6 +78,13 @@ class Touched:
     broker_ts: int = 0
     weight: float = 0.0
     changed: bool = False
+    visits: list[str] = field(default_factory=list)
+    """Event ids of the visits that the list answers."""
+
+    def note_visit(self, event: Event) -> None:
+        """Somebody waits for this list, so it goes before those that only events call for."""
+        self.visits.append(event.event_id)
+        self.weight = math.inf
 
     def note_redelivery(self, event: Event, record: Fetched) -> None:
         """The list is as of the state's offset, which this record may be older than."""
@@ -203,6 +218,8 @@ class Pipeline:
             user = touched[event.user_id]
             outcomes[outcome] += 1
             user.broker_ts = record.timestamp
+            if event.type == VISIT:
+                user.note_visit(event)
             if outcome is REDELIVERED:
                 user.note_redelivery(event, record)
                 continue
@@ -356,6 +373,8 @@ class Pipeline:
                 degraded,
                 personalised,
                 made.variant,
+                "visit" if user.visits else "event",
+                tuple(user.visits[-MAX_VISITS:]),
             )
             messages.append(Message(topic, user.user_id.encode(), encode_recommendation(recommendation)))
         with metrics.STEP.labels("publish").time():
