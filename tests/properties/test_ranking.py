@@ -9,6 +9,7 @@ import numpy as np
 from freshet.core import ranking
 from freshet.core.features import FIRST_ITEM, TOP_K, featurise
 from freshet.core.item_space import ItemSpace, Prior
+from freshet.core.popularity import Popularity
 from freshet.core.ranking import RankConfig, _common_candidates, rank, rank_popular
 from freshet.core.recommendation import Item
 from freshet.core.state import UserState
@@ -71,8 +72,10 @@ def make_world(seed: int, users: int, odd: float) -> World:
     space = ItemSpace(ITEMS[:TRAINED], vectors[:TRAINED], lifts)
     space.add_cold(ITEMS[TRAINED:], vectors[TRAINED:])
     popular = rng.choice(len(ITEMS), 60, replace=False)
-    space.set_popularity({ITEMS[item]: float(np.expm1(rng.integers(1, 4))) for item in popular})
-    space.prior = Prior(np.round(space.prior.values), space.prior.popular, space.size)
+    space.set_popularity(Popularity.of({ITEMS[item]: float(np.expm1(rng.integers(1, 4))) for item in popular}))
+    space._prior = Prior(
+        np.round(space.prior.values), space.prior.popular, space.size
+    )  # whole numbers, so that scores tie
     for item in rng.choice(len(ITEMS), rng.integers(0, 80), replace=False):
         space.set_available(ITEMS[item], available=False)
     states = []
@@ -205,7 +208,9 @@ def test_many_cold_items_are_ranked_as_if_all_were_scored(seed: int, users: int,
     world.space.add_cold(names, vectors)
     for name in rng.choice(names, cold // 10, replace=False):
         world.space.set_available(name, available=False)
-    world.space.set_popularity({name: float(rng.integers(1, 50)) for name in rng.choice(names, 40, replace=False)})
+    world.space.set_popularity(
+        Popularity.of({name: float(rng.integers(1, 50)) for name in rng.choice(names, 40, replace=False)})
+    )
     seen = [names[at] for at in rng.integers(0, cold, 120)]
     world.states = [make_state(seen[:50], range(50), seen[50:]) for _ in world.states]
     world.history = featurise(world.states, {}, {"view": 1}, LENGTH)["item_index"]

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+import pytest
+from freshet.core.popularity import PopularityTable, decode_partial
 from freshet.core.recommendation import decode_recommendation
 from freshet.core.state import decode_state
 from freshet.ports import FeatureRow, Message, Record
@@ -351,6 +353,9 @@ async def judge_finished(log: Sequence[Record], durable: Durable, clean: Durable
         record.offset >= durable.committed[partition_of(record)] for record in log
     ):
         wrong.add("not all is committed")
+    counts, should = popularity(durable), popularity(clean)
+    if counts != pytest.approx(should, abs=1e-4):
+        wrong.add(f"popularity is {counts}, not {should}")
     users, bad = fold_again(log)
     valid = 0
     for name, user in users.items():
@@ -379,6 +384,15 @@ async def judge_finished(log: Sequence[Record], durable: Durable, clean: Durable
     if len(lists) > valid + durable.crashes * IN_FLIGHT * LONGEST_BATCH:
         wrong.add(f"{len(lists)} lists of {valid} events after {durable.crashes} crashes")
     return wrong
+
+
+def popularity(durable: Durable) -> dict[str, float]:
+    """What the popularity topic says of each item."""
+    table = PopularityTable()
+    for message in durable.publisher.messages:
+        if message.topic == SETTINGS.popularity_topic:
+            table.apply(decode_partial(message.value))
+    return dict(zip(*table.popularity(), strict=True))
 
 
 def _of_user(user: str, durable: Durable) -> list[Message]:

@@ -11,6 +11,7 @@ from freshet.cli import app
 from freshet.core.evaluation.prequential import Judgement
 from freshet.core.events import Event, encode_event
 from freshet.core.features import featurise
+from freshet.core.popularity import Popularity
 from freshet.core.snapshots import TICK_MS
 from freshet.core.state import Outcome, UserState, empty_state, fold
 from freshet.replay.clock import AtBoundary, Clock
@@ -124,7 +125,7 @@ class Oracle:
         state = self.state(user, boundary)
         half_life = 1e15 if view.name == "all-time popularity" else HALF_LIFE
         counts = self.counts(boundary // TICK_MS, half_life)
-        live.space.set_popularity(counts)
+        live.space.set_popularity(Popularity.of(counts))
         maker = ListMaker(SETTINGS)
         known = encodable(state) and not self.has_left(user, boundary, ts)
         if view in BASELINES:

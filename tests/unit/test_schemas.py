@@ -16,7 +16,7 @@ from freshet.core.rollout import Report, Rollout, encode_record
 from jsonschema import Draft7Validator, Draft202012Validator
 from typer.testing import CliRunner
 
-from tests.simulation.memory_world import PARTITION, MemoryWorld, event, record
+from tests.simulation.memory_world import MemoryWorld, event, record
 
 FOLDER = Path(schemas.__file__).parent
 ASYNCAPI = Path(__file__).parents[1] / "data" / "asyncapi-3.0.0.json.gz"
@@ -66,7 +66,6 @@ async def test_what_a_worker_publishes_is_of_the_schemas() -> None:
     events = [event(number, "ann") for number in range(3)]
     bad = msgspec.structs.replace(record(3, events[0]), value=b"\xff")
     await world.process([*(record(number, each) for number, each in enumerate(events)), bad])
-    await world.pipeline.release({PARTITION})
     for each in events:
         assert not faults("events", msgspec.json.decode(freshet.encode_event(each)))
     for topic in ("recommendations", "popularity"):

@@ -22,7 +22,7 @@ from freshet.adapters.source import new_changelog
 from freshet.archive import archiver
 from freshet.core.comparison import Comparison, out_of_band
 from freshet.core.events import encode_event
-from freshet.core.popularity import decode_partial
+from freshet.core.popularity import Popularity, decode_partial
 from freshet.ports import Record
 from freshet.process.health import Health
 from freshet.release import publish
@@ -186,7 +186,7 @@ def published(settings: Settings) -> object:
         world = MemoryWorld()
         world.settings = settings
         await world.start()
-        world.model.live.space.set_popularity({f"film-{number}": 50.0 - number for number in range(50)})
+        world.model.live.space.set_popularity(Popularity.of({f"film-{number}": 50.0 - number for number in range(50)}))
         for item in range(20, 30):
             world.model.live.space.vectors[item] = world.model.live.space.vectors[20]
         ahead = encode_event(event(5, "dan", ts=NOW + 3_600_000))

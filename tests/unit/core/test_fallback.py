@@ -5,6 +5,7 @@ import pytest
 from freshet.core.fallback import DECAY, stand_in
 from freshet.core.features import FIRST_ITEM, TOP_K, UNKNOWN
 from freshet.core.item_space import ItemSpace
+from freshet.core.popularity import Popularity
 from freshet.core.ranking import RankConfig, rank
 from freshet.core.state import empty_state
 
@@ -59,7 +60,7 @@ def test_the_best_of_the_whole_table_are_there(items: int) -> None:
 def test_where_no_item_is_known_popularity_decides() -> None:
     """For an empty history and a history of unknown items the fallback's list is the popular one."""
     over = space(300)
-    over.set_popularity({"i200": 9.0, "i7": 4.0, "i120": 2.0})
+    over.set_popularity(Popularity.of({"i200": 9.0, "i7": 4.0, "i120": 2.0}))
     unread = np.concatenate([history(UNKNOWN, UNKNOWN), history()])
     outputs = stand_in(over, unread, SCALE)
     assert not outputs[2].any()

@@ -7,6 +7,7 @@ import pytest
 from freshet.core.events import Event
 from freshet.core.features import FIRST_ITEM, TOP_K
 from freshet.core.item_space import ItemSpace
+from freshet.core.popularity import Popularity
 from freshet.core.ranking import RankConfig, rank, rank_popular
 from freshet.core.recommendation import Item
 from freshet.core.state import HISTORY, UserState, empty_state, fold
@@ -91,7 +92,7 @@ def test_minus_zero_is_zero() -> None:
 def test_the_prior_moves_items_by_its_weight() -> None:
     """The prior adds its weight times log(1 + popularity) to a score."""
     over = space()
-    over.set_popularity({"i6": float(np.expm1(2.0))})
+    over.set_popularity(Popularity.of({"i6": float(np.expm1(2.0))}))
     assert names(one_list(over, {5: 1.0, 8: 0.5}, RankConfig(5, 0.0, 0.2)))[0] == "i3"
     [first, *_] = one_list(over, {5: 1.0, 8: 0.5}, RankConfig(5, 0.0, 1.0))
     assert (first.item_id, first.score) == ("i6", 2.5)
@@ -127,7 +128,7 @@ def test_cold_items_share_one_lift() -> None:
 def test_popular_items_are_candidates_beyond_the_graphs() -> None:
     """A popular item that the graph did not return is scored and ranked like the others."""
     over = ItemSpace([*ITEMS, "hit"], np.stack([*(axis(0) for _ in ITEMS), axis(5)]))
-    over.set_popularity({"hit": 10.0})
+    over.set_popularity(Popularity.of({"hit": 10.0}))
     [first, *_] = one_list(over, {}, embedding=4 * axis(5))
     assert (first.item_id, first.score, first.source) == ("hit", 4.0, "model")
 
@@ -238,7 +239,7 @@ def test_what_a_version_does_not_read_is_seen_all_the_same() -> None:
 def test_popularity_of_unknown_items_is_kept_for_later() -> None:
     """Counts of an item without a vector take effect when the item gets a vector."""
     over = space()
-    over.set_popularity({"new": float(np.expm1(3.0)), "i2": float(np.expm1(1.0))})
+    over.set_popularity(Popularity.of({"new": float(np.expm1(3.0)), "i2": float(np.expm1(1.0))}))
     assert names(rank_popular(over, None, 2)) == ["i2", "i0"]
     over.add_cold(["new"], axis(0)[None])
     assert [(item.item_id, item.score) for item in rank_popular(over, None, 2)] == [("new", 3.0), ("i2", 1.0)]

@@ -548,8 +548,8 @@ async def test_popularity_is_the_sum_of_the_newest_counts(model: LiveModel) -> N
     model.apply_popularity([popularity(at, {ITEMS[5]: count}, part) for at, (count, part) in enumerate(counts)])
     assert model.live.space.prior.values[7] == pytest.approx(np.log1p(3.0))
     assert rank_popular(model.live.space, None, 1)[0].item_id == ITEMS[5]
-    assert model.partial(1).counts == {ITEMS[5]: 2.0}
-    assert model.partial(2) is None
+    assert model.published_counts(1).counts == {ITEMS[5]: 2.0}
+    assert model.published_counts(2) is None
     assert model.side_inputs.popularity == 2
     async with running(model):
         model.apply_models([promoted(0, 2)])
@@ -569,7 +569,7 @@ async def test_counts_of_a_time_to_come_are_ignored(model: LiveModel) -> None:
         ]
     )
     assert bad_side_inputs("popularity") == before + 1
-    assert model.partial(0).counts == {ITEMS[0]: 3.0}
+    assert model.published_counts(0).counts == {ITEMS[0]: 3.0}
     assert model.live.space.prior.values[2] == pytest.approx(np.log1p(3.0))
 
 

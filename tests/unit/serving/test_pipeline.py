@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from freshet.core.events import ERASE, MAX_EVENT_BYTES, OPT_IN, OPT_OUT, VISIT, BadReason, Event, Unreadable
 from freshet.core.features import Tensors
-from freshet.core.popularity import decode_partial
+from freshet.core.popularity import Popularity, decode_partial
 from freshet.core.state import Consent
-from freshet.ports import DeliveryError, Encoded, FeatureRow, Message, Record, Unavailable
+from freshet.ports import Encoded, FeatureRow, Message, Record, Unavailable
 from freshet.serving import pipeline as pipeline_module
-from freshet.serving import popularity_counts
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
@@ -266,8 +265,8 @@ async def test_a_profile_opted_out_stays_away_until_opt_in(world: MemoryWorld) -
 
 
 async def test_a_visitor_has_a_list_before_the_first_event(world: MemoryWorld) -> None:
-    """An opt-in gives a visitor the popular list, and the first event gives a personal list."""
-    world.model.live.space.set_popularity({ITEMS[5]: 2.0})
+    """An opt-in is enough: it is what is popular at the moment, and the first event makes it their own."""
+    world.model.live.space.set_popularity(Popularity.of({ITEMS[5]: 2.0}))
     await world.run(event(3, kind=OPT_IN))
     made = lists(world.publisher.messages)[-1]
     assert (made.user_id, made.personalised, made.degraded) == ("ann", False, False)
@@ -304,7 +303,7 @@ async def test_all_visits_of_a_run_are_answered(world: MemoryWorld) -> None:
 
 async def test_an_unknown_visitor_gets_what_is_popular(world: MemoryWorld) -> None:
     """A visit of somebody unknown, and of somebody who opted out, is answered by the popular list."""
-    world.model.live.space.set_popularity({ITEMS[5]: 2.0})
+    world.model.live.space.set_popularity(Popularity.of({ITEMS[5]: 2.0}))
     await world.run(event(0, "eve", VISIT), event(1, "bob"), event(2, "bob", OPT_OUT), event(3, "bob", VISIT))
     made = {recommendation.user_id: recommendation for recommendation in lists(world.publisher.messages)}
     for user, visit in (("eve", "e0"), ("bob", "e3")):
@@ -477,79 +476,96 @@ async def test_every_step_is_observed(world: MemoryWorld) -> None:
     assert sample("freshet_lists_published_total", kind="degraded") == kinds["degraded"] + 1
 
 
-async def test_popularity_counts_users_and_goes_out_at_intervals(
-    world: MemoryWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first run publishes the counts, and later runs publish them once the interval has passed."""
-    await world.run(event(0), event(1, item=ITEMS[0]), event(2, "bob", item=ITEMS[0]))
+async def test_popularity_counts_users_and_says_what_changed(world: MemoryWorld) -> None:
+    """Each run publishes the counts that it moved, before its states are written; a run without any publishes none."""
+    await world.run(event(0), event(1, item=ITEMS[0]), event(2, "bob", item=ITEMS[0]), event(3))
     [published] = world.messages("popularity")
     partial = decode_partial(published.value)
-    assert published.key == str(PARTITION).encode()
-    assert partial.counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
-    assert partial.offset == 2
-    await world.run(event(3, "cyd", item=ITEMS[0]))
-    assert len(world.messages("popularity")) == 1
-    monkeypatch.setattr(popularity_counts, "INTERVAL_SECONDS", 0.0)
-    world.pipeline._popularity._due.clear()
-    await world.run(event(4, "dan", item=ITEMS[0]))
-    assert decode_partial(world.messages("popularity")[-1].value).counts[ITEMS[0]] == pytest.approx(4.0, abs=1e-3)
+    assert published.key == f"{PARTITION}/0".encode()
+    assert partial.counts == pytest.approx({ITEMS[0]: 2.0, ITEMS[3]: 1.0}, abs=1e-3)
+    assert partial.offset == 3
+    await world.run(event(4, item=ITEMS[0]))
+    await world.run(event(5, "cyd", item=ITEMS[0]))
+    _, last = world.messages("popularity")
+    assert decode_partial(last.value).counts == pytest.approx({ITEMS[0]: 3.0}, abs=1e-3)
+
+
+async def test_counts_are_durable_before_states(world: MemoryWorld) -> None:
+    """A crash after the states and before the counts would lose them: the events would come again as known ones."""
+    held = asyncio.Event()
+    publish = world.publisher.publish
+
+    async def wait(messages: Sequence[Message]) -> None:
+        await held.wait()
+        await publish(messages)
+
+    world.publisher.publish = wait  # type: ignore[method-assign]
+    running = asyncio.create_task(world.run(event(0)))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert world.store.states == {}
+    held.set()
+    await running
+    assert world.state().length == 1
+
+
+def read_back(world: MemoryWorld, by: MemoryWorld) -> None:
+    """Let the model of `by` read what stands on the popularity topic."""
+    messages = enumerate(world.messages("popularity"))
+    by.model.apply_popularity([Record(at, NOW, message.key, message.value) for at, message in messages])
 
 
 async def test_popularity_goes_on_where_the_partition_was_left(world: MemoryWorld) -> None:
     """A worker that takes a partition over starts from the partition's last published counts."""
     await world.run(event(0))
-    world.model.apply_popularity([Record(0, NOW, b"4", world.messages("popularity")[0].value)])
-    await world.pipeline.release([PARTITION])
-    await world.run(event(1, "bob", item=ITEMS[0]))
-    counts = decode_partial(world.messages("popularity")[-1].value).counts
-    assert counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
+    read_back(world, world)
+    other = await MemoryWorld().start()
+    other.model, other.offset = world.model, world.offset
+    await other.start()
+    await other.run(event(1, "bob", item=ITEMS[0]))
+    counts = decode_partial(other.messages("popularity")[-1].value).counts
+    assert counts == pytest.approx({ITEMS[0]: 2.0}, abs=1e-3)
 
 
-async def test_what_was_counted_since_is_handed_over(world: MemoryWorld) -> None:
-    """A released partition publishes all its counts, and other partitions publish nothing."""
-    await world.run(event(0, item=ITEMS[0]))
-    await world.run(event(1, "bob", item=ITEMS[0]))
-    await world.pipeline.release([PARTITION + 1])
-    assert len(world.messages("popularity")) == 1
-    await world.pipeline.release()
-    assert decode_partial(world.messages("popularity")[-1].value).counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
-    await world.pipeline.release()
-    assert len(world.messages("popularity")) == 2
+async def test_a_partition_taken_over_is_read_to_its_end(world: MemoryWorld) -> None:
+    """What the former owner has published counts, also where the reader has not come that far by itself."""
+    await world.run(event(0))
+    world.pipeline.release([PARTITION])
+    other = MemoryWorld()
+
+    async def catch_up() -> None:
+        messages = world.messages("popularity")
+        other.model.apply_popularity(
+            [Record(at, NOW, message.key, message.value) for at, message in enumerate(messages)]
+        )
+
+    await other.start()
+    other.pipeline._catch_up = catch_up
+    other.offset = world.offset
+    await other.run(event(1, "bob", item=ITEMS[0]))
+    await other.run(event(2, "cyd", item=ITEMS[0]))
+    counts = decode_partial(other.messages("popularity")[-1].value).counts
+    assert counts == pytest.approx({ITEMS[0]: 3.0}, abs=1e-2)
 
 
 async def test_a_partition_that_stays_goes_on_from_what_it_had(world: MemoryWorld) -> None:
     """A partition that a rebalance gives back keeps its counts, wherever the reader stands."""
     await world.run(event(0, item=ITEMS[0]))
-    world.model.apply_popularity([Record(0, NOW, b"4", world.messages("popularity")[0].value)])
+    read_back(world, world)
     await world.run(event(1, "bob", item=ITEMS[0]))
-    await world.pipeline.release([PARTITION])
+    world.pipeline.release([PARTITION])
     await world.run(event(2, "cyd", item=ITEMS[0]))
     counts = decode_partial(world.messages("popularity")[-1].value).counts
     assert counts[ITEMS[0]] == pytest.approx(3.0, abs=1e-3)
 
 
-async def test_counts_that_cannot_be_handed_over_end_nothing(
-    world: MemoryWorld, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A release goes on without a broker, and the log names the lost counts."""
-    await world.run(event(0, item=ITEMS[0]))
-
-    async def refuse(_: object) -> None:
-        raise DeliveryError("popularity: timed out")
-
-    world.pipeline._publisher.publish = refuse  # type: ignore[method-assign]
-    await world.pipeline.release()
-    assert "popularity not handed over" in caplog.text
-    assert PARTITION not in world.pipeline._popularity
-
-
 async def test_redelivery_counts_nobody_twice(world: MemoryWorld) -> None:
-    """A redelivered run does not change popularity."""
+    """Popularity is not moved by a run read again."""
     records = [record(0, event(0)), record(1, event(1, "bob", item=ITEMS[0]))]
     for _ in range(3):
         await world.process(records)
-    counts = world.pipeline._popularity.of(PARTITION).snapshot().counts
-    assert counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
+    [published] = world.messages("popularity")
+    assert decode_partial(published.value).counts[ITEMS[0]] == pytest.approx(2.0, abs=1e-3)
 
 
 async def test_a_pipeline_without_a_model_raises(world: MemoryWorld) -> None:
@@ -577,7 +593,6 @@ async def test_a_user_who_withdraws_again_and_again_counts_once(world: MemoryWor
     kinds = ("view", OPT_OUT, OPT_IN)
     cycle = [event(number, kind=kinds[number % 3], item=ITEMS[0]) for number in range(60)]
     await world.run(*cycle[:30])
-    for sent in cycle[30:]:
-        await world.run(sent)
-    await world.pipeline.release()
+    for one in cycle[30:]:
+        await world.run(one)
     assert decode_partial(world.messages("popularity")[-1].value).counts == pytest.approx({ITEMS[0]: 1.0}, abs=1e-3)

@@ -104,6 +104,7 @@ class SideInputReader:
         self._topic = topic
         self._apply = apply
         self._closing = threading.Event()
+        self._asked = threading.Event()
         self._caught_up = asyncio.Event()
         self.failure: BaseException | None = None
 
@@ -112,7 +113,14 @@ class SideInputReader:
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._read, name=f"read-{self._topic}", daemon=True)
         self._thread.start()
-        await self._caught_up.wait()
+        await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Wait until all that the topic holds now has been applied. Raises `KafkaError`, or what `apply` did."""
+        self._caught_up.clear()
+        self._asked.set()
+        if self.failure is None:
+            await self._caught_up.wait()
         if self.failure is not None:
             raise self.failure
 
@@ -135,11 +143,13 @@ class SideInputReader:
         partition = TopicPartition(self._topic, 0)
         consumer.assign([partition])
         consumer.seek_to_beginning(partition)
-        end = consumer.end_offsets([partition])[partition]
-        caught_up = False
+        end: int | None = None
         while not self._closing.is_set():
-            if not caught_up and consumer.position(partition) >= end:
-                caught_up = True
+            if self._asked.is_set():
+                self._asked.clear()
+                end = consumer.end_offsets([partition])[partition]
+            if end is not None and consumer.position(partition) >= end:
+                end = None
                 self._loop.call_soon_threadsafe(self._caught_up.set)
             if fetched := consumer.poll(POLL_MS, max_records=READ_RECORDS).get(partition):
                 self._loop.call_soon_threadsafe(self._hand_on, [record_of(record) for record in fetched])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import typer
 
 from freshet.cli.connections import open_producer, require_topics
@@ -40,9 +42,11 @@ def repair(
     partials = recounted(open_log("kafka", settings), settings)
     with open_producer(settings) as producer:
         for partial in partials:
-            key = str(partial.partition).encode()
-            producer.send(settings.popularity_topic, encode_partial(partial), key).get(timeout=30)
+            producer.send(settings.popularity_topic, encode_partial(partial), partial.key).get(timeout=30)
+    counted: Counter[int] = Counter()
+    for partial in partials:
+        counted[partial.partition] += len(partial.counts)
     if as_json:
-        emit({"partitions": {partial.partition: len(partial.counts) for partial in partials}})
+        emit({"partitions": counted})
     else:
-        say(f"{len(partials)} partitions counted anew, {sum(len(partial.counts) for partial in partials):,} counts")
+        say(f"{len(counted)} partitions counted anew, {counted.total():,} counts")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from freshet.core.cold_items import order_keys
 from freshet.core.features import FIRST_ITEM
+from freshet.core.popularity import Popularity
 
 POPULAR_CANDIDATES = 50
 """The most popular items are candidates of every list."""
@@ -32,7 +33,7 @@ class ItemSpace:
 
     Row = the encoder's item index. `vectors` is float32 `[rows, D]`, D the version's width,
     `available` bool `[rows]`, `prior` the popularity that lists are made with
-    unless they are given another.
+    unless they are given another. It is made of the counts when somebody asks for it.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class ItemSpace:
         self.available[:FIRST_ITEM] = False
         self._lifts = np.zeros((len(item_ids) + 1, 2), np.float32) if lifts is None else lifts
         self._lifted: dict[tuple[float, float], NDArray[np.float32]] = {}
+        self._prior: Prior | None = None
         self.longest_cold = 0.0
         """A bound of the lengths of cold items' vectors."""
-        self._popularity: Mapping[str, float] = {}
-        self.set_popularity({})
+        self._popularity = Popularity.of({})
+        self._slot_rows = SlotRows(self)
 
     def add_cold(self, items: Sequence[str], vectors: NDArray[np.float32]) -> None:
         """Place items `[n]` by their vectors `[n, D]`; one already cold moves to its new place."""
@@ -62,7 +64,7 @@ class ItemSpace:
                 row = self._append(item)
             self.vectors[row] = vector
         self.longest_cold = max(self.longest_cold, float(np.linalg.norm(vectors, axis=1).max(initial=0.0)))
-        self.set_popularity(self._popularity)
+        self._prior = None
 
     def _append(self, item: str) -> int:
         row = self.size
@@ -98,12 +100,22 @@ class ItemSpace:
             self._lifted[key] = lifted
         return lifted
 
-    def set_popularity(self, counts: Mapping[str, float]) -> None:
+    def set_popularity(self, popularity: Popularity) -> None:
         """Take new popularity counts."""
-        self._popularity = counts
-        rows = [(row, count) for item, count in counts.items() if (row := self.index.get(item)) is not None]
-        index, values = np.array([row for row, _ in rows], np.int64), np.array([count for _, count in rows])
-        self.prior = self.prior_of(index, values)
+        if popularity.items is not self._popularity.items:
+            self._slot_rows = SlotRows(self)
+        self._popularity = popularity
+        self._prior = None
+
+    @property
+    def prior(self) -> Prior:
+        """The popularity of now."""
+        if self._prior is None:
+            items, counts = self._popularity
+            rows = self._slot_rows.of(items)[: len(counts)]
+            there = rows > 0
+            self._prior = self.prior_of(rows[there], counts[there])
+        return self._prior
 
     def prior_of(
         self,
@@ -127,3 +139,26 @@ class ItemSpace:
             highest = np.flatnonzero(rankable >= lowest).astype(np.int32)
         keys = np.sort(order_keys(rankable[highest], highest + np.int32(FIRST_ITEM)))[:candidates]
         return Prior(values, keys & 0xFFFFFFFF, size)
+
+
+class SlotRows:
+    """The row of an item space for each slot of popularity counts, 0 for none.
+
+    The rows grow with the space and with the slots.
+    """
+
+    def __init__(self, space: ItemSpace) -> None:
+        self._space = space
+        self._size = 0
+        self._rows = np.zeros(0, np.int64)
+
+    def of(self, items: Sequence[str]) -> NDArray[np.int64]:
+        """Rows `[len(items)]`."""
+        if self._size != self._space.size:
+            self._size = self._space.size
+            self._rows = self._rows[:0]
+        if len(self._rows) < len(items):
+            index, known = self._space.index, len(self._rows)
+            newer = [index.get(items[slot], 0) for slot in range(known, len(items))]
+            self._rows = np.concatenate([self._rows, np.array(newer, np.int64)])
+        return self._rows

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from freshet.core.item_space import POPULAR_CANDIDATES, ItemSpace, Prior
+from freshet.core.item_space import POPULAR_CANDIDATES, ItemSpace, Prior, SlotRows
 from freshet.core.snapshots import TICK_MS, SavedSnapshots, Snapshots
 
 
@@ -38,29 +38,6 @@ class Counts:
             there = (where > 0) & (where < key[1])
             known = self._priors[key] = space.prior_of(where[there], self.values[there], *key[1:])
         return known
-
-
-class SlotRows:
-    """The row of an item space for each slot of the snapshots, 0 for none.
-
-    The rows grow with the space and with the slots.
-    """
-
-    def __init__(self, space: ItemSpace) -> None:
-        self._space = space
-        self._size = 0
-        self._rows = np.zeros(0, np.int64)
-
-    def of(self, items: Sequence[str]) -> NDArray[np.int64]:
-        """Rows `[len(items)]`."""
-        if self._size != self._space.size:
-            self._size = self._space.size
-            self._rows = self._rows[:0]
-        if len(self._rows) < len(items):
-            index, known = self._space.index, len(self._rows)
-            newer = [index.get(items[slot], 0) for slot in range(known, len(items))]
-            self._rows = np.concatenate([self._rows, np.array(newer, np.int64)])
-        return self._rows
 
 
 T = TypeVar("T")

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freshet.core.evaluation.prequential import Judgement, Prequential, SavedJudge
-from freshet.core.item_space import POPULAR_CANDIDATES, Prior
+from freshet.core.item_space import POPULAR_CANDIDATES, Prior, SlotRows
 from freshet.core.state import Consent, UserState, decode_state, encode_state
 from freshet.ports import Encoded
 from freshet.replay.actions import Act, Action, Moment
-from freshet.replay.clock import AtBoundary, Counts, SlotRows
+from freshet.replay.clock import AtBoundary, Counts
 from freshet.serving.list_maker import ListMaker, MadeList
 from freshet.serving.live_versions import LiveModel, ServableVersion
 

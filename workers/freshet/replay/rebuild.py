@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from freshet.core.events import ERASE
 from freshet.core.features import featurise
 from freshet.core.item_space import Prior
-from freshet.core.popularity import Partial, decode_partial, total
+from freshet.core.popularity import Popularity, PopularityTable, decode_partial
 from freshet.core.recommendation import MAX_SKIPPED, Recommendation, SideInputs
 from freshet.core.state import UserState, empty_state, fold
 from freshet.logs.source import events
@@ -104,7 +104,7 @@ class Rebuilder:
         self._model: LiveModel | None = None
         self._at = SideInputs(-1, -1, -1)
         self._items_read = 0
-        self._partials = _partials(topics.popularity, settings)
+        self._popularity = _PopularityAt(topics.popularity, settings)
 
     async def make(self, recorded: Sequence[PublishedList]) -> AsyncIterator[tuple[PublishedList, MadeList]]:
         """Yield the lists again, in the order of their side inputs.
@@ -132,7 +132,8 @@ class Rebuilder:
             group = [published for published in chunk[start:] if _same(published.list.side_inputs, side_inputs)]
             start += len(group)
             live = await self._live_at(side_inputs)
-            prior = self._prior(live, side_inputs.popularity)
+            offsets = dict.fromkeys(published.list.side_inputs.popularity for published in group)
+            priors = {offset: self._prior(live, offset) for offset in offsets}
             for degraded, history, encoded in answers:
                 personal = [
                     published for published in group if id(published) in rows and published.list.degraded is degraded
@@ -144,14 +145,15 @@ class Rebuilder:
                     [_state(published) for published in personal],
                     history[where],
                     encoded.take(where),
-                    [prior] * len(personal),
+                    [priors[published.list.side_inputs.popularity] for published in personal],
                     degraded=degraded,
                 )
                 made.extend(zip(personal, lists, strict=True))
-            plain = [published for published in group if id(published) not in rows]
-            made.extend(
-                (published, self._maker.make_popular(live, published.list.user_id, None, prior)) for published in plain
-            )
+            for published in group:
+                if id(published) not in rows:
+                    prior = priors[published.list.side_inputs.popularity]
+                    popular = self._maker.make_popular(live, published.list.user_id, None, prior)
+                    made.append((published, popular))
         return made
 
     async def _answer(
@@ -192,20 +194,30 @@ class Rebuilder:
         return model.live
 
     def _prior(self, live: ServableVersion, offset: int) -> Prior:
-        live.space.set_popularity(total(self._partials.get(offset, {}).values()))
+        live.space.set_popularity(self._popularity.at(offset))
         return live.space.prior
 
 
-def _partials(records: Sequence[Record], settings: Settings) -> dict[int, dict[int, Partial]]:
-    """For each offset of the popularity topic the newest partial of every partition."""
-    newest: dict[int, Partial] = {}
-    at: dict[int, dict[int, Partial]] = {}
-    for record in records:
-        partial = decode_partial(record.value or b"", settings.latest_ts(record.timestamp))
-        if not isinstance(partial, str):  # a worker counts a bad record and goes on
-            newest = {**newest, partial.partition: partial}
-        at[record.offset] = newest
-    return at
+class _PopularityAt:
+    """The popularity topic as read up to one offset or another; what was applied last can be taken back."""
+
+    def __init__(self, records: Sequence[Record], settings: Settings) -> None:
+        self._records = records
+        self._settings = settings
+        self._table = PopularityTable()
+        self._taken_back_by: list[Callable[[], None] | None] = []
+
+    def at(self, offset: int) -> Popularity:
+        """What a worker that has read so far knows."""
+        applied = self._taken_back_by
+        while applied and self._records[len(applied) - 1].offset > offset:
+            if (take_back := applied.pop()) is not None:
+                take_back()
+        while len(applied) < len(self._records) and (record := self._records[len(applied)]).offset <= offset:
+            partial = decode_partial(record.value or b"", self._settings.latest_ts(record.timestamp))
+            done = partial if isinstance(partial, str) else self._table.apply(partial)
+            applied.append(None if isinstance(done, str) else done)  # a worker counts a bad record and goes on
+        return self._table.popularity()
 
 
 def _state(published: PublishedList) -> UserState:
@@ -219,7 +231,10 @@ def _side_inputs(published: PublishedList) -> tuple[tuple[int, ...], int, int, i
 
 
 def _same(first: SideInputs, second: SideInputs) -> bool:
-    return msgspec.structs.replace(first, models=0) == msgspec.structs.replace(second, models=0)
+    """Whether the catalogue stood the same."""
+    return msgspec.structs.replace(first, models=0, popularity=0) == msgspec.structs.replace(
+        second, models=0, popularity=0
+    )
 
 
 def embeddings_equal(stored: Sequence[float] | None, made: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""Popularity counted anew: what a worker that had read the whole log would have published."""
+"""Popularity counted anew: what a worker that had read the whole log would have counted."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from freshet.settings import Settings
 
 
 def recounted(log: Log, settings: Settings) -> list[Partial]:
-    """The counts of each partition that has any. Memory grows with a partition's users. Raises `LogError`."""
-    partials = []
+    """The records of each partition that counts anything; the first of each replaces all that it had before.
+
+    Memory grows with a partition's users. Raises `LogError`.
+    """
+    partials: list[Partial] = []
     for partition in log.partitions:
-        popularity = PartialPopularity(partition, settings.popularity_half_life)
+        popularity = PartialPopularity(partition, settings.popularity_half_life, anew=True)
         states: dict[str, UserState] = {}
         for run in decoded(log, partition, settings):
             for record, event in run:
@@ -24,6 +27,5 @@ def recounted(log: Log, settings: Settings) -> list[Partial]:
                 outcome = fold(state, event, partition, record.offset, settings.history)
                 if outcome is FIRST_TOUCH and settings.behaviours.get(event.type, 0.0) > 0:
                     popularity.add(event.item_id or "", event.ts, record.offset)
-        if popularity.offset >= 0:
-            partials.append(popularity.snapshot())
+        partials += popularity.changes()
     return partials

@@ -144,10 +144,11 @@ class Runtime:
             settings.text_fields,
             settings.latest_ts,
         )
+        counts = SideInputReader(settings, settings.popularity_topic, self.model.apply_popularity)
         self.readers = [
             SideInputReader(settings, settings.models_topic, self.model.apply_models),
             SideInputReader(settings, settings.items_topic, self.model.apply_items),
-            SideInputReader(settings, settings.popularity_topic, self.model.apply_popularity),
+            counts,
         ]
         await asyncio.gather(*(reader.start() for reader in self.readers))
         try:
@@ -158,7 +159,15 @@ class Runtime:
         self.trial_encoder = TritonEncoder(TritonAddress.of(settings), settings.triton_deadline, once=True)
         instance = instance_id(settings.group, settings.data_dir)
         self.trial = CanaryAnalysis(settings, self.model, self.trial_encoder, self.publisher, instance)
-        self.pipeline = Pipeline(settings, self.model, self.encoder, self.features, self.publisher, self.trial)
+        self.pipeline = Pipeline(
+            settings,
+            self.model,
+            self.encoder,
+            self.features,
+            self.publisher,
+            self.trial,
+            catch_up=counts.catch_up,
+        )
         self.source = SourceWatch(settings, self.partitions)
         self.source_checks = await asyncio.to_thread(self.source.look, None)
         running = (self.model.run, self.trial.run, self._watch_source, self._watch)
@@ -169,7 +178,6 @@ class Runtime:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        await self.pipeline.release()
         await self.trial.leave()
         await asyncio.to_thread(self._close_threads)
         await self.trial_encoder.close()
@@ -346,7 +354,7 @@ class WorkerApp(faust.App):
             await self.consumer.commit()
 
     async def _release(self, _app: Any, revoked: Any, **_: Any) -> None:
-        await self.runtime.pipeline.release([tp.partition for tp in revoked if tp.topic == self.settings.events_topic])
+        self.runtime.pipeline.release([tp.partition for tp in revoked if tp.topic == self.settings.events_topic])
 
 
 async def first_version(settings: Settings, encoder: TritonEncoder, known: Container[int]) -> int:

@@ -26,7 +26,7 @@ from freshet.bundle.signature import load_trusted
 from freshet.core.assignment import variant
 from freshet.core.catalogue import TEXT_FIELDS, Catalogue, CatalogueItem, Text
 from freshet.core.item_space import ItemSpace
-from freshet.core.popularity import Partial, decode_partial, total
+from freshet.core.popularity import PopularityTable, PublishedCounts, decode_partial
 from freshet.core.recommendation import MAX_SKIPPED, SideInputs
 from freshet.core.rollout import MODEL, Rollout, Versions
 from freshet.ports import Encoder, Record, Unavailable
@@ -37,6 +37,8 @@ from freshet.settings import Settings
 RETRY_SECONDS = 1.0
 CATCH_UP_SECONDS = 5.0
 TICK_SECONDS = 0.05
+SPARE_ITEMS = 10_000
+"""Items without a count any more that popularity may hold, beside as many as have one."""
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ class LiveModel:
         self._catalogue = Catalogue(text_fields)
         self._text_fields = tuple(text_fields)
         self._latest_ts = latest_ts
-        self._partials: dict[int, Partial] = {}
+        self._popularity = PopularityTable()
         self._offsets = {"items": -1, "popularity": -1, "models": -1}
         self._work = asyncio.Event()
         self._steps = 0
@@ -155,9 +157,9 @@ class LiveModel:
         item = self._catalogue.items.get(item_id)
         return item.title if item is not None and item.title else item_id
 
-    def partial(self, partition: int) -> Partial | None:
-        """The last published popularity counts of a source partition."""
-        return self._partials.get(partition)
+    def published_counts(self, partition: int) -> PublishedCounts | None:
+        """The popularity counts of a source partition that have been read."""
+        return self._popularity.published(partition)
 
     def apply_items(self, records: Sequence[Record]) -> None:
         """Fold catalogue upserts; a tombstone makes the item unavailable."""
@@ -201,16 +203,20 @@ class LiveModel:
     def apply_popularity(self, records: Sequence[Record]) -> None:
         """Fold partial counts into the prior."""
         self._apply_each("popularity", records, self._apply_partial)
-        for live in self._ready.values() if records else ():
-            live.space.set_popularity(total(self._partials.values()))
+        popularity = self._popularity.popularity()
+        if len(popularity.items) > SPARE_ITEMS + 2 * np.count_nonzero(popularity.counts):
+            self._popularity.forget_faded()
+            popularity = self._popularity.popularity()
+        for live in self._ready.values():
+            live.space.set_popularity(popularity)
         self._note_side_inputs()
 
     def _apply_partial(self, record: Record) -> str | None:
         partial = decode_partial(record.value or b"", self._latest_ts(record.timestamp))
         if isinstance(partial, str):
             return partial
-        self._partials[partial.partition] = partial
-        return None
+        applied = self._popularity.apply(partial)
+        return applied if isinstance(applied, str) else None
 
     def apply_models(self, records: Sequence[Record]) -> None:
         """Fold rollout records; a version that is not ready has no part in anything until it is."""
@@ -328,7 +334,7 @@ class LiveModel:
     def _make_ready(self, bundle: Bundle, space: ItemSpace, texts: Iterable[Text], skipped: dict[str, int]) -> None:
         """Let a version have its part; `texts` are those that have no place in its space yet."""
         version = int(bundle.path.name)
-        space.set_popularity(total(self._partials.values()))
+        space.set_popularity(self._popularity.popularity())
         for item in self._catalogue.items.values():
             space.set_available(item.item_id, self._is_rankable(item, space, skipped))
         unembedded = deque(text for text in texts if not space.is_trained(text.item_id))

@@ -110,7 +110,6 @@ class _Batch:
     elsewhere, and a list of an older state would follow the newer one.
     """
 
-    partitions: list[int]
     touched: list[Touched]
     dead: list[Message]
     state_ms: int
@@ -149,7 +148,9 @@ class Pipeline:
         publisher: Publisher,
         trial: CanaryAnalysis,
         clock: Callable[[], float] = time.time,
+        catch_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`catch_up` reads the popularity topic to its end: what others have counted in partitions taken over."""
         self._settings = settings
         self._model = model
         self._encoder = encoder
@@ -158,13 +159,14 @@ class Pipeline:
         self._lists = ListMaker(settings)
         self._trial = trial
         self._clock = clock
-        self._popularity = PopularityCounts(settings, model.partial, publisher)
+        self._popularity = PopularityCounts(settings, model.published_counts, publisher)
+        self._catch_up = catch_up
         self._folded: asyncio.Task[_Batch] | None = None
         self._done: asyncio.Task[None] | None = None
 
-    async def release(self, partitions: Collection[int] | None = None) -> None:
-        """Hand over what has been counted in partitions that another worker may own next: None for all."""
-        await self._popularity.release(partitions)
+    def release(self, partitions: Collection[int]) -> None:
+        """Put aside what has been counted in partitions that another worker may own next."""
+        self._popularity.release(partitions)
 
     async def process(self, runs: Sequence[PartitionBatch]) -> None:
         """Process a run of each of some partitions. Raises on anything unexpected; nothing is then to be committed."""
@@ -178,6 +180,8 @@ class Pipeline:
             await (await before).written
         if any(run.partition not in self._popularity for run in runs):
             await self._model.caught_up()
+            if self._catch_up is not None:
+                await self._catch_up()
         metrics.BATCH_EVENTS.observe(sum(len(run.records) for run in runs))
         touched: list[Touched] = []
         dead: list[Message] = []
@@ -187,10 +191,10 @@ class Pipeline:
                 users, bad = self.fold(run)
             touched += users
             dead += bad
-            writing.append(asyncio.create_task(self.write_state(run.store, users)))
+            writing.append(asyncio.create_task(self._write(run, users)))
             await asyncio.sleep(0)  # these states travel while the next run is folded
         written = asyncio.ensure_future(_all(writing))
-        return _Batch([run.partition for run in runs], touched, dead, self._now_ms(), written)
+        return _Batch(touched, dead, self._now_ms(), written)
 
     def fold(self, run: PartitionBatch) -> tuple[list[Touched], list[Message]]:
         """Decode and fold a run: the users it touches with their new states, and its dead letters."""
@@ -234,6 +238,11 @@ class Pipeline:
             if outcomes[outcome]:
                 metrics.SKIPPED.labels(outcome.name.lower()).inc(outcomes[outcome])
         return list(touched.values()), dead
+
+    async def _write(self, run: PartitionBatch, touched: list[Touched]) -> None:
+        """Publish what the run counted, then write its states: counted first, an event that comes again is known."""
+        await self._popularity.publish(run.partition)
+        await self.write_state(run.store, touched)
 
     async def write_state(self, store: StateStore, touched: list[Touched]) -> None:
         """Write the states that changed."""
@@ -283,7 +292,7 @@ class Pipeline:
         try:
             if before is not None:
                 await before
-            effects: list[Awaitable[None]] = [batch.written, self._popularity.publish_due(batch.partitions)]
+            effects: list[Awaitable[None]] = [batch.written]
             if batch.dead:
                 effects.append(publish_dead_letters(self._publisher, batch.dead))
             if plain:

@@ -1,37 +1,33 @@
-"""What a worker counts for its partitions: popularity by distinct users, published as partial counts."""
+"""What a worker counts for its partitions: popularity by distinct users, published as what changed."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
-from freshet.core.popularity import Partial, PartialPopularity, encode_partial
-from freshet.ports import DeliveryError, Message, Publisher
+from freshet.core.popularity import PartialPopularity, PublishedCounts, encode_partial
+from freshet.ports import Message, Publisher
 from freshet.serving.dead_letters import publish_or_tell
 from freshet.settings import Settings
-
-INTERVAL_SECONDS = 2.0
-"""Seconds between two publications of a partition's counts."""
-
-log = logging.getLogger(__name__)
 
 
 class PopularityCounts:
     """The counts of the partitions that a worker owns.
 
     A partition's counts go on from the newest that are known: those on the popularity topic, which `published` looks
-    up, or those that this worker put aside when it gave the partition up.
+    up, or those that this worker put aside when it gave the partition up. What a batch changes is published before its
+    states are written. So each first touch counts once: after a crash in between it comes again, and its offset is
+    known to be counted.
     """
 
-    def __init__(self, settings: Settings, published: Callable[[int], Partial | None], publisher: Publisher) -> None:
+    def __init__(
+        self, settings: Settings, published: Callable[[int], PublishedCounts | None], publisher: Publisher
+    ) -> None:
         self._topic = settings.popularity_topic
         self._half_life = settings.popularity_half_life
         self._published = published
         self._publisher = publisher
         self._counts: dict[int, PartialPopularity] = {}
-        self._due: dict[int, float] = {}
-        self._released: dict[int, Partial] = {}
+        self._released: dict[int, PartialPopularity] = {}
 
     def __contains__(self, partition: int) -> bool:
         """Whether the partition is being counted."""
@@ -41,40 +37,22 @@ class PopularityCounts:
         """The counts of a partition."""
         counts = self._counts.get(partition)
         if counts is None:
-            known = (self._published(partition), self._released.get(partition))
-            newest = max((partial for partial in known if partial is not None), key=_offset, default=None)
-            counts = self._counts[partition] = PartialPopularity(partition, self._half_life, newest)
+            counts, published = self._released.pop(partition, None), self._published(partition)
+            if counts is None or (published is not None and published.offset > counts.offset):
+                counts = PartialPopularity(partition, self._half_life, published)
+            self._counts[partition] = counts
         return counts
 
-    async def publish_due(self, partitions: Sequence[int]) -> None:
-        """Publish the counts of these partitions where they are due: at the first batch and then every interval."""
-        now = time.monotonic()
-        await self._publish([partition for partition in partitions if now >= self._due.get(partition, 0.0)])
-
-    async def release(self, partitions: Collection[int] | None = None) -> None:
-        """Publish and put aside the counts of partitions that another worker may own next: None for all."""
-        held = [partition for partition in self._counts if partitions is None or partition in partitions]
-        self._released |= {partition: self._counts[partition].snapshot() for partition in held}
-        try:
-            await self._publish(held)
-        except DeliveryError as error:
-            log.warning("popularity not handed over", extra={"why": str(error), "partitions": held})
-        for partition in held:
-            self._counts.pop(partition, None)
-            self._due.pop(partition, None)
-
-    async def _publish(self, partitions: Sequence[int]) -> None:
-        due = time.monotonic() + INTERVAL_SECONDS
-        messages = []
-        for partition in partitions:
-            counts = self._counts[partition]
-            if counts.offset >= 0:
-                self._due[partition] = due
-                value = encode_partial(counts.snapshot())
-                messages.append(Message(self._topic, str(partition).encode(), value))
+    async def publish(self, partition: int) -> None:
+        """Publish what has changed of a partition. Raises `DeliveryError`."""
+        messages = [
+            Message(self._topic, partial.key, encode_partial(partial)) for partial in self._counts[partition].changes()
+        ]
         if messages:
             await publish_or_tell(self._publisher, messages)
 
-
-def _offset(partial: Partial) -> int:
-    return partial.offset
+    def release(self, partitions: Collection[int]) -> None:
+        """Put aside the counts of partitions that another worker may own next."""
+        for partition in partitions:
+            if partition in self._counts:
+                self._released[partition] = self._counts.pop(partition)
