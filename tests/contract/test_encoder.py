@@ -14,7 +14,7 @@ from freshet.bundle.bundle import load_bundle
 from freshet.core.catalogue import CatalogueItem, encode_item
 from freshet.core.features import TOP_K, Tensors, featurise
 from freshet.ports import Encoder, Record, Unavailable
-from freshet.serving.live_versions import LiveModel
+from freshet.serving.live_versions import LiveVersions
 from freshet.settings import Settings
 
 from deploy import local
@@ -96,7 +96,7 @@ async def test_a_version_that_is_not_there_is_unavailable(in_process: Encoder, t
 async def test_long_descriptions_hold_up_no_new_item(triton: Stack) -> None:
     """The default deadline is enough for 130 descriptions of 100 kB and the item behind them."""
     encoder = TritonEncoder(triton.triton, Settings().triton_deadline)
-    model = LiveModel(encoder, REPOSITORY)
+    model = LiveVersions(encoder, REPOSITORY)
     await model.start(1)
     names = [f"long-{number}" for number in range(130)]
     texts = {name: f"{name} {'a long description ' * 5_300}" for name in names} | {"short": "A short title"}

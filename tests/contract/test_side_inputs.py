@@ -21,7 +21,7 @@ from freshet.core.popularity import Partial, decode_partial, encode_partial
 from freshet.logs.source import read_topic
 from freshet.ports import Message, Record
 from freshet.serving.app import StartError, events_partitions
-from freshet.serving.live_versions import LiveModel
+from freshet.serving.live_versions import LiveVersions
 from freshet.settings import Settings
 from typer.testing import CliRunner
 
@@ -75,7 +75,7 @@ async def test_hostile_records_keep_no_later_one_from_a_worker(settings: Setting
     """A withdrawal behind hostile records of the same fetch takes effect."""
     make_topics(settings)
     write_bundle(tmp_path, 1)
-    model = LiveModel(FakeEncoder(make_bundle(1)), tmp_path)
+    model = LiveVersions(FakeEncoder(make_bundle(1)), tmp_path)
     await model.start(1)
     deep = b"[" * 1200 + b"]" * 1200
     withdrawn = CatalogueItem(ITEMS[0], "A title", available=False)

@@ -21,7 +21,7 @@ from freshet.replay.models import BASELINES, PUBLISHED, ListSchedule, ReplayedMo
 from freshet.replay.pace import run
 from freshet.replay.states import MemoryStates
 from freshet.serving.list_maker import ListMaker, MadeList
-from freshet.serving.live_versions import LiveModel
+from freshet.serving.live_versions import LiveVersions
 from freshet.settings import Settings
 
 from deploy.local.parts import ROOT, TEXT_ENCODER
@@ -121,10 +121,8 @@ def catalogue(ts: int = -1) -> list[Record]:
 async def open_replay(output: Kept, *, judged: bool = False, items: Sequence[Record] = (), **options: Any) -> Replay:
     """A replay with the shipped model, nothing fed yet."""
     encoder = options.get("encoder") or OnnxEncoder(ROOT / "triton_models", TEXT_ENCODER)
-    side_inputs = LiveModel(encoder, Path(ROOT / "triton_models"))
-    await side_inputs.start(1)
-    assert side_inputs.live is not None
-    space = side_inputs.live.space
+    side_inputs = LiveVersions(encoder, Path(ROOT / "triton_models"))
+    space = (await side_inputs.start(1)).space
     judges = {
         view: Prequential(
             view.name,

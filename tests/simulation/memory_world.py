@@ -18,7 +18,7 @@ from freshet.core.recommendation import Recommendation, decode_recommendation
 from freshet.core.state import HISTORY, UserState, decode_state
 from freshet.ports import Encoded, Message, Record, Unavailable
 from freshet.serving.canary import CanaryAnalysis
-from freshet.serving.live_versions import LiveModel
+from freshet.serving.live_versions import LiveVersions
 from freshet.serving.pipeline import PartitionBatch, Pipeline
 from freshet.settings import Settings
 from numpy.typing import NDArray
@@ -139,7 +139,7 @@ def clock() -> float:
     return NOW / 1000 + 60
 
 
-def go_live(model: LiveModel, bundle: Bundle) -> None:
+def go_live(model: LiveVersions, bundle: Bundle) -> None:
     """Make a bundle live that was never promoted, at once."""
     model._first = int(bundle.path.name)
     model._make_ready(bundle, model._space(bundle), (), {})
@@ -155,7 +155,7 @@ class MemoryWorld:
         self.store = MemoryStateStore()
         self.features = MemoryFeatureStore(list(self.settings.behaviours))
         self.publisher = MemoryPublisher()
-        self.model = LiveModel(self.encoder, self.bundle.path)
+        self.model = LiveVersions(self.encoder, self.bundle.path)
         self.offset = 0
 
     async def start(self) -> MemoryWorld:

@@ -21,7 +21,7 @@ from freshet.core.recommendation import decode_recommendation
 from freshet.core.state import decode_state
 from freshet.ports import FeatureRow, Message, Record
 from freshet.serving.canary import CanaryAnalysis
-from freshet.serving.live_versions import LiveModel
+from freshet.serving.live_versions import LiveVersions
 from freshet.serving.pipeline import PartitionBatch, Pipeline
 from freshet.settings import Settings
 
@@ -220,7 +220,7 @@ async def _live(
     random: Random | None,
 ) -> None:
     encoder = MortalEncoder(killer)
-    model = LiveModel(encoder, BUNDLE.path)
+    model = LiveVersions(encoder, BUNDLE.path)
     counts = [message for message in durable.publisher.messages if message.topic == SETTINGS.popularity_topic]
     model.apply_popularity([Record(offset, NOW, message.key, message.value) for offset, message in enumerate(counts)])
     go_live(model, BUNDLE)

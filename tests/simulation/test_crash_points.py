@@ -11,7 +11,8 @@ from freshet.core import fold_run
 from freshet.core.events import Event
 from freshet.core.state import Outcome, UserState, empty_state, fold
 from freshet.ports import Message, Record
-from freshet.serving.pipeline import PartitionBatch, Pipeline, Touched
+from freshet.serving.pipeline import PartitionBatch, Pipeline
+from freshet.serving.touched_user import Touched
 
 from tests.simulation.mortal_worker import (
     IN_FLIGHT,

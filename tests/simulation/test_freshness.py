@@ -21,7 +21,7 @@ from freshet.replay.pace import run
 from freshet.replay.states import MemoryStates
 from freshet.report.results_file import read_results
 from freshet.serving.list_maker import ListMaker
-from freshet.serving.live_versions import LiveModel
+from freshet.serving.live_versions import LiveVersions
 from freshet.settings import Settings
 from msgspec.structs import replace
 from typer.testing import CliRunner
@@ -60,8 +60,8 @@ class Looked:
         self.interactions.append(item_id)
 
 
-async def opened(encoder: OnnxEncoder) -> LiveModel:
-    side_inputs = LiveModel(encoder, Path(ROOT / "triton_models"))
+async def opened(encoder: OnnxEncoder) -> LiveVersions:
+    side_inputs = LiveVersions(encoder, Path(ROOT / "triton_models"))
     await side_inputs.start(1)
     return side_inputs
 
@@ -84,7 +84,9 @@ async def looked_at(
 class Oracle:
     """What was known at a time, by reading the log again from its start."""
 
-    def __init__(self, events: Sequence[Event], encoder: OnnxEncoder, before: LiveModel, after: LiveModel) -> None:
+    def __init__(
+        self, events: Sequence[Event], encoder: OnnxEncoder, before: LiveVersions, after: LiveVersions
+    ) -> None:
         self._events = events
         self._encoder = encoder
         self._before, self._after = before, after
@@ -120,8 +122,7 @@ class Oracle:
         """The list of a view, made in one go of what was known at its boundary."""
         boundary = ts - ts % (view.period * 1000) if view.period else ts
         model = self._after if boundary > ARRIVAL or (not view.period and ts >= ARRIVAL) else self._before
-        live = model.live
-        assert live is not None
+        live = model.current
         state = self.state(user, boundary)
         half_life = 1e15 if view.name == "all-time popularity" else HALF_LIFE
         counts = self.counts(boundary // TICK_MS, half_life)

@@ -286,7 +286,7 @@ def wiring(app: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callabl
         "HealthServer",
         "KafkaPublisher",
         "TritonEncoder",
-        "LiveModel",
+        "LiveVersions",
         "SideInputReader",
         "SourceWatch",
         "Pipeline",

@@ -26,7 +26,7 @@ from freshet.bundle.bundle import (
 from freshet.bundle.onnx_graph import check_graphs
 from freshet.bundle.signature import SignatureError, load_trusted, make_keys, sign
 from freshet.core.rollout import MODEL
-from freshet.serving.live_versions import LiveModel
+from freshet.serving.live_versions import LiveVersions
 
 from deploy.local.parts import SHIPPED_KEYS, TRITON_MODELS
 from tests.simulation.memory_world import FakeEncoder, make_bundle
@@ -278,12 +278,11 @@ async def test_a_worker_serves_no_stranger_s_version(bundle: Path, keys: Path, t
     """A worker with trusted keys loads a version with a trusted signature and refuses it without."""
     repository = tmp_path / "repository"
     shutil.copytree(bundle, repository / MODEL / "1")
-    model = LiveModel(FakeEncoder(make_bundle()), repository, keys)
-    await model.start(1)
-    assert model.live is not None
+    model = LiveVersions(FakeEncoder(make_bundle()), repository, keys)
+    assert (await model.start(1)).version == 1
     (repository / MODEL / "1" / SIGNATURE).unlink()
     with pytest.raises(SignatureError):
-        await LiveModel(FakeEncoder(make_bundle()), repository, keys).start(1)
+        await LiveVersions(FakeEncoder(make_bundle()), repository, keys).start(1)
 
 
 def test_nothing_in_a_bundle_is_pickled() -> None:

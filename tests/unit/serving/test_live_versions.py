@@ -14,7 +14,7 @@ from freshet.core.ranking import rank_popular
 from freshet.core.rollout import MODEL, Report, Rollout, Stage, encode_record
 from freshet.ports import Record, Unavailable
 from freshet.serving import live_versions as live_model_module
-from freshet.serving.live_versions import LiveModel
+from freshet.serving.live_versions import LiveVersions
 from prometheus_client import REGISTRY
 
 from tests.simulation.memory_world import ITEMS, NOW, FakeEncoder, make_bundle, vector, write_bundle
@@ -51,18 +51,18 @@ def encoder() -> FakeEncoder:
 
 
 @pytest.fixture
-async def model(encoder: FakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveModel:
+async def model(encoder: FakeEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LiveVersions:
     """A model with version 1 live and version 2 in the repository; it retries quickly."""
     monkeypatch.setattr(live_model_module, "RETRY_SECONDS", 0.01)
     write_bundle(tmp_path, 1)
     write_bundle(tmp_path, 2, NEWER_ITEMS)
-    model = LiveModel(encoder, tmp_path)
+    model = LiveVersions(encoder, tmp_path)
     await model.start(1)
     return model
 
 
 @asynccontextmanager
-async def running(model: LiveModel) -> AsyncIterator[None]:
+async def running(model: LiveVersions) -> AsyncIterator[None]:
     """The model's own task, as a worker runs it; its failure is the test's."""
     task = asyncio.create_task(model.run())
     try:
@@ -85,38 +85,34 @@ def bad_side_inputs(topic: str) -> float:
     return REGISTRY.get_sample_value("freshet_bad_side_inputs_total", {"topic": topic}) or 0.0
 
 
-async def test_the_default_version_is_live_where_none_was_promoted(model: LiveModel) -> None:
+async def test_the_default_version_is_live_where_none_was_promoted(model: LiveVersions) -> None:
     """A fresh start makes the default version live."""
-    assert model.live is not None
-    assert model.live.version == 1
+    assert model.current.version == 1
     assert REGISTRY.get_sample_value("freshet_model_version") == 1
 
 
 async def test_the_promoted_version_is_live_from_the_start(encoder: FakeEncoder, tmp_path: Path) -> None:
     """The last rollout record before the start wins over the default version."""
     write_bundle(tmp_path, 2, NEWER_ITEMS)
-    model = LiveModel(encoder, tmp_path)
+    model = LiveVersions(encoder, tmp_path)
     model.apply_models([promoted(0, 1), promoted(1, 2)])
     await model.start(7)
-    assert model.live is not None
-    assert model.live.version == 2
+    assert model.current.version == 2
 
 
 async def test_a_promoted_version_that_is_not_there_stops_no_start(encoder: FakeEncoder, tmp_path: Path) -> None:
     """The version before begins, or the given one where there is none; the missing one follows when it is there."""
     write_bundle(tmp_path, 1)
-    model = LiveModel(encoder, tmp_path)
+    model = LiveVersions(encoder, tmp_path)
     model.apply_models([promoted(0, 1), promoted(1, 2)])
     await model.start()
-    assert model.live is not None
-    assert model.live.version == 1
-    alone = LiveModel(encoder, tmp_path)
+    assert model.current.version == 1
+    alone = LiveVersions(encoder, tmp_path)
     alone.apply_models([promoted(0, 2)])
     with pytest.raises(BundleError):
         await alone.start()
     await alone.start(1)
-    assert alone.live is not None
-    assert alone.live.version == 1
+    assert alone.current.version == 1
     write_bundle(tmp_path, 2, NEWER_ITEMS)
     async with running(alone):
         await until(lambda: alone.live is not None and alone.live.version == 2)
@@ -125,10 +121,10 @@ async def test_a_promoted_version_that_is_not_there_stops_no_start(encoder: Fake
 async def test_no_version_is_no_start(encoder: FakeEncoder, tmp_path: Path) -> None:
     """A worker without a usable bundle does not start."""
     with pytest.raises(BundleError):
-        await LiveModel(encoder, tmp_path).start(1)
+        await LiveVersions(encoder, tmp_path).start(1)
 
 
-async def test_a_promoted_version_replaces_the_live_one_whole(model: LiveModel) -> None:
+async def test_a_promoted_version_replaces_the_live_one_whole(model: LiveVersions) -> None:
     """Version, bundle, item table and vocabulary change in a single step, and the old objects do not change."""
     before = model.live
     async with running(model):
@@ -143,17 +139,16 @@ async def test_a_promoted_version_replaces_the_live_one_whole(model: LiveModel) 
     np.testing.assert_array_equal(after.space.vectors[2], vector(ITEMS[0], 2))
 
 
-async def test_another_models_rollout_is_not_ours(model: LiveModel) -> None:
+async def test_another_models_rollout_is_not_ours(model: LiveVersions) -> None:
     """A rollout record of another model changes nothing."""
     async with running(model):
         model.apply_models([promoted(0, 2, "fraud_detector")])
         await asyncio.sleep(0.05)
-    assert model.live is not None
-    assert model.live.version == 1
+    assert model.current.version == 1
     assert model.side_inputs.models == 0
 
 
-async def test_a_rolled_back_version_gives_way_to_the_one_before(model: LiveModel) -> None:
+async def test_a_rolled_back_version_gives_way_to_the_one_before(model: LiveVersions) -> None:
     """A rollback makes the version promoted before live again, and a second record of it changes nothing."""
     async with running(model):
         model.apply_models([promoted(0, 1), promoted(1, 2)])
@@ -162,7 +157,7 @@ async def test_a_rolled_back_version_gives_way_to_the_one_before(model: LiveMode
         await until(lambda: model.live.version == 1)
 
 
-async def test_a_canary_has_its_share_of_the_users_for_good(model: LiveModel) -> None:
+async def test_a_canary_has_its_share_of_the_users_for_good(model: LiveVersions) -> None:
     """A larger share keeps the users of a smaller share, and the end of the canary returns all users."""
     users = [f"user-{number}" for number in range(2000)]
 
@@ -186,7 +181,7 @@ async def test_a_canary_has_its_share_of_the_users_for_good(model: LiveModel) ->
     assert model.live.version == 1
 
 
-async def test_a_canary_that_is_promoted_is_live_at_once(model: LiveModel) -> None:
+async def test_a_canary_that_is_promoted_is_live_at_once(model: LiveVersions) -> None:
     """A promoted canary is live at once and is not loaded again."""
     async with running(model):
         model.apply_models([step(0, 2, "canary", 0.1)])
@@ -196,7 +191,7 @@ async def test_a_canary_that_is_promoted_is_live_at_once(model: LiveModel) -> No
         assert (model.live, model.candidate) == (ready, None)
 
 
-async def test_a_shadow_makes_no_list(model: LiveModel) -> None:
+async def test_a_shadow_makes_no_list(model: LiveVersions) -> None:
     """Every user stays with the live version while a shadow is ready."""
     async with running(model):
         model.apply_models([step(0, 2, "shadow")])
@@ -205,7 +200,7 @@ async def test_a_shadow_makes_no_list(model: LiveModel) -> None:
     assert (live.version, users) == (1, ["ann", "bob"])
 
 
-async def test_side_inputs_reach_both_versions(model: LiveModel, encoder: FakeEncoder) -> None:
+async def test_side_inputs_reach_both_versions(model: LiveVersions, encoder: FakeEncoder) -> None:
     """Catalogue, popularity and cold items reach the spaces of both versions."""
     async with running(model):
         model.apply_models([step(0, 2, "canary", 0.5)])
@@ -226,7 +221,7 @@ async def test_a_worker_starts_with_the_candidate_too(encoder: FakeEncoder, tmp_
     """A worker that starts during a canary serves the candidate from the records alone."""
     write_bundle(tmp_path, 1)
     write_bundle(tmp_path, 2, NEWER_ITEMS)
-    model = LiveModel(encoder, tmp_path)
+    model = LiveVersions(encoder, tmp_path)
     model.apply_models([promoted(0, 1), step(1, 2, "canary", 0.5)])
     await model.start(7)
     assert model.candidate is not None
@@ -234,11 +229,11 @@ async def test_a_worker_starts_with_the_candidate_too(encoder: FakeEncoder, tmp_
 
 
 async def test_a_broken_candidate_keeps_no_worker_from_starting(
-    model: LiveModel, encoder: FakeEncoder, tmp_path: Path
+    model: LiveVersions, encoder: FakeEncoder, tmp_path: Path
 ) -> None:
     """A worker starts with a broken candidate, serves the live version and prepares later promotions."""
     (tmp_path / MODEL / "2" / "item_vectors.npy").write_bytes(b"torn")
-    starting = LiveModel(encoder, tmp_path)
+    starting = LiveVersions(encoder, tmp_path)
     starting.apply_models([promoted(0, 1), step(1, 2, "canary", 0.5)])
     await starting.start(7)
     assert (starting.live.version, starting.candidate) == (1, None)
@@ -250,7 +245,7 @@ async def test_a_broken_candidate_keeps_no_worker_from_starting(
 
 
 async def test_users_are_taken_over_when_the_versions_are_ready(
-    model: LiveModel, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+    model: LiveVersions, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`caught_up` waits for a promotion under way, and not forever for a promotion that fails."""
     await model.caught_up()
@@ -264,7 +259,7 @@ async def test_users_are_taken_over_when_the_versions_are_ready(
         assert model.live.version == 2
 
 
-async def test_reports_of_workers_change_nothing(model: LiveModel) -> None:
+async def test_reports_of_workers_change_nothing(model: LiveVersions) -> None:
     """Reports of workers change no version."""
     report = Report(MODEL, "w1", NOW, 2, 3)
     model.apply_models([Record(0, NOW, report.key, encode_record(report)), Record(1, NOW, report.key, None)])
@@ -274,7 +269,7 @@ async def test_reports_of_workers_change_nothing(model: LiveModel) -> None:
 
 
 async def test_a_version_that_cannot_be_loaded_keeps_the_old_one(
-    model: LiveModel, encoder: FakeEncoder, tmp_path: Path
+    model: LiveVersions, encoder: FakeEncoder, tmp_path: Path
 ) -> None:
     """The old version serves, new items included, until the promoted version can be loaded."""
     (tmp_path / MODEL / "2" / "item_vectors.npy").write_bytes(b"torn")
@@ -291,7 +286,7 @@ async def test_a_version_that_cannot_be_loaded_keeps_the_old_one(
         await until(lambda: model.live.version == 3)
 
 
-async def test_a_new_item_gets_a_place_in_the_live_versions_space(model: LiveModel, encoder: FakeEncoder) -> None:
+async def test_a_new_item_gets_a_place_in_the_live_versions_space(model: LiveVersions, encoder: FakeEncoder) -> None:
     """The live version's item tower gives a new item its vector from its text."""
     async with running(model):
         model.apply_items([item(5, "fresh", "Fresh Film")])
@@ -305,7 +300,7 @@ async def test_a_new_item_gets_a_place_in_the_live_versions_space(model: LiveMod
     assert model.title("unheard of") == "unheard of"
 
 
-async def test_cold_items_move_into_the_new_versions_space(model: LiveModel) -> None:
+async def test_cold_items_move_into_the_new_versions_space(model: LiveVersions) -> None:
     """After a swap every cold item has a vector of the new version's item tower."""
     async with running(model):
         model.apply_items([item(0, "fresh", "Fresh Film")])
@@ -316,7 +311,7 @@ async def test_cold_items_move_into_the_new_versions_space(model: LiveModel) -> 
     np.testing.assert_array_equal(space.vectors[space.index["fresh"]], vector("Fresh Film", 2))
 
 
-async def test_a_swap_while_items_are_encoded_mixes_nothing(model: LiveModel, encoder: FakeEncoder) -> None:
+async def test_a_swap_while_items_are_encoded_mixes_nothing(model: LiveVersions, encoder: FakeEncoder) -> None:
     """Vectors of the old version that arrive after the swap do not enter the new space."""
     asked, answer = asyncio.Event(), asyncio.Event()
     item_vectors = encoder.item_vectors
@@ -338,7 +333,9 @@ async def test_a_swap_while_items_are_encoded_mixes_nothing(model: LiveModel, en
     np.testing.assert_array_equal(space.vectors[space.index["fresh"]], vector("Fresh Film", 2))
 
 
-async def test_items_that_come_while_a_version_is_prepared_are_not_lost(model: LiveModel, encoder: FakeEncoder) -> None:
+async def test_items_that_come_while_a_version_is_prepared_are_not_lost(
+    model: LiveVersions, encoder: FakeEncoder
+) -> None:
     """Items that arrive while a version is prepared have vectors after the swap."""
     asked, answer = asyncio.Event(), asyncio.Event()
     item_vectors = encoder.item_vectors
@@ -367,7 +364,7 @@ async def test_items_that_come_while_a_version_is_prepared_are_not_lost(model: L
 
 
 async def test_an_item_described_anew_while_it_is_encoded_gets_the_newer_place(
-    model: LiveModel, encoder: FakeEncoder
+    model: LiveVersions, encoder: FakeEncoder
 ) -> None:
     """An item with a newer text does not keep the vector of the older text."""
     asked, answer = asyncio.Event(), asyncio.Event()
@@ -389,7 +386,7 @@ async def test_an_item_described_anew_while_it_is_encoded_gets_the_newer_place(
         await until(lambda: np.array_equal(space.vectors[space.index["fresh"]], vector("New Title", 1)))
 
 
-async def test_two_offsets_determine_the_item_space(model: LiveModel, encoder: FakeEncoder, tmp_path: Path) -> None:
+async def test_two_offsets_determine_the_item_space(model: LiveVersions, encoder: FakeEncoder, tmp_path: Path) -> None:
     """A worker that begins with the whole catalogue gives items the vectors and order of a worker that saw it grow.
 
     Both workers stop at the same `items_embedded` offset, with a newer text of the first item waiting.
@@ -399,7 +396,7 @@ async def test_two_offsets_determine_the_item_space(model: LiveModel, encoder: F
         model.apply_items([record])
         await model.settle()
     model.apply_items(records[2:])
-    begun = LiveModel(encoder, tmp_path)
+    begun = LiveVersions(encoder, tmp_path)
     begun.apply_items(records)
     await begun.start(1)
     await begun.settle(1)
@@ -412,7 +409,7 @@ async def test_two_offsets_determine_the_item_space(model: LiveModel, encoder: F
 
 
 async def test_a_text_that_fails_holds_up_nothing(
-    model: LiveModel, encoder: FakeEncoder, caplog: pytest.LogCaptureFixture
+    model: LiveVersions, encoder: FakeEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two failing texts of 130 are reported, and the others have vectors, in a later version as well."""
     encoder.stumbles = {"poison"}
@@ -438,7 +435,7 @@ async def test_a_text_that_fails_holds_up_nothing(
     assert max(len(text) for text, _ in encoder.texts) == MAX_TEXT
 
 
-async def test_an_item_whose_newer_text_fails_leaves_the_lists(model: LiveModel, encoder: FakeEncoder) -> None:
+async def test_an_item_whose_newer_text_fails_leaves_the_lists(model: LiveVersions, encoder: FakeEncoder) -> None:
     """An item whose newer text fails leaves the lists until a newer text succeeds."""
     encoder.stumbles = {"poison"}
     async with running(model):
@@ -448,7 +445,7 @@ async def test_an_item_whose_newer_text_fails_leaves_the_lists(model: LiveModel,
             assert model.live.space.available[model.live.space.index["new"]] == there
 
 
-async def test_a_host_that_is_too_slow_for_a_batch_gets_smaller_ones(model: LiveModel, encoder: FakeEncoder) -> None:
+async def test_a_host_that_is_too_slow_for_a_batch_gets_smaller_ones(model: LiveVersions, encoder: FakeEncoder) -> None:
     """The next batch is half as large where even the probe of a batch has no answer."""
     sizes: list[int] = []
     answer = encoder.item_vectors
@@ -467,7 +464,7 @@ async def test_a_host_that_is_too_slow_for_a_batch_gets_smaller_ones(model: Live
     assert model.side_inputs.items_skipped == ()
 
 
-async def test_a_trained_item_keeps_its_trained_vector(model: LiveModel, encoder: FakeEncoder) -> None:
+async def test_a_trained_item_keeps_its_trained_vector(model: LiveVersions, encoder: FakeEncoder) -> None:
     """A waiting item keeps its trained vector in a version that was trained on it."""
     encoder.away = True
     async with running(model):
@@ -482,7 +479,7 @@ async def test_a_trained_item_keeps_its_trained_vector(model: LiveModel, encoder
     np.testing.assert_array_equal(space.vectors[space.index["newcomer"]], vector("newcomer", 2))
 
 
-async def test_items_wait_for_the_encoder(model: LiveModel, encoder: FakeEncoder) -> None:
+async def test_items_wait_for_the_encoder(model: LiveVersions, encoder: FakeEncoder) -> None:
     """Items wait while the encoder is away and get vectors when it is back."""
     encoder.away = True
     async with running(model):
@@ -494,7 +491,7 @@ async def test_items_wait_for_the_encoder(model: LiveModel, encoder: FakeEncoder
     assert REGISTRY.get_sample_value("freshet_cold_items") == 200
 
 
-async def test_an_item_without_text_has_no_place(model: LiveModel) -> None:
+async def test_an_item_without_text_has_no_place(model: LiveVersions) -> None:
     """An item without text gets no vector."""
     async with running(model):
         model.apply_items([item(0, "mute", ""), item(1, "fresh")])
@@ -502,7 +499,7 @@ async def test_an_item_without_text_has_no_place(model: LiveModel) -> None:
     assert "mute" not in model.live.space.index
 
 
-async def test_an_unavailable_item_leaves_at_once(model: LiveModel) -> None:
+async def test_an_unavailable_item_leaves_at_once(model: LiveVersions) -> None:
     """An unavailable item is out of the lists when `apply_items` returns, and back when available."""
     space = model.live.space
     model.apply_items([item(0, ITEMS[3], available=False)])
@@ -511,7 +508,7 @@ async def test_an_unavailable_item_leaves_at_once(model: LiveModel) -> None:
     assert ITEMS[3] in {item.item_id for item in rank_popular(space, None, 50)}
 
 
-async def test_a_cold_item_made_unavailable_while_it_waits_stays_out(model: LiveModel) -> None:
+async def test_a_cold_item_made_unavailable_while_it_waits_stays_out(model: LiveVersions) -> None:
     """A waiting item that became unavailable stays out of lists after it gets a vector."""
     model.apply_items([item(0, "fresh"), item(1, "fresh", available=False)])
     async with running(model):
@@ -520,7 +517,7 @@ async def test_a_cold_item_made_unavailable_while_it_waits_stays_out(model: Live
     assert not space.available[space.index["fresh"]]
 
 
-async def test_a_tombstone_takes_an_item_out(model: LiveModel) -> None:
+async def test_a_tombstone_takes_an_item_out(model: LiveVersions) -> None:
     """A tombstone removes an item, trained or cold, until the item is upserted again."""
     space = model.live.space
     async with running(model):
@@ -533,7 +530,7 @@ async def test_a_tombstone_takes_an_item_out(model: LiveModel) -> None:
             assert space.available[space.index[name]]
 
 
-async def test_availability_outlives_a_swap(model: LiveModel) -> None:
+async def test_availability_outlives_a_swap(model: LiveVersions) -> None:
     """An unavailable item is unavailable in the next version."""
     model.apply_items([item(0, ITEMS[2], available=False)])
     async with running(model):
@@ -542,7 +539,7 @@ async def test_availability_outlives_a_swap(model: LiveModel) -> None:
     assert not model.live.space.available[4]
 
 
-async def test_popularity_is_the_sum_of_the_newest_counts(model: LiveModel) -> None:
+async def test_popularity_is_the_sum_of_the_newest_counts(model: LiveVersions) -> None:
     """Popularity sums the last record of each partition, survives a swap and restores counts."""
     counts = ((9.0, 0), (1.0, 0), (2.0, 1))
     model.apply_popularity([popularity(at, {ITEMS[5]: count}, part) for at, (count, part) in enumerate(counts)])
@@ -557,7 +554,7 @@ async def test_popularity_is_the_sum_of_the_newest_counts(model: LiveModel) -> N
     assert model.live.space.prior.values[7] == pytest.approx(np.log1p(3.0))
 
 
-async def test_counts_of_a_time_to_come_are_ignored(model: LiveModel) -> None:
+async def test_counts_of_a_time_to_come_are_ignored(model: LiveVersions) -> None:
     """Counts dated ahead are logged and ignored, and the counts before them stay."""
     poisoned = Partial(partition=0, offset=9, ts=NOW + 10**12, half_life=1e9, counts={ITEMS[5]: 1.0})
     before = bad_side_inputs("popularity")
@@ -581,16 +578,16 @@ BAD = (
 
 
 async def test_a_record_that_code_fails_at_holds_up_no_other(
-    model: LiveModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: LiveVersions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An unexpected error is counted and logged with the record's offset, and later records are applied."""
 
-    def fails(_: Record) -> str | None:
+    def fails(*_: object) -> None:
         raise ZeroDivisionError
 
     before = bad_side_inputs("items")
     with monkeypatch.context() as broken:
-        broken.setattr(model, "_apply_item", fails)
+        broken.setattr(model, "_change_item", fails)
         model.apply_items([item(7, ITEMS[0])])
     model.apply_items([item(8, ITEMS[0], available=False)])
     assert bad_side_inputs("items") == before + 1
@@ -604,7 +601,7 @@ async def test_a_record_that_code_fails_at_holds_up_no_other(
     ("topic", "value"),
     [(topic, value) for topic in ("items", "popularity", "models") for value in BAD],
 )
-async def test_bad_side_inputs_are_counted_and_change_nothing(model: LiveModel, topic: str, value: bytes) -> None:
+async def test_bad_side_inputs_are_counted_and_change_nothing(model: LiveVersions, topic: str, value: bytes) -> None:
     """A bad side input is counted and passed, and the good record after it is applied."""
     before, apply = bad_side_inputs(topic), getattr(model, f"apply_{topic}")
     good = {"items": item(8, ITEMS[0]), "popularity": popularity(8, {ITEMS[0]: 1.0}), "models": promoted(8, 1)}

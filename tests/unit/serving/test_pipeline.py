@@ -11,7 +11,7 @@ from freshet.core.features import Tensors
 from freshet.core.popularity import Popularity, decode_partial
 from freshet.core.state import Consent
 from freshet.ports import Encoded, FeatureRow, Message, Record, Unavailable
-from freshet.serving import pipeline as pipeline_module
+from freshet.serving import feature_writer
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
@@ -440,7 +440,7 @@ async def test_a_store_away_for_good_ends_the_run(
     world: MemoryWorld, effect: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run raises when the attempts to write features are used up."""
-    monkeypatch.setattr(pipeline_module, "FEATURE_RETRIES", 1)
+    monkeypatch.setattr(feature_writer, "FEATURE_RETRIES", 1)
     tries = 0
 
     async def away(*_: object) -> None:

@@ -21,7 +21,7 @@ from freshet.core.state import Consent, UserState
 from freshet.settings import Settings
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
-    from freshet.serving.live_versions import ServableVersion
+    pass
 
 
 class Raised(msgspec.Struct, frozen=True):
@@ -82,15 +82,15 @@ async def _explained(
     from freshet.core.features import featurise
     from freshet.logs.source import read_topic
     from freshet.replay.job import open_encoder
-    from freshet.serving.live_versions import LiveModel
+    from freshet.serving.live_versions import LiveVersions
 
     async with open_encoder(settings, text_encoder_folder(settings), through_triton=False) as encoder:
-        model = LiveModel(encoder, Path(settings.model_repository), Path(settings.trusted_keys), settings.text_fields)
-        await model.start(version)
+        model = LiveVersions(
+            encoder, Path(settings.model_repository), Path(settings.trusted_keys), settings.text_fields
+        )
+        live = await model.start(version)
         model.apply_items(list(read_topic(settings, settings.items_topic)))
         await model.settle()
-        assert model.live is not None
-        live: ServableVersion = model.live
         for item_id in wanted:
             if item_id not in live.space.index:
                 raise UserError(

@@ -37,7 +37,7 @@ from freshet.replay.pace import BATCH_RECORDS, run
 from freshet.replay.states import MemoryStates
 from freshet.report.results_file import write_results
 from freshet.serving.list_maker import ListMaker
-from freshet.serving.live_versions import LiveModel
+from freshet.serving.live_versions import LiveVersions
 from freshet.settings import Settings
 
 SUMMARY = "replay.json"
@@ -283,15 +283,14 @@ async def open_encoder(settings: Settings, text_encoder: Path, *, through_triton
 
 
 async def _model(job: ReplayJob, version: int, encoder: Encoder, knob: tuple[str, float] | None) -> ReplayedModel:
-    side_inputs = LiveModel(encoder, Path(job.settings.model_repository), text_fields=job.settings.text_fields)
-    await side_inputs.start(version)
-    assert side_inputs.live is not None
-    space = side_inputs.live.space
+    side_inputs = LiveVersions(encoder, Path(job.settings.model_repository), text_fields=job.settings.text_fields)
+    live = await side_inputs.start(version)
+    space = live.space
     schedules = (*((FRESHEST, *PERIODIC) if job.freshness else ()), PUBLISHED, *BASELINES)
     settings, name = job.settings, f"version {version}"
     if knob is not None:
         knobs = dict([knob])
-        side_inputs.live.bundle.require_lifts(knobs.get("value_weight"), knobs.get("novelty_weight"))
+        live.bundle.require_lifts(knobs.get("value_weight"), knobs.get("novelty_weight"))
         settings = msgspec.structs.replace(settings, variants={}, **knobs)
         name += f", {knob[0].replace('_', ' ')} {knob[1]:g}"
     catalogue = max(1, len({*space.index, *((record.key or b"").decode() for record in job.items)}))

@@ -18,7 +18,8 @@ from freshet.ports import Encoded
 from freshet.replay.actions import Act, Action, Moment
 from freshet.replay.clock import AtBoundary, Counts
 from freshet.serving.list_maker import ListMaker, MadeList
-from freshet.serving.live_versions import LiveModel, ServableVersion
+from freshet.serving.live_versions import LiveVersions
+from freshet.serving.servable_version import ServableVersion
 
 NEW_USER_EVENTS = 5
 """A user with fewer events before is a new one."""
@@ -133,14 +134,13 @@ class ReplayedModel:
     """
 
     name: str
-    side_inputs: LiveModel
+    side_inputs: LiveVersions
     maker: ListMaker
     judges: Mapping[ListSchedule, Prequential] = field(default_factory=dict)
     periods: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        assert self.side_inputs.live is not None
-        self.live = self.side_inputs.live
+        self.live = self.side_inputs.current
         self._rows = SlotRows(self.live.space)
         self._remembers = any(schedule.period is not None for schedule in self.judges)
         self._profiles: dict[str, list[AtBoundary[_Latest | None]]] = {}

@@ -28,7 +28,8 @@ from freshet.logs.source import events
 from freshet.ports import Encoded, Encoder, Log, Record
 from freshet.replay.models import encodable
 from freshet.serving.list_maker import ListMaker, MadeList, fallback_encoded
-from freshet.serving.live_versions import LiveModel, ServableVersion
+from freshet.serving.live_versions import LiveVersions
+from freshet.serving.servable_version import ServableVersion
 from freshet.settings import Settings
 
 CHUNK = 256
@@ -101,7 +102,7 @@ class Rebuilder:
         self._encoder = encoder
         self._repository = repository
         self._topics = topics
-        self._model: LiveModel | None = None
+        self._model: LiveVersions | None = None
         self._at = SideInputs(-1, -1, -1)
         self._items_read = 0
         self._popularity = _PopularityAt(topics.popularity, settings)
@@ -179,7 +180,7 @@ class Rebuilder:
             or side_inputs.items_embedded < self._at.items_embedded
             or side_inputs.items_skipped != self._at.items_skipped
         ):
-            model = self._model = LiveModel(self._encoder, self._repository, text_fields=self._text_fields)
+            model = self._model = LiveVersions(self._encoder, self._repository, text_fields=self._text_fields)
             self._items_read = 0
             await model.start(self.version)
         due: list[Record] = []
@@ -190,8 +191,7 @@ class Rebuilder:
         model.apply_items(due)
         await model.settle(side_inputs.items_embedded, side_inputs.items_skipped)
         self._at = side_inputs
-        assert model.live is not None
-        return model.live
+        return model.current
 
     def _prior(self, live: ServableVersion, offset: int) -> Prior:
         live.space.set_popularity(self._popularity.at(offset))

@@ -34,7 +34,7 @@ from freshet.process.data_dir import instance_id
 from freshet.process.health import Health, HealthServer, write_port
 from freshet.process.json_logging import JSON_LOGS
 from freshet.serving.canary import CanaryAnalysis
-from freshet.serving.live_versions import LiveModel
+from freshet.serving.live_versions import LiveVersions
 from freshet.serving.pipeline import PartitionBatch, Pipeline
 from freshet.serving.source_watch import SourceWatch, known_topic_id
 from freshet.settings import Settings, require_folders
@@ -137,7 +137,7 @@ class Runtime:
         settings = self.settings
         self.publisher = KafkaPublisher(settings, watchdog.Watchdog(SESSION_SECONDS - HEARTBEAT_SECONDS).check)
         self.encoder = TritonEncoder(TritonAddress.of(settings), settings.triton_deadline)
-        self.model = LiveModel(
+        self.model = LiveVersions(
             self.encoder,
             Path(settings.model_repository),
             Path(settings.trusted_keys),
@@ -194,8 +194,7 @@ class Runtime:
         """Renew the health verdicts, and end the worker when a side task died."""
         while True:
             checks = {"tables": "recovering" if self.recovering() else "ok"}
-            live = self.model.live
-            assert live is not None
+            live = self.model.current
             ready = await self.encoder.ready(live.version)
             checks["model"] = "ok" if ready else f"version {live.version} is not ready at Triton"
             checks["features"] = await self._features_verdict()

@@ -27,7 +27,8 @@ from freshet.core.state import UserState
 from freshet.ports import Encoded, Encoder, Message, Publisher, Unavailable
 from freshet.process import metrics
 from freshet.serving.list_maker import ListMaker, MadeList
-from freshet.serving.live_versions import Candidate, LiveModel, ServableVersion
+from freshet.serving.live_versions import LiveVersions
+from freshet.serving.servable_version import Candidate, ServableVersion
 from freshet.settings import Settings
 
 TRIAL_SHARE = 0.2
@@ -57,7 +58,7 @@ class CanaryAnalysis:
     def __init__(
         self,
         settings: Settings,
-        model: LiveModel,
+        model: LiveVersions,
         encoder: Encoder,
         publisher: Publisher,
         worker: str,

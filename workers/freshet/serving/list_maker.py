@@ -18,7 +18,7 @@ from freshet.core.ranking import DECAY, RankConfig, rank, rank_popular
 from freshet.core.recommendation import Item, SideInputs
 from freshet.core.state import UserState
 from freshet.ports import Encoded
-from freshet.serving.live_versions import ServableVersion
+from freshet.serving.servable_version import ServableVersion
 from freshet.settings import Settings
 
 ONLY_VARIANT = "live"

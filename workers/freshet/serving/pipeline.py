@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from freshet.core.events import VISIT, BadEvent, Event, decode_event
-from freshet.core.features import behaviour_row, featurise, list_row
+from freshet.core.features import featurise
 from freshet.core.fold_run import fold_run
 from freshet.core.recommendation import (
     MAX_VISITS,
@@ -36,15 +32,12 @@ from freshet.core.state import (
     REDELIVERED,
     Consent,
     Outcome,
-    UserState,
     decode_state,
     empty_state,
     encode_state,
 )
 from freshet.ports import (
-    Encoded,
     Encoder,
-    FeatureRow,
     FeatureStore,
     Fetched,
     Message,
@@ -55,43 +48,18 @@ from freshet.ports import (
 from freshet.process import metrics
 from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.dead_letters import dead_letter, publish_dead_letters, publish_or_tell
+from freshet.serving.feature_writer import FeatureWriter, Inference
 from freshet.serving.list_maker import ListMaker, MadeList, fallback_encoded
-from freshet.serving.live_versions import LiveModel, ServableVersion
+from freshet.serving.live_versions import LiveVersions
 from freshet.serving.popularity_counts import PopularityCounts
+from freshet.serving.servable_version import ServableVersion
+from freshet.serving.touched_user import Touched
 from freshet.settings import Settings
 
-FEATURE_RETRIES = 8
-"""Tries of a feature write before the worker gives up and ends; waits double from 0.1 s (25 s in all)."""
 ENCODED_AHEAD = 2
 """Chunks of a batch that are at the encoder together: it works on one while the next waits there, not here."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Touched:
-    """A user touched by the run: the new state, and the newest of the user's records."""
-
-    user_id: str
-    state: UserState
-    event_ts: int = 0
-    broker_ts: int = 0
-    weight: float = 0.0
-    changed: bool = False
-    visits: list[str] = field(default_factory=list)
-    """Event ids of the visits that the list answers."""
-
-    def note_visit(self, event: Event) -> None:
-        """Somebody waits for this list, so it goes before those that only events call for."""
-        self.visits.append(event.event_id)
-        self.weight = math.inf
-
-    def note_redelivery(self, event: Event, record: Fetched) -> None:
-        """The list is as of the state's offset, which this record may be older than."""
-        if record.offset == self.state.offset:
-            self.event_ts = event.ts
-        elif not self.event_ts:
-            self.event_ts = self.state.newest_ts or event.ts
 
 
 class PartitionBatch(NamedTuple):
@@ -116,17 +84,6 @@ class _Batch:
     written: asyncio.Future[None]
 
 
-@dataclass(slots=True)
-class _Inference:
-    """A chunk's encoder outputs, or where it was unavailable what stands in for them, with the version they are of."""
-
-    live: ServableVersion
-    history: NDArray[np.int32]
-    encoded: Encoded
-    degraded: bool
-    done_ms: int
-
-
 _Chunk = tuple[ServableVersion, list[Touched]]
 """Users encoded in one call, and the version they are encoded with."""
 
@@ -142,7 +99,7 @@ class Pipeline:
     def __init__(
         self,
         settings: Settings,
-        model: LiveModel,
+        model: LiveVersions,
         encoder: Encoder,
         features: FeatureStore,
         publisher: Publisher,
@@ -154,7 +111,7 @@ class Pipeline:
         self._settings = settings
         self._model = model
         self._encoder = encoder
-        self._features = features
+        self._features = FeatureWriter(features, settings.behaviours)
         self._publisher = publisher
         self._lists = ListMaker(settings)
         self._trial = trial
@@ -251,30 +208,6 @@ class Pipeline:
             metrics.STATES_FULL.inc(sum(state.full for state in states.values()))
             await store.write({user_id: encode_state(state) for user_id, state in states.items()})
 
-    async def _write_features(self, users: list[Touched], inference: _Inference | None = None) -> None:
-        """Write the users' features, and their vectors where there is an answer of the encoder.
-
-        Who withdrew consent has no features.
-        """
-        behaviour, embedding, lists = [], [], []
-        for number, user in enumerate(users):
-            user_id, state = user.user_id, user.state
-            if state.consent:
-                continue
-            behaviour.append(FeatureRow(user_id, state.feature_ts, behaviour_row(state, self._settings.behaviours)))
-            found: tuple[Any, ...] = ()
-            if inference is not None and not inference.degraded:
-                candidates, scores, vector = (output[number] for output in inference.encoded)
-                embedding.append(FeatureRow(user_id, state.feature_ts, (vector, inference.live.version)))
-                found = candidates.tolist(), scores
-            lists.append(FeatureRow(user_id, state.feature_ts, list_row(state, user.event_ts, *found)))
-        gone = [user.user_id for user in users if user.state.consent]
-        with metrics.STEP.labels("features").time():
-            if behaviour:
-                await _retried(lambda: self._features.write(behaviour, embedding, lists))
-            if gone:
-                await _retried(lambda: self._features.delete(gone))
-
     async def _take_effect(self, folded: asyncio.Task[_Batch], before: asyncio.Task[None] | None) -> None:
         """Have all effects of a batch, after those of the batch before; its first users are encoded meanwhile."""
         batch = await folded
@@ -296,7 +229,7 @@ class Pipeline:
             if batch.dead:
                 effects.append(publish_dead_letters(self._publisher, batch.dead))
             if plain:
-                effects += [self._write_features(plain), self._publish_plain(batch, plain)]
+                effects += [self._features.write(plain), self._publish_plain(batch, plain)]
             if first is not None:
                 effects.append(self._refresh(batch, chunks, first))
             await _all(effects)
@@ -304,7 +237,7 @@ class Pipeline:
             if first is not None:
                 first.cancel()
 
-    async def _refresh(self, batch: _Batch, chunks: list[_Chunk], first: asyncio.Task[_Inference]) -> None:
+    async def _refresh(self, batch: _Batch, chunks: list[_Chunk], first: asyncio.Task[Inference]) -> None:
         """Rank and publish for every chunk of users, while the encoder works on the next ones."""
         pending: list[asyncio.Task[None]] = []
         asked = deque([first])
@@ -322,7 +255,7 @@ class Pipeline:
                 inference_task.cancel()
             await _all(pending)
 
-    async def _infer(self, live: ServableVersion, chunk: list[Touched]) -> _Inference:
+    async def _infer(self, live: ServableVersion, chunk: list[Touched]) -> Inference:
         tensors = featurise([user.state for user in chunk], live.item_index, live.type_index, live.length)
         history, degraded = tensors["item_index"], False
         with metrics.STEP.labels("encode").time():
@@ -331,15 +264,15 @@ class Pipeline:
             except Unavailable as error:
                 log.warning("degraded", extra={"why": str(error), "users": len(chunk)})
                 degraded, encoded = True, await asyncio.to_thread(fallback_encoded, live, history)
-        return _Inference(live, history, encoded, degraded, self._now_ms())
+        return Inference(live, history, encoded, degraded, self._now_ms())
 
-    async def _deliver(self, batch: _Batch, chunk: list[Touched], inference: _Inference) -> None:
+    async def _deliver(self, batch: _Batch, chunk: list[Touched], inference: Inference) -> None:
         live, encoded, degraded = inference.live, inference.encoded, inference.degraded
         ids, states = [user.user_id for user in chunk], [user.state for user in chunk]
         with metrics.STEP.labels("rank").time():
             lists = self._lists.make(live, ids, states, inference.history, encoded, degraded=degraded)
         published = self._publish_lists(batch, chunk, lists, live.version, inference.done_ms, degraded=degraded)
-        await _all([published, self._write_features(chunk, inference)])
+        await _all([published, self._features.write(chunk, inference)])
         self._trial.offer(list(zip(ids, states, strict=True)), answered=not degraded)
 
     async def _publish_plain(self, batch: _Batch, users: list[Touched]) -> None:
@@ -411,17 +344,3 @@ async def _all(awaitables: Sequence[Awaitable[None]]) -> None:
     for result in await asyncio.gather(*awaitables, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
-
-
-async def _retried(write: Callable[[], Awaitable[None]]) -> None:
-    """Try a feature write until the store answers; a store away for long ends the worker."""
-    for attempt in range(FEATURE_RETRIES):
-        try:
-            await write()
-        except Unavailable as error:
-            metrics.FEATURE_RETRIES.inc()
-            log.warning("feature store away", extra={"why": str(error), "attempt": attempt})
-            await asyncio.sleep(0.1 * 2**attempt)
-        else:
-            return
-    await write()
