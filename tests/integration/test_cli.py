@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from freshet.adapters.source import changelog_topic
 from freshet.cli import app
-from freshet.cli.inspect_user import changelog_topic
 from freshet.core.events import Event, encode_event
 from freshet.core.recommendation import AsOf, Item, Reason, Recommendation, SideInputs, Timings, encode_recommendation
 from freshet.core.rollout import MODEL, Rollout, encode_record

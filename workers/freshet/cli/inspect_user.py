@@ -9,6 +9,7 @@ import msgspec
 import typer
 from rich.text import Text
 
+from freshet.adapters.source import changelog_topic
 from freshet.cli.console import emit, moment, out, plain
 from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, Kafka, resolve
@@ -20,11 +21,6 @@ from freshet.settings import Settings
 
 SHOWN_EVENTS = 10
 SHOWN_VALUES = 4
-
-
-def changelog_topic(group: str) -> str:
-    """Name of the topic that holds every user's state (Faust's name for the changelog of `user_state`)."""
-    return f"{group}-user_state-changelog"
 
 
 def inspect_user(

@@ -22,7 +22,7 @@ from freshet.adapters.kafka import KafkaPublisher, client_config
 from freshet.adapters.kafka_python import SideInputReader
 from freshet.adapters.source import SourceReader, changelog_faults, create_changelog, source_faults
 from freshet.adapters.state_table import PartitionState, StateTable, StateTables
-from freshet.adapters.topics import side_input_faults
+from freshet.adapters.topics import missing_topics, side_input_faults
 from freshet.adapters.triton import TritonEncoder
 from freshet.adapters.triton_address import TritonAddress
 from freshet.bundle.bundle import BundleError, version_numbers
@@ -93,13 +93,7 @@ def events_partitions(settings: Settings) -> int:
         faults = side_input_faults(settings, admin)
     except KafkaException as error:
         raise StartError(f"Kafka at {settings.kafka} does not answer: {error.args[0].str()}") from None
-    for name in (
-        settings.events_topic,
-        settings.recommendations_topic,
-        settings.dlq_topic,
-    ):
-        if name not in topics:
-            faults.append(f"topic {name} does not exist: create it, or run `freshet up`")
+    faults += missing_topics(topics, (settings.events_topic, settings.recommendations_topic, settings.dlq_topic))
     if faults:
         raise StartError("; ".join(faults))
     partitions = len(topics[settings.events_topic].partitions)
