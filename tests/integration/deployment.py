@@ -12,18 +12,23 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from freshet.adapters.feast import apply
 from freshet.adapters.topic_creation import create_topics
 from freshet.archive.archiver import Archiver
 from freshet.archive.chain import chains
 from freshet.cli import app
 from freshet.core.events import Event, encode_event
+from freshet.core.popularity import Partial, PopularityTable, decode_partial
 from freshet.core.state import UserState, decode_state
+from freshet.logs.source import open_log
 from freshet.process.health import Health
 from freshet.process.watchdog import STOP_SECONDS
+from freshet.replay.recount import recounted
 from freshet.settings import load_settings
 from kafka import KafkaProducer
 from typer.testing import CliRunner
@@ -34,6 +39,9 @@ from tests.integration import independent_fold
 
 PATIENCE = 90.0
 TOPICS = ("events", "items", "recommendations", "events.dlq", "models", "popularity")
+
+COUNT_TOLERANCE = 1e-4
+"""Published counts are rounded to 6 decimals, also by each owner of a partition in turn."""
 
 
 class Worker:
@@ -230,6 +238,14 @@ class Deployment:
         headers = [dict(record.headers) for record in self.records("events.dlq")]
         dead = {(letter["origin_partition"], letter["origin_offset"]) for letter in headers}
         assert len(dead) == bad
+        settings = load_settings(environ=self.settings)
+        with closing(open_log("kafka", settings)) as log:
+            assert self.popularity() == pytest.approx(popularity_of(recounted(log, settings)), abs=COUNT_TOLERANCE)
+
+    def popularity(self) -> dict[str, float]:
+        """What the popularity topic says of each item."""
+        partials = [decode_partial(record.value or b"") for record in self.records("popularity")]
+        return popularity_of(partial for partial in partials if not isinstance(partial, str))
 
     def close(self) -> None:
         """End every worker."""
@@ -237,6 +253,14 @@ class Deployment:
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.kill()
+
+
+def popularity_of(partials: Iterable[Partial]) -> dict[str, float]:
+    """The counts that the records say, those that have faded left out."""
+    table = PopularityTable()
+    for partial in partials:
+        assert not isinstance(table.apply(partial), str), partial
+    return {item: count for item, count in zip(*table.popularity(), strict=True) if count}
 
 
 def chains_end(folder: Path, end: int) -> Callable[[], bool]:
