@@ -99,6 +99,27 @@ async def test_hostile_records_keep_no_later_one_from_a_worker(settings: Setting
         await asyncio.to_thread(publisher.close)
 
 
+async def test_who_catches_up_waits_for_no_interval(settings: Settings) -> None:
+    """A reader that hands on once an hour has handed on all that the topic holds when `catch_up` returns."""
+    make_topics(settings)
+    applied: list[bytes | None] = []
+    reader = SideInputReader(
+        settings, settings.popularity_topic, lambda records: applied.extend(each.value for each in records), 3600.0
+    )
+    publisher = KafkaPublisher(settings)
+    await publisher.publish([Message(settings.popularity_topic, b"0", b"first")])
+    await reader.start()
+    try:
+        for value in (b"second", b"third"):
+            await publisher.publish([Message(settings.popularity_topic, b"0", value)])
+            await reader.catch_up()
+            assert applied[-1] == value
+        assert applied == [b"first", b"second", b"third"]
+    finally:
+        await asyncio.to_thread(reader.close)
+        await asyncio.to_thread(publisher.close)
+
+
 async def test_what_a_reader_cannot_hand_on_is_its_failure(settings: Settings) -> None:
     """A reader's failure ends the worker."""
 

@@ -144,6 +144,13 @@ def test_another_half_life_begins_anew_with_what_is_counted() -> None:
     assert "half-life" in str(table.apply(Partial(0, 11, NOW, 120.0, {"a": 9.0}, place=1)))
 
 
+def test_a_partition_counted_anew_without_events_has_no_counts() -> None:
+    """A topic that was made again begins at offset 0: what was counted of the former one is taken back."""
+    [whole] = PartialPopularity(0, 60.0, anew=True).changes()
+    assert known(Partial(0, 900, NOW, 60.0, {"a": 4.0}, place=7), whole) == {}
+    assert whole.offset == -1
+
+
 def test_an_older_record_changes_nothing() -> None:
     """A worker that lost its partition and does not know it yet cannot put counts back."""
     table = PopularityTable()

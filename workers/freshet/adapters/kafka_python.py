@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -96,11 +97,15 @@ def record_of(record: Any) -> Record:
 class SideInputReader:
     """Reads a whole single-partition topic, from the beginning and for ever, on a thread of its own.
 
-    `apply` is called on the event loop with runs of records in offset order.
+    `apply` is called on the event loop with runs of records in offset order, at most every `interval` seconds unless
+    somebody waits to catch up.
     """
 
-    def __init__(self, settings: Settings, topic: str, apply: Callable[[Sequence[Record]], None]) -> None:
+    def __init__(
+        self, settings: Settings, topic: str, apply: Callable[[Sequence[Record]], None], interval: float = 0.0
+    ) -> None:
         self._settings = settings
+        self._interval = interval
         self._topic = topic
         self._apply = apply
         self._closing = threading.Event()
@@ -144,15 +149,19 @@ class SideInputReader:
         consumer.assign([partition])
         consumer.seek_to_beginning(partition)
         end: int | None = None
+        waiting: list[Record] = []
+        due = 0.0
         while not self._closing.is_set():
             if self._asked.is_set():
                 self._asked.clear()
                 end = consumer.end_offsets([partition])[partition]
+            waiting += map(record_of, consumer.poll(POLL_MS, max_records=READ_RECORDS).get(partition, ()))
+            if waiting and (end is not None or time.monotonic() >= due):
+                self._loop.call_soon_threadsafe(self._hand_on, waiting)
+                waiting, due = [], time.monotonic() + self._interval
             if end is not None and consumer.position(partition) >= end:
                 end = None
                 self._loop.call_soon_threadsafe(self._caught_up.set)
-            if fetched := consumer.poll(POLL_MS, max_records=READ_RECORDS).get(partition):
-                self._loop.call_soon_threadsafe(self._hand_on, [record_of(record) for record in fetched])
 
     def _hand_on(self, records: Sequence[Record]) -> None:
         """Apply a run; the event loop would only log what goes wrong, and the rest of the run would be missing."""

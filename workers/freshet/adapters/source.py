@@ -96,7 +96,10 @@ _NO_COORDINATOR = (
 def source_faults(settings: Settings, source: Source, known_id: str | None = None) -> list[str]:
     """Why the events topic is not the one that the states are of, a sentence each; `known_id` was its id before."""
     topic = settings.events_topic
-    new_group = "stop the workers and set another `group`, whose workers fold the topic from its start"
+    new_group = (
+        "stop the workers, count anew with `freshet popularity repair`, and set another `group`, "
+        "whose workers fold the topic from its start"
+    )
     if known_id is not None and known_id != source.topic_id:
         return [f"topic {topic} was deleted and made again, its offsets are no longer those of the states: {new_group}"]
     return [

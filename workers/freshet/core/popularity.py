@@ -154,7 +154,7 @@ class PartialPopularity:
         decay = 2.0 ** ((self._reference - self.ts) / self.half_life_ms)
         records = []
         pending = list(self._changed)
-        while pending:
+        while pending or self._whole:
             place = WHOLE if self._whole else self._next
             counts = {} if self._whole else self._carried(place, decay)
             room = RECORD_BYTES - sum(map(_size, counts))

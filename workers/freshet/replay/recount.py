@@ -11,7 +11,7 @@ from freshet.settings import Settings
 
 
 def recounted(log: Log, settings: Settings) -> list[Partial]:
-    """The records of each partition that counts anything; the first of each replaces all that it had before.
+    """The records of each partition; the first of each replaces all that it had before.
 
     Memory grows with a partition's users. Raises `LogError`.
     """
