@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Everything is fetched by the first run.
 PYTHON := $(shell for p in python3.11 /usr/bin/python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done)
-BOOTSTRAP := $(or $(PYTHON),python3) deploy/setup/bootstrap.py
+BOOTSTRAP := $(or $(PYTHON),python3) -m deploy.setup.bootstrap
 BIN := .venv/bin
 
 # Each worker is a process that imports Feast and Faust: twice as fast where Python may keep what it has compiled.

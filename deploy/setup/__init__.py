@@ -1,0 +1,1 @@
+"""Fetches everything Freshet runs on, before any environment exists."""
