@@ -19,7 +19,7 @@ setup-training: setup
 	@$(BOOTSTRAP) --training
 
 setup-test:
-	@$(BOOTSTRAP) --browser
+	@$(BOOTSTRAP) --tests
 
 demo: setup
 	@$(BIN)/freshet demo

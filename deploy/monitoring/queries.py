@@ -25,8 +25,13 @@ def per_second(counter: Counter, by: str = "") -> str:
 
 
 def increase(counter: Counter) -> str:
-    """By how much a counter went up within the window."""
-    return f"sum(increase({total(counter)}[{WINDOW}]))"
+    """By how much a counter went up within the window, at most twice as much.
+
+    `increase` alone says nothing of a series that begins with its first count, as one with a label does.
+    """
+    series = total(counter)
+    begun = f"sum({series} unless {series} offset {WINDOW}) or vector(0)"
+    return f"(({begun}) + (sum(increase({series}[{WINDOW}])) or vector(0)))"
 
 
 def quantile(histogram: Histogram, share: float, by: str = "") -> str:

@@ -5,7 +5,7 @@ Run by the system's Python, before any environment exists, so it needs the stand
     python3.11 -m deploy.setup.bootstrap            # worker, server, broker, text encoder, data
     python3.11 -m deploy.setup.bootstrap --training # the training environment as well
     python3.11 -m deploy.setup.bootstrap --peers    # and the one of the models that `make quality` compares with
-    python3.11 -m deploy.setup.bootstrap --browser  # Chromium as well: tests open the report in it
+    python3.11 -m deploy.setup.bootstrap --tests    # what the tests open beside: Chromium, Prometheus
 
 A step is done when its stamp holds the fingerprint of all that went into it, and its result is
 there. A step that was interrupted has no stamp and starts anew. What comes through Maven is fetched
@@ -185,14 +185,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fetch everything Freshet runs on.")
     parser.add_argument("--training", action="store_true", help="the training environment as well")
     parser.add_argument("--peers", action="store_true", help="the training environment and that of the peers as well")
-    parser.add_argument("--browser", action="store_true", help="Chromium as well, for the tests")
+    parser.add_argument("--tests", action="store_true", help="Chromium and Prometheus as well, for the tests")
     arguments = parser.parse_args()
     try:
         require_python()
         PARTS.mkdir(exist_ok=True)
         with (PARTS / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            install_packages(browser=arguments.browser)
+            install_packages(tests=arguments.tests)
             run_all(steps(training=arguments.training or arguments.peers, peers=arguments.peers))
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)

@@ -32,10 +32,11 @@ def has_venv() -> bool:
     return succeeds(interpreter(), "-c", "import venv, ensurepip")
 
 
-def missing_packages(*, browser: bool = False) -> list[str]:
-    """The Debian packages that must be installed before anything else, with a browser where it is asked for."""
+def missing_packages(*, tests: bool = False) -> list[str]:
+    """The Debian packages that must be installed before anything else, those of the tests where they are asked for."""
     wanted = {
-        "chromium": not browser or shutil.which("chromium") is not None,
+        "chromium": not tests or shutil.which("chromium") is not None,
+        "prometheus": not tests or shutil.which("prometheus") is not None,
         "default-jre-headless": shutil.which("java") is not None,
         "maven": KAFKA_LIBS.exists() or shutil.which("mvn") is not None,
         "redis-server": shutil.which("redis-server") is not None,
@@ -46,13 +47,13 @@ def missing_packages(*, browser: bool = False) -> list[str]:
     return [package for package, present in wanted.items() if not present]
 
 
-def install_packages(*, browser: bool = False) -> None:
+def install_packages(*, tests: bool = False) -> None:
     """Install what the system lacks, where this user may.
 
     Raises:
         SetupError: It lacks something and this user may not, or there is no apt-get.
     """
-    packages = missing_packages(browser=browser)
+    packages = missing_packages(tests=tests)
     if not packages:
         return
     install = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
@@ -65,10 +66,10 @@ def install_packages(*, browser: bool = False) -> None:
             raise SetupError(by_hand)
         sudo = ["sudo", "-n"]
     print(f"setup: apt-get install {' '.join(packages)} ...", flush=True)
-    # At run level 1 a freshly installed redis-server is not started as a system service.
+    # At run level 1 a freshly installed redis-server or prometheus is not started as a service.
     quiet = ["env", "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1"]
     call([*sudo, *quiet, "apt-get", "update", "-q"])
     call([*sudo, *quiet, *install])
-    still = missing_packages(browser=browser)
+    still = missing_packages(tests=tests)
     if still:
         raise SetupError(f"apt-get installed, yet still missing: {' '.join(still)}")
