@@ -1,4 +1,8 @@
-"""A tiny log whose right answer is known: every user walks a ring of items, one further at each event."""
+"""A tiny log whose right answer is known: every user walks two rings of items in turn, one further at each visit.
+
+What comes next follows from the event before the last, which a network learns. Counts of what is taken together
+cannot tell the two rings' next items apart.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,22 @@ from freshet.core.events import Event, encode_event
 
 NOW = 1_700_000_000_000
 ITEMS = 24
-MODEL = {"length": 8, "dim": 16, "feed_forward": 16, "blocks": 1, "dropout": 0.0}
+RING = ITEMS // 2
+MODEL = {"length": 2, "dim": 16, "feed_forward": 16, "blocks": 1, "dropout": 0.0}
 
 
 def walk(users: int = 30, steps: int = 12, start: int = 0) -> list[Event]:
-    """Users take turns; user u views item u + step at each of its steps."""
+    """Users take turns; each begins somewhere in either ring, and is in the other ring at every second step."""
     return [
-        Event(f"u{user}-{step}", f"u{user}", "view", NOW + (step * users + user) * 60_000, f"i{(user + step) % ITEMS}")
+        Event(f"u{user}-{step}", f"u{user}", "view", NOW + (step * users + user) * 60_000, f"i{_item(user, step)}")
         for step in range(start, start + steps)
         for user in range(users)
     ]
+
+
+def _item(user: int, step: int) -> int:
+    start = user if step % 2 == 0 else 5 * user + user // RING
+    return (start + step // 2) % RING + RING * (step % 2)
 
 
 def write_log(path: Path, events: Iterable[Event]) -> Path:
@@ -42,7 +52,7 @@ def write_items(path: Path, without: Iterable[int] = ()) -> Path:
 
 def write_config(path: Path, **training: Any) -> Path:
     """A settings file for the ring: views alone, a small model."""
-    given = {"name": "ring", "epochs": 4, "validate_every": 2, "positions": 128, "learning_rate": 0.02, **training}
+    given = {"name": "ring", "epochs": 8, "positions": 16, "learning_rate": 0.02, "average": 0.9, **training}
     lines = [f"{name} = {json.dumps(value)}" for name, value in given.items()]
     model = [f"{name} = {json.dumps(value)}" for name, value in MODEL.items()]
     path.write_text("\n".join(["[behaviours]", "view = 1.0", "[training]", *lines, "[training.model]", *model, ""]))

@@ -116,7 +116,7 @@ def test_a_private_bundle_says_what_it_spent(ring: Path, capsys: pytest.CaptureF
     assert privacy is not None
     assert (privacy.unit, privacy.steps, privacy.delta) == ("user", 4 * 3, 1e-4)
     assert privacy.chance == pytest.approx(1 / 3)
-    assert privacy.epsilon == epsilon(0.7, 10 / 30, 12, 1e-4)
+    assert privacy.epsilon == epsilon(0.7, 10 / 30, 24, 1e-4)
     assert f"epsilon {privacy.epsilon:.3g}, delta 0.0001" in capsys.readouterr().out
     card = (ring / "one" / "MODEL_CARD.md").read_text()
     assert "differentially private by user" in card

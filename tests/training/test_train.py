@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from freshet.bundle.bundle import Data, load_bundle
+from freshet.bundle.bundle import Check, Data, Decision, load_bundle
 from freshet.bundle.verify import load_sound
 from freshet.core.events import ERASE, OPT_OUT, Event
 from freshet_training import export, gate, measure, search, train, training_set
@@ -54,14 +54,14 @@ def test_the_bundle_says_what_it_is_of(first: Path) -> None:
     """The manifest has the data window, digest, cleaning, settings and gate reasons, and the model knows the ring."""
     bundle = load_bundle(first / "first")
     manifest = bundle.manifest
-    assert (manifest.name, manifest.types, manifest.dim, manifest.length) == ("ring", ["view"], 16, 8)
+    assert (manifest.name, manifest.types, manifest.dim, manifest.length) == ("ring", ["view"], 16, 2)
     assert (manifest.data.first, manifest.data.events, manifest.data.users) == (NOW, 360, 30)
     assert manifest.data.cleaning == {"items without text": 1, "held back for the regression set": 0}
     assert len(manifest.data.digest) == 64
     assert manifest.gate is not None
     assert manifest.gate.accepted
     assert load_sound(first / "first").item_ids == bundle.item_ids
-    assert {check.name for check in manifest.gate.checks} == {"finite", "parity", "size", "latency", "quality"}
+    assert {check.name for check in manifest.gate.checks} == {"finite", "parity", "size", "latency", "network"}
     assert manifest.metrics["encoder"]["ndcg@10"] > 0.8
     assert bundle.item_vectors.shape == (ITEMS, 16)
     assert bundle.item_lifts is not None
@@ -82,27 +82,54 @@ def test_an_incremental_run_goes_on_from_the_live_version(first: Path) -> None:
     assert after.manifest.data.last > before.manifest.data.last
     assert after.manifest.gate is not None
     names = [check.name for check in after.manifest.gate.checks]
-    assert names == ["finite", "parity", "size", "latency", "quality", "coverage", "diversity", "regression set"]
+    assert names == [
+        "finite",
+        "parity",
+        "size",
+        "latency",
+        "network",
+        "quality",
+        "coverage",
+        "diversity",
+        "regression set",
+    ]
     assert json.loads((first / "work" / REGRESSION_FILE).read_bytes())
 
 
-def test_what_was_held_back_is_learned_as_new(first: Path) -> None:
-    """Events held back from the live version and events since are targets of the next run."""
-    events = walk(steps=18)
+def test_nothing_of_the_log_is_left_unlearned(first: Path) -> None:
+    """The version was chosen and judged by a part, then fitted anew on all; the next run learns what came since."""
+    live = load_bundle(first / "first")
+    assert live.manifest.data.trained_to == walk()[-1].ts + 1
+    assert "fitted anew on all three parts" in (first / "first" / "MODEL_CARD.md").read_text()
+    events = walk(steps=20)
     write_log(first / "later.jsonl", events)
     config = load_config(first / "ring.toml", rehearsal=0.0)
-    live = load_bundle(first / "first")
     work = first / "without a regression set"
     work.mkdir()
-    found = training_set.read_training_set(
-        config, TrainingFiles(first / "later.jsonl", first / "items.jsonl", work, first), live
-    )
-    learned, judged = events[:288], events[288:360]
-    assert live.manifest.data.last == judged[-1].ts
-    new = [event for event in found.split.train if event.ts > learned[-1].ts]
-    assert new[: len(judged)] == judged
+    files = TrainingFiles(first / "later.jsonl", first / "items.jsonl", work, first)
+    found = training_set.read_training_set(config, files, live)
+    assert found.since == live.manifest.data.trained_to
     targets = training_set.epoch_rows(config, found)(np.random.default_rng(0)).next_item
-    assert (targets != IGNORE).sum() == len(new)
+    assert (targets != IGNORE).sum() == len(found.split.train) - len(walk())
+    whole = training_set.with_held_back(found)
+    targets = training_set.epoch_rows(config, whole)(np.random.default_rng(0)).next_item
+    assert (targets != IGNORE).sum() == len(events) - len(walk())
+
+
+def test_an_item_of_the_held_back_part_has_a_place_of_its_own(first: Path) -> None:
+    """It joins the vocabulary behind the items of the training part, with its text, and is still ranked once."""
+    events = [*walk()[:-1], msgspec.structs.replace(walk()[-1], item_id=f"i{ITEMS}")]
+    write_log(first / "late item.jsonl", events)
+    config = load_config(first / "ring.toml", words=True)
+    files = TrainingFiles(first / "late item.jsonl", first / "items.jsonl", first / "late", first)
+    (first / "late").mkdir()
+    found = training_set.read_training_set(config, files, None)
+    whole = training_set.with_held_back(found)
+    assert (found.others, whole.others) == ([f"i{ITEMS}"], [])
+    assert whole.item_ids == [*found.item_ids, f"i{ITEMS}"]
+    assert (whole.texts == found.texts).all()
+    assert whole.word_numbers is not None
+    assert len(whole.word_numbers) == ITEMS + 1
 
 
 def test_a_version_that_does_not_say_what_it_learned(first: Path) -> None:
@@ -149,7 +176,8 @@ def test_a_candidate_that_was_refused_is_not_made_again(
     write_log(first / "later.jsonl", walk(steps=20))
     with monkeypatch.context() as patch:
         real = gate.judge
-        patch.setattr(gate, "judge", lambda *given: msgspec.structs.replace(real(*given), accepted=False))
+        refusal = Check("patched", passed=False, detail="for the test")
+        patch.setattr(gate, "judge", lambda *given, **more: [*real(*given, **more), refusal])
         assert run(first, "refused", *more, events="later.jsonl", work="refused-work") == REFUSED
     assert (first / "refused-work" / REGRESSION_FILE).exists()
     assert run(first, "again", *more, events="later.jsonl", work="refused-work") == 0
@@ -184,13 +212,13 @@ def test_what_a_candidate_has_forgotten_counts_against_it(first: Path) -> None:
     write_log(first / "half.jsonl", log)
     (first / "none.jsonl").write_text("")
     work = ("--work", str(first / "half-work"))
-    assert run(first, "half", "--items", str(first / "none.jsonl"), *work, events="half.jsonl") == 0
+    assert run(first, "half", "--items", str(first / "none.jsonl"), *work, events="half.jsonl") in (0, REFUSED)
     half, whole = load_bundle(first / "half"), load_bundle(first / "first")
     catalogue = [*half.item_ids, *(item for item in whole.item_ids if item not in half.item_ids)]
     ground = EvaluationSet(walk(), 330, catalogue, np.zeros((ITEMS, 384), np.float32), frozenset())
     config = load_config(first / "ring.toml")
-    decision = gate.judge(half, whole, ground, config, first / "half-regression-set.json")
-    [check] = [check for check in decision.checks if check.name == "quality"]
+    checks = gate.judge(gate.Judged.of(half, ground), whole, ground, config, first / "half-regression-set.json")
+    [check] = [check for check in checks if check.name == "quality"]
     assert not check.passed
     assert check.detail.endswith("over 30 events")
 
@@ -224,7 +252,7 @@ def test_texts_are_read_once_by_each_text_encoder(tmp_path: Path, monkeypatch: p
 
 def test_what_was_no_event_is_in_the_record(first: Path) -> None:
     """The manifest counts what the export left out with what the cleaning left out."""
-    assert run(first, "odd", "--left-out", '{"unknown type": 3}', "--epochs", "1") == 0
+    assert run(first, "odd", "--left-out", '{"unknown type": 3}', "--epochs", "1") in (0, REFUSED)
     assert load_bundle(first / "odd").manifest.data.cleaning["unknown type"] == 3
 
 
@@ -241,7 +269,7 @@ def test_a_run_killed_for_real_ends_with_the_same_bundle(first: Path) -> None:
     folder.mkdir()
     write_log(folder / "events.jsonl", walk())
     write_items(folder / "items.jsonl", without=[3])
-    write_config(folder / "ring.toml", epochs=4)
+    write_config(folder / "ring.toml")
     script = (
         "import sys; from tests.training.conftest import Texts; from freshet_training import train, training_set; "
         "training_set.TextEncoder = Texts; sys.exit(train.main(sys.argv[1:]))"
@@ -278,7 +306,7 @@ def test_teachers_are_fitted_first_and_once(
     folder.mkdir()
     write_log(folder / "events.jsonl", walk())
     write_items(folder / "items.jsonl", without=[3])
-    write_config(folder / "ring.toml", teachers=2, words=True, epochs=4)
+    write_config(folder / "ring.toml", teachers=2, words=True)
     work = folder / "work"
 
     def stopped(*_: object, **__: object) -> None:
@@ -286,7 +314,7 @@ def test_teachers_are_fitted_first_and_once(
 
     monkeypatch.setattr(train, "measure", stopped)
     assert run(folder, "out") == 130
-    assert "teacher 2: epoch   4" in capsys.readouterr().out
+    assert "teacher 2: epoch   8" in capsys.readouterr().out
     assert len(list(work.glob("teacher-*.safetensors"))) == 2
     monkeypatch.undo()
     assert run(folder, "out") == 0
@@ -309,7 +337,7 @@ def test_who_is_forgotten_is_in_no_row(first: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         training_set, "shuffle_ties", lambda runs, _: seen.extend(e for run in runs for e in run) or runs
     )
-    monkeypatch.setattr(train, "write_candidate", lambda *_: True)
+    monkeypatch.setattr(train, "write_candidate", lambda *_: Decision(accepted=True, checks=[]))
     judged: list[str] = []
     real = measure.evaluate
     monkeypatch.setattr(
@@ -332,14 +360,14 @@ def test_an_epoch_is_judged_as_it_would_be_served(first: Path) -> None:
     )
     catalogue = [*found.item_ids, *found.others]
     replay = EvaluationReplay(
-        found.log.events, catalogue, found.item_index, {"view": 1}, config.popularity_half_life, 8
+        found.log.events, catalogue, found.item_index, {"view": 1}, config.popularity_half_life, 2
     )
     torch.manual_seed(0)
     model = UserEncoder(training_set.model_shape(config, found), torch.from_numpy(found.known)).eval()
     start, stop = len(found.split.train), len(found.split.train) + len(found.split.validation)
-    alone = evaluate(replay.batches(start, stop, 2), {"encoder": measure.encoder_ranker(model, found.unseen)})
+    alone = evaluate(replay.batches(start, stop, 2), {"encoder": measure.EncoderRanker(model, found.unseen)})
     assert alone["encoder"].only_untied().ndcg < 0.7
-    assert measure.validator(found, replay)(model) > 0.9
+    assert measure.ValidationPart(found, replay).score(model) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -420,17 +448,17 @@ def test_a_version_of_another_catalogue_is_no_measure(first: Path) -> None:
     """Against a live version of other items a candidate must also beat popularity."""
     foreign = first / "foreign"
     shutil.copytree(SHIPPED, foreign)
-    assert run(first, "own", "--live", str(foreign)) == 0
+    assert run(first, "own", "--live", str(foreign), work="own-work") == 0
     decision = load_bundle(first / "own").manifest.gate
     assert decision is not None
-    against = [check.detail for check in decision.checks if check.name == "quality"]
-    assert "of recent popularity" in against[0]
-    assert "of version foreign" in against[1]
+    details = {check.name: check.detail for check in decision.checks}
+    assert "co-occurrence" in details["network"]
+    assert "of version foreign" in details["quality"]
 
 
 def test_nothing_of_the_regression_set_is_learned(first: Path) -> None:
     """The tested event of each frozen user is in no row of any run, and the user's later events are."""
-    config, events = load_config(first / "ring.toml"), walk(steps=18)
+    config, events = load_config(first / "ring.toml"), walk(steps=20)
     work = first / "apart"
     work.mkdir()
     write_log(first / "later.jsonl", events)
@@ -529,7 +557,7 @@ def test_settings_that_an_older_search_found_are_one_line(tmp_path: Path) -> Non
 
 def test_runs_are_tracked(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The local store has parameters, curves, the commit and the data window with its digest."""
-    monkeypatch.setattr(train, "write_candidate", lambda *_: True)
+    monkeypatch.setattr(train, "write_candidate", lambda *_: Decision(accepted=True, checks=[]))
     uri = f"sqlite:///{first / 'tracking.db'}"
     assert run(first, "tracked", "--tracking", uri, work="tracked-work") == 0
     client = MlflowClient(uri)
@@ -541,7 +569,7 @@ def test_runs_are_tracked(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.data.tags["data.digest"] == load_bundle(first / "first").manifest.data.digest
     assert found.data.tags["data.first"] == str(NOW)
     assert "commit" in found.data.tags
-    assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3, 4]
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "loss")] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_search_keeps_the_best() -> None:
@@ -625,7 +653,7 @@ def test_a_killed_run_goes_on_with_what_its_search_found(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "search", found)
-    monkeypatch.setattr(train, "write_candidate", lambda *_: True)
+    monkeypatch.setattr(train, "write_candidate", lambda *_: Decision(accepted=True, checks=[]))
     uri = f"sqlite:///{first / 'searched.db'}"
     more = ["--search", "5", "--tracking", uri]
     with monkeypatch.context() as patch:
@@ -695,7 +723,7 @@ def test_the_parity_check_takes_no_more_threads_than_training(first: Path, monke
 
 def test_a_warm_start_of_another_shape_is_said(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A live version of another shape is one line with the remedy."""
-    write_log(first / "more2.jsonl", walk(steps=18))
+    write_log(first / "more2.jsonl", walk(steps=20))
     shutil.copy(first / "ring.toml", first / "wide.toml")
     wide = (first / "wide.toml").read_text().replace("dim = 16", "dim = 32")
     (first / "wide.toml").write_text(wide)

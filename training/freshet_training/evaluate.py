@@ -15,11 +15,13 @@ results leave out every event that is not later than the user's previous one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 
 import numpy as np
-from freshet.core.events import CONTROL_TYPES, Event
+from freshet.core.events import Event
 from freshet.core.features import Tensors, featurise
 from freshet.core.state import HISTORY, UserState
 from numpy.typing import NDArray
@@ -28,12 +30,18 @@ from freshet_training.examples import states_before
 
 CUTOFF = 10
 BATCH = 256
+CELLS = 1 << 23
+"""Rows times items of a batch, at most: a wide catalogue takes fewer rows at a time."""
+USER_SHARE = 0.05
+"""Largest part of a sample of events that one user has."""
 DAY_MS = 86_400_000
 BOOTSTRAP = 1000
 UNRANKED = 1 << 30
 """The place of an item that a ranker cannot list."""
 FEW, SOME, SHORT = 5, 20, 4
 """Bounds of the slices: an item's training events, and a user's events so far."""
+
+NOTHING_TO_EVALUATE = "no event to evaluate: the part is empty or every item in it was already seen"
 
 Floats = NDArray[np.float32]
 
@@ -111,95 +119,146 @@ class EvaluationReplay:
         self._targets = targets
         self._counted = counted
 
-    def batches(self, start: int, stop: int, every: int = 1) -> Iterator[EvaluationBatch]:
-        """Evaluate events `start` to `stop`, or each `every`-th of them."""
+    def batches(self, start: int, stop: int, most: int | None = None) -> Iterator[EvaluationBatch]:
+        """Evaluate events `start` to `stop`, or `most` of them, as `rows` draws them."""
+        return self.stacked(self.rows(start, stop, most))
+
+    def rows(self, start: int, stop: int, most: int | None = None) -> Iterator[EvaluationRow]:
+        """The users' states before events `start` to `stop` that are first touches, in log order.
+
+        Where they are more than `most`, so many are drawn at random, always the same. A user then has at most
+        `USER_SHARE` of them, so that no account decides alone.
+        """
+        touches = self._touches
+        chosen = np.flatnonzero((touches.place >= start) & (touches.place < stop) & touches.aimed)
+        if most is not None:
+            chosen = _drawn(chosen, touches.user[chosen], most)
+        judged = {int(touches.place[touch]): int(touch) for touch in chosen}
+        users = {self.events[place].user_id for place in judged}
+        own = [place for place, event in enumerate(self.events[:stop]) if event.user_id in users]
+        replayed = states_before((self.events[place] for place in own), {}, self._history)
+        for place, (event, state, _) in zip(own, replayed, strict=True):
+            if place in judged:
+                yield self._row(event, state, judged[place])
+
+    def stacked(self, rows: Iterable[EvaluationRow]) -> Iterator[EvaluationBatch]:
+        """Batches of rows, which stand in log order. A batch of a wide catalogue holds fewer of them."""
         popular = np.zeros(len(self.row), np.float32)
         recent = np.zeros(len(self.row), np.float32)
-        clock = self.events[0].ts
-        pending: list[_EvaluationRow] = []
-        for place, (event, state, first) in enumerate(states_before(self.events[:stop], {}, self._history)):
-            if not first:
-                continue
-            row = self.row[event.item_id or ""]
-            if event.ts > clock:
-                recent *= 0.5 ** ((event.ts - clock) / self._half_life_ms)
-                clock = event.ts
-            aimed = self._targets is None or event.type in self._targets
-            if aimed and place >= start and place % every == 0:
-                pending.append(self._row(event, state, row, popular, recent))
-                if len(pending) == BATCH:
-                    yield _stacked(pending)
-                    pending = []
-            if self._counted is None or event.type in self._counted:
-                popular[row] += 1
-                recent[row] += 1
-        if pending:
-            yield _stacked(pending)
+        touches, counted = self._touches, 0
+        clock = int(touches.ts[0]) if len(touches.ts) else 0
+        together = max(1, min(BATCH, CELLS // len(self.row)))
+        for group in _groups(rows, together):
+            shape = len(group), len(self.row)
+            seen, many, lately = np.zeros(shape, np.bool_), np.empty(shape, np.float32), np.empty(shape, np.float32)
+            for number, row in enumerate(group):
+                new = slice(counted, row.touch)
+                now, counted = int(touches.ts[row.touch]), row.touch
+                recent *= np.float32(0.5 ** ((now - clock) / self._half_life_ms))
+                clock = now
+                items = touches.row[new][touches.counted[new]]
+                ages = now - touches.ts[new][touches.counted[new]]
+                np.add.at(popular, items, np.float32(1))
+                np.add.at(recent, items, (0.5 ** (ages / self._half_life_ms)).astype(np.float32))
+                seen[number, row.seen] = True
+                many[number], lately[number] = popular, recent
+            yield EvaluationBatch(
+                {name: np.concatenate([row.tensors[name] for row in group]) for name in group[0].tensors},
+                [row.user for row in group],
+                touches.row[[row.touch for row in group]],
+                seen,
+                many,
+                lately,
+                [row.history for row in group],
+                np.array([row.untied for row in group], np.bool_),
+            )
 
-    def _row(self, event: Event, state: UserState, target: int, popular: Floats, recent: Floats) -> _EvaluationRow:
-        seen = np.zeros(len(self.row), np.bool_)
-        seen[[self.row[item] for item in (*state.items, *state.seen)]] = True
+    def _row(self, event: Event, state: UserState, touch: int) -> EvaluationRow:
+        seen = np.array([self.row[item] for item in (*state.items, *state.seen)], np.int64)
         history = np.array([self.row[item] for item in state.items], np.int64)
         tensors = featurise([state], self._item_index, self._type_index, self._length)
         untied = not state.times or event.ts > state.last_ts
-        return _EvaluationRow(tensors, event.user_id, target, seen, popular.copy(), recent.copy(), history, untied)
+        return EvaluationRow(tensors, event.user_id, touch, seen, history, untied)
+
+    @cached_property
+    def _touches(self) -> _Touches:
+        found = [
+            (place, self.row[event.item_id or ""], event.ts, event.user_id, event.type)
+            for place, (event, _, first) in enumerate(states_before(self.events, {}, self._history))
+            if first
+        ]
+        places, rows, times, users, types = zip(*found, strict=True) if found else ((), (), (), (), ())
+        number = {user: code for code, user in enumerate(dict.fromkeys(users))}
+        return _Touches(
+            np.array(places, np.int64),
+            np.array(rows, np.int64),
+            np.maximum.accumulate(np.array(times, np.int64)),
+            np.array([number[user] for user in users], np.int64),
+            np.array([self._targets is None or kind in self._targets for kind in types], np.bool_),
+            np.array([self._counted is None or kind in self._counted for kind in types], np.bool_),
+        )
 
 
 @dataclass(frozen=True)
-class _EvaluationRow:
+class EvaluationRow:
+    """What an event is ranked from, in little room: the rows of its user's seen items and recent items.
+
+    `touch` is the event's place among the log's first touches.
+    """
+
     tensors: Tensors
     user: str
-    target: int
-    seen: NDArray[np.bool_]
-    popular: Floats
-    recent: Floats
+    touch: int
+    seen: NDArray[np.int64]
     history: NDArray[np.int64]
     untied: bool
 
 
-def _stacked(rows: Sequence[_EvaluationRow]) -> EvaluationBatch:
-    return EvaluationBatch(
-        {name: np.concatenate([row.tensors[name] for row in rows]) for name in rows[0].tensors},
-        [row.user for row in rows],
-        np.array([row.target for row in rows], np.int64),
-        np.stack([row.seen for row in rows]),
-        np.stack([row.popular for row in rows]),
-        np.stack([row.recent for row in rows]),
-        [row.history for row in rows],
-        np.array([row.untied for row in rows], np.bool_),
-    )
+@dataclass(frozen=True)
+class _Touches:
+    """The first touches of a log, `[T]` each: place in the log, item's row, time (ms, rising), user's number.
+
+    `aimed` are those of a type that is predicted, `counted` those that popularity counts.
+    """
+
+    place: NDArray[np.int64]
+    row: NDArray[np.int64]
+    ts: NDArray[np.int64]
+    user: NDArray[np.int64]
+    aimed: NDArray[np.bool_]
+    counted: NDArray[np.bool_]
 
 
-def popularity(batch: EvaluationBatch) -> Floats:
-    """All-time popularity, counted up to the event."""
-    return batch.popular
+def _groups(rows: Iterable[EvaluationRow], size: int) -> Iterator[list[EvaluationRow]]:
+    rest = iter(rows)
+    while group := list(islice(rest, size)):
+        yield group
 
 
-def recent_popularity(batch: EvaluationBatch) -> Floats:
-    """Popularity decayed by the half-life, counted up to the event: the worker's streaming prior."""
-    return batch.recent
+def _drawn(chosen: NDArray[np.int64], users: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most `most` of `chosen` `[n]`, by `users` `[n]`, drawn at random and in order."""
+    order = np.random.default_rng(0).permutation(len(chosen))
+    by_user = order[np.argsort(users[order], kind="stable")]
+    first = np.r_[True, np.diff(users[by_user]) != 0]
+    start = np.maximum.accumulate(np.where(first, np.arange(len(by_user)), 0))
+    turn = np.empty(len(chosen), np.int64)
+    turn[by_user] = np.arange(len(by_user)) - start
+    kept = order[turn[order] < max(1, int(USER_SHARE * min(most, len(chosen))))]
+    return chosen[np.sort(kept[:most])]
 
 
-class CoOccurrence:
-    """Item-item co-occurrence: how many users touched both, cosine-normalised, summed over the last items."""
+class CachedRanker:
+    """A ranker that scores a batch once for all who ask in turn."""
 
-    def __init__(self, events: Sequence[Event], row: Mapping[str, int], last: int) -> None:
-        users: dict[str, set[int]] = {}
-        for event in events:
-            if event.type not in CONTROL_TYPES and event.item_id in row:
-                users.setdefault(event.user_id, set()).add(row[event.item_id])
-        touched = np.zeros((len(users), len(row)), np.float32)  # [users, M]
-        for number, rows in enumerate(users.values()):
-            touched[number, list(rows)] = 1
-        both = touched.T @ touched  # [M, M]
-        norm = np.sqrt(np.maximum(np.diag(both), 1))
-        self._similarity: Floats = both / np.outer(norm, norm)
-        self._last = last
+    def __init__(self, ranker: Ranker) -> None:
+        self._ranker = ranker
+        self._last: tuple[EvaluationBatch, Floats] | None = None
 
     def __call__(self, batch: EvaluationBatch) -> Floats:
         """Scores `[B, M]`."""
-        scores = [self._similarity[history[-self._last :]].sum(axis=0) for history in batch.history]
-        return np.stack(scores).astype(np.float32)
+        if self._last is None or self._last[0] is not batch:
+            self._last = batch, self._ranker(batch)
+        return self._last[1]
 
 
 def with_prior(encoder: Ranker, weight: float) -> Ranker:
@@ -216,10 +275,11 @@ def rank_of_target(scores: Floats, target: NDArray[np.int64], seen: NDArray[np.b
 
     A score that is no number is as minus infinity.
     """
-    scores = np.where(np.isnan(scores) | seen, -np.inf, scores)
     own = scores[np.arange(len(target)), target][:, None]
-    earlier = np.arange(scores.shape[1]) < target[:, None]
-    ahead = ((scores > own) | ((scores == own) & earlier)) & ~seen
+    level = scores == own
+    level &= np.arange(scores.shape[1]) < target[:, None]
+    ahead = (scores > own) | level
+    ahead &= ~seen
     place: NDArray[np.int64] = np.where(own[:, 0] > -np.inf, ahead.sum(axis=1), UNRANKED)
     return place
 
@@ -295,7 +355,7 @@ def evaluate(batches: Iterator[EvaluationBatch], rankers: Mapping[str, Ranker]) 
         for name, ranker in rankers.items():
             ranks[name].append(rank_of_target(ranker(batch), batch.target, batch.seen))
     if not users:
-        raise ValueError("no event to evaluate: the part is empty or every item in it was already seen")
+        raise ValueError(NOTHING_TO_EVALUATE)
     return {name: result_of(users, np.concatenate(parts), np.concatenate(untied)) for name, parts in ranks.items()}
 
 

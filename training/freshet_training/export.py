@@ -104,7 +104,7 @@ class BundleContents:
 
     `item_ids` are the vocabulary in index order, `text_embeddings` `[N, TEXT_DIM]` their texts' vectors. `lifts`
     `[N + 1, 2]` are each item's value and novelty; a private version has none. `parent` names the version whose
-    weights were the start, and is empty where training started anew.
+    weights were the start, and is empty where training started anew. A version without a `network` has learned nothing.
     """
 
     item_ids: list[str]
@@ -118,6 +118,7 @@ class BundleContents:
     privacy: bundle.Privacy | None
     lifts: NDArray[np.float32] | None
     model_card: str
+    network: bool = True
 
 
 def export_bundle(encoder: UserEncoder, out: Path, contents: BundleContents) -> None:
@@ -177,6 +178,7 @@ def _manifest(encoder: UserEncoder, out: Path, contents: BundleContents) -> bund
         commit=contents.commit,
         parent=contents.parent,
         privacy=contents.privacy,
+        network=contents.network,
         scale=encoder.log_scale.detach().exp().item(),
         settings=msgspec.to_builtins(config),
     )

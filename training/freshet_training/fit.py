@@ -125,7 +125,7 @@ def _print(epoch: Epoch) -> None:
 def fit(
     model: UserEncoder,
     rows: Rows,
-    validate: Score,
+    validate: Score | None,
     hyperparameters: Hyperparameters,
     *,
     report: Callable[[Epoch], None] = _print,
@@ -136,6 +136,7 @@ def fit(
 ) -> FittedEncoder:
     """Train until `patience` validations were no better; `rows` makes an epoch's examples.
 
+    Without `validate` there is nothing to choose by: the weights of the last epoch are kept.
     A run with `dp_sgd` is private: it takes its examples by user, and keeps the weights of its last epoch.
     `teachers` are fitted models of the same items, whose mean scores are learned beside
     what happened. `report` is told each epoch and `advance` each step, which may raise to stop.
@@ -145,7 +146,7 @@ def fit(
     stored = checkpoint.load() if checkpoint is not None else None
     if stored is not None:
         state.restore(*stored)
-    patience = hyperparameters.patience * hyperparameters.validate_every
+    patience = hyperparameters.patience * hyperparameters.validate_every if validate else hyperparameters.epochs
     while state.epoch < hyperparameters.epochs and state.epoch - state.best_epoch < patience:
         report(state.train_epoch(rows, validate, advance))
         if checkpoint is not None:
@@ -184,7 +185,7 @@ class _FitState:
         self.best_score, self.best_epoch, self.best_step = -1.0, 0, 0
         self.epoch = self.step = 0
 
-    def train_epoch(self, rows: Rows, validate: Score, advance: Callable[[int, int], None]) -> Epoch:
+    def train_epoch(self, rows: Rows, validate: Score | None, advance: Callable[[int, int], None]) -> Epoch:
         started = time.perf_counter()
         self.epoch += 1
         hyperparameters = self.hyperparameters
@@ -198,12 +199,18 @@ class _FitState:
         if not np.isfinite(loss):
             raise FitError(f"the loss is no number in epoch {self.epoch}: set a smaller learning_rate")
         score = None
-        if self.epoch % hyperparameters.validate_every == 0 or self.epoch == hyperparameters.epochs:
+        last = self.epoch == hyperparameters.epochs
+        if validate is not None and (last or self.epoch % hyperparameters.validate_every == 0):
             score = validate(self.average)
             if score > self.best_score or self.dp_sgd is not None:
-                self.best_score, self.best_epoch, self.best_step = score, self.epoch, self.step
-                self.best = _state(self.average)
+                self._keep(score)
+        elif last:
+            self._keep(self.best_score)
         return Epoch(self.epoch, loss, time.perf_counter() - started, score, self.best_epoch == self.epoch)
+
+    def _keep(self, score: float) -> None:
+        self.best_score, self.best_epoch, self.best_step = score, self.epoch, self.step
+        self.best = _state(self.average)
 
     def _gradients(self, rows: Rows) -> list[Callable[[], float | None]]:
         """The epoch's steps: each leaves its gradient in the parameters and returns its loss."""

@@ -1,11 +1,11 @@
 """Step 7, the gate: may this candidate follow the live version?
 
-Both are run from their exported files over the same events (`freshet_training.evaluate`)
-and compared event by event, so the interval is that of a paired difference.
-Where nothing is live yet, or what is live knows next to nothing of the candidate's
-items, the candidate must not be worse than recent popularity. ONNX Runtime must give
-what torch gave on the golden inputs; Triton's answers to the same are checked by
-`freshet publish` before anybody is served.
+Both are run over the same events (`freshet_training.evaluate`), the live version from
+its exported files, and compared event by event, so the interval is that of a paired
+difference. A candidate must be better than the best mix without a network
+(`freshet_training.baselines`), beyond the interval, on enough events of enough users.
+ONNX Runtime must give what torch gave on the golden inputs; Triton's answers to the same
+are checked by `freshet publish` before anybody is served.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from freshet.bundle.bundle import Bundle, Check, Decision
 from freshet.bundle.golden import read_golden
 from freshet.bundle.onnx_session import open_session
 from freshet.core.features import (
+    FIRST_ITEM,
     ITEM_TOWER_INPUTS,
     ITEM_TOWER_OUTPUTS,
     USER_ENCODER_INPUTS,
@@ -30,6 +32,7 @@ from freshet.core.features import (
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from freshet_training.baselines import Mix
 from freshet_training.config import GateLimits, TrainingConfig
 from freshet_training.evaluate import (
     CUTOFF,
@@ -41,12 +44,12 @@ from freshet_training.evaluate import (
     RankingResult,
     difference,
     rank_of_target,
-    recent_popularity,
     result_of,
     user_bootstrap,
     with_prior,
 )
 from freshet_training.export import ExportError, check_parity
+from freshet_training.measure import FEWEST
 from freshet_training.regression_set import RegressionCase, regression_cases
 
 TIMED_BATCH = 64
@@ -55,15 +58,67 @@ LISTS_MEASURED = 1000
 """Lists whose items' distances are measured."""
 EMBEDDING = USER_ENCODER_OUTPUTS[2].name
 MEGABYTE = 1 << 20
+NETWORK = "network"
+"""The check of a network against the best mix without one."""
+ENOUGH_EVENTS, ENOUGH_USERS = 30, 20
+"""Fewer events, or events of fewer users, say nothing about a network."""
+JUDGED_CELLS = 100_000_000
+"""Scores of all items for all events that are judged, at most."""
 FOREIGN = 0.1
 """A live version that knows a smaller part of the candidate's items is another catalogue's."""
 
 
-class ServedRanker:
-    """A version's exported graphs, as a ranker of a catalogue."""
+class Scorer(Protocol):
+    """Scores a catalogue of M items."""
+
+    def scores(self, tensors: Mapping[str, NDArray[np.int32]]) -> Floats:
+        """Scores `[B, M]` for encoder inputs, without the prior."""
+        ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A version to judge: a scorer of the ground's catalogue, and what the scorer's inputs are made by."""
+
+    scorer: Scorer
+    item_ids: Sequence[str]
+    types: Sequence[str]
+    length: int
+    prior_weight: float
+    half_life_s: float
+
+    @property
+    def item_index(self) -> dict[str, int]:
+        """Item id to the encoder's index."""
+        return {item: row + FIRST_ITEM for row, item in enumerate(self.item_ids)}
+
+    @property
+    def type_index(self) -> dict[str, int]:
+        """Behaviour type to the encoder's index."""
+        return {kind: row + 1 for row, kind in enumerate(self.types)}
+
+    def __call__(self, batch: EvaluationBatch) -> Floats:
+        """Scores `[B, M]`, without the prior."""
+        return self.scorer.scores({spec.name: batch.tensors[spec.name] for spec in USER_ENCODER_INPUTS})
+
+    @classmethod
+    def of(cls, version: Bundle, ground: EvaluationSet) -> Judged:
+        """A version on disk."""
+        manifest = version.manifest
+        return cls(
+            ServedScorer(version, ground),
+            version.item_ids,
+            manifest.types,
+            manifest.length,
+            manifest.prior_weight,
+            manifest.popularity_half_life_s,
+        )
+
+
+class ServedScorer:
+    """A version's exported graphs, as a scorer of a catalogue."""
 
     def __init__(self, version: Bundle, ground: EvaluationSet) -> None:
-        self.version = version
         self._encoder = open_session(version.path / "model.onnx")
         tower = open_session(version.path / "item_tower.onnx")
         [table] = tower.run([ITEM_TOWER_OUTPUTS[0].name], {ITEM_TOWER_INPUTS[0].name: ground.texts})
@@ -76,33 +131,12 @@ class ServedRanker:
         rankable[rows] = True
         self._unrankable = np.flatnonzero(~rankable)
 
-    def __call__(self, batch: EvaluationBatch) -> Floats:
-        """Scores `[B, M]`, without the prior."""
-        return self.scores({spec.name: batch.tensors[spec.name] for spec in USER_ENCODER_INPUTS})
-
     def scores(self, tensors: Mapping[str, NDArray[np.int32]]) -> Floats:
         """Scores `[B, M]` for encoder inputs."""
         [embedding] = self._encoder.run([EMBEDDING], dict(tensors))
         scores: Floats = embedding @ self._table.T
         scores[:, self._unrankable] = -np.inf
         return scores
-
-    def milliseconds(self) -> float:
-        """Time of the CPU a user, in the whole graph at batch 64 on one thread: the best of a few runs.
-
-        What others take of the CPU meanwhile does not count: a periodic run has the lowest priority.
-        """
-        golden = read_golden(self.version.path)
-        feeds = {
-            spec.name: np.resize(golden[spec.name], (TIMED_BATCH, self.version.manifest.length))
-            for spec in USER_ENCODER_INPUTS
-        }
-        best = np.inf
-        for _ in range(TIMED_RUNS):
-            started = time.thread_time()
-            self._encoder.run(None, feeds)
-            best = min(best, time.thread_time() - started)
-        return best * 1000 / TIMED_BATCH
 
 
 @dataclass(frozen=True)
@@ -115,46 +149,59 @@ class _ListQuality:
 
 
 def judge(
-    candidate: Bundle, live: Bundle | None, ground: EvaluationSet, config: TrainingConfig, regression_file: Path
-) -> Decision:
-    """Decide on a candidate. `regression_file` holds the regression set; a missing one is made here."""
+    candidate: Judged,
+    live: Bundle | None,
+    ground: EvaluationSet,
+    config: TrainingConfig,
+    regression_file: Path,
+    *,
+    mix: Mix | None = None,
+    from_live: bool = False,
+) -> list[Check]:
+    """What a candidate's lists are worth, against the best `mix` without a network and against `live`.
+
+    A candidate without a network is compared with no mix. One that goes on `from_live`, which was better than a mix,
+    must not be shown to be worse than the mix. `regression_file` holds the regression set; a missing one is made here.
+    """
     gate = config.gate
-    checks = [_finite(candidate), _parity(candidate), _size(candidate, gate)]
-    served = ServedRanker(candidate, ground)
-    checks.append(_latency(served, gate))
-    ours = _judge(candidate, served, ground, config)
-    if live is None or _is_foreign(live, candidate):
-        popular = _judge(candidate, recent_popularity, ground, config)
-        checks.append(_quality("recent popularity", ours.result, popular.result, gate))
+    ours = _judge(candidate, with_prior(candidate, candidate.prior_weight), ground, config)
+    checks: list[Check] = []
+    if mix is not None:
+        theirs = _judge(candidate, mix, ground, config)
+        native = from_live and live is not None and not _is_foreign(live, candidate)
+        checks.append(_network(str(mix), ours.result, theirs.result, must_gain=not native))
     if live is not None:
-        running = ServedRanker(live, ground)
-        theirs = _judge(live, running, ground, config)
+        running = Judged.of(live, ground)
+        theirs = _judge(running, with_prior(running, running.prior_weight), ground, config)
         checks += [
             _quality(f"version {live.path.name}", ours.result, theirs.result, gate),
             _floor("coverage", ours.coverage, theirs.coverage, gate.coverage),
             _floor("diversity", ours.diversity, theirs.diversity, gate.diversity),
         ]
         cases, anew = regression_cases(regression_file, ground, config)
-        scores = (_regression_score(version, cases, ground) for version in (served, running))
+        scores = (_regression_score(version, cases, ground) for version in (candidate, running))
         held = _floor("regression set", *scores, gate.regression_set)
         checks.append(msgspec.structs.replace(held, detail=f"{held.detail}{anew}"))
-    return Decision(all(check.passed for check in checks), checks)
+    return checks
 
 
-def _is_foreign(live: Bundle, candidate: Bundle) -> bool:
+def check_files(candidate: Bundle, gate: GateLimits) -> list[Check]:
+    """Whether a candidate's files are sound, small and fast enough."""
+    return [_finite(candidate), _parity(candidate), _size(candidate, gate), _latency(candidate, gate)]
+
+
+def _is_foreign(live: Bundle, candidate: Judged) -> bool:
     return len({*live.item_ids} & {*candidate.item_ids}) < FOREIGN * len(candidate.item_ids)
 
 
-def _judge(version: Bundle, scorer: Ranker, ground: EvaluationSet, config: TrainingConfig) -> _ListQuality:
-    manifest = version.manifest
-    ranker = with_prior(scorer, manifest.prior_weight) if isinstance(scorer, ServedRanker) else scorer
+def _judge(version: Judged, ranker: Ranker, ground: EvaluationSet, config: TrainingConfig) -> _ListQuality:
     users: list[str] = []
     untied: list[NDArray[np.bool_]] = []
     ranks: list[NDArray[np.int64]] = []
     tops: list[NDArray[np.int64]] = []
     stop = len(ground.events)
-    every = max(1, (stop - ground.start) // config.gate.events)
-    for batch in _replay(version, ground, config).batches(ground.start, stop, every):
+    most = min(config.gate.events, max(FEWEST, JUDGED_CELLS // len(ground.catalogue)))
+    for batch in _replay(version, ground, config).batches(ground.start, stop, most):
         scores = ranker(batch)
         users.extend(batch.users)
         untied.append(batch.untied)
@@ -175,15 +222,14 @@ def _judge(version: Bundle, scorer: Ranker, ground: EvaluationSet, config: Train
     )
 
 
-def _replay(version: Bundle, ground: EvaluationSet, config: TrainingConfig) -> EvaluationReplay:
-    manifest = version.manifest
+def _replay(version: Judged, ground: EvaluationSet, config: TrainingConfig) -> EvaluationReplay:
     return EvaluationReplay(
         ground.events,
         ground.catalogue,
         version.item_index,
         version.type_index,
-        manifest.popularity_half_life_s,
-        manifest.length,
+        version.half_life_s,
+        version.length,
         history=config.history,
         targets=config.targeted,
         counted=config.counted,
@@ -215,9 +261,42 @@ def _size(candidate: Bundle, gate: GateLimits) -> Check:
     return Check("size", size <= gate.size_mb, f"{size:.1f} MB of {gate.size_mb:g} allowed")
 
 
-def _latency(served: ServedRanker, gate: GateLimits) -> Check:
-    taken = served.milliseconds()
+def _latency(candidate: Bundle, gate: GateLimits) -> Check:
+    taken = _milliseconds(candidate)
     return Check("latency", taken <= gate.latency_ms, f"{taken:.3f} ms a user of {gate.latency_ms:g} allowed")
+
+
+def _milliseconds(version: Bundle) -> float:
+    """Time of the CPU a user, in the whole graph at batch 64 on one thread: the best of a few runs.
+
+    What others take of the CPU meanwhile does not count: a periodic run has the lowest priority.
+    """
+    encoder, golden = open_session(version.path / "model.onnx"), read_golden(version.path)
+    feeds = {
+        spec.name: np.resize(golden[spec.name], (TIMED_BATCH, version.manifest.length)) for spec in USER_ENCODER_INPUTS
+    }
+    best = np.inf
+    for _ in range(TIMED_RUNS):
+        started = time.thread_time()
+        encoder.run(None, feeds)
+        best = min(best, time.thread_time() - started)
+    return best * 1000 / TIMED_BATCH
+
+
+def _network(mix: str, ours: RankingResult, theirs: RankingResult, *, must_gain: bool) -> Check:
+    """Refuses a network that is not shown to be worth more than the mix, by enough events of enough users."""
+    users = len(np.unique(ours.users))
+    paired = difference(ours, theirs)
+    low, high = user_bootstrap(paired.users, paired.gain)
+    detail = (
+        f"NDCG@10 {ours.ndcg:.4f} against {theirs.ndcg:.4f} of {mix}, {paired.ndcg:+.4f} [{low:+.4f}, {high:+.4f}] "
+        f"over {len(ours.users):,} events of {users:,} users"
+    )
+    if len(ours.users) < ENOUGH_EVENTS or users < ENOUGH_USERS:
+        return Check(NETWORK, False, f"{detail}: too few to tell, {ENOUGH_EVENTS} of {ENOUGH_USERS} are needed")
+    passed = low > 0 if must_gain else high >= 0
+    verdict = "" if passed else ": it is not better than the best mix without a network"
+    return Check(NETWORK, passed, f"{detail}{verdict}")
 
 
 def _quality(name: str, ours: RankingResult, theirs: RankingResult, gate: GateLimits) -> Check:
@@ -235,15 +314,14 @@ def _floor(name: str, ours: float, theirs: float, part: float) -> Check:
     return Check(name, ours >= part * theirs, f"{ours:.4f} against {theirs:.4f}, at least {part:g} of it")
 
 
-def _regression_score(served: ServedRanker, cases: Sequence[RegressionCase], ground: EvaluationSet) -> float:
+def _regression_score(version: Judged, cases: Sequence[RegressionCase], ground: EvaluationSet) -> float:
     """NDCG@10 by the encoder alone: a frozen user has no popularity of the day."""
     row = {item: number for number, item in enumerate(ground.catalogue)}
     known = [case for case in cases if case.item in row]
     if not known:
         return 0.0
     states = [case.before for case in known]
-    version = served.version
-    scores = served.scores(featurise(states, version.item_index, version.type_index, version.manifest.length))
+    scores = version.scorer.scores(featurise(states, version.item_index, version.type_index, version.length))
     seen = np.zeros(scores.shape, np.bool_)
     for number, state in enumerate(states):
         seen[number, [row[item] for item in (*state.items, *state.seen) if item in row]] = True

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from freshet.core.features import USER_ENCODER_INPUTS
 from numpy.typing import NDArray
 
+from freshet_training.baselines import Baselines, CoOccurrence, Mix, fit_baselines
 from freshet_training.console import say
 from freshet_training.dataset import DatasetError
 from freshet_training.evaluate import (
-    CoOccurrence,
+    CachedRanker,
     EvaluationBatch,
     EvaluationReplay,
+    EvaluationRow,
     Floats,
     Ranker,
     RankingResult,
     difference,
     evaluate,
-    popularity,
-    recent_popularity,
     slices,
     user_bootstrap,
     with_prior,
 )
 from freshet_training.fit import FittedEncoder
 from freshet_training.model import UserEncoder
+from freshet_training.prior_weights import by_prior_weight
 from freshet_training.training_set import TrainingSet
 
 PRIOR_WEIGHTS = (
@@ -37,38 +40,64 @@ PRIOR_WEIGHTS = (
     *(10.0**power for power in range(2, 7)),
 )
 """Up to where the encoder decides among items alone that hardly anybody has touched lately."""
-CO_OCCURRENCE_LAST = (1, 5, 10, 50)
-CO_OCCURRENCE_ITEMS = 5000
-"""Catalogues up to this size get the co-occurrence baseline, which is quadratic in it."""
+VALIDATED = 2000
+"""Most events of the validation part that choices are made by."""
+FEWEST = 500
+"""As many events are judged in the widest catalogue."""
+VALIDATION_CELLS, TEST_CELLS = 20_000_000, 500_000_000
+"""Scores of all items for all events that are judged, at most."""
 ENCODER = "encoder"
 SERVED = "encoder + prior"
+MIX = "best mix without a network"
 UNTIED = "untied_"
 
 
-def validator(training_set: TrainingSet, replay: EvaluationReplay) -> Callable[[UserEncoder], float]:
-    """NDCG@10 as served, with the prior at its best weight, on every other untied event of the validation part."""
-    start = len(training_set.split.train)
-    stop = start + len(training_set.split.validation)
+class ValidationPart:
+    """The events that choices are made by: a sample of the validation part, prepared once."""
 
-    def validate(candidate: UserEncoder) -> float:
-        mixes = _mixes(encoder_ranker(candidate, training_set.unseen), PRIOR_WEIGHTS[::2])
-        results = _evaluate(replay, start, stop, mixes, every=2)
-        return _untied_ndcg(results[_best(results)])
+    def __init__(self, training_set: TrainingSet, replay: EvaluationReplay) -> None:
+        self._training_set = training_set
+        self._replay = replay
 
-    return validate
+    @cached_property
+    def _rows(self) -> list[EvaluationRow]:
+        split, items = self._training_set.split, len(self._replay.row)
+        start = len(split.train)
+        most = min(VALIDATED, max(FEWEST, VALIDATION_CELLS // items))
+        return list(self._replay.rows(start, start + len(split.validation), most))
+
+    def batches(self) -> Iterator[EvaluationBatch]:
+        """The part in batches."""
+        return self._replay.stacked(self._rows)
+
+    def score(self, candidate: UserEncoder) -> float:
+        """NDCG@10 as served, with the prior at its best weight, of untied events."""
+        return max(map(_untied_ndcg, self._by_weight(candidate, PRIOR_WEIGHTS[::2]).values()))
+
+    def prior_weight(self, candidate: UserEncoder) -> float:
+        """The best weight of the prior beside the encoder."""
+        results = self._by_weight(candidate, PRIOR_WEIGHTS)
+        return max(results, key=lambda weight: _untied_ndcg(results[weight]))
+
+    def _by_weight(self, candidate: UserEncoder, weights: Sequence[float]) -> dict[float, RankingResult]:
+        ranker = EncoderRanker(candidate, self._training_set.unseen)
+        with _judging():
+            return by_prior_weight(self.batches(), ranker, weights)
+
+    @cached_property
+    def baselines(self) -> Baselines:
+        """The rankers without a network, counted on the training part."""
+        training_set = self._training_set
+        together = CoOccurrence(training_set.split.train, self._replay.row)
+        with _judging():
+            return fit_baselines(self.batches, together, training_set.texts, _untied_ndcg)
 
 
-def _mixes(encoder: Ranker, weights: Sequence[float]) -> dict[str, Ranker]:
-    """The encoder with the prior at each of the weights."""
-    once = _CachedRanker(encoder)
-    return {f"{weight:g}": with_prior(once, weight) for weight in weights}
-
-
-def _evaluate(
-    replay: EvaluationReplay, start: int, stop: int, rankers: Mapping[str, Ranker], every: int = 1
-) -> dict[str, RankingResult]:
+@contextmanager
+def _judging() -> Iterator[None]:
+    """Raises `DatasetError` where there is no event to judge by."""
     try:
-        return evaluate(replay.batches(start, stop, every), rankers)
+        yield
     except ValueError as error:
         raise DatasetError(str(error)) from None
 
@@ -79,37 +108,31 @@ def _untied_ndcg(result: RankingResult) -> float:
     return (untied if len(untied.users) else result).ndcg
 
 
-def encoder_ranker(model: UserEncoder, other_texts: NDArray[np.float32]) -> Ranker:
-    """Rank by the encoder; items outside the vocabulary stand at the item tower's vector of their text, if any."""
-    model.eval()
-    device = model.text.device
-    with torch.no_grad():
-        vectors = model.item_vectors()  # [N, D]
-        table = torch.cat([vectors, model.tower(torch.from_numpy(other_texts).to(device))])  # [M, D]
-    unrankable = np.flatnonzero(~other_texts.any(axis=1)) + len(vectors)
+class EncoderRanker:
+    """Rank by an encoder; items outside the vocabulary stand at the item tower's vector of their text, if any."""
 
-    def score(batch: EvaluationBatch) -> Floats:
+    def __init__(self, model: UserEncoder, other_texts: NDArray[np.float32]) -> None:
+        """`other_texts` `[M - N, TEXT_DIM]` are those of the catalogue's items behind the vocabulary."""
+        model.eval()
+        self._model = model
         with torch.no_grad():
-            inputs = (torch.from_numpy(batch.tensors[spec.name]).to(device) for spec in USER_ENCODER_INPUTS)
-            user = model(*inputs, vectors, last_only=True)[:, 0]  # [B, D]
-            scores: Floats = (user @ table.T).cpu().numpy()
-        scores[:, unrankable] = -np.inf
-        return scores
-
-    return score
-
-
-class _CachedRanker:
-    """A ranker that scores a batch once for all who ask in turn."""
-
-    def __init__(self, ranker: Ranker) -> None:
-        self._ranker = ranker
-        self._last: tuple[EvaluationBatch, Floats] | None = None
+            self._vectors = model.item_vectors()  # [N, D]
+            others = model.tower(torch.from_numpy(other_texts).to(model.text.device))
+            self._table = torch.cat([self._vectors, others])  # [M, D]
+        self._unrankable = np.flatnonzero(~other_texts.any(axis=1)) + len(self._vectors)
 
     def __call__(self, batch: EvaluationBatch) -> Floats:
-        if self._last is None or self._last[0] is not batch:
-            self._last = batch, self._ranker(batch)
-        return self._last[1]
+        """Scores `[B, M]`, without the prior."""
+        return self.scores(batch.tensors)
+
+    def scores(self, tensors: Mapping[str, NDArray[np.int32]]) -> Floats:
+        """Scores `[B, M]` for encoder inputs."""
+        with torch.no_grad():
+            inputs = (torch.from_numpy(tensors[spec.name]).to(self._model.text.device) for spec in USER_ENCODER_INPUTS)
+            user = self._model(*inputs, self._vectors, last_only=True)[:, 0]  # [B, D]
+            scores: Floats = (user @ self._table.T).cpu().numpy()
+        scores[:, self._unrankable] = -np.inf
+        return scores
 
 
 class _SliceRanker:
@@ -133,31 +156,27 @@ class _SliceRanker:
 
 @dataclass(frozen=True)
 class MeasuredEncoder:
-    """A fitted encoder, the prior's weight beside it, and its test metrics by ranker."""
+    """A fitted encoder, the prior's weight beside it, its test metrics by ranker, and the best mix without it."""
 
     fitted: FittedEncoder
     prior_weight: float
     metrics: dict[str, dict[str, float]]
+    mix: Mix
 
 
-def measure(fitted: FittedEncoder, training_set: TrainingSet, replay: EvaluationReplay) -> MeasuredEncoder:
+def measure(
+    fitted: FittedEncoder, training_set: TrainingSet, replay: EvaluationReplay, validation: ValidationPart
+) -> MeasuredEncoder:
     """The prior's weight by the validation part, and the metrics of the test part by ranker."""
-    validation = len(training_set.split.train)
-    test = validation + len(training_set.split.validation)
-    encoder = _CachedRanker(encoder_ranker(fitted.model, training_set.unseen))
-    prior_weight = float(_best(_evaluate(replay, validation, test, _mixes(encoder, PRIOR_WEIGHTS))))
-    baselines: dict[str, Ranker] = {"popularity": popularity, "recent popularity": recent_popularity}
-    if len(replay.row) <= CO_OCCURRENCE_ITEMS:
-        counts: dict[str, Ranker] = {
-            str(last): CoOccurrence(training_set.split.train, replay.row, last) for last in CO_OCCURRENCE_LAST
-        }
-        baselines["co-occurrence"] = counts[_best(_evaluate(replay, validation, test, counts))]
+    encoder = CachedRanker(EncoderRanker(fitted.model, training_set.unseen))
+    prior_weight, baselines = validation.prior_weight(fitted.model), validation.baselines
     served = _SliceRanker(with_prior(encoder, prior_weight))
-    rankers = {**baselines, ENCODER: encoder, SERVED: served}
+    rankers = {**baselines.alone, MIX: baselines.mix, ENCODER: encoder, SERVED: served}
     say(f"best epoch {fitted.epoch}, prior weight {prior_weight:g}; testing")
-    results = _evaluate(replay, test, len(training_set.log.events), rankers)
-    best_baseline = max(baselines, key=lambda name: results[name].ndcg)
-    results[f"{SERVED} over {best_baseline}"] = difference(results[SERVED], results[best_baseline])
+    say(f"{MIX}: {baselines.mix}")
+    with _judging():
+        results = evaluate(_test_batches(training_set, replay), rankers)
+    results[f"{SERVED} over {MIX}"] = difference(results[SERVED], results[MIX])
     rows = [replay.row[event.item_id or ""] for run in training_set.runs for event in run]
     by_slice = served.slices(results[SERVED], np.bincount(rows, minlength=len(replay.row)))
     results |= {f"{SERVED}, {name}": result for name, result in by_slice.items()}
@@ -165,11 +184,15 @@ def measure(fitted: FittedEncoder, training_set: TrainingSet, replay: Evaluation
     say(_told(metrics))
     if metrics[SERVED]["events"] != metrics[SERVED][f"{UNTIED}events"]:
         say(f"events later than the user's previous one alone:\n{_told(metrics, UNTIED)}")
-    return MeasuredEncoder(fitted, prior_weight, metrics)
+    return MeasuredEncoder(fitted, prior_weight, metrics, baselines.mix)
 
 
-def _best(results: Mapping[str, RankingResult]) -> str:
-    return max(results, key=lambda name: _untied_ndcg(results[name]))
+def _test_batches(training_set: TrainingSet, replay: EvaluationReplay) -> Iterator[EvaluationBatch]:
+    """The test part, or of a large test part in a wide catalogue a sample."""
+    stop = len(training_set.log.events)
+    start = stop - len(training_set.split.test)
+    most = max(FEWEST, TEST_CELLS // len(replay.row))
+    return replay.batches(start, stop, most if stop - start > most else None)
 
 
 def _metrics(result: RankingResult) -> dict[str, float]:

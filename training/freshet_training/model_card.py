@@ -8,16 +8,25 @@ from freshet.bundle.bundle import Privacy
 from freshet.core.events import Event
 
 from freshet_training.config import TrainingConfig
-from freshet_training.measure import UNTIED, MeasuredEncoder, table
+from freshet_training.measure import UNTIED, VALIDATED, MeasuredEncoder, table
+from freshet_training.model import UserEncoder
 from freshet_training.training_set import TrainingSet
+from freshet_training.without_network import NearestText
 
 
 def model_card(
-    config: TrainingConfig, training_set: TrainingSet, measured: MeasuredEncoder, privacy: Privacy | None
+    config: TrainingConfig,
+    training_set: TrainingSet,
+    learned: TrainingSet,
+    measured: MeasuredEncoder,
+    privacy: Privacy | None,
 ) -> str:
-    """Markdown: what the version is, its data and their terms, how it was measured, how to make it again."""
-    network, split = measured.fitted.model.config, training_set.split
-    cold = int(training_set.unseen.any(axis=1).sum())
+    """Markdown: what the version is, its data and their terms, how it was measured, how to make it again.
+
+    The version was chosen and judged by the parts of `training_set`, and has learned the runs of `learned`.
+    """
+    split = training_set.split
+    cold = int(learned.unseen.any(axis=1).sum())
     parts = "\n".join(
         f"| {part} | {len(events):,} | {len({event.user_id for event in events}):,} | {_period(events)} |"
         for part, events in (
@@ -28,9 +37,7 @@ def model_card(
     )
     return f"""# {config.name}
 
-A causal transformer over a user's last {network.length} events ({network.dim} wide, {network.blocks} blocks) that ranks
-the next item. An item stands at its projected text embedding (all-MiniLM-L6-v2, int8) plus a learned residual, so an
-unseen item stands at its text alone.
+{_what(measured.fitted.model)}
 
 ## Data
 
@@ -40,14 +47,16 @@ Terms: {config.data_terms}. The bundle holds item ids and weights{_facts(privacy
 | --- | --- | --- | --- |
 {parts}
 
-The vocabulary is the {network.items:,} items of the training part; {cold:,} more of the catalogue are ranked by text
-alone.
+{_learned(training_set, learned)}
+The vocabulary is the {len(learned.item_ids):,} items of what was learned; {cold:,} more of the catalogue are ranked by
+text alone.
 
 ## Quality
 
 Test part, next item, full ranking over the whole catalogue, seen items filtered, each event ranked from the state
-before it. Weights see the training part only; histories and popularity counts run up to the event. 95 % intervals
-are a bootstrap over users. Every choice (epoch, prior weight, co-occurrence's window) was made on validation.
+before it. The weights that were measured had seen the training part only; histories and popularity counts run up to
+the event. 95 % intervals are a bootstrap over users. Every choice (epoch, prior weight, the mix without a network) was
+made on validation, by {VALIDATED:,} events at most. The mix is {measured.mix}.
 {config.note}
 
 {table(measured.metrics)}
@@ -67,6 +76,24 @@ versions and the settings in `manifest.json`.
 
 Trained on one data set; its ranking says little about another catalogue. Users who opted out are not in it.
 {_private(privacy)}"""
+
+
+def _what(model: UserEncoder) -> str:
+    shape = model.config
+    if isinstance(model, NearestText):
+        return (
+            "No network: a user stands at the faded mean of the texts of the user's items, and the nearest texts and\n"
+            "what is popular are recommended. A network was trained, and was not better than the best mix without it."
+        )
+    return f"""A causal transformer ({shape.dim} wide, {shape.blocks} blocks) over a user's last {shape.length} events.
+It ranks the next item. An item stands at its projected text embedding (all-MiniLM-L6-v2, int8) plus a learned residual,
+so an unseen item stands at its text alone."""
+
+
+def _learned(training_set: TrainingSet, learned: TrainingSet) -> str:
+    if learned is training_set:
+        return "The weights have learned the training part alone."
+    return "The gate judged before the version was fitted anew on all three parts, which it has learned now."
 
 
 def _facts(privacy: Privacy | None) -> str:

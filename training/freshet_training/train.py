@@ -6,7 +6,7 @@
 Step 4 of the folder, which runs all the other steps. The epoch, the prior's weight
 and the baseline's window are chosen by the best NDCG@10 on the untied events of the
 validation part; an epoch is scored as it would be served, with the prior. The test
-part is used once, at the end.
+part is used once, at the end. A candidate that the gate accepts is fitted anew on all three parts.
 
 If a run was killed, the same command goes on from the last epoch. An incremental run
 starts from the live version's weights. It learns the events that the live version did
@@ -22,7 +22,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +32,8 @@ from freshet.bundle.bundle import Bundle, load_bundle
 from freshet.errors import FreshetError
 from freshet.files import HeldError, held, write_whole
 
-from freshet_training.candidate import write_candidate
+from freshet_training import gate
+from freshet_training.candidate import write_candidate, write_without_network
 from freshet_training.config import ConfigError, TrainingConfig, load_config
 from freshet_training.console import Advance, progress, say
 from freshet_training.dataset import DatasetError
@@ -40,7 +41,7 @@ from freshet_training.dp_sgd import DpSgd
 from freshet_training.evaluate import EvaluationReplay
 from freshet_training.fit import Epoch, FittedEncoder, Hyperparameters, fit, teacher_seeds
 from freshet_training.increment import NothingNewError
-from freshet_training.measure import measure, validator
+from freshet_training.measure import ValidationPart, measure
 from freshet_training.model import UserEncoder
 from freshet_training.model_shape import check_model_settings
 from freshet_training.search import FoundSettings, Objective, search
@@ -53,6 +54,7 @@ from freshet_training.training_set import (
     epoch_rows,
     model_shape,
     read_training_set,
+    with_held_back,
 )
 from freshet_training.warm_start import warm_start
 
@@ -68,7 +70,7 @@ def train(request: RunRequest, config: TrainingConfig) -> bool:
     torch.set_num_threads(config.threads)
     with _alone(work):
         live = load_bundle(request.live) if request.live is not None else None
-        parent = live if request.incremental else None
+        parent = live if request.incremental and live is not None and live.manifest.network else None
         training_set = read_training_set(config, request.files, parent)
         replay = _replay(config, training_set)
         refused = work / REFUSED_FILE
@@ -77,7 +79,8 @@ def train(request: RunRequest, config: TrainingConfig) -> bool:
             raise NothingNewError(f"nothing new since the gate refused a candidate; remove {refused} to try once more")
         found = FoundSettings(work / "search.json", run_digest(config, training_set, parent))
         if request.search_seconds:
-            config = _searched(request.search_seconds, config, found, _objective(training_set, replay, parent))
+            validation = ValidationPart(training_set, replay)
+            config = _searched(request.search_seconds, config, found, _objective(training_set, validation, parent))
         digest = run_digest(config, training_set, parent)
         tracker = MlflowTracker(request.tracking, config.name, digest, work) if request.tracking else None
         with _tracked(tracker):
@@ -142,24 +145,27 @@ def _train(run: TrainingRun) -> bool:
     config, training_set, tracker = run.config, run.training_set, run.tracker
     if tracker is not None:
         tracker.note(run.parameters, run.tags)
+    validation = ValidationPart(training_set, run.replay)
     dp_sgd = dp_sgd_users(config, training_set)
-    fitted = _fit(run, dp_sgd)
-    measured = measure(fitted, training_set, run.replay)
+    fitted = _fit(run, validation, dp_sgd)
+    measured = measure(fitted, training_set, run.replay, validation)
     if tracker is not None:
         scores = measured.metrics.items()
         tracker.log({f"test {name} {key}": value for name, values in scores for key, value in values.items()})
     privacy = dp_sgd.spent(fitted.steps) if dp_sgd is not None else None
     if privacy is not None:
         say(f"private by {privacy.unit}: epsilon {privacy.epsilon:.3g}, delta {privacy.delta:g}")
-    accepted = write_candidate(run, measured, privacy)
+    decision = write_candidate(run, measured, privacy, functools.partial(_refit, run, fitted.epoch))
+    accepted = decision.accepted
+    if any(check.name == gate.NETWORK and not check.passed for check in decision.checks):
+        write_without_network(run, validation)
     if tracker is not None:
         tracker.note({}, {"gate": "accepted" if accepted else "refused", "bundle": str(run.request.out)})
-    for number in range(config.teachers + 1):
-        run.checkpoint(number).remove()
+    run.remove_checkpoints()
     return accepted
 
 
-def _fit(run: TrainingRun, dp_sgd: DpSgd | None) -> FittedEncoder:
+def _fit(run: TrainingRun, validation: ValidationPart, dp_sgd: DpSgd | None) -> FittedEncoder:
     """The run's encoder, fitted from its checkpoint on where one is there."""
     config, training_set, tracker = run.config, run.training_set, run.tracker
 
@@ -175,12 +181,12 @@ def _fit(run: TrainingRun, dp_sgd: DpSgd | None) -> FittedEncoder:
         say(f"going on after epoch {stored[1].epoch} of a run that was stopped")
     model = _model(config, training_set, run.parent)
     say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
-    teachers = [] if run.parent is not None else list(_teachers(run))
+    teachers = [] if run.parent is not None else list(_teachers(run, validation))
     with progress("epoch") as advance:
         return fit(
             model,
             epoch_rows(config, training_set),
-            validator(training_set, run.replay),
+            validation.score,
             Hyperparameters.of(config),
             report=report,
             advance=advance,
@@ -190,7 +196,7 @@ def _fit(run: TrainingRun, dp_sgd: DpSgd | None) -> FittedEncoder:
         )
 
 
-def _teachers(run: TrainingRun) -> Iterator[UserEncoder]:
+def _teachers(run: TrainingRun, validation: ValidationPart) -> Iterator[UserEncoder]:
     """The models to learn from, each on a seed of its own. A run that goes on finds the models that were fitted."""
     for number, seed in enumerate(teacher_seeds(run.config), 1):
         config = msgspec.structs.replace(run.config, seed=seed)
@@ -198,16 +204,41 @@ def _teachers(run: TrainingRun) -> Iterator[UserEncoder]:
             yield fit(
                 _model(config, run.training_set, None),
                 epoch_rows(config, run.training_set),
-                validator(run.training_set, run.replay),
+                validation.score,
                 Hyperparameters.of(config),
-                report=functools.partial(_say_teacher, number),
+                report=functools.partial(_say_epoch, f"teacher {number}"),
                 advance=advance,
                 checkpoint=run.checkpoint(number),
             ).model
 
 
-def _say_teacher(number: int, epoch: Epoch) -> None:
-    say(f"teacher {number}: {epoch}")
+def _refit(run: TrainingRun, epochs: int) -> tuple[UserEncoder, TrainingSet]:
+    """The encoder fitted anew on the whole log, for as many epochs as were best, and the set that it learned."""
+    whole = with_held_back(run.training_set)
+    say(f"fitting anew on the whole log, {epochs} epochs: what was held back is learned too")
+
+    def fitted(config: TrainingConfig, teacher: int, teachers: Sequence[UserEncoder] = ()) -> UserEncoder:
+        what = f"teacher {teacher} of the refit" if teacher else "refit"
+        hyperparameters = Hyperparameters.of(msgspec.structs.replace(config, epochs=epochs))
+        with progress(what) as advance:
+            return fit(
+                _model(config, whole, run.parent),
+                epoch_rows(config, whole),
+                None,
+                hyperparameters,
+                report=functools.partial(_say_epoch, what),
+                advance=advance,
+                checkpoint=run.checkpoint(teacher, refit=True),
+                teachers=teachers,
+            ).model
+
+    seeds = enumerate(teacher_seeds(run.config) if run.parent is None else (), 1)
+    teachers = [fitted(msgspec.structs.replace(run.config, seed=seed), number) for number, seed in seeds]
+    return fitted(run.config, 0, teachers), whole
+
+
+def _say_epoch(what: str, epoch: Epoch) -> None:
+    say(f"{what}: {epoch}")
 
 
 def _model(config: TrainingConfig, training_set: TrainingSet, parent: Bundle | None) -> UserEncoder:
@@ -219,11 +250,10 @@ def _model(config: TrainingConfig, training_set: TrainingSet, parent: Bundle | N
     return model
 
 
-def _objective(training_set: TrainingSet, replay: EvaluationReplay, parent: Bundle | None) -> Objective:
+def _objective(training_set: TrainingSet, validation: ValidationPart, parent: Bundle | None) -> Objective:
     def objective(config: TrainingConfig, report: Callable[[Epoch], None], advance: Advance) -> float:
         model, rows = _model(config, training_set, parent), epoch_rows(config, training_set)
-        hyperparameters = Hyperparameters.of(config)
-        return fit(model, rows, validator(training_set, replay), hyperparameters, report=report, advance=advance).score
+        return fit(model, rows, validation.score, Hyperparameters.of(config), report=report, advance=advance).score
 
     return objective
 

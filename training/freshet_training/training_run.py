@@ -59,18 +59,24 @@ class TrainingRun:
 
     @property
     def parent(self) -> Bundle | None:
-        """The version that an incremental run starts from."""
-        return self.live if self.request.incremental else None
+        """The version that an incremental run starts from; a live version without a network gives no start."""
+        return self.live if self.request.incremental and self.live is not None and self.live.manifest.network else None
 
     @property
     def left_out(self) -> Counter[str]:
         """How many events were not learned from, by reason: in the export of the log, and in its cleaning."""
         return Counter(self.request.left_out) + Counter(self.training_set.log.cleaning)
 
-    def checkpoint(self, teacher: int = 0) -> Checkpoint:
-        """The checkpoint of the run, or of its `teacher` of that number."""
+    def checkpoint(self, teacher: int = 0, *, refit: bool = False) -> Checkpoint:
+        """The checkpoint of the run, or of its `teacher` of that number; of the `refit` on the whole log."""
         name = f"teacher-{teacher}.safetensors" if teacher else "checkpoint.safetensors"
-        return Checkpoint(self.request.files.work / name, self.digest)
+        return Checkpoint(self.request.files.work / (f"refit-{name}" if refit else name), self.digest)
+
+    def remove_checkpoints(self) -> None:
+        """The run is over."""
+        for number in range(self.config.teachers + 1):
+            self.checkpoint(number).remove()
+            self.checkpoint(number, refit=True).remove()
 
     @property
     def parameters(self) -> dict[str, object]:

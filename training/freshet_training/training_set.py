@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,10 +47,10 @@ class TrainingSet:
 
     `item_ids` are the vocabulary in index order. `others` are the other available items and the items of later
     events. The catalogue is both, the vocabulary first, and `texts` `[M, TEXT_DIM]` are the text embeddings of the
-    catalogue. An item of `others` without text is ranked by the baselines alone.
+    catalogue, of which `item_texts` are the texts. An item of `others` without text is ranked by the baselines alone.
     `word_numbers` `[len(item_ids), W]` number the words of the vocabulary's texts, where the settings ask for words.
-    An incremental run learns what happened at `since` (ms) or later; 0 is everything. `held_back` events of the
-    training part belong to the regression set: `runs` lack these events, with a gap in their users' histories.
+    An incremental run learns what happened at `since` (ms) or later; 0 is everything. `asked` are the users and items
+    of the regression set: `runs` lack the `held_back` events of these, with a gap in their users' histories.
     `digest` is the digest of everything that is learned from.
     """
 
@@ -60,9 +60,10 @@ class TrainingSet:
     since: int
     item_ids: list[str]
     others: list[str]
+    item_texts: list[str]
     texts: NDArray[np.float32]
     word_numbers: NDArray[np.int64] | None
-    without_text: int
+    asked: frozenset[tuple[str, str]]
     held_back: int
     digest: str
 
@@ -80,6 +81,11 @@ class TrainingSet:
     def unseen(self) -> NDArray[np.float32]:
         """The text embeddings of `others`."""
         return self.texts[len(self.item_ids) :]
+
+    @property
+    def without_text(self) -> int:
+        """How many items of the vocabulary have no text."""
+        return sum(not text for text in self.item_texts[: len(self.item_ids)])
 
     @property
     def item_index(self) -> dict[str, int]:
@@ -102,7 +108,7 @@ def read_training_set(config: TrainingConfig, files: TrainingFiles, parent: Bund
     if not (split.validation and split.test):
         raise DatasetError(f"{files.events}: {len(log.events)} events are too few to hold some back and judge by them")
     asked = regression_pairs(files.work / REGRESSION_FILE, log.forgotten)
-    runs, held_back = _learned_runs(log, split, asked)
+    runs, held_back = _learned_runs(log, split.train, asked)
     if not any(event.type in config.targeted for run in runs for event in run):
         named = ", ".join(sorted(config.targeted))
         raise DatasetError(f"{files.events}: none of the events to learn from is a {named}, which alone are predicted")
@@ -116,13 +122,39 @@ def read_training_set(config: TrainingConfig, files: TrainingFiles, parent: Bund
     if numbers is not None:
         say(f"they share {numbers.max(initial=0):,} words")
     digest = hashlib.sha256(repr((log.digest, item_ids, texts, sorted(asked))).encode()).hexdigest()
-    without_text = sum(not text for text in texts[: len(item_ids)])
-    return TrainingSet(log, split, runs, since, item_ids, others, vectors, numbers, without_text, held_back, digest)
+    return TrainingSet(log, split, runs, since, item_ids, others, texts, vectors, numbers, asked, held_back, digest)
 
 
-def _learned_runs(log: CleanedLog, split: Split, asked: Collection[tuple[str, str]]) -> tuple[list[list[Event]], int]:
-    """The histories of the training part without the regression set's events, and how many events that took out."""
-    training = set(map(id, split.train))
+def with_held_back(training_set: TrainingSet) -> TrainingSet:
+    """The same log with nothing held back to choose and judge by: `runs` are of all parts, the vocabulary too.
+
+    The regression set stays out.
+    """
+    runs, held_back = _learned_runs(training_set.log, training_set.log.events, training_set.asked)
+    item_ids = vocabulary((event for run in runs for event in run), training_set.item_ids)
+    known = set(item_ids)
+    others = [item for item in training_set.others if item not in known]
+    row = {item: number for number, item in enumerate(training_set.catalogue)}
+    order = [row[item] for item in (*item_ids, *others)]
+    texts = [training_set.item_texts[number] for number in order]
+    numbers = word_numbers(texts[: len(item_ids)]) if training_set.word_numbers is not None else None
+    return replace(
+        training_set,
+        runs=runs,
+        item_ids=item_ids,
+        others=others,
+        item_texts=texts,
+        texts=training_set.texts[order],
+        word_numbers=numbers,
+        held_back=held_back,
+    )
+
+
+def _learned_runs(
+    log: CleanedLog, learned: Sequence[Event], asked: Collection[tuple[str, str]]
+) -> tuple[list[list[Event]], int]:
+    """The histories of the `learned` events without the regression set's, and how many events that took out."""
+    training = set(map(id, learned))
     whole = [[event for event in run if id(event) in training] for run in histories(log.events)]
     runs = [[event for event in run if (event.user_id, event.item_id) not in asked] for run in whole]
     return [run for run in runs if run], sum(map(len, whole)) - sum(map(len, runs))
@@ -163,7 +195,7 @@ def _say_items(texts: Sequence[str], known: int, held_back: int) -> None:
     by_text = sum(map(bool, texts[known:]))
     say(f"{known:,} items in the vocabulary, {without:,} of them without text; {by_text:,} more to rank by text")
     if by_text < len(texts) - known:
-        say(f"  {len(texts) - known - by_text:,} were touched later and have no text: a list cannot hold them")
+        say(f"  {len(texts) - known - by_text:,} of the others have no text: a list cannot hold them")
 
 
 def model_shape(config: TrainingConfig, training_set: TrainingSet) -> ModelShape:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from freshet.bundle.bundle import SIGNATURE
+from freshet.bundle.bundle import SIGNATURE, WITHOUT_NETWORK
 from freshet.cli import app, models_topic, training_env, training_log
 from freshet.cli import train as verb
 from freshet.cli.options import keep_settings
@@ -97,6 +97,29 @@ def test_a_log_becomes_a_signed_bundle(training: Training, log: str, tmp_path: P
     assert training.option("--events") == log
     assert training.option("--epochs") == "3"
     assert (tmp_path / ".freshet" / "bundle" / SIGNATURE).exists()
+
+
+def test_what_serves_without_a_network_is_signed(training: Training, log: str, tmp_path: Path) -> None:
+    """Where the gate refused the network: the status says so, and the version beside it is published where asked."""
+    training.status = verb.REFUSED
+    run_training = training.run
+    plain = tmp_path / f"bundle{WITHOUT_NETWORK}"
+
+    def run_both(command: Sequence[str], env: Mapping[str, str] = os.environ, **more: Any) -> Any:
+        ended = run_training(command, env, **more)
+        if "freshet_training.train" in command:
+            shutil.copytree(SHIPPED, plain)
+            (plain / SIGNATURE).unlink()
+        return ended
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verb.subprocess, "run", run_both)
+        ended = run("--events", log, "--out", "bundle", "--publish")
+    assert ended.exit_code == verb.REFUSED
+    assert f"bundle{WITHOUT_NETWORK} serves without a network" in ended.stderr
+    assert (plain / SIGNATURE).exists()
+    assert not (tmp_path / "bundle" / SIGNATURE).exists()
+    assert training.commands[-1][3:5] == ["publish", f"bundle{WITHOUT_NETWORK}"]
 
 
 def test_types_become_a_settings_file(training: Training, log: str, tmp_path: Path) -> None:

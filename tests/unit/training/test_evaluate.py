@@ -9,14 +9,11 @@ from freshet.core.events import Event
 from freshet_training.config import TrainingConfig
 from freshet_training.evaluate import (
     UNRANKED,
-    CoOccurrence,
     EvaluationBatch,
     EvaluationReplay,
     difference,
     evaluate,
-    popularity,
     rank_of_target,
-    recent_popularity,
     result_of,
     user_bootstrap,
     with_prior,
@@ -86,7 +83,7 @@ def test_popularity_counts_users_not_events() -> None:
     events = [event("u", "a", 0), event("u", "a", 1), event("v", "b", 2)]
     (batch,) = replay(events).batches(0, 3)
     assert len(batch.users) == 2
-    assert popularity(batch)[-1].tolist() == [1, 0, 0, 0]
+    assert batch.popular[-1].tolist() == [1, 0, 0, 0]
 
 
 def test_a_type_that_weighs_nothing_is_no_part_of_popularity() -> None:
@@ -97,15 +94,15 @@ def test_a_type_that_weighs_nothing_is_no_part_of_popularity() -> None:
     counted = TrainingConfig(behaviours={"click": 1.0, "dislike": 0.0}).counted
     world = EvaluationReplay([liked, disliked, event("bob", "c", 2)], ITEMS, index, types, DAY, 50, counted=counted)
     [batch] = world.batches(2, 3)
-    assert popularity(batch).tolist() == [[1, 0, 0, 0]]
-    assert recent_popularity(batch)[0, 1] == 0
+    assert batch.popular.tolist() == [[1, 0, 0, 0]]
+    assert batch.recent[0, 1] == 0
 
 
 def test_recent_popularity_halves_in_a_half_life() -> None:
     """Recent popularity halves in a half-life of event time."""
     events = [event("u", "a", 0), event("v", "b", DAY)]
     (batch,) = replay(events).batches(1, 2)
-    assert recent_popularity(batch)[0, 0] == pytest.approx(0.5)
+    assert batch.recent[0, 0] == pytest.approx(0.5)
 
 
 def test_evaluation_from_a_position_has_the_whole_past() -> None:
@@ -115,14 +112,6 @@ def test_evaluation_from_a_position_has_the_whole_past() -> None:
     (part,) = replay(events).batches(2, 4)
     assert (part.seen == whole.seen[2:]).all()
     assert (part.tensors["item_index"] == whole.tensors["item_index"][2:]).all()
-
-
-def test_co_occurrence_knows_what_is_taken_together() -> None:
-    """Co-occurrence ranks first the item that users of `a` took as well."""
-    fitted = [event(user, item, 0) for user in "xyz" for item in ("a", "c")] + [event("w", "b", 0)]
-    rank = CoOccurrence(fitted, {item: row for row, item in enumerate(ITEMS)}, last=5)
-    (batch,) = replay([event("u", "a", 10), event("u", "c", 11)]).batches(1, 2)
-    assert rank_of_target(rank(batch), batch.target, batch.seen).tolist() == [0]
 
 
 def test_prior_is_added_to_the_encoder() -> None:
@@ -173,4 +162,4 @@ def test_difference_is_paired() -> None:
 def test_nothing_to_evaluate_is_said() -> None:
     """An empty part is an error."""
     with pytest.raises(ValueError, match="no event to evaluate"):
-        evaluate(replay([event("u", "a", 0)]).batches(1, 1), {"popularity": popularity})
+        evaluate(replay([event("u", "a", 0)]).batches(1, 1), {"popularity": lambda batch: batch.popular})

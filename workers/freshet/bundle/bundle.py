@@ -34,6 +34,8 @@ WEIGHTS = "weights.safetensors"
 ITEM_VECTORS = "item_vectors.npy"
 NEEDED = ("model.onnx", "item_tower.onnx", "item_ids.json", ITEM_VECTORS, "golden.npz", WEIGHTS)
 LIFTS = "item_lifts.npy"
+WITHOUT_NETWORK = "-without-network"
+"""What follows a refused candidate's name in the name of the version without a network beside it."""
 SIGNATURE = "manifest.sig"
 """The one file that the manifest cannot list: who vouches for it (`workers/freshet/bundle/signature.py`)."""
 
@@ -45,8 +47,8 @@ class BundleError(FreshetError):
 class Data(msgspec.Struct, frozen=True):
     """The log that a version was trained on: times in ms, a sha256 of the events, and what was left out of it.
 
-    What happened before `trained_to` was learned, and what came from then on held back, to choose and judge by; early
-    versions do not say so (0).
+    What happened before `trained_to` was learned. What came from then on was held back, to choose and judge by; a
+    version that was fitted anew on the whole log has learned that too. Early versions do not say so (0).
     """
 
     source: str = ""
@@ -105,6 +107,7 @@ class Manifest(msgspec.Struct, frozen=True):
     `privacy` is what the weights may tell of a user, where training bounded it.
     `gate` is what the gate decided, None in what it has not judged; `ungated` is why
     a version that it refused may be published all the same, in the signer's words.
+    `network` says whether the version has learned an encoder: without one popularity and the nearness of texts rank.
     `settings` are all that training was told, by `freshet_training.config.TrainingConfig`'s names (the
     first versions did not say).
     """
@@ -128,6 +131,7 @@ class Manifest(msgspec.Struct, frozen=True):
     ungated: str = ""
     privacy: Privacy | None = None
     scale: Annotated[float, msgspec.Meta(gt=0)] = 12.0
+    network: bool = True
     settings: dict[str, Any] = {}
 
 

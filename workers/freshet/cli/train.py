@@ -11,13 +11,14 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from freshet import resources
-from freshet.bundle.bundle import MANIFEST, SIGNATURE
+from freshet.bundle.bundle import MANIFEST, SIGNATURE, WITHOUT_NETWORK, read_manifest
 from freshet.cli.console import say
 from freshet.cli.errors import FAILED, UserError
 from freshet.cli.option_groups import grouped
@@ -139,8 +140,23 @@ def _again_and_again(job: _Job, interval: float, *, publish: bool) -> None:
 def _once(job: _Job, bundle: Path, *, publish: bool, polite: bool = False) -> int:
     """Train, and publish what was accepted; the exit status."""
     status = _run(job, bundle, polite=polite)
+    plain = bundle.with_name(bundle.name + WITHOUT_NETWORK)
+    if status == REFUSED and (plain / MANIFEST).is_file() and _is_accepted(plain):
+        say(f"{plain} serves without a network")
+        _release(job, plain, publish=publish)
     if status or not (bundle / MANIFEST).is_file():
         return status
+    return _release(job, bundle, publish=publish)
+
+
+def _is_accepted(bundle: Path) -> bool:
+    gate = read_manifest(bundle).gate
+    return gate is not None and gate.accepted
+
+
+def _release(job: _Job, bundle: Path, *, publish: bool) -> int:
+    """Sign a bundle, and publish it or say how; the exit status."""
+    status = 0
     key = job.key or local_keys(job.work.parent)
     say(f"signed by {sign_bundle(bundle, key)[:16]}, {key}")
     command = ["publish", str(bundle), *job.served_by]
@@ -234,9 +250,11 @@ def _candidates(job: _Job) -> Path:
 
 def _tidy(candidates: Path) -> None:
     """Keep the newest candidates, accepted and refused ones apart, and nothing of runs that were killed."""
-    for partial in candidates.glob(".*Z.partial"):
+    names = ("*Z", f"*Z{WITHOUT_NETWORK}")
+    for partial in chain.from_iterable(candidates.glob(f".{name}.partial") for name in names):
         shutil.rmtree(partial)
-    bundles = sorted(one for one in candidates.glob("*Z") if one.is_dir())  # names sort by time
+    found = chain.from_iterable(candidates.glob(name) for name in names)
+    bundles = sorted(folder for folder in found if folder.is_dir())  # names sort by time
     accepted = [bundle for bundle in bundles if (bundle / SIGNATURE).is_file()]
     refused = [bundle for bundle in bundles if bundle not in accepted]
     for old in (*accepted[:-KEPT_CANDIDATES], *refused[:-KEPT_CANDIDATES]):
