@@ -86,7 +86,8 @@ NEWS := $(FRESHNESS)/deskdrop
 freshness: setup-training
 	rm -rf $(FRESHNESS)
 	$(BIN)/python -m deploy.demo.movielens .parts/data/ml-100k $(FILMS)
-	$(BIN)/freshet replay $(FILMS)/events.jsonl --items $(FILMS)/items.jsonl --freshness --burn-in 0.9 --out $(FILMS)/replay
+	$(BIN)/freshet replay $(FILMS)/events.jsonl --items $(FILMS)/items.jsonl --bundle triton_models/user_encoder/1 \
+		--freshness --burn-in 0.9 --out $(FILMS)/replay
 	$(if $(DESKDROP),@$(MAKE) --no-print-directory freshness-deskdrop)
 	for picture in report.html freshness.svg; do \
 		$(BIN)/freshet report $(if $(DESKDROP),$(NEWS)/replay/results.json --name "News: Deskdrop") \

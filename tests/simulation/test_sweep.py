@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from freshet.cli import app
 from freshet.core.events import encode_event
@@ -12,10 +13,11 @@ from freshet.report.results_file import read_results
 from typer.testing import CliRunner
 
 from deploy import local
-from deploy.local.parts import ROOT
+from deploy.local.parts import ROOT, TRITON_MODELS
 from tests.altered_bundles import Keys, without_lifts
 from tests.simulation.memory_replays import stream
 
+SHIPPED = TRITON_MODELS / "user_encoder" / "1"
 pytestmark = pytest.mark.skipif(bool(local.missing_parts()), reason="needs the text encoder: run `make setup`")
 
 
@@ -80,3 +82,24 @@ def test_a_version_without_lifts_cannot_weigh_them(log: Path, tmp_path: Path, mo
     assert done.exit_code == 1
     assert "version 1 does not know its items' value and novelty: train one that does" in done.stderr
     assert not Path("sweep").exists()
+
+
+def test_a_bundle_is_judged_without_a_repository(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--bundle DIR` gives the lists that the same version of a repository gives."""
+    for name, named in (("repository", ("--model", "1")), ("folder", ("--bundle", str(SHIPPED)))):
+        done = CliRunner().invoke(app, ["replay", str(log), *named, "--evaluate", "--out", name])
+        assert done.exit_code == 0, done.output
+    found = [json.loads(Path(name, "replay.json").read_text())["digests"] for name in ("repository", "folder")]
+    assert found[0] == found[1]
+
+
+def test_a_log_of_other_items_is_not_judged(log: Path) -> None:
+    """A version that knows none of the log's items is refused in one line, and no folder is left."""
+    renamed = [msgspec.structs.replace(event, item_id=event.item_id and f"x{event.item_id}") for event in stream()]
+    log.write_bytes(b"".join(encode_event(event) + b"\n" for event in renamed))
+    done = CliRunner().invoke(app, ["replay", str(log), "--bundle", str(SHIPPED), "--evaluate", "--out", "foreign"])
+    assert done.exit_code == 1
+    assert "0 of its first" in done.stderr
+    assert "--bundle" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not Path("foreign").exists()

@@ -13,6 +13,9 @@ from typer.testing import CliRunner
     ("arguments", "status", "message"),
     [
         (["replay", "kafka", "--verify"], 1, "`freshet verify SOURCE` compares a live run with its log"),
+        (["replay", "x.jsonl", "--out", "new", "--evaluate"], 1, "which version is judged on x.jsonl? Name its folder"),
+        (["replay", "x.jsonl", "--out", "new", "--bundle", "nowhere"], 1, "nowhere has no manifest.json"),
+        (["replay", "x.jsonl", "--out", "new", "--bundle", "b", "--model", "1"], 1, "goes without --model"),
         (["replay", "kafka"], 2, "Missing option '--out'"),
         (["replay", "x.jsonl", "--out", "new", "--encoder", "cpu"], 2, "'cpu' is not one of 'onnx', 'triton'"),
         (["replay", "x.jsonl", "--out", "new", "--fold-only", "--try", "diversity=1"], 1, "--fold-only makes no lists"),

@@ -92,6 +92,9 @@ class RunOptions:
             help="Model version, may be given several times; the live one of `kafka`, else the newest.",
         ),
     ] = None
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The version in this folder, instead of one of the repository.")
+    ] = None
     encoder: EncoderKind = "onnx"
     state: Annotated[Literal["memory", "rocksdb"], typer.Option(help="Where the users' states are kept.")] = "memory"
     speed: Annotated[
@@ -193,11 +196,24 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Replay a log through the serving code: lists, features, evaluation."""
-    if run.fold_only and (run.model or evaluation.asked or output.topic):
-        raise UserError("--fold-only makes no lists: leave out --model, --evaluate, --freshness, --try and --topic")
+    if run.fold_only and (run.model or run.bundle or evaluation.asked or output.topic):
+        raise UserError(
+            "--fold-only makes no lists: leave out --model, --bundle, --evaluate, --freshness, --try and --topic"
+        )
+    if run.bundle and (run.model or run.encoder == "triton"):
+        raise UserError("--bundle is a version that nobody serves: it goes without --model and --encoder triton")
     if output.topic and (evaluation.sweep or len(run.model or ()) > 1):
         raise UserError("--topic takes the lists of one --model: a user's newest list is the one that counts")
-    settings = resolve(config, directory, kafka=kafka, triton=triton).settings
+    effective = resolve(config, directory, kafka=kafka, triton=triton)
+    settings = effective.settings
+    text_encoder = text_encoder_folder(settings)
+    if run.bundle is not None:
+        settings = msgspec.structs.replace(settings, model_repository=str(_repository(run.bundle, directory)))
+    elif evaluation.asked and not run.model and effective.sources["model_repository"] == "default":
+        raise UserError(
+            f"which version is judged on {log.source}? Name its folder with --bundle DIR, or a version of the "
+            f"repository {settings.model_repository} with --model VERSION"
+        )
     from freshet.replay.job import ReplayJob, run_job
 
     job = ReplayJob(
@@ -209,7 +225,7 @@ def replay(
         sweep=read_sweep(evaluation.sweep or []),
         items=_items(log.items, settings),
         through_triton=run.encoder == "triton",
-        text_encoder=text_encoder_folder(settings),
+        text_encoder=text_encoder,
         states_on_disk=run.state == "rocksdb",
         speed=_speed(run.speed),
         judged=evaluation.asked,
@@ -232,6 +248,23 @@ def replay(
 def _version(source: str, settings: Settings) -> int:
     """What is replayed with where no `--model` is named."""
     return live_version(settings) if source == "kafka" else newest_version(settings)
+
+
+def _repository(bundle: Path, directory: Path) -> Path:
+    """A model repository whose one version is `bundle`. Raises `BundleError`, `UserError`."""
+    from freshet.bundle.bundle import MANIFEST, read_manifest, sha256
+    from freshet.core.rollout import MODEL
+
+    read_manifest(bundle)
+    repository = directory / "replayed" / sha256(bundle / MANIFEST)[:16]
+    version = repository / MODEL / "1"
+    try:
+        version.parent.mkdir(parents=True, exist_ok=True)
+        version.unlink(missing_ok=True)
+        version.symlink_to(bundle.resolve())
+    except OSError as error:
+        raise UserError(f"{version}: {error.strerror}") from None
+    return repository
 
 
 def _items(source: str | None, settings: Settings) -> list[Record]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from freshet.adapters.triton_address import TritonAddress
 from freshet.core.evaluation.compare import difference
 from freshet.core.evaluation.prequential import Prequential
 from freshet.core.evaluation.results import FreshnessPoint, Results
+from freshet.core.events import Event, decode_event
 from freshet.core.item_space import ItemSpace
 from freshet.errors import FreshetError
 from freshet.files import write_json
@@ -42,6 +44,10 @@ from freshet.settings import Settings
 
 SUMMARY = "replay.json"
 RESULTS = "results.json"
+LOOKED_AT = 5000
+"""Records of a log by whose items a version is recognised as another catalogue's."""
+FOREIGN = 0.1
+"""A version that knows a smaller part of these items is another catalogue's."""
 METRICS = ("hr", "ndcg", "mrr")
 FRESHEST = ListSchedule("at every event", 0)
 PERIODS = (60, 3600, 86_400)
@@ -81,6 +87,10 @@ class ReplayJob:
     training_rows: bool = False
     topic: str | None = None
     batch: int = BATCH_RECORDS
+
+
+class ForeignCatalogue(FreshetError):
+    """The log is of other items than a version's; the message says what to do."""
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -144,6 +154,8 @@ async def _run(
     states = folder.open_states()
     clock = Clock(settings.popularity_half_life, _periods(job), all_time=job.judged)
     models = [await _model(job, version, encoder, knob) for version in job.versions for knob in (None, *job.sweep)]
+    if job.judged:
+        _check_catalogue(log, settings, models)
     replay = Replay(settings, models, encoder, states, clock, output, job.items)
     replay.judge_after = int((log.total or 0) * job.burn_in)
     started(log.total)
@@ -182,6 +194,22 @@ async def _run(
     write_json(job.folder / SUMMARY, summary)
     folder.finish()
     return summary
+
+
+def _check_catalogue(log: Log, settings: Settings, models: Sequence[ReplayedModel]) -> None:
+    """See that the versions to judge know the items of the log's beginning. Raises `ForeignCatalogue`, `LogError`."""
+    records = chain.from_iterable(chain.from_iterable(log.read(partition) for partition in log.partitions))
+    events = (decode_event(record.value, record.key, settings.behaviours) for record in islice(records, LOOKED_AT))
+    items = {event.item_id for event in events if isinstance(event, Event) and event.item_id}
+    for model in models:
+        live = model.side_inputs.live
+        assert live is not None
+        known = sum(live.space.is_trained(item) for item in items)
+        if known < FOREIGN * len(items):
+            raise ForeignCatalogue(
+                f"{log.name}: {known:,} of its first {len(items):,} items are in the vocabulary of {model.name}, "
+                f"{live.bundle.manifest.name}: name a version that was trained on such a log, with --bundle or --model"
+            )
 
 
 def refuse_live(settings: Settings, topic: str) -> None:
