@@ -125,7 +125,7 @@ def _contents(
         parent=run.parent.path.name if run.parent is not None else "",
         privacy=privacy,
         lifts=item_lifts(events, learned.item_ids, config.behaviours) if privacy is None else None,
-        model_card=model_card(config, run.training_set, learned, measured, privacy),
+        model_card=model_card(config, run.training_set, learned, measured, privacy, run.chosen),
         network=not isinstance(measured.fitted.model, NearestText),
     )
 

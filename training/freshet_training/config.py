@@ -175,6 +175,11 @@ def load_config(file: Path | None, **flags: Any) -> TrainingConfig:
     return config
 
 
+def names_training(file: Path | None) -> bool:
+    """Whether a settings file says how to train; `load_config` has read the file."""
+    return file is not None and "training" in tomllib.loads(file.read_text())
+
+
 def _check(config: TrainingConfig) -> None:
     if wrong := wrong_behaviours(config.behaviours):
         raise ConfigError(wrong)

@@ -133,13 +133,15 @@ def fit(
     checkpoint: Checkpoint | None = None,
     dp_sgd: DpSgd | None = None,
     teachers: Sequence[UserEncoder] = (),
+    over: Callable[[], bool] = lambda: False,
 ) -> FittedEncoder:
     """Train until `patience` validations were no better; `rows` makes an epoch's examples.
 
     Without `validate` there is nothing to choose by: the weights of the last epoch are kept.
     A run with `dp_sgd` is private: it takes its examples by user, and keeps the weights of its last epoch.
     `teachers` are fitted models of the same items, whose mean scores are learned beside
-    what happened. `report` is told each epoch and `advance` each step, which may raise to stop.
+    what happened. The fit ends where time is `over` and an epoch was validated.
+    `report` is told each epoch and `advance` each step, which may raise to stop.
     Raises `FitError`, and `OSError` where a checkpoint cannot be written.
     """
     state = _FitState(model, hyperparameters, dp_sgd, teachers)
@@ -147,7 +149,11 @@ def fit(
     if stored is not None:
         state.restore(*stored)
     patience = hyperparameters.patience * hyperparameters.validate_every if validate else hyperparameters.epochs
-    while state.epoch < hyperparameters.epochs and state.epoch - state.best_epoch < patience:
+    while (
+        state.epoch < hyperparameters.epochs
+        and state.epoch - state.best_epoch < patience
+        and not (state.best_epoch and over())
+    ):
         report(state.train_epoch(rows, validate, advance))
         if checkpoint is not None:
             checkpoint.save(*state.dump())

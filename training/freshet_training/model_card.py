@@ -8,6 +8,7 @@ from freshet.bundle.bundle import Privacy
 from freshet.core.events import Event
 
 from freshet_training.config import TrainingConfig
+from freshet_training.defaults import Choice
 from freshet_training.measure import UNTIED, VALIDATED, MeasuredEncoder, table
 from freshet_training.model import UserEncoder
 from freshet_training.training_set import TrainingSet
@@ -20,6 +21,7 @@ def model_card(
     learned: TrainingSet,
     measured: MeasuredEncoder,
     privacy: Privacy | None,
+    chosen: Choice | None = None,
 ) -> str:
     """Markdown: what the version is, its data and their terms, how it was measured, how to make it again.
 
@@ -67,7 +69,7 @@ The same without events that are not later than the user's previous one, whose o
 
 The served score is `encoder + {measured.prior_weight:g} · log1p(decayed popularity)`.
 
-## Reproduce
+{_chosen(chosen)}## Reproduce
 
 `freshet train --config SETTINGS --events EVENTS --items ITEMS --out BUNDLE` with the same log, and with the commit, the
 versions and the settings in `manifest.json`.
@@ -88,6 +90,13 @@ def _what(model: UserEncoder) -> str:
     return f"""A causal transformer ({shape.dim} wide, {shape.blocks} blocks) over a user's last {shape.length} events.
 It ranks the next item. An item stands at its projected text embedding (all-MiniLM-L6-v2, int8) plus a learned residual,
 so an unseen item stands at its text alone."""
+
+
+def _chosen(chosen: Choice | None) -> str:
+    """How the settings were chosen, where the log chose them."""
+    if chosen is None:
+        return ""
+    return f"## Settings\n\nChosen for the log: {chosen}.\n{'. '.join(chosen.reasons)}.\n\n"
 
 
 def _learned(training_set: TrainingSet, learned: TrainingSet) -> str:

@@ -20,10 +20,12 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -34,9 +36,10 @@ from freshet.files import HeldError, held, write_whole
 
 from freshet_training import gate
 from freshet_training.candidate import write_candidate, write_without_network
-from freshet_training.config import ConfigError, TrainingConfig, load_config
+from freshet_training.config import ConfigError, TrainingConfig, load_config, names_training
 from freshet_training.console import Advance, progress, say
 from freshet_training.dataset import DatasetError
+from freshet_training.defaults import CHOOSING, MINUTES, Choice, LogFacts, choose, former_settings
 from freshet_training.dp_sgd import DpSgd
 from freshet_training.evaluate import EvaluationReplay
 from freshet_training.fit import Epoch, FittedEncoder, Hyperparameters, fit, teacher_seeds
@@ -55,6 +58,7 @@ from freshet_training.training_set import (
     model_shape,
     read_training_set,
     with_held_back,
+    with_words,
 )
 from freshet_training.warm_start import warm_start
 
@@ -72,6 +76,11 @@ def train(request: RunRequest, config: TrainingConfig) -> bool:
         live = load_bundle(request.live) if request.live is not None else None
         parent = live if request.incremental and live is not None and live.manifest.network else None
         training_set = read_training_set(config, request.files, parent)
+        chosen = _chosen(request, config, training_set, parent)
+        if chosen is not None and request.given is not None:
+            config = chosen.applied(config, request.given)
+            if config.words and parent is None:
+                training_set = with_words(training_set)
         replay = _replay(config, training_set)
         refused = work / REFUSED_FILE
         increment = increment_digest(config, training_set, parent) if request.incremental else ""
@@ -84,11 +93,28 @@ def train(request: RunRequest, config: TrainingConfig) -> bool:
         digest = run_digest(config, training_set, parent)
         tracker = MlflowTracker(request.tracking, config.name, digest, work) if request.tracking else None
         with _tracked(tracker):
-            accepted = _train(TrainingRun(request, config, training_set, replay, live, digest, tracker))
+            accepted = _train(TrainingRun(request, config, training_set, replay, live, digest, tracker, chosen))
             found.remove()
             if increment and not accepted:
                 write_whole(refused, increment.encode())
         return accepted
+
+
+def _chosen(
+    request: RunRequest, config: TrainingConfig, training_set: TrainingSet, parent: Bundle | None
+) -> Choice | None:
+    """The settings for the log, where none are given; those of the live version in a run that goes on from it."""
+    if request.given is None:
+        return None
+    if parent is not None:
+        return former_settings(parent.manifest.settings)
+    facts, minutes = LogFacts.of(training_set), request.minutes or MINUTES
+    chosen = choose(facts, minutes, config.threads)
+    say(f"the log: {facts}")
+    for reason in chosen.reasons:
+        say(f"  {reason}")
+    say(f"settings chosen for {minutes:g} minutes (--minutes): {chosen}")
+    return chosen
 
 
 @contextmanager
@@ -182,6 +208,8 @@ def _fit(run: TrainingRun, validation: ValidationPart, dp_sgd: DpSgd | None) -> 
     model = _model(config, training_set, run.parent)
     say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
     teachers = [] if run.parent is not None else list(_teachers(run, validation))
+    minutes = run.request.minutes or (MINUTES if run.chosen is not None else math.inf)
+    deadline = time.monotonic() + 60 * CHOOSING * minutes
     with progress("epoch") as advance:
         return fit(
             model,
@@ -193,6 +221,7 @@ def _fit(run: TrainingRun, validation: ValidationPart, dp_sgd: DpSgd | None) -> 
             checkpoint=checkpoint,
             dp_sgd=dp_sgd,
             teachers=teachers,
+            over=lambda: time.monotonic() > deadline,
         )
 
 
@@ -283,6 +312,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--source", default="", help="where the log comes from, for the record")
     parser.add_argument("--left-out", type=json.loads, default={}, help="what of it was no event, JSON by reason")
     parser.add_argument("--search", type=float, metavar="SECONDS", help="first search hyperparameters for so long")
+    parser.add_argument("--minutes", type=float, help="time that the run may take, about")
     parser.add_argument("--tracking", metavar="URI", help="MLflow store; `none` keeps no record")
     parser.add_argument("--name")
     for name in ("epochs", "positions", "teachers", "seed", "threads"):
@@ -306,11 +336,15 @@ def main(arguments: list[str] | None = None) -> int:
         live=given.live,
         incremental=given.incremental,
         search_seconds=given.search,
+        minutes=given.minutes,
         tracking=None if given.tracking == "none" else given.tracking or default,
     )
     started = time.perf_counter()
     try:
-        accepted = train(request, load_config(given.config, **flags))
+        config = load_config(given.config, **flags)
+        if not names_training(given.config):
+            request = replace(request, given=frozenset(name for name, value in flags.items() if value is not None))
+        accepted = train(request, config)
     except NothingNewError as nothing:
         say(str(nothing))
         return 0

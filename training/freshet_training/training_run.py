@@ -16,6 +16,7 @@ from freshet.core.events import encode_event
 
 from freshet_training.checkpoint import Checkpoint
 from freshet_training.config import TrainingConfig
+from freshet_training.defaults import Choice
 from freshet_training.evaluate import EvaluationReplay
 from freshet_training.tracking import MlflowTracker
 from freshet_training.training_set import TrainingFiles, TrainingSet
@@ -29,7 +30,8 @@ class RunRequest:
 
     The gate compares the candidate with `live`; an `incremental` run starts from `live`. `source` says where the log
     comes from, and `left_out` counts by reason the records of the source that were no events. Both are for the
-    manifest. `tracking` is the URI of the MLflow store, None for no record.
+    manifest. `minutes` are the time that a run may take, about. Where `given` is not None, the settings that it does
+    not name are chosen for the log. `tracking` is the URI of the MLflow store, None for no record.
     """
 
     files: TrainingFiles
@@ -39,6 +41,8 @@ class RunRequest:
     live: Path | None = None
     incremental: bool = False
     search_seconds: float | None = None
+    minutes: float | None = None
+    given: frozenset[str] | None = None
     tracking: str | None = None
 
 
@@ -46,7 +50,8 @@ class RunRequest:
 class TrainingRun:
     """The context of a run: the request, the settings, the training set, and what was made of them.
 
-    `live` is the version that the gate compares with, and `digest` the digest of everything that decides the run.
+    `chosen` are the settings that were chosen for the log. `live` is the version that the gate compares with, and
+    `digest` the digest of everything that decides the run.
     """
 
     request: RunRequest
@@ -56,6 +61,7 @@ class TrainingRun:
     live: Bundle | None
     digest: str
     tracker: MlflowTracker | None
+    chosen: Choice | None = None
 
     @property
     def parent(self) -> Bundle | None:

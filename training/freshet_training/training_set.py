@@ -118,11 +118,20 @@ def read_training_set(config: TrainingConfig, files: TrainingFiles, parent: Bund
     _say_log(log, config, since, split)
     _say_items(texts, len(item_ids), held_back)
     vectors = text_vectors(texts, files.text_encoder, files.work)
-    numbers = word_numbers(texts[: len(item_ids)]) if config.words and parent is None else None
-    if numbers is not None:
-        say(f"they share {numbers.max(initial=0):,} words")
+    numbers = _numbered(texts[: len(item_ids)]) if config.words and parent is None else None
     digest = hashlib.sha256(repr((log.digest, item_ids, texts, sorted(asked))).encode()).hexdigest()
     return TrainingSet(log, split, runs, since, item_ids, others, texts, vectors, numbers, asked, held_back, digest)
+
+
+def with_words(training_set: TrainingSet) -> TrainingSet:
+    """The same set with the words of the vocabulary's texts numbered."""
+    return replace(training_set, word_numbers=_numbered(training_set.item_texts[: len(training_set.item_ids)]))
+
+
+def _numbered(texts: Sequence[str]) -> NDArray[np.int64]:
+    numbers = word_numbers(texts)
+    say(f"the items' texts share {numbers.max(initial=0):,} words")
+    return numbers
 
 
 def with_held_back(training_set: TrainingSet) -> TrainingSet:

@@ -115,6 +115,12 @@ class TuningOptions:
     """How the version is trained: what is given wins over the settings file."""
 
     search: Annotated[str | None, typer.Option(metavar="10m", help="First search hyperparameters for so long.")] = None
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            metavar="M", min=0.1, help="Time that the training may take, about; 30 where the log chooses the settings."
+        ),
+    ] = None
     name: Annotated[str | None, typer.Option(help="Name in the manifest.", rich_help_panel=_TUNING)] = None
     epochs: Annotated[int | None, typer.Option(help="At most so many.", rich_help_panel=_TUNING)] = None
     positions: Annotated[int | None, typer.Option(help="Targets a step.", rich_help_panel=_TUNING)] = None
@@ -143,6 +149,7 @@ class TuningOptions:
     def flags(self) -> dict[str, object]:
         """Flags of the training job, by name; None for what is not given. Raises `UserError`."""
         return {
+            "minutes": self.minutes,
             "name": self.name,
             "epochs": self.epochs,
             "positions": self.positions,
