@@ -84,6 +84,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """What else the model card should say of the data or its use."""
     targets: tuple[str, ...] = ()
     """Behaviour types that are predicted and judged; all where none is named."""
+    repeats: tuple[str, ...] = ()
+    """Behaviour types after which an item may be recommended to its user again: where people come back to things."""
     validation_share: Share = 0.1
     test_share: Share = 0.1
     min_users: Positive = 10
@@ -183,9 +185,12 @@ def names_training(file: Path | None) -> bool:
 def _check(config: TrainingConfig) -> None:
     if wrong := wrong_behaviours(config.behaviours):
         raise ConfigError(wrong)
-    for kind in config.targets:
+    for name, kind in (
+        *(("targets", kind) for kind in config.targets),
+        *(("repeats", kind) for kind in config.repeats),
+    ):
         if kind not in config.behaviours:
-            raise ConfigError(f"targets: {kind!r} is not among the behaviours {', '.join(config.behaviours)}")
+            raise ConfigError(f"{name}: {kind!r} is not among the behaviours {', '.join(config.behaviours)}")
     if config.teachers and config.privacy is not None:
         raise ConfigError(
             "teachers: a private run has none, for what they learn of users is not counted in its epsilon"

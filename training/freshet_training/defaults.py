@@ -33,6 +33,8 @@ EVENTS_A_SECOND = {(128, 1): 20_000, (64, 2): 10_000, (64, 1): 25_000}
 """Events that one thread learns in a second, about, by width and blocks (2 shared cores, 2026-12-01)."""
 EPOCHS_NEEDED = 10
 """A network that the time allows fewer epochs of gives way to a smaller one."""
+OFTEN = 0.2
+"""Share of a behaviour's events on items known to their user from which on repeats are proposed."""
 MINUTES = 30.0
 """Time that a run may take where nothing is said of it."""
 CHOOSING = 0.45
@@ -143,6 +145,16 @@ def former_settings(settings: dict[str, Any]) -> Choice:
     """What an incremental run takes over from the version that it starts from: the chosen ones of its settings."""
     names = {"model", "words", "look_ahead", "average", "positions", "learning_rate"}
     return Choice({name: value for name, value in settings.items() if name in names}, ("as in the live version",))
+
+
+def proposed_repeats(runs: Sequence[Sequence[Event]], repeats: Sequence[str]) -> str:
+    """What to say of behaviours after which people come back to an item, beyond those named; empty for nothing."""
+    rates = {kind: rate for kind, rate in counted_repeats(runs).items() if rate >= OFTEN and kind not in repeats}
+    if not rates:
+        return ""
+    told = ", ".join(f"{rate:.0%} of {kind}" for kind, rate in rates.items())
+    named = ",".join([*repeats, *rates])
+    return f"people come back to items ({told}): --repeats {named} lets such items be recommended again"
 
 
 def counted_repeats(runs: Sequence[Sequence[Event]]) -> dict[str, float]:

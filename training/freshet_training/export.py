@@ -179,6 +179,7 @@ def _manifest(encoder: UserEncoder, out: Path, contents: BundleContents) -> bund
         parent=contents.parent,
         privacy=contents.privacy,
         network=contents.network,
+        repeats=list(config.repeats),
         scale=encoder.log_scale.detach().exp().item(),
         settings=msgspec.to_builtins(config),
     )

@@ -39,7 +39,7 @@ from freshet_training.candidate import write_candidate, write_without_network
 from freshet_training.config import ConfigError, TrainingConfig, load_config, names_training
 from freshet_training.console import Advance, progress, say
 from freshet_training.dataset import DatasetError
-from freshet_training.defaults import CHOOSING, MINUTES, Choice, LogFacts, choose, former_settings
+from freshet_training.defaults import CHOOSING, MINUTES, Choice, LogFacts, choose, former_settings, proposed_repeats
 from freshet_training.dp_sgd import DpSgd
 from freshet_training.evaluate import EvaluationReplay
 from freshet_training.fit import Epoch, FittedEncoder, Hyperparameters, fit, teacher_seeds
@@ -81,6 +81,8 @@ def train(request: RunRequest, config: TrainingConfig) -> bool:
             config = chosen.applied(config, request.given)
             if config.words and parent is None:
                 training_set = with_words(training_set)
+        if proposal := proposed_repeats(training_set.runs, config.repeats):
+            say(proposal)
         replay = _replay(config, training_set)
         refused = work / REFUSED_FILE
         increment = increment_digest(config, training_set, parent) if request.incremental else ""
@@ -318,6 +320,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("epochs", "positions", "teachers", "seed", "threads"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--repeats", type=lambda kinds: tuple(kinds.split(",")), help="behaviours, with commas between")
     parser.add_argument("--data-terms", help="terms of the training data")
     return parser.parse_args(arguments)
 
@@ -325,7 +328,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     given = parse(arguments)
-    named = ("name", "epochs", "positions", "teachers", "seed", "threads", "learning_rate", "data_terms")
+    named = ("name", "epochs", "positions", "teachers", "seed", "threads", "learning_rate", "data_terms", "repeats")
     flags = {name: getattr(given, name) for name in named}
     default = f"sqlite:///{(given.work / 'tracking.db').absolute()}"
     request = RunRequest(

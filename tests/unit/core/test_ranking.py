@@ -144,6 +144,36 @@ def test_a_cold_item_is_ranked_by_its_vector() -> None:
     assert "new" not in names(one_list(over, {}, RankConfig(50, 0.0, 0.0), state_of("new")))
 
 
+def test_people_come_back_to_what_their_behaviour_allows() -> None:
+    """A viewed item may come again where views repeat, one that was bought as well may not; by default none may."""
+    over, state = space(), state_of("i0", "i1", "i2")
+    fold(state, Event("buy", "u", "purchase", 1_700_000_001_000, "i1"), 0, 3)
+    over.add_cold(["new"], axis(7)[None])
+    fold(state, Event("new", "u", "view", 1_700_000_002_000, "new"), 0, 4)
+    scores = {FIRST_ITEM + number: 9.0 - number for number in range(4)}
+    wide = RankConfig(50, 0.0, 0.0)
+    assert names(one_list(over, scores, wide, state))[0] == "i3"
+    again = names(one_list(over, scores, replace(wide, repeats=frozenset({"view"})), state))
+    assert again[:3] == ["i0", "i2", "i3"]
+    assert "i1" not in again
+    assert "new" in again
+    everything = replace(wide, repeats=frozenset({"view", "purchase"}), all_repeat=True)
+    assert names(one_list(over, scores, everything, state))[:4] == ["i0", "i1", "i2", "i3"]
+
+
+def test_what_left_the_history_comes_again_where_everything_repeats() -> None:
+    """Of an item beyond the history the behaviour is not known."""
+    over, state = space(), empty_state(0)
+    for offset in range(8):
+        event = Event(f"e{offset}", "u", "view", 1_700_000_000_000 + offset, f"i{offset % 2 if offset < 2 else 5}")
+        fold(state, event, 0, offset, 2)
+    assert set(state.seen) == {"i0", "i1"}
+    views = replace(PLAIN, repeats=frozenset({"view"}))
+    scores = {FIRST_ITEM: 9.0, FIRST_ITEM + 1: 8.0, FIRST_ITEM + 5: 7.0}
+    assert names(one_list(over, scores, views, state))[0] == "i5"
+    assert names(one_list(over, scores, replace(views, all_repeat=True), state))[:3] == ["i0", "i1", "i5"]
+
+
 @pytest.mark.parametrize("position", [0, 1, 2500, 4999])
 def test_every_cold_item_is_a_candidate(position: int) -> None:
     """The best cold item of five thousand comes first, whatever its age."""

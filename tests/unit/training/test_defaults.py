@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from freshet.core.events import Event
-from freshet_training.config import TrainingConfig, load_config, names_training
-from freshet_training.defaults import LogFacts, choose, counted_repeats
+from freshet_training.config import ConfigError, TrainingConfig, load_config, names_training
+from freshet_training.defaults import LogFacts, choose, counted_repeats, proposed_repeats
 from freshet_training.model_shape import check_model_settings
 
 FILMS = LogFacts(80_000, 750, 1_600, 60, 30.0, tied=0.5, repeats=0.0, texts=1.0)
@@ -77,3 +77,12 @@ def test_repeats_are_counted_by_behaviour() -> None:
     """A purchase of an item that was viewed before is one on a known item."""
     run = [event("ann", "a", 0), event("ann", "a", 1, "buy"), event("ann", "b", 2, "buy"), event("ann", "a", 3)]
     assert counted_repeats([run]) == {"view": 0.5, "buy": 0.5}
+    assert "50% of view, 50% of buy): --repeats view,buy lets" in proposed_repeats([run], ())
+    assert proposed_repeats([run], ("view", "buy")) == ""
+    assert proposed_repeats([[event("ann", "a", 0)]], ()) == ""
+
+
+def test_repeats_name_behaviours() -> None:
+    """A type that the settings do not name is an error in one line."""
+    with pytest.raises(ConfigError, match="repeats: 'take' is not among the behaviours"):
+        load_config(None, repeats=("take",))

@@ -108,6 +108,7 @@ class Manifest(msgspec.Struct, frozen=True):
     `gate` is what the gate decided, None in what it has not judged; `ungated` is why
     a version that it refused may be published all the same, in the signer's words.
     `network` says whether the version has learned an encoder: without one popularity and the nearness of texts rank.
+    `repeats` are the behaviour types after which an item may be recommended to its user again.
     `settings` are all that training was told, by `freshet_training.config.TrainingConfig`'s names (the
     first versions did not say).
     """
@@ -132,6 +133,7 @@ class Manifest(msgspec.Struct, frozen=True):
     privacy: Privacy | None = None
     scale: Annotated[float, msgspec.Meta(gt=0)] = 12.0
     network: bool = True
+    repeats: list[str] = []
     settings: dict[str, Any] = {}
 
 

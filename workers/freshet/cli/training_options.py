@@ -129,6 +129,14 @@ class TuningOptions:
         int | None,
         typer.Option(help="Models fitted first, whose mean scores are learned too.", rich_help_panel=_TUNING),
     ] = None
+    repeats: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Behaviours after which an item may be recommended again.",
+            rich_help_panel=_TUNING,
+        ),
+    ] = None
     seed: Annotated[int | None, typer.Option(rich_help_panel=_TUNING)] = None
     threads: Annotated[int | None, typer.Option(help="Bounds the CPU used.", rich_help_panel=_TUNING)] = None
     tracking: Annotated[
@@ -155,6 +163,7 @@ class TuningOptions:
             "positions": self.positions,
             "learning-rate": self.learning_rate,
             "teachers": self.teachers,
+            "repeats": self.repeats,
             "seed": self.seed,
             "threads": self.threads,
             "tracking": self.tracking,

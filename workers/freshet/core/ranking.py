@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from freshet.core.cold_items import best_rows, order_keys
 from freshet.core.events import ID_SEPARATOR
 from freshet.core.exploration import explore
-from freshet.core.features import UNKNOWN
+from freshet.core.features import PADDING, UNKNOWN
 from freshet.core.item_space import ItemSpace, Prior
 from freshet.core.recommendation import Item, Reason
 from freshet.core.state import UserState
@@ -45,7 +45,9 @@ class RankConfig:
     1998); `exploration` is the chance that a list is changed at random. Items have
     `reasons` unless nobody reads them: they are a seventh of the work. Lifts are added
     to the score by `value_weight` and `novelty_weight`. `decay` is how much less an event
-    counts as a reason for each one that came after it, on a log scale.
+    counts as a reason for each one that came after it, on a log scale. An item that the user has
+    touched by behaviours of `repeats` alone may be recommended again. Of what lies beyond the history
+    the behaviours are not known: it may come again where `all_repeat`.
     """
 
     list_size: int
@@ -56,6 +58,8 @@ class RankConfig:
     value_weight: float = 0.0
     novelty_weight: float = 0.0
     decay: float = DECAY
+    repeats: frozenset[str] = frozenset()
+    all_repeat: bool = False
 
 
 def rank(
@@ -90,7 +94,8 @@ def rank(
         rows.append(cold)
         products.append(product)
     candidates = np.concatenate(rows, axis=1)
-    popularity, struck = _by_user(space, priors, history, topk_index, candidates)
+    barring = _barring(states, history, config.repeats) if config.repeats else history
+    popularity, struck = _by_user(space, priors, barring, topk_index, candidates)
     scores = np.concatenate(products, axis=1) + config.prior_weight * popularity
     if config.value_weight or config.novelty_weight:
         scores += space.lift(config.value_weight, config.novelty_weight).take(candidates)
@@ -105,7 +110,8 @@ def rank(
     more_seen, length = (history == UNKNOWN).any(axis=1).tolist(), history.shape[1]
     for user, state in enumerate(states):
         if more_seen[user] or len(state.seen_log) > 1 or state.length > length or values[user][-1] == -np.inf:
-            picks[user], values[user] = _unseen(space.ids, state, picks[user], values[user], ranking[user], pool)
+            barred = _barred(state, config)
+            picks[user], values[user] = _unseen(space.ids, barred, picks[user], values[user], ranking[user], pool)
         else:
             del picks[user][pool:], values[user][pool:]
         if config.diversity:
@@ -244,11 +250,30 @@ def _ranked(keys: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
     return (keys & 0xFFFFFFFF).tolist(), bits.view(np.float32).astype(np.float64).round(5).tolist()
 
 
+def _barring(states: Sequence[UserState], history: NDArray[np.int32], repeats: frozenset[str]) -> NDArray[np.int32]:
+    """`history` `[B, L]` without the events after which an item may be recommended again."""
+    barring = history.copy()
+    for user, state in enumerate(states):
+        types = state.types[-history.shape[1] :]
+        again = np.array([kind in repeats for kind in types], np.bool_)
+        barring[user, history.shape[1] - len(types) :][again] = PADDING
+    return barring
+
+
+def _barred(state: UserState, config: RankConfig) -> str:
+    """The ids of the items that the user may not be recommended, each between separators."""
+    if not config.repeats:
+        return state.item_log + state.seen_log
+    events = zip(state.items, state.types, strict=True)
+    taken = [item for item, kind in events if kind not in config.repeats]
+    known = ID_SEPARATOR.join(["", *taken, ""])
+    return known if config.all_repeat else known + state.seen_log
+
+
 def _unseen(
-    ids: list[str], state: UserState, rows: list[int], scores: list[float], keys: NDArray[np.int64], size: int
+    ids: list[str], seen: str, rows: list[int], scores: list[float], keys: NDArray[np.int64], size: int
 ) -> tuple[list[int], list[float]]:
-    """The first `size` finite candidates that the user has not seen: of `rows`, then of the rest by order keys."""
-    seen = state.item_log + state.seen_log
+    """The first `size` finite candidates that are not among `seen`: of `rows`, then of the rest by order keys."""
     picked: list[int] = []
     values: list[float] = []
     start = 0

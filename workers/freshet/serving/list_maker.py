@@ -99,14 +99,16 @@ class ListMaker:
         return MadeList(self.variant(user_id), items, live.side_inputs)
 
     def _config(self, live: ServableVersion, name: str, degraded: bool) -> RankConfig:
-        own, fitted = self._by_variant[name], live.bundle.manifest.prior_weight
+        own, manifest = self._by_variant[name], live.bundle.manifest
         return RankConfig(
             own.list_size,
             own.diversity,
-            fitted if own.prior_weight is None else own.prior_weight,
+            manifest.prior_weight if own.prior_weight is None else own.prior_weight,
             own.exploration,
             self._reasons,
             own.value_weight,
             own.novelty_weight,
             fallback.DECAY if degraded else DECAY,
+            frozenset(manifest.repeats),
+            all_repeat=set(manifest.repeats) >= set(manifest.types),
         )
