@@ -114,7 +114,7 @@ def test_a_private_bundle_says_what_it_spent(ring: Path, capsys: pytest.CaptureF
     manifest = bundle.manifest
     privacy = manifest.privacy
     assert privacy is not None
-    assert (privacy.unit, privacy.steps, privacy.delta) == ("user", 4 * 3, 1e-4)
+    assert (privacy.unit, privacy.steps, privacy.delta) == ("user", 8 * 3, 1e-4)
     assert privacy.chance == pytest.approx(1 / 3)
     assert privacy.epsilon == epsilon(0.7, 10 / 30, 24, 1e-4)
     assert f"epsilon {privacy.epsilon:.3g}, delta 0.0001" in capsys.readouterr().out

@@ -558,11 +558,11 @@ def test_settings_that_an_older_search_found_are_one_line(tmp_path: Path) -> Non
 def test_a_log_chooses_what_no_settings_file_says(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The settings fit the log and the time, the card says which and why, and an option wins."""
     (first / "plain.toml").write_text("[behaviours]\nview = 1.0\n")
-    more = ("--config", str(first / "plain.toml"), "--epochs", "1", "--minutes", "5")
+    more = ("--config", str(first / "plain.toml"), "--epochs", "1", "--minutes", "5", "--repeats", "view")
     assert run(first, "chosen", *more, work="chosen-work") in (0, REFUSED)
     assert "settings chosen for 5 minutes (--minutes): epochs 24" in capsys.readouterr().out
     bundle = load_bundle(first / "chosen")
-    assert (bundle.manifest.dim, bundle.manifest.settings["epochs"]) == (128, 1)
+    assert (bundle.manifest.dim, bundle.manifest.settings["epochs"], bundle.manifest.repeats) == (128, 1, ["view"])
     card = (first / "chosen" / "MODEL_CARD.md").read_text()
     assert "Chosen for the log: epochs 24" in card
     assert "events a user: short histories" in card
