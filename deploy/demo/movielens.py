@@ -56,10 +56,10 @@ def at_once(events: Sequence[Event], span: int = SESSION_SPAN) -> list[Event]:
     """
     starts: dict[str, int] = {}
     sessions: dict[tuple[str, int], list[Event]] = {}
-    for place, event in enumerate(events):
+    for position, event in enumerate(events):
         start = starts.get(event.user_id, -span)
-        if place >= start + span:
-            start = starts[event.user_id] = place
+        if position >= start + span:
+            start = starts[event.user_id] = position
         sessions.setdefault((event.user_id, start), []).append(event)
     placed = [
         (start + number * span / len(session), start, number, event)

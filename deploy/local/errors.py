@@ -36,8 +36,8 @@ class PortTaken(StackError):
 class MissingPart(StackError):
     """Something that `make setup` fetches, or that ships with the repository, is not there."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} is missing: run `make setup`")
+    def __init__(self, part: str) -> None:
+        super().__init__(f"{part} is missing: run `make setup`")
 
 
 class PartDied(StackError):

@@ -27,14 +27,14 @@ def executable(name: str) -> Path:
     return Path(found)
 
 
-def present(path: Path, what: str) -> Path:
-    """The path itself.
+def present(path: Path, name: str) -> Path:
+    """The path of the part that is called `name`.
 
     Raises:
         MissingPart: Nothing is there.
     """
     if not path.exists():
-        raise MissingPart(what)
+        raise MissingPart(name)
     return path
 
 
@@ -47,4 +47,4 @@ def missing_parts() -> list[str]:
         "Triton": TRITON_SERVER.exists() and TRITON_ENV.exists(),
         "the text encoder": TEXT_ENCODER.exists(),
     }
-    return [what for what, there in have.items() if not there]
+    return [part for part, there in have.items() if not there]

@@ -22,11 +22,11 @@ BOMB = 40_000_000
 
 
 class Batch(NamedTuple):
-    """What goes to the first partition of a topic, and in a few words what it is."""
+    """What goes to the first partition of a topic, and a summary of it in a few words."""
 
     topic: str
     data: bytes
-    what: str
+    summary: str
 
 
 def batches(seed: int) -> Iterator[Batch]:
@@ -41,11 +41,13 @@ def batches(seed: int) -> Iterator[Batch]:
         count = rng.choice([1, 1, 1, 2, 5, 20])
         made = [_record(rng, topic) for _ in range(count)]
         payload = b"".join(record(number, key, value, headers) for number, (key, value, headers) in enumerate(made))
-        what = f"{count} records: " + ", ".join(repr(value[:60]) if value else repr(value) for _, value, _ in made[:3])
+        summary = f"{count} records: " + ", ".join(
+            repr(value[:60]) if value else repr(value) for _, value, _ in made[:3]
+        )
         data = batch(payload, count, rng.choice(list(CODECS.values())), timestamp=_timestamp(rng))
         if rng.random() < 0.1:
-            data, what = _damaged(rng, data), f"{what}, damaged"
-        yield Batch(topic, data, what)
+            data, summary = _damaged(rng, data), f"{summary}, damaged"
+        yield Batch(topic, data, summary)
 
 
 def _now() -> int:

@@ -34,7 +34,9 @@ def test_nothing_stops_the_stream(stack: Stack, tmp_path: Path, unique: Callable
         made = list(islice(batches(seed), ROUND))
         if why := failure(stack, tmp_path / str(seed), unique, made):
             smallest = smaller(made, lambda part, seed=seed: failure(stack, tmp_path / f"{seed}s", unique, part))  # type: ignore[misc]
-            shown = "\n".join(f"{each.topic}: {each.what[:300]}\n  {each.data.hex()[:1000]}" for each in smallest[:3])
+            shown = "\n".join(
+                f"{each.topic}: {each.summary[:300]}\n  {each.data.hex()[:1000]}" for each in smallest[:3]
+            )
             pytest.fail(f"FUZZ_SEED={seed}: {why}\nthe smallest input, {len(smallest)} batches:\n{shown}")
         if time.monotonic() - began > SECONDS:
             break
@@ -77,5 +79,5 @@ def smaller(made: list[Batch], failing: Callable[[list[Batch]], str]) -> list[Ba
 @pytest.mark.parametrize("seed", range(3))
 def test_a_seed_makes_the_same_batches(seed: int) -> None:
     """But for the record times."""
-    first, second = ([(each.topic, each.what) for each in islice(batches(seed), 200)] for _ in range(2))
+    first, second = ([(each.topic, each.summary) for each in islice(batches(seed), 200)] for _ in range(2))
     assert first == second

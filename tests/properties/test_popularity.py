@@ -35,10 +35,10 @@ def total(parts: Iterable[Partial]) -> dict[str, float]:
     return {item: count for item, count in zip(items, counts.tolist(), strict=True) if count}
 
 
-def assert_alike(one: dict[str, float], other: dict[str, float], partitions: int = 1) -> None:
+def assert_alike(first: dict[str, float], second: dict[str, float], partitions: int = 1) -> None:
     """The same counts, give or take a rounding in each partition, which may decide whether there is a count at all."""
-    for item in one | other:
-        assert one.get(item, 0.0) == pytest.approx(other.get(item, 0.0), abs=partitions * (LEAST_COUNT + 2e-5))
+    for item in first | second:
+        assert first.get(item, 0.0) == pytest.approx(second.get(item, 0.0), abs=partitions * (LEAST_COUNT + 2e-5))
 
 
 def snapshot(popularity: PartialPopularity) -> Partial:

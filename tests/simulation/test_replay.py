@@ -239,5 +239,5 @@ async def test_counted_anew_is_what_the_worker_published() -> None:
     log.append(msgspec.structs.replace(record(45, event(45, "u9", ts=NOW + 10**12)), timestamp=NOW))
     await world.process(log)
     published = decode_partial(world.messages("popularity")[-1].value)
-    assert recounted(ListLog({PARTITION: log}), settings) == [msgspec.structs.replace(published, place=WHOLE)]
+    assert recounted(ListLog({PARTITION: log}), settings) == [msgspec.structs.replace(published, ring_slot=WHOLE)]
     assert set(published.counts) == {f"film-{number}" for number in range(5)}

@@ -162,8 +162,8 @@ def load_config(file: Path | None, **flags: Any) -> TrainingConfig:
             raise ConfigError(f"settings file {file}: {error}") from None
         own = raw.get("training", {})
         if not isinstance(own, dict) or (twice := sorted(set(own) & set(SHARED))):
-            what = "[training] is no table" if not isinstance(own, dict) else f"{twice[0]} stands above [training]"
-            raise ConfigError(f"settings file {file}: {what}")
+            fault = "[training] is no table" if not isinstance(own, dict) else f"{twice[0]} stands above [training]"
+            raise ConfigError(f"settings file {file}: {fault}")
         gate = own.get("gate")
         if isinstance(gate, dict) and "canary" in gate:
             raise ConfigError(f"settings file {file}: [training.gate] canary is called regression_set now")

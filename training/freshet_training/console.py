@@ -25,12 +25,12 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Advance]:
+def progress(label: str) -> Iterator[Advance]:
     """A bar on a terminal, nothing elsewhere: plain lines are for what has an end."""
     if not sys.stdout.isatty():
         yield lambda _done, _total: None
         return
-    columns = (TextColumn(what), BarColumn(bar_width=32), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(label), BarColumn(bar_width=32), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_console, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -51,12 +51,12 @@ def states_before(
     the first event's place in the log: pass a warm table to continue a log. The state yielded changes as soon as the
     iterator moves on.
     """
-    for place, event in enumerate(events, offset):
+    for position, event in enumerate(events, offset):
         state = states.setdefault(event.user_id, empty_state(0))
         if event.type not in CONTROL_TYPES and not state.consent:
             first = event.item_id not in state.items and event.item_id not in state.seen
             yield event, state, first
-        fold(state, event, 0, place, history)
+        fold(state, event, 0, position, history)
 
 
 def histories(events: Iterable[Event]) -> list[list[Event]]:
@@ -136,13 +136,15 @@ def windows(
     aimed_types = np.where((types != 0) & fresh, types, IGNORE)
 
     begin, first_target, stop = cuts.T[:, :, None]
-    place = stop - length + np.arange(length)  # of inputs; what stands before `begin` is padding
-    seen, trains = place >= begin, place + 1 >= first_target
-    current, following = np.maximum(place, 0), np.maximum(place + 1, 0)  # any place will do where masked
+    position = stop - length + np.arange(length)  # of inputs; what stands before `begin` is padding
+    seen, trains = position >= begin, position + 1 >= first_target
+    current, following = np.maximum(position, 0), np.maximum(position + 1, 0)  # any position will do where masked
     columns = (
         np.where(seen, items[current], PADDING),
         np.where(seen, types[current], 0),
-        np.where(seen, np.where(place == begin, 1, gaps[current]), 0),  # the event before the first is not in the state
+        np.where(
+            seen, np.where(position == begin, 1, gaps[current]), 0
+        ),  # the event before the first is not in the state
         np.where(trains, aimed_items[following], IGNORE),
         np.where(trains, aimed_types[following], IGNORE),
     )
@@ -178,7 +180,7 @@ def look_ahead(examples: Examples, chance: float, random: np.random.Generator) -
     """
     length = examples.next_item.shape[1]
     further = random.geometric(1 - chance, examples.next_item.shape) - 1
-    place = np.minimum(np.arange(length) + further, length - 1)
-    later = np.take_along_axis(examples.next_item, place, axis=1)
+    position = np.minimum(np.arange(length) + further, length - 1)
+    later = np.take_along_axis(examples.next_item, position, axis=1)
     moved = (examples.next_item != IGNORE) & (later != IGNORE)
     return replace(examples, next_item=np.where(moved, later, examples.next_item))

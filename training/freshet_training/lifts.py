@@ -32,10 +32,10 @@ def item_lifts(
     row = {item: number for number, item in enumerate(item_ids)}
     count, worth = np.zeros(len(item_ids) + 1), np.zeros(len(item_ids) + 1)
     for event in events:
-        place = row.get(event.item_id or "")
-        if place is not None:
-            count[place] += 1
-            worth[place] += max(0.0, behaviours.get(event.type, 0.0))
+        number = row.get(event.item_id or "")
+        if number is not None:
+            count[number] += 1
+            worth[number] += max(0.0, behaviours.get(event.type, 0.0))
     lifts = np.zeros((len(count), 2), np.float32)
     mean = worth.sum() / max(count.sum(), 1.0)
     if mean > 0:

@@ -60,18 +60,18 @@ class MlflowTracker:
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
 
-        place = _place(work)
+        work_place = _place(work)
         with _plainly():
             self._client: Any = MlflowClient(uri)
             found = self._client.get_experiment_by_name(experiment)
             folder = found.experiment_id if found else self._client.create_experiment(experiment)
-            of_this_place = f"tags.`{PLACE_TAG}` = '{place}' and attributes.status = 'RUNNING'"
+            of_this_place = f"tags.`{PLACE_TAG}` = '{work_place}' and attributes.status = 'RUNNING'"
             killed = self._client.search_runs([folder], of_this_place)
-            same = [one for one in killed if one.data.tags[RUN_TAG] == run][:1]
+            same = [attempt for attempt in killed if attempt.data.tags[RUN_TAG] == run][:1]
             for abandoned in killed:
                 if abandoned not in same:
                     self._client.set_terminated(abandoned.info.run_id, "KILLED")
-            tags = {RUN_TAG: run, PLACE_TAG: place}
+            tags = {RUN_TAG: run, PLACE_TAG: work_place}
             self._run: str = (same[0] if same else self._client.create_run(folder, tags=tags)).info.run_id
         self._lost = False
 

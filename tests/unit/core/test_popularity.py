@@ -134,14 +134,14 @@ def test_what_is_counted_is_not_counted_again() -> None:
 def test_another_half_life_begins_anew_with_what_is_counted() -> None:
     """All counts are published again under it, and none of another half-life is mixed in."""
     table = PopularityTable()
-    first = Partial(0, 9, NOW, 60.0, {"a": 4.0, "b": 2.0}, place=0)
+    first = Partial(0, 9, NOW, 60.0, {"a": 4.0, "b": 2.0}, ring_slot=0)
     table.apply(first)
     changed = PartialPopularity(0, 120.0, table.published(0))
     changed.add("c", NOW, 10)
     [whole] = changed.changes()
     assert (whole.key, whole.half_life) == (b"0", 120.0)
     assert known(first, whole) == pytest.approx({"a": 4.0, "b": 2.0, "c": 1.0})
-    assert "half-life" in str(table.apply(Partial(0, 11, NOW, 120.0, {"a": 9.0}, place=1)))
+    assert "half-life" in str(table.apply(Partial(0, 11, NOW, 120.0, {"a": 9.0}, ring_slot=1)))
 
 
 def test_a_partition_counted_anew_without_events_has_no_counts() -> None:
@@ -154,8 +154,8 @@ def test_a_partition_counted_anew_without_events_has_no_counts() -> None:
 def test_an_older_record_changes_nothing() -> None:
     """A worker that lost its partition and does not know it yet cannot put counts back."""
     table = PopularityTable()
-    table.apply(Partial(0, 9, NOW, 60.0, {"a": 4.0}, place=0))
-    assert "newer counts" in str(table.apply(Partial(0, 8, NOW, 60.0, {"a": 3.0}, place=1)))
+    table.apply(Partial(0, 9, NOW, 60.0, {"a": 4.0}, ring_slot=0))
+    assert "newer counts" in str(table.apply(Partial(0, 8, NOW, 60.0, {"a": 3.0}, ring_slot=1)))
     assert table.popularity().counts.tolist() == [4.0]
 
 
@@ -163,12 +163,12 @@ def test_faded_items_take_no_room() -> None:
     """A table forgets the items that have no count, and goes on the same."""
     table, other = PopularityTable(), PopularityTable()
     for each in (table, other):
-        each.apply(Partial(0, 1, NOW, DAY / 1000, {f"i{number}": 1.0 for number in range(100)}, place=0))
-        each.apply(Partial(1, 1, NOW + 20 * DAY, DAY / 1000, {"new": 1.0}, place=0))
+        each.apply(Partial(0, 1, NOW, DAY / 1000, {f"i{number}": 1.0 for number in range(100)}, ring_slot=0))
+        each.apply(Partial(1, 1, NOW + 20 * DAY, DAY / 1000, {"new": 1.0}, ring_slot=0))
     table.forget_faded()
     assert table.items == ["new"]
     for each in (table, other):
-        each.apply(Partial(0, 2, NOW + 20 * DAY, DAY / 1000, {"i3": 1.0, "new": 3.0}, place=1))
+        each.apply(Partial(0, 2, NOW + 20 * DAY, DAY / 1000, {"i3": 1.0, "new": 3.0}, ring_slot=1))
     items, counts = table.popularity()
     assert dict(zip(items, counts, strict=True)) == {"new": 4.0, "i3": 1.0}
     assert known_of(other) == known_of(table)

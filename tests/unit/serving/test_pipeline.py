@@ -593,6 +593,6 @@ async def test_a_user_who_withdraws_again_and_again_counts_once(world: MemoryWor
     kinds = ("view", OPT_OUT, OPT_IN)
     cycle = [event(number, kind=kinds[number % 3], item=ITEMS[0]) for number in range(60)]
     await world.run(*cycle[:30])
-    for one in cycle[30:]:
-        await world.run(one)
+    for repeated in cycle[30:]:
+        await world.run(repeated)
     assert decode_partial(world.messages("popularity")[-1].value).counts == pytest.approx({ITEMS[0]: 1.0}, abs=1e-3)

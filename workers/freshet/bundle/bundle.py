@@ -225,11 +225,11 @@ def read_table(path: Path) -> NDArray[Any]:
     return table
 
 
-def _check_table(path: Path, what: str, table: NDArray[np.float32], shape: tuple[int, int]) -> None:
+def _check_table(path: Path, table_name: str, table: NDArray[np.float32], shape: tuple[int, int]) -> None:
     if table.shape != shape or table.dtype != np.float32:
-        raise BundleError(f"{path}: {what} are {table.dtype} {table.shape}, not float32 {shape}")
+        raise BundleError(f"{path}: {table_name} are {table.dtype} {table.shape}, not float32 {shape}")
     if not np.isfinite(table).all():
-        raise BundleError(f"{path}: {what} hold NaN or infinity")
+        raise BundleError(f"{path}: {table_name} hold NaN or infinity")
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -184,4 +184,4 @@ def _warn(estimate: OffPolicyEstimate) -> None:
 
 
 def _show_counts(counts: Mapping[str, int]) -> None:
-    say(", ".join(f"{count:,} {what}" for what, count in counts.items()))
+    say(", ".join(f"{count:,} {counted}" for counted, count in counts.items()))

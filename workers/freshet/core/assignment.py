@@ -15,11 +15,11 @@ from collections.abc import Mapping
 def variant(user_id: str, experiment: str, shares: Mapping[str, float]) -> str:
     """The variant of a user; `shares` sum to 1."""
     seed = f"{experiment}\x1f{user_id}".encode(errors="surrogatepass")
-    place = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest()) / 2.0**64
+    point = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest()) / 2.0**64
     names = sorted(shares)
     edge = 0.0
     for name in names:
         edge += shares[name]
-        if place < edge:
+        if point < edge:
             return name
     return names[-1]

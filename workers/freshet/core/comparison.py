@@ -65,7 +65,7 @@ class ComparisonWindow:
     def add(self, live: Sequence[Item], candidate: Sequence[Item]) -> None:
         """Take in one user's two lists."""
         overlap = average_overlap([item.item_id for item in live], [item.item_id for item in candidate])
-        gaps = [abs(one.score - other.score) for one, other in zip(live, candidate, strict=False)]
+        gaps = [abs(ours.score - theirs.score) for ours, theirs in zip(live, candidate, strict=False)]
         self._note(0.0, overlap, sum(gaps) / len(gaps) if gaps else 0.0)
         self._lists += 1
 
@@ -94,17 +94,17 @@ class ComparisonWindow:
         )
 
 
-def average_overlap(one: Sequence[str], other: Sequence[str]) -> float:
+def average_overlap(first: Sequence[str], second: Sequence[str]) -> float:
     """The mean over depths of the share that two rankings have in common: 1 for equal ones, 0 for disjoint ones.
 
     The top-weighted similarity of Fagin, Kumar and Sivakumar, "Comparing top k lists", SODA 2003.
     """
-    depths = max(len(one), len(other))
+    depths = max(len(first), len(second))
     seen: set[str] = set()
     shared, total = 0, 0.0
     for depth in range(depths):
-        for item in {*one[depth : depth + 1], *other[depth : depth + 1]}:
-            shared += item in seen or one[depth : depth + 1] == other[depth : depth + 1]
+        for item in {*first[depth : depth + 1], *second[depth : depth + 1]}:
+            shared += item in seen or first[depth : depth + 1] == second[depth : depth + 1]
             seen.add(item)
         total += shared / (depth + 1)
     return total / depths if depths else 1.0

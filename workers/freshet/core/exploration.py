@@ -45,10 +45,10 @@ def explore(pool: Sequence[T], size: int, epsilon: float, seed: str) -> Explored
         else:
             items[slot] = pool[chosen]
             moved[slot] = True
-    place = {item: number for number, item in enumerate(pool)} if any(moved) else {}
+    rank = {item: number for number, item in enumerate(pool)} if any(moved) else {}
     own = _own(length, len(pool), epsilon) if length else 1.0
     propensities = [
-        own if not moved[slot] else _other(place[item] < length, length, len(pool), epsilon)
+        own if not moved[slot] else _other(rank[item] < length, length, len(pool), epsilon)
         for slot, item in enumerate(items)
     ]
     return Explored(items, propensities, moved)

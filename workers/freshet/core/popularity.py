@@ -5,8 +5,8 @@ user (`Outcome.FIRST_TOUCH`), so one busy account cannot lift it. Decay is expon
 Cormode et al., ICDE 2009): counts are kept relative to a reference time, so adding one event touches one number.
 
 A partition publishes the counts that changed, as a log on a ring of `RING` keys of a compacted topic: a record takes
-the next place of the ring, and carries on the items whose newest counts stand in the record that it takes the place
-of. The newest record of each key therefore always holds every count, however much of the topic is compacted away.
+the next slot of the ring, and carries on the items whose newest counts stand in the record that it replaces. The
+newest record of each key therefore always holds every count, however much of the topic is compacted away.
 
 Bound: a partition keeps `MOST_ITEMS` items. A count below `LEAST_COUNT` is no count: one user ten half-lives ago,
 which moves a score by a thousandth of the prior's weight. Nothing else is left out.
@@ -42,7 +42,7 @@ WHOLE = -1
 class Partial(msgspec.Struct, frozen=True):
     """Counts of one partition of the events topic that changed: a record of the popularity topic.
 
-    Its key is the partition's number and, after a slash, the place in the ring.
+    Its key is the partition's number and, after a slash, the slot of the ring.
 
     Attributes:
         partition: The partition of the events topic.
@@ -50,7 +50,7 @@ class Partial(msgspec.Struct, frozen=True):
         ts: Event time that the counts are decayed to, ms since the epoch.
         half_life: Half-life of a count, in seconds of event time.
         counts: Decayed number of distinct users by item id. An item's newest count replaces the older ones.
-        place: The record's place in the ring. -1 says that the partition has these counts and no older ones.
+        ring_slot: The record's slot of the ring. -1 says that the partition has these counts and no older ones.
     """
 
     partition: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -58,12 +58,12 @@ class Partial(msgspec.Struct, frozen=True):
     ts: Annotated[int, msgspec.Meta(ge=0, le=MAX_TS_MS)]
     half_life: Annotated[float, msgspec.Meta(ge=1e-3)]
     counts: dict[Id, Annotated[float, msgspec.Meta(ge=0, le=1e12)]]
-    place: Annotated[int, msgspec.Meta(ge=WHOLE, lt=RING)] = WHOLE
+    ring_slot: Annotated[int, msgspec.Meta(ge=WHOLE, lt=RING)] = WHOLE
 
     @property
     def key(self) -> bytes:
         """The record's key."""
-        return f"{self.partition}/{self.place}".encode() if self.place >= 0 else str(self.partition).encode()
+        return f"{self.partition}/{self.ring_slot}".encode() if self.ring_slot >= 0 else str(self.partition).encode()
 
 
 class Popularity(NamedTuple):
@@ -79,14 +79,14 @@ class Popularity(NamedTuple):
 
 
 class PublishedCounts(NamedTuple):
-    """All counts of a partition as they stand on the topic, decayed to `ts`, and the place of each item's newest."""
+    """All counts of a partition as they stand on the topic, decayed to `ts`, and the slot of each item's newest."""
 
     offset: int
     ts: int
     half_life: float
     counts: dict[str, float]
-    places: dict[str, int]
-    next_place: int
+    ring_slots: dict[str, int]
+    next_slot: int
 
 
 class PartialPopularity:
@@ -107,7 +107,7 @@ class PartialPopularity:
         self._counts: dict[str, float] = {}
         self._changed: dict[str, None] = {}
         self._ring: list[dict[str, None]] = [{} for _ in range(RING)]
-        self._place: dict[str, int] = {}
+        self._slot_of: dict[str, int] = {}
         self._next = 0
         self._whole = anew
         if published is not None:
@@ -117,9 +117,9 @@ class PartialPopularity:
             if self._whole:
                 self._changed = dict.fromkeys(self._counts)
             else:
-                self._next = published.next_place
-                for item, place in published.places.items():
-                    self._move(item, place)
+                self._next = published.next_slot
+                for item, ring_slot in published.ring_slots.items():
+                    self._move(item, ring_slot)
         self._published = self.offset
 
     def add(self, item: str, ts: int, offset: int) -> None:
@@ -155,25 +155,25 @@ class PartialPopularity:
         records = []
         pending = list(self._changed)
         while pending or self._whole:
-            place = WHOLE if self._whole else self._next
-            counts = {} if self._whole else self._carried(place, decay)
+            ring_slot = WHOLE if self._whole else self._next
+            counts = {} if self._whole else self._carried(ring_slot, decay)
             room = RECORD_BYTES - sum(map(_size, counts))
             while pending and (not counts or (room := room - _size(pending[-1])) >= 0):
                 item = pending.pop()
-                counts[item] = self._publish(item, place, decay)
+                counts[item] = self._publish(item, ring_slot, decay)
             offset = self._published if pending else self.offset
             if not self._whole:
-                self._next = (place + 1) % RING
+                self._next = (ring_slot + 1) % RING
             self._whole = False
-            records.append(Partial(self.partition, offset, self.ts, self.half_life_ms / 1000.0, counts, place))
+            records.append(Partial(self.partition, offset, self.ts, self.half_life_ms / 1000.0, counts, ring_slot))
         self._changed.clear()
         self._published = self.offset
         return records
 
-    def _carried(self, place: int, decay: float) -> dict[str, float]:
-        """The unchanged counts whose newest record is the one at `place`; those that have faded are forgotten."""
+    def _carried(self, ring_slot: int, decay: float) -> dict[str, float]:
+        """The unchanged counts whose newest record is the one at `ring_slot`; those that have faded are forgotten."""
         kept = {}
-        for item in [item for item in self._ring[place] if item not in self._changed]:
+        for item in [item for item in self._ring[ring_slot] if item not in self._changed]:
             count = self._counts[item] * decay
             if count < LEAST_COUNT:
                 self._forget(item)
@@ -181,21 +181,21 @@ class PartialPopularity:
                 kept[item] = round(count, 6)
         return kept
 
-    def _publish(self, item: str, place: int, decay: float) -> float:
+    def _publish(self, item: str, ring_slot: int, decay: float) -> float:
         count = self._counts[item] * decay
         if count:
-            self._move(item, place)
+            self._move(item, ring_slot)
         else:
             self._forget(item)
         return round(count, 6)
 
-    def _move(self, item: str, place: int) -> None:
-        before = self._place.pop(item, None)
+    def _move(self, item: str, ring_slot: int) -> None:
+        before = self._slot_of.pop(item, None)
         if before is not None:
             del self._ring[before][item]
-        if place >= 0:
-            self._ring[place][item] = None
-            self._place[item] = place
+        if ring_slot >= 0:
+            self._ring[ring_slot][item] = None
+            self._slot_of[item] = ring_slot
 
     def _forget(self, item: str) -> None:
         self._move(item, WHOLE)
@@ -229,10 +229,10 @@ class _PartitionCounts:
     half_life: float
     reference: int
     weights: NDArray[np.float64]
-    places: NDArray[np.int16]
+    ring_slots: NDArray[np.int16]
     offset: int = -1
     ts: int = 0
-    next_place: int = 0
+    next_slot: int = 0
 
     def fraction(self, ts: int) -> tuple[int, float]:
         """Event time in half-lives: the whole ones, and 2 to the rest."""
@@ -259,7 +259,7 @@ class PopularityTable:
         """Fold a record; returns how to take it back, or says in a sentence why it does not count."""
         number = partial.partition
         known = self._partitions.get(number)
-        if known is not None and partial.place != WHOLE:
+        if known is not None and partial.ring_slot != WHOLE:
             if partial.half_life != known.half_life:
                 return f"counts of partition {number} with half-life {partial.half_life:g} s, not {known.half_life:g} s"
             if partial.offset < known.offset:
@@ -273,8 +273,8 @@ class PopularityTable:
         if len(counts.weights) < len(self.items):
             more = len(self.items) + len(self.items) // 2 - len(counts.weights)
             counts.weights = np.concatenate([counts.weights, np.zeros(more)])
-            counts.places = np.concatenate([counts.places, np.full(more, WHOLE, np.int16)])
-        before = counts.weights[slots], counts.places[slots], counts.offset, counts.ts, counts.next_place
+            counts.ring_slots = np.concatenate([counts.ring_slots, np.full(more, WHOLE, np.int16)])
+        before = counts.weights[slots], counts.ring_slots[slots], counts.offset, counts.ts, counts.next_slot
         reference = counts.reference
         whole, rest = counts.fraction(partial.ts)
         if whole - counts.reference > MAX_EXPONENT:
@@ -282,15 +282,15 @@ class PopularityTable:
             counts.reference = whole
         values = np.fromiter(partial.counts.values(), np.float64, len(slots))
         counts.weights[slots] = np.ldexp(values * rest, whole - counts.reference)
-        counts.places[slots] = partial.place
+        counts.ring_slots[slots] = partial.ring_slot
         counts.offset, counts.ts = max(counts.offset, partial.offset), max(counts.ts, partial.ts)
-        if partial.place != WHOLE:
-            counts.next_place = (partial.place + 1) % RING
+        if partial.ring_slot != WHOLE:
+            counts.next_slot = (partial.ring_slot + 1) % RING
 
         def take_back() -> None:
-            weights, places, counts.offset, counts.ts, counts.next_place = before
+            weights, ring_slots, counts.offset, counts.ts, counts.next_slot = before
             counts.weights[slots] = np.ldexp(weights, reference - counts.reference)
-            counts.places[slots] = places
+            counts.ring_slots[slots] = ring_slots
             if known is None:
                 del self._partitions[number]
             else:
@@ -327,8 +327,8 @@ class PopularityTable:
             counts.ts,
             counts.half_life,
             dict(zip(items, decayed[slots].tolist(), strict=True)),
-            dict(zip(items, counts.places[slots].tolist(), strict=True)),
-            counts.next_place,
+            dict(zip(items, counts.ring_slots[slots].tolist(), strict=True)),
+            counts.next_slot,
         )
 
     def forget_faded(self) -> None:
@@ -340,7 +340,7 @@ class PopularityTable:
             there = kept[kept < len(counts.weights)]
             missing = len(kept) - len(there)
             counts.weights = np.concatenate([counts.weights[there], np.zeros(missing)])
-            counts.places = np.concatenate([counts.places[there], np.full(missing, WHOLE, np.int16)])
+            counts.ring_slots = np.concatenate([counts.ring_slots[there], np.full(missing, WHOLE, np.int16)])
 
 
 _encoder = msgspec.json.Encoder()

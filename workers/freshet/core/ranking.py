@@ -212,13 +212,13 @@ def _by_user(
     marks = np.zeros(together * space.size, np.bool_)
     row_of = np.arange(together, dtype=np.int64)[:, None] * space.size
     for start in range(0, users, together):
-        some = slice(start, start + together)
+        chunk = slice(start, start + together)
         first = row_of[: users - start]
-        own, mine = first + history[some], first + topk_index[some]
+        own, mine = first + history[chunk], first + topk_index[chunk]
         marks[own] = True
-        struck[some, :top] = marks[mine]
+        struck[chunk, :top] = marks[mine]
         marks[mine] = True
-        struck[some, top:] = marks[first + candidates[some, top:]]
+        struck[chunk, top:] = marks[first + candidates[chunk, top:]]
         marks[own] = False
         marks[mine] = False
     return popularity, struck
@@ -337,10 +337,10 @@ def _strongest_events(
     positions = np.empty((batch, size, 2), np.int64)
     shares = np.empty((batch, size, 2))
     user_column, slot_row = np.arange(batch)[:, None], np.arange(size)[None, :]
-    for place in range(2):
+    for reason in range(2):
         best = pull.argmax(axis=2)
-        positions[:, :, place] = best
-        shares[:, :, place] = pull[user_column, slot_row, best] / whole
+        positions[:, :, reason] = best
+        shares[:, :, reason] = pull[user_column, slot_row, best] / whole
         pull[user_column, slot_row, best] = -1.0
     return positions, shares.round(3)
 

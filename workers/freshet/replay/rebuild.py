@@ -87,7 +87,7 @@ class FoldedLog:
             for made in wanted.pop((partition, record.offset), ()):
                 known = copy.copy(state) if made.user_id == event.user_id else None
                 self.recorded.append(PublishedList(made, known))
-        self.recorded.extend(PublishedList(made, None) for ones in wanted.values() for made in ones)
+        self.recorded.extend(PublishedList(made, None) for lists in wanted.values() for made in lists)
 
 
 class Rebuilder:

@@ -322,16 +322,18 @@ class WorkerApp(faust.App):
                 by_partition.setdefault(event.message.partition, []).append(event)
             runs = [
                 PartitionBatch(
-                    PartitionState(self.table, partition), partition, [r for one in some for r in one.value.records]
+                    PartitionState(self.table, partition),
+                    partition,
+                    [record for event in own for record in event.value.records],
                 )
-                for partition, some in by_partition.items()
+                for partition, own in by_partition.items()
             ]
             try:
                 await self.runtime.pipeline.process(runs)
                 for event in events:
                     event.ack()
-                for some in by_partition.values():
-                    self._note_lag(some[-1].message)
+                for own in by_partition.values():
+                    self._note_lag(own[-1].message)
                 await self._commit_soon()
             except Exception as error:
                 watchdog.fail_fast(error)

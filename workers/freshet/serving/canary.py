@@ -143,10 +143,10 @@ class CanaryAnalysis:
         else:
             self._comparing.add_times(ours.ms, theirs.ms)
             # both in one go, so that catalogue and popularity are the same for both
-            for one, other in zip(
+            for ours_made, theirs_made in zip(
                 self._rank(live, users, ours), self._rank(candidate.ready, users, theirs), strict=True
             ):
-                self._comparing.add(one.items, other.items)
+                self._comparing.add(ours_made.items, theirs_made.items)
             metrics.CANDIDATE_LISTS.labels("compared").inc(len(users))
             work = time.monotonic() - began
         so_far = self._comparing.so_far()

@@ -70,26 +70,26 @@ class ListMaker:
         `degraded` says that `encoded` is not the encoder's but `fallback_encoded`.
         """
         by_variant: dict[str, list[int]] = {}
-        for place, user in enumerate(users):
-            by_variant.setdefault(self.variant(user), []).append(place)
+        for row, user in enumerate(users):
+            by_variant.setdefault(self.variant(user), []).append(row)
         made: list[MadeList | None] = [None] * len(users)
-        for name, places in by_variant.items():
-            some = len(places) < len(users)
-            part = encoded.take(places) if some else encoded
+        for name, rows in by_variant.items():
+            is_split = len(rows) < len(users)
+            part = encoded.take(rows) if is_split else encoded
             lists = rank(
                 live.space,
                 self._config(live, name, degraded),
-                [states[place] for place in places] if some else states,
-                history[places] if some else history,
+                [states[row] for row in rows] if is_split else states,
+                history[rows] if is_split else history,
                 part.topk_index,
                 part.topk_score,
                 part.embedding,
-                [priors[place] for place in places] if some and priors is not None else priors,
-                [f"{users[place]}\x1f{states[place].feature_ts}\x1f{live.version}" for place in places],
+                [priors[row] for row in rows] if is_split and priors is not None else priors,
+                [f"{users[row]}\x1f{states[row].feature_ts}\x1f{live.version}" for row in rows],
             )
-            for place, items in zip(places, lists, strict=True):
-                made[place] = MadeList(name, items, live.side_inputs)
-        return [one for one in made if one is not None]
+            for row, items in zip(rows, lists, strict=True):
+                made[row] = MadeList(name, items, live.side_inputs)
+        return [made_list for made_list in made if made_list is not None]
 
     def make_popular(
         self, live: ServableVersion, user_id: str, state: UserState | None, prior: Prior | None = None

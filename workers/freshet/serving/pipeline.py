@@ -283,9 +283,9 @@ class Pipeline:
             await batch.written
             await self._publisher.publish([Message(topic, user.user_id.encode(), None) for user in gone])
         rest = [user for user in users if user.state.consent is not Consent.ERASED]
-        for live, some in self._model.parts(rest, _user_id):
-            lists = [self._lists.make_popular(live, user.user_id, None) for user in some]
-            await self._publish_lists(batch, some, lists, live.version, self._now_ms(), personalised=False)
+        for live, own in self._model.parts(rest, _user_id):
+            lists = [self._lists.make_popular(live, user.user_id, None) for user in own]
+            await self._publish_lists(batch, own, lists, live.version, self._now_ms(), personalised=False)
 
     async def _publish_lists(
         self,

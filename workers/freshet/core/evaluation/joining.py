@@ -58,8 +58,8 @@ class Joiner:
         return [float((kind, slot) in acts) for slot in range(len(made.items))]
 
     def _newest(self, event: Event) -> Recommendation | None:
-        place = bisect_left(self._times.get(event.user_id, ()), event.ts)
-        return self._by_user[event.user_id][place - 1] if place else None
+        later = bisect_left(self._times.get(event.user_id, ()), event.ts)
+        return self._by_user[event.user_id][later - 1] if later else None
 
 
 def _moment(made: Recommendation) -> tuple[int, int]:

@@ -65,10 +65,10 @@ def find() -> str:
     return found
 
 
-def run(command: list[str], what: str) -> None:
+def run(command: list[str], failure: str) -> None:
     """Run a command; its log goes to stderr. Raises `StampError`."""
     if subprocess.run(command, stdout=2, check=False).returncode:
-        raise StampError(f"trtexec {what}; its log is above")
+        raise StampError(f"trtexec {failure}; its log is above")
 
 
 def _shapes(inputs: Dims, batch: int) -> str:
