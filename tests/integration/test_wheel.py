@@ -18,7 +18,8 @@ import pytest
 
 from deploy.local import Stack
 from deploy.local.parts import ROOT, TEXT_ENCODER
-from deploy.setup.bootstrap import REQUIREMENTS, call_uv, make_env
+from deploy.setup.environments import call_uv, make_env
+from deploy.setup.layout import REQUIREMENTS
 from tests.integration.deployment import until
 
 pytestmark = pytest.mark.integration

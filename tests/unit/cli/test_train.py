@@ -333,7 +333,8 @@ def test_what_training_runs_in_is_fetched(
     monkeypatch.setattr(training_env, "STAMP", tmp_path / "not there")
     result = run("--events", log)
     assert result.exit_code == 0
-    assert training.commands[0] == [sys.executable, str(ROOT / "deploy" / "setup" / "bootstrap.py"), "--training"]
+    assert training.commands[0] == [sys.executable, "-m", "deploy.setup.bootstrap", "--training"]
+    assert subprocess.check_call([*training.commands[0], "--help"], cwd=ROOT, stdout=subprocess.DEVNULL) == 0
     assert "freshet_training.train" in training.commands[1]
     assert "fetching the training environment" in result.stderr
     training.status = 1

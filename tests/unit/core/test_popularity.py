@@ -147,7 +147,7 @@ def test_another_half_life_begins_anew_with_what_is_counted() -> None:
 def test_a_partition_counted_anew_without_events_has_no_counts() -> None:
     """A topic that was made again begins at offset 0: what was counted of the former one is taken back."""
     [whole] = PartialPopularity(0, 60.0, anew=True).changes()
-    assert known(Partial(0, 900, NOW, 60.0, {"a": 4.0}, place=7), whole) == {}
+    assert known(Partial(0, 900, NOW, 60.0, {"a": 4.0}, ring_slot=7), whole) == {}
     assert whole.offset == -1
 
 

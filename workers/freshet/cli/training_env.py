@@ -21,7 +21,7 @@ FETCHED = resources.FETCHED
 TRAINING_PYTHON = FETCHED / "training-env" / "bin" / "python" if FETCHED is not None else Path(sys.executable)
 """What runs the training job: a checkout's environment for it, or the interpreter that an installed wheel is in."""
 STAMP = FETCHED / "stamps" / "training environment" if FETCHED is not None else TRAINING_PYTHON
-"""There when a checkout's environment is whole: the step of this name in `deploy/setup/bootstrap.py` writes it last."""
+"""There when a checkout's environment is whole: the step of this name in `deploy.setup.bootstrap` writes it last."""
 NEEDED = ("torch", "onnx", "onnxscript", "safetensors", "mlflow", "sqlalchemy", "optuna", "dp_accounting")
 """Modules of the extra `train` that the training job imports."""
 
@@ -39,8 +39,8 @@ def have_training() -> None:
     if STAMP.exists() and TRAINING_PYTHON.exists():
         return
     say("fetching the training environment, once: torch and what goes with it, 6 GB on disk")
-    bootstrap = [sys.executable, str(checkout / "deploy" / "setup" / "bootstrap.py"), "--training"]
-    status = subprocess.run(bootstrap, stdout=sys.stderr, check=False).returncode
+    bootstrap = [sys.executable, "-m", "deploy.setup.bootstrap", "--training"]
+    status = subprocess.run(bootstrap, cwd=checkout, stdout=sys.stderr, check=False).returncode
     if status:
         raise typer.Exit(status)  # it has said why, in one line
 
