@@ -55,8 +55,8 @@ class CoOccurrence:
         baskets = [list(items)[-BASKET:] for items in users.values()]
         columns = np.array([item for basket in baskets for item in basket], np.int32)
         lines = np.repeat(np.arange(len(baskets), dtype=np.int32), [len(basket) for basket in baskets])
-        ones = np.ones(len(columns), np.float32)
-        touched = csr_array((ones, (lines, columns)), shape=(len(baskets), len(row)))  # [users, M]
+        weights = np.ones(len(columns), np.float32)
+        touched = csr_array((weights, (lines, columns)), shape=(len(baskets), len(row)))  # [users, M]
         norm = 1 / np.sqrt(np.maximum(touched.sum(axis=0), 1))
         touched = (touched @ diags_array(norm)).astype(np.float32).tocsr()
         by_item = touched.T.tocsr()

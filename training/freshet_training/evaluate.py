@@ -130,16 +130,16 @@ class EvaluationReplay:
         `USER_SHARE` of them, so that no account decides alone.
         """
         touches = self._touches
-        chosen = np.flatnonzero((touches.place >= start) & (touches.place < stop) & touches.aimed)
+        chosen = np.flatnonzero((touches.position >= start) & (touches.position < stop) & touches.aimed)
         if most is not None:
             chosen = _drawn(chosen, touches.user[chosen], most)
-        judged = {int(touches.place[touch]): int(touch) for touch in chosen}
-        users = {self.events[place].user_id for place in judged}
-        own = [place for place, event in enumerate(self.events[:stop]) if event.user_id in users]
-        replayed = states_before((self.events[place] for place in own), {}, self._history)
-        for place, (event, state, _) in zip(own, replayed, strict=True):
-            if place in judged:
-                yield self._row(event, state, judged[place])
+        judged = {int(touches.position[touch]): int(touch) for touch in chosen}
+        users = {self.events[position].user_id for position in judged}
+        own = [position for position, event in enumerate(self.events[:stop]) if event.user_id in users]
+        replayed = states_before((self.events[position] for position in own), {}, self._history)
+        for position, (event, state, _) in zip(own, replayed, strict=True):
+            if position in judged:
+                yield self._row(event, state, judged[position])
 
     def stacked(self, rows: Iterable[EvaluationRow]) -> Iterator[EvaluationBatch]:
         """Batches of rows, which stand in log order. A batch of a wide catalogue holds fewer of them."""
@@ -150,7 +150,7 @@ class EvaluationReplay:
         together = max(1, min(BATCH, CELLS // len(self.row)))
         for group in _groups(rows, together):
             shape = len(group), len(self.row)
-            seen, many, lately = np.zeros(shape, np.bool_), np.empty(shape, np.float32), np.empty(shape, np.float32)
+            seen, overall, lately = np.zeros(shape, np.bool_), np.empty(shape, np.float32), np.empty(shape, np.float32)
             for number, row in enumerate(group):
                 new = slice(counted, row.touch)
                 now, counted = int(touches.ts[row.touch]), row.touch
@@ -161,13 +161,13 @@ class EvaluationReplay:
                 np.add.at(popular, items, np.float32(1))
                 np.add.at(recent, items, (0.5 ** (ages / self._half_life_ms)).astype(np.float32))
                 seen[number, row.seen] = True
-                many[number], lately[number] = popular, recent
+                overall[number], lately[number] = popular, recent
             yield EvaluationBatch(
                 {name: np.concatenate([row.tensors[name] for row in group]) for name in group[0].tensors},
                 [row.user for row in group],
                 touches.row[[row.touch for row in group]],
                 seen,
-                many,
+                overall,
                 lately,
                 [row.history for row in group],
                 np.array([row.untied for row in group], np.bool_),
@@ -183,14 +183,14 @@ class EvaluationReplay:
     @cached_property
     def _touches(self) -> _Touches:
         found = [
-            (place, self.row[event.item_id or ""], event.ts, event.user_id, event.type)
-            for place, (event, _, first) in enumerate(states_before(self.events, {}, self._history))
+            (position, self.row[event.item_id or ""], event.ts, event.user_id, event.type)
+            for position, (event, _, first) in enumerate(states_before(self.events, {}, self._history))
             if first
         ]
-        places, rows, times, users, types = zip(*found, strict=True) if found else ((), (), (), (), ())
+        positions, rows, times, users, types = zip(*found, strict=True) if found else ((), (), (), (), ())
         number = {user: code for code, user in enumerate(dict.fromkeys(users))}
         return _Touches(
-            np.array(places, np.int64),
+            np.array(positions, np.int64),
             np.array(rows, np.int64),
             np.maximum.accumulate(np.array(times, np.int64)),
             np.array([number[user] for user in users], np.int64),
@@ -203,7 +203,7 @@ class EvaluationReplay:
 class EvaluationRow:
     """What an event is ranked from, in little room: the rows of its user's seen items and recent items.
 
-    `touch` is the event's place among the log's first touches.
+    `touch` is the event's position among the log's first touches.
     """
 
     tensors: Tensors
@@ -216,12 +216,12 @@ class EvaluationRow:
 
 @dataclass(frozen=True)
 class _Touches:
-    """The first touches of a log, `[T]` each: place in the log, item's row, time (ms, rising), user's number.
+    """The first touches of a log, `[T]` each: position in the log, item's row, time (ms, rising), user's number.
 
     `aimed` are those of a type that is predicted, `counted` those that popularity counts.
     """
 
-    place: NDArray[np.int64]
+    position: NDArray[np.int64]
     row: NDArray[np.int64]
     ts: NDArray[np.int64]
     user: NDArray[np.int64]
@@ -280,8 +280,8 @@ def rank_of_target(scores: Floats, target: NDArray[np.int64], seen: NDArray[np.b
     level &= np.arange(scores.shape[1]) < target[:, None]
     ahead = (scores > own) | level
     ahead &= ~seen
-    place: NDArray[np.int64] = np.where(own[:, 0] > -np.inf, ahead.sum(axis=1), UNRANKED)
-    return place
+    ranks: NDArray[np.int64] = np.where(own[:, 0] > -np.inf, ahead.sum(axis=1), UNRANKED)
+    return ranks
 
 
 def slices(item_events: NDArray[np.int64], user_events: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:

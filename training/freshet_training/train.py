@@ -249,15 +249,15 @@ def _refit(run: TrainingRun, epochs: int) -> tuple[UserEncoder, TrainingSet]:
     say(f"fitting anew on the whole log, {epochs} epochs: what was held back is learned too")
 
     def fitted(config: TrainingConfig, teacher: int, teachers: Sequence[UserEncoder] = ()) -> UserEncoder:
-        what = f"teacher {teacher} of the refit" if teacher else "refit"
+        label = f"teacher {teacher} of the refit" if teacher else "refit"
         hyperparameters = Hyperparameters.of(msgspec.structs.replace(config, epochs=epochs))
-        with progress(what) as advance:
+        with progress(label) as advance:
             return fit(
                 _model(config, whole, run.parent),
                 epoch_rows(config, whole),
                 None,
                 hyperparameters,
-                report=functools.partial(_say_epoch, what),
+                report=functools.partial(_say_epoch, label),
                 advance=advance,
                 checkpoint=run.checkpoint(teacher, refit=True),
                 teachers=teachers,
@@ -268,8 +268,8 @@ def _refit(run: TrainingRun, epochs: int) -> tuple[UserEncoder, TrainingSet]:
     return fitted(run.config, 0, teachers), whole
 
 
-def _say_epoch(what: str, epoch: Epoch) -> None:
-    say(f"{what}: {epoch}")
+def _say_epoch(label: str, epoch: Epoch) -> None:
+    say(f"{label}: {epoch}")
 
 
 def _model(config: TrainingConfig, training_set: TrainingSet, parent: Bundle | None) -> UserEncoder:
