@@ -29,6 +29,7 @@ class Expected:
     ids: set[str] = field(default_factory=set)
     last: tuple[int, int] = (-1, -1)
     silent: bool = False
+    withdrawn: int = 0
 
     @property
     def folded(self) -> int:
@@ -74,6 +75,8 @@ def expected_states(bootstrap: str, topic: str) -> tuple[dict[str, Expected], in
         user.last = (record.partition, record.offset)
         if event["event_id"] in user.ids:
             continue
+        if event["type"] not in ("user.opt_out", "user.erase") and event["ts"] <= user.withdrawn:
+            continue
         if event["type"] == "user.visit":
             if not user.silent:
                 user.ids.add(event["event_id"])
@@ -81,6 +84,7 @@ def expected_states(bootstrap: str, topic: str) -> tuple[dict[str, Expected], in
         if event["type"].startswith("user."):
             user.silent = event["type"] != "user.opt_in"
             if user.silent:
+                user.withdrawn = max(user.withdrawn, event["ts"])
                 user.items.clear()
                 user.counts.clear()
                 user.spend.clear()

@@ -158,6 +158,22 @@ def test_a_visit_leaves_the_profile_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("kind", [OPT_OUT, ERASE])
+def test_what_is_older_than_a_withdrawal_changes_nothing_after_it(kind: str) -> None:
+    """An opt-in and an event from before an opt-out or an erasure, delivered again after it, bring nothing back."""
+    state = folded(event(1, OPT_IN), event(2), event(3, kind))
+    consent = state.consent
+    assert [fold(state, old, 0, 3 + number) for number, old in enumerate((event(1, OPT_IN), event(2)))] == [
+        Outcome.IGNORED,
+        Outcome.IGNORED,
+    ]
+    assert (state.consent, state.items) == (consent, [])
+    assert fold(state, event(4, OPT_IN), 0, 5) is Outcome.APPLIED
+    assert fold(state, event(2), 0, 6) is Outcome.IGNORED
+    assert fold(state, event(5), 0, 7) is Outcome.APPLIED
+    assert state.items == ["i5"]
+
+
+@pytest.mark.parametrize("kind", [OPT_OUT, ERASE])
 def test_a_visit_gives_no_consent(kind: str) -> None:
     """Who has opted out or was erased stays so by a visit."""
     state = folded(event(1, kind))

@@ -96,6 +96,8 @@ class OpenState:
         event_ids = self._event_ids
         if event.event_id in event_ids:
             return DUPLICATE
+        if event.ts <= state.withdrawn_ts:
+            return Outcome.IGNORED
         event_ids[event.event_id] = None
         if len(event_ids) > EVENT_IDS:
             del event_ids[next(iter(event_ids))]

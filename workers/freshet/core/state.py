@@ -70,6 +70,9 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     the events applied. `withdrawn` says that the user opted out or was erased once. Which
     items they had touched before is forgotten, so nothing of theirs counts as a first
     touch again: who opts out and in a thousand times counts once for an item.
+    `withdrawn_ts` is the event time of the last withdrawal in ms, 0 without one. An event
+    or an opt-in of that time or of an earlier time is ignored: delivered again after the
+    withdrawal, it would bring back what was forgotten.
     """
 
     partition: int
@@ -86,6 +89,7 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     folded: int = 0
     consent: Consent = Consent.GIVEN
     withdrawn: bool = False
+    withdrawn_ts: int = 0
 
     @property
     def items(self) -> list[str]:
@@ -138,7 +142,7 @@ class Outcome(IntEnum):
     REDELIVERED = 2
     DUPLICATE = 3
     IGNORED = 4
-    """Valid, but the user has opted out or was erased: only the position moves."""
+    """Valid, but the user has opted out or was erased, or had not yet when it happened: only the position moves."""
 
 
 APPLIED, FIRST_TOUCH, REDELIVERED, DUPLICATE = (
@@ -168,7 +172,7 @@ def fold(state: UserState, event: Event, partition: int, offset: int, history: i
     marked_id = f"{ID_SEPARATOR}{event.event_id}{ID_SEPARATOR}"
     if marked_id in state.event_id_log:
         return DUPLICATE
-    if state.consent and (event.type == VISIT or event.type not in CONTROL_TYPES):
+    if is_ignored(state, event):
         return Outcome.IGNORED
     if event.type in CONTROL_TYPES:
         _fold_control(state, event, marked_id)
@@ -183,6 +187,15 @@ def fold(state: UserState, event: Event, partition: int, offset: int, history: i
     while len(state.time_log) > 8 * history or len(state.item_log) + len(state.type_log) > LOG_CHARS:
         _drop_oldest(state)
     return FIRST_TOUCH if first and not state.withdrawn else APPLIED
+
+
+def is_ignored(state: UserState, event: Event) -> bool:
+    """Whether a withdrawal keeps an event from having an effect: the event comes after it, or is older than it."""
+    if event.type in (OPT_OUT, ERASE):
+        return False
+    if event.type == OPT_IN:
+        return event.ts <= state.withdrawn_ts
+    return bool(state.consent) or event.ts <= state.withdrawn_ts
 
 
 def advance(state: UserState, partition: int, offset: int) -> bool:
@@ -258,6 +271,7 @@ def _fold_control(state: UserState, event: Event, marked_id: str) -> None:
         return
     state.consent = Consent.ERASED if event.type == ERASE else max(state.consent, Consent.OPTED_OUT)
     state.withdrawn = True
+    state.withdrawn_ts = max(state.withdrawn_ts, event.ts)
     state.event_id_log = marked_id if event.type == OPT_OUT else ID_SEPARATOR
     state.item_log = state.type_log = state.seen_log = ID_SEPARATOR
     state.time_log = b""
@@ -295,7 +309,7 @@ def sound_state(raw: bytes) -> UserState | str:
     if not all(_is_joined(log) for log in (state.item_log, state.type_log, state.event_id_log, state.seen_log)):
         return "no state: a sequence without its separators"
     numbers = [state.partition, state.offset, state.folded, *state.counts.values(), *state.spend.values()]
-    latest = [state.last_ts, state.feature_ts // 1000, *(state.times if state.length else ())]
+    latest = [state.last_ts, state.withdrawn_ts, state.feature_ts // 1000, *(state.times if state.length else ())]
     if not all(-1 <= number < 2**63 for number in numbers) or not all(0 <= ts <= 2 * MAX_TS_MS for ts in latest):
         return "no state: a number out of range"
     return state
