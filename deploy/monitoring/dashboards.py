@@ -1,4 +1,4 @@
-"""Grafana dashboards: what a first look, a worker, a version and the archive show."""
+"""Grafana dashboards: what a first look, a worker, a version, the archive and the read service show."""
 
 from __future__ import annotations
 
@@ -92,6 +92,12 @@ DASHBOARDS: dict[str, list[Panel]] = {
         Panel("Behind", "short", {"{{topic}}": summed(metrics.ARCHIVE_LAG, "topic")}),
         Panel("Files", "ops", {"{{change}}": per_second(metrics.ARCHIVE_FILES, "change")}),
         Panel("Lost to retention", "ops", {"{{topic}}": per_second(metrics.ARCHIVE_LOST, "topic")}),
+    ],
+    "Freshet read service": [
+        Panel("Slowest requests", "s", {"{{route}} p99": f"{quantile(metrics.REQUESTS, 0.99, 'route')} or vector(0)"}),
+        Panel("Lists read", "ops", {"{{kind}}": per_second(metrics.READ_LISTS, "kind")}),
+        Panel("Open streams", "short", {"streams": summed(metrics.STREAMS)}),
+        Panel("Slow readers dropped", "ops", {"dropped": per_second(metrics.STREAMS_DROPPED)}),
     ],
 }
 """Each dashboard's panels, in the order in which they are read."""

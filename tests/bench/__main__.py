@@ -37,6 +37,7 @@ from tests.bench import (
     harness,
     quix_fold,
     quix_full,
+    read_service,
     stream,
     triton_alone,
     whole_path,
@@ -214,6 +215,11 @@ def archive(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
     return figures
 
 
+def serve(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
+    """Lists over HTTP beside 200 events a second, and what `feast serve` with a Triton client does."""
+    return read_service.measure(stack, "serve", rate=200, seconds=sizes.latency_s)
+
+
 PARTS: dict[str, Callable[[local.Stack, Sizes], dict[str, Any]]] = {
     "whole": whole,
     "fold": fold,
@@ -221,6 +227,7 @@ PARTS: dict[str, Callable[[local.Stack, Sizes], dict[str, Any]]] = {
     "population": population,
     "replay": replay,
     "archive": archive,
+    "serve": serve,
 }
 
 
@@ -231,6 +238,7 @@ SHOWN = {
     "population": ("rss_mb", "state_disk_bytes_per_user", "restart_warm_s", "restart_wiped_s"),
     "replay": ("events_per_s", "lists_per_s", "x_live", "cpu_us_per_event", "peak_rss_mb"),
     "archive": ("events_per_s", "of_consumed_alone", "cpu_us_per_event", "bytes_per_event", "peak_rss_mb"),
+    "serve": ("p50_ms", "p90_ms", "p99_ms", "requests_per_s", "x_usual"),
 }
 """Columns of the tables; the JSON has everything."""
 

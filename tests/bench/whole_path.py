@@ -101,7 +101,7 @@ def latency(stack: Stack, prefix: str, *, rate: float, seconds: float, users: in
         worker.start()
         worker.wait_ready()
         consumer = reader(stack.bootstrap, names.topic("recommendations"))
-        producing = Thread(target=_paced, args=(stack, names, users, events, rate, sent))
+        producing = Thread(target=paced, args=(stack, names, users, events, rate, sent))
         producing.start()
         delays: list[tuple[float, float]] = []
         begin = time.perf_counter()
@@ -185,9 +185,7 @@ def _produce_one(kafka: str, topic: str, users: int) -> None:
     producer.flush(30)
 
 
-def _paced(
-    stack: Stack, names: Names, users: int, events: int, rate: float, sent: dict[tuple[int, int], float]
-) -> None:
+def paced(stack: Stack, names: Names, users: int, events: int, rate: float, sent: dict[tuple[int, int], float]) -> None:
     producer = Producer({"bootstrap.servers": stack.bootstrap, "partitioner": "murmur2_random", "linger.ms": 0})
     items = stream.read_item_ids(str(stack.models / "user_encoder" / "1" / "item_ids.json"))
     ready = [(encode_event(e), e.user_id) for e in stream.generate(users=users, events=events, items=items)]

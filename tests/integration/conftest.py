@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -55,3 +56,15 @@ def unique() -> Callable[[str], str]:
     run = uuid.uuid4().hex[:8]
     numbers = itertools.count()
     return lambda prefix: f"{prefix}-{run}-{next(numbers)}"
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser: its absence skips on a laptop, and fails in CI."""
+    found = shutil.which("chromium")
+    if found is None:
+        why = "chromium is missing: run `make setup-test`"
+        if os.environ.get("CI"):
+            pytest.fail(why)
+        pytest.skip(why)
+    return found

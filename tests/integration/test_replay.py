@@ -32,6 +32,7 @@ from deploy.local import Stack
 from tests.integration.deployment import Deployment, until
 from tests.integration.event_stream import stream
 from tests.integration.independent_fold import read_topic
+from tests.integration.read_service import Service
 
 pytestmark = pytest.mark.integration
 
@@ -328,6 +329,9 @@ def test_windows_and_offsets(deployment: Deployment, tmp_path: Path) -> None:
     assert before + after == len(records)
 
 
+READ_SERVICE = "http://127.0.0.1:8080"
+
+
 def test_the_readme_s_transcript_runs(stack: Stack, tmp_path: Path) -> None:
     """The README's commands and Python run as printed, and the verification finds 0 differences."""
     blocks = []
@@ -339,13 +343,16 @@ def test_the_readme_s_transcript_runs(stack: Stack, tmp_path: Path) -> None:
     assert count == 1  # the test brings its own stack
     assert "verify kafka" in script
     assert "freshet.Lists" in script
+    assert READ_SERVICE in script
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / ".parts").symlink_to(ROOT / ".parts")
     deployment = Deployment(stack, tmp_path, f"transcript-{time.time_ns()}", partitions=2)
+    service = None
     try:
         deployment.worker()
+        service = Service(deployment)
         done = subprocess.run(
-            ["bash", "-euxo", "pipefail", "-c", script],
+            ["bash", "-euxo", "pipefail", "-c", script.replace(READ_SERVICE, service.address)],
             cwd=tmp_path,
             env=os.environ | deployment.settings | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -354,5 +361,9 @@ def test_the_readme_s_transcript_runs(stack: Stack, tmp_path: Path) -> None:
             check=False,
         )
     finally:
+        if service is not None:
+            service.process.kill()
+            service.process.wait()
         deployment.close()
     assert done.returncode == 0, done.stdout + done.stderr
+    assert '"user_id":"ada"' in done.stdout

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -61,18 +59,6 @@ class Measured(msgspec.Struct):
     clipped: list[str]
     plots: list[int]
     ground: str
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    """The browser: its absence skips on a laptop, and fails in CI."""
-    found = shutil.which("chromium")
-    if found is None:
-        why = "chromium is missing: run `make setup-test`"
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    return found
 
 
 class Served(SimpleHTTPRequestHandler):

@@ -9,7 +9,7 @@ from contextlib import chdir
 from itertools import product
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import msgspec
 import pytest
@@ -23,6 +23,8 @@ from freshet.archive import archiver
 from freshet.core.comparison import Comparison, out_of_band
 from freshet.core.events import encode_event
 from freshet.core.popularity import Popularity, decode_partial
+from freshet.http import server
+from freshet.http.guard import Guard
 from freshet.ports import Record
 from freshet.process.health import Health
 from freshet.release import publish
@@ -31,6 +33,7 @@ from freshet.replay.policies import Target
 from freshet.serving.canary import bands
 from freshet.serving.list_maker import ListMaker
 from freshet.settings import KNOBS, SECRETS, Settings, SettingsError, Variant, load_settings
+from starlette.applications import Starlette
 
 from tests.simulation.memory_world import NOW, MemoryWorld, event, lists
 
@@ -177,6 +180,17 @@ def redis(settings: Settings) -> object:
     return redis_options(
         msgspec.structs.replace(settings, online_store="rediss://10.0.0.1:6379", redis_password=password)
     )
+
+
+def read_service(settings: Settings) -> object:
+    """Where the read service listens, by whose certificates, whom it lets in, how often, and how many streams."""
+    with patch("freshet.http.server.socket.socket") as made:
+        server._listener(settings)
+    app = Starlette()
+    guard, config = Guard(app, settings), server._config(settings, app)
+    tls = config.ssl_certfile, config.ssl_keyfile, config.ssl_ca_certs, config.ssl_cert_reqs
+    rate = sum(guard._buckets.take("client") for _ in range(2000)) > 1500
+    return made.return_value.bind.call_args, tls, guard._digests, rate, config.limit_concurrency
 
 
 def published(settings: Settings) -> object:
@@ -465,6 +479,14 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "archive_file_mb": ("archived", 1),
     "health_host": ("wiring", "0.0.0.0"),  # noqa: S104 - only observed
     "health_port": ("wiring", 8080),
+    "http_host": ("read service", "127.0.0.2"),
+    "http_port": ("read service", 8081),
+    "http_api_keys": ("read service", "one two"),
+    "http_certificate": ("read service", "cert.pem"),
+    "http_key": ("read service", "key.pem"),
+    "http_client_ca": ("read service", "ca.pem"),
+    "http_rate": ("read service", 5000.0),
+    "http_streams": ("read service", 5),
     "behaviours": ("published", {"view": 1.0, "listen": 1.0}),
     "history": ("published", 1),
     "text_fields": ("wiring", ("title",)),
@@ -495,6 +517,7 @@ AT_HAND: dict[str, Callable[[Settings], object]] = {
     "published": published,
     "judged": judged,
     "assigned": assigned,
+    "read service": read_service,
 }
 
 

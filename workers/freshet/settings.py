@@ -37,13 +37,13 @@ PATHS = frozenset(
             "trusted_keys",
             "feature_repo",
         ),
-        *("feast_dir", "data_dir", "archive_dir"),
+        *("feast_dir", "data_dir", "archive_dir", "http_certificate", "http_key", "http_client_ca"),
     }
 )
 """Files and folders; in a settings file a relative one starts from the file's folder."""
 FOLDERS = ("feature_repo", "model_repository", "trusted_keys")
 """Folders that a worker reads and does not make."""
-SECRETS = frozenset({"kafka_password", "kafka_key_password", "redis_password", "triton_control_key"})
+SECRETS = frozenset({"kafka_password", "kafka_key_password", "redis_password", "triton_control_key", "http_api_keys"})
 
 SECRET_WORDS = ("password", "secret", "key", "jaas")
 """What the name of a librdkafka property says of a secret."""
@@ -158,6 +158,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     health_host: str = "127.0.0.1"
     health_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
     """Port of `/healthz`, `/readyz` and `/metrics`; 0 picks a free one."""
+
+    http_host: str = "127.0.0.1"
+    """Where `freshet serve` listens; on an address that others reach it wants keys or mutual TLS."""
+    http_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8080
+    """Port of `freshet serve`; 0 picks a free one."""
+    http_api_keys: str | None = None
+    """Keys of `freshet serve`'s clients, separated by spaces or lines; each client shows one of them."""
+    http_certificate: str | None = None
+    """File with the certificate of `freshet serve` (PEM); with it HTTP is over TLS."""
+    http_key: str | None = None
+    """File with the key of that certificate (PEM)."""
+    http_client_ca: str | None = None
+    """File with the CA certificates of clients: only who shows a certificate of theirs is let in (mutual TLS)."""
+    http_rate: Annotated[float, msgspec.Meta(ge=1)] = 1000.0
+    """Requests a second of one client, told by its key, or by its address where there are no keys."""
+    http_streams: Positive = 1000
+    """Most open streams of lists; each takes a connection."""
 
     behaviours: dict[str, Weight] = msgspec.field(default_factory=lambda: dict(DEFAULT_BEHAVIOURS))
     """Behaviour types with their weights."""

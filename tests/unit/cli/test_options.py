@@ -72,9 +72,9 @@ def test_a_stack_keeps_the_file_it_was_brought_up_with(stack: Path, monkeypatch:
         monkeypatch.setattr(bring_up, step, lambda *_: None)
     monkeypatch.setattr(bring_up, "start", lambda directory, **_: load(directory))
     with pytest.raises(SettingsError):
-        bring_up.bring_up(stack, lambda _: nullcontext(), config=stack / "no.toml", workers=0)
+        bring_up.bring_up(stack, lambda _: nullcontext(), config=stack / "no.toml", workers=0, serve=False)
     assert resolve(None, stack).config is None
-    bring_up.bring_up(stack, lambda _: nullcontext(), config=file, workers=0)
+    bring_up.bring_up(stack, lambda _: nullcontext(), config=file, workers=0, serve=False)
     file.write_text(file.read_text().replace("1.0", "3.0"))
     found = resolve(None, stack)
     assert found.config == file

@@ -64,15 +64,23 @@ class KafkaPublisher:
     waits for them would have to take the interpreter from the loop for each.
     """
 
-    def __init__(self, settings: Settings, check: Callable[[], None] | None = None) -> None:
-        """`check` is called before records are handed over, and may end the process."""
+    def __init__(
+        self,
+        settings: Settings,
+        check: Callable[[], None] | None = None,
+        delivery_seconds: float = DELIVERY_SECONDS,
+    ) -> None:
+        """`check` is called before records are handed over, and may end the process.
+
+        A record that the broker has not acknowledged after `delivery_seconds` has failed.
+        """
         self._check = check
         self._producer = Producer(
             client_config(settings)
             | {
                 "enable.idempotence": True,
                 "linger.ms": LINGER_MS,
-                "delivery.timeout.ms": int(DELIVERY_SECONDS * 1000),
+                "delivery.timeout.ms": int(delivery_seconds * 1000),
                 "queue.buffering.max.messages": 1_000_000,
                 "partitioner": "murmur2_random",
             }

@@ -26,6 +26,7 @@ from freshet.cli import (
     replay,
     report,
     schemas,
+    serve,
     signing,
     simulate,
     stack,
@@ -55,6 +56,7 @@ app.command("demo", rich_help_panel="Local stack")(demo.demo)
 app.command("init", rich_help_panel="Workers")(init.init)
 app.add_typer(topics.app, name="topics", rich_help_panel="Workers")
 app.command("worker", rich_help_panel="Workers")(worker.worker)
+app.command("serve", rich_help_panel="Workers")(serve.serve)
 app.command("archive", rich_help_panel="Workers")(archive.archive)
 app.command("check", rich_help_panel="Workers")(check.check)
 app.command("produce", rich_help_panel="Streams")(produce.produce)

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from deploy.local import Stack, StackError, add_process, start, stop
+from deploy.local.ports import choose_ports
 from deploy.local.process import Process, spawn, wait_until_ready
 from freshet.cli.options import FOLDERS, as_environment, keep_settings, resolve
 from freshet.cli.signing import local_keys
@@ -26,6 +27,8 @@ from freshet.cli.topics import make_topics
 from freshet.settings import Settings
 
 READY_SECONDS = 90.0
+SERVICE = "serve"
+"""Name of the read service's process in a stack, and of its folder."""
 
 Step = Callable[[str], Any]
 """Told of each step as it begins; what it returns is a context manager that ends with the step."""
@@ -33,18 +36,21 @@ Step = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class LocalWorker:
-    """A worker started as a detached process."""
+    """A worker, an archiver or a read service started as a detached process."""
 
     name: str
     process: Process
     data_dir: Path
     log: Path
 
+    def address(self) -> str:
+        """Where its pages are, ``host:port``. Raises `OSError`, `ValueError` before it has said so."""
+        return f"127.0.0.1:{int((self.data_dir / 'health.port').read_text())}"
+
     def health(self, page: str) -> str | None:
         """The body of one of its health pages; None while it does not answer."""
         try:
-            port = int((self.data_dir / "health.port").read_text())
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=1) as answer:
+            with urllib.request.urlopen(f"http://{self.address()}/{page}", timeout=1) as answer:
                 return str(answer.read().decode())
         except (OSError, ValueError, urllib.error.URLError):
             return None
@@ -59,6 +65,7 @@ def bring_up(
     partitions: int = 2,
     workers: int = 1,
     archive: bool = False,
+    serve: bool = True,
     ports: dict[str, int] | None = None,
 ) -> tuple[Stack, Settings, list[LocalWorker]]:
     """Start everything in `directory`. If a step fails, everything that was started is stopped again.
@@ -87,6 +94,11 @@ def bring_up(
         if archive:
             with step("archiver"):
                 wait_for(start_archiver(stack, settings))
+        if serve:
+            with step("read service and page"):
+                service = start_service(stack, settings)
+                wait_for(service)
+                running.append(service)
         if config is not None:
             keep_settings(directory, config)
     except BaseException:
@@ -113,13 +125,21 @@ def start_archiver(stack: Stack, settings: Settings) -> LocalWorker:
     return _start(stack, settings, "archiver", "archive", 0)
 
 
-def _start(stack: Stack, settings: Settings, name: str, verb: str, health_port: int) -> LocalWorker:
+def start_service(stack: Stack, settings: Settings) -> LocalWorker:
+    """Start a detached read service, on its own port where that is free, and make it part of the stack."""
+    chosen = choose_ports(["http"], asked={}, preferred={"http": settings.http_port})
+    own = msgspec.structs.replace(settings, http_port=chosen["http"])
+    port_file = stack.directory / SERVICE / "health.port"
+    return _start(stack, own, SERVICE, "serve", 0, "--port-file", str(port_file))
+
+
+def _start(stack: Stack, settings: Settings, name: str, verb: str, health_port: int, *options: str) -> LocalWorker:
     data_dir = stack.directory / name
     (data_dir / "health.port").unlink(missing_ok=True)
     own = msgspec.structs.replace(settings, data_dir=str(data_dir), health_port=health_port)
     log = stack.log(name)
     log.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "freshet.cli", verb, "--dir", str(stack.directory)]
+    command = [sys.executable, "-m", "freshet.cli", verb, "--dir", str(stack.directory), *options]
     process = spawn(command, log=log, env={**os.environ, **as_environment(own)})
     add_process(stack, name, process.pid)
     return LocalWorker(name, process, data_dir, log)

@@ -101,12 +101,14 @@ def _stream(
     stopping: threading.Event,
 ) -> DemoResult:
     from deploy.demo.run import play
-    from freshet.cli.bring_up import last_words
+    from freshet.cli.bring_up import SERVICE, last_words
 
     def fault() -> str | None:
         dead = next((worker for worker in workers if not worker.process.is_alive()), None)
         return None if dead is None else f"{dead.name} ended ({dead.log}): {last_words(dead.log)}"
 
+    page = next(process for process in workers if process.name == SERVICE)
+    say(f"http://{page.address()} has the page: be a visitor, and watch your list")
     with _gently(stopping):
         return play(settings, rate=speed, seconds=seconds, stop=stopping, fault=fault, console=out, in_order=in_order)
 

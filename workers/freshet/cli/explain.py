@@ -21,24 +21,7 @@ from freshet.core.state import Consent, UserState
 from freshet.settings import Settings
 
 if TYPE_CHECKING:  # a verb imports what it needs when it runs
-    pass
-
-
-class Raised(msgspec.Struct, frozen=True):
-    """One event, and what the item's score loses without it."""
-
-    item_id: str
-    type: str
-    ts: int
-    loss: float
-
-
-class Explained(msgspec.Struct, frozen=True):
-    """An item, the encoder's part of its score, and the events that raised it, the strongest first."""
-
-    item_id: str
-    encoder_score: float
-    raised_by: list[Raised]
+    from freshet.serving.explanation import ExplainedItem
 
 
 def explain(
@@ -77,11 +60,10 @@ def explain(
 
 async def _explained(
     settings: Settings, version: int, state: UserState, wanted: list[str], top: int
-) -> list[Explained]:
-    from freshet.core.attribution import leave_each_out, losses
-    from freshet.core.features import featurise
+) -> list[ExplainedItem]:
     from freshet.logs.source import read_topic
     from freshet.replay.job import open_encoder
+    from freshet.serving.explanation import explain as explain_items
     from freshet.serving.live_versions import LiveVersions
 
     async with open_encoder(settings, text_encoder_folder(settings), through_triton=False) as encoder:
@@ -96,27 +78,10 @@ async def _explained(
                 raise UserError(
                     f"version {version} has no place for item {item_id}: it is not in the catalogue with a text"
                 )
-        states = leave_each_out(state, live.length)
-        alone = len(states) == 2  # noqa: PLR2004 - the whole, and nothing at all
-        read = states[:1] if alone else states
-        tensors = featurise(read, live.item_index, live.type_index, live.length)
-        encoded = await encoder.encode(tensors, version)
-    vectors = live.space.vectors[[live.space.index[item_id] for item_id in wanted]]
-    lost = losses(encoded.embedding, vectors)
-    events = list(zip(states[0].items, states[0].types, states[0].times, strict=True))
-    explained = []
-    for item_id, row, vector in zip(wanted, lost, vectors, strict=True):
-        raised = [Raised(*event, round(float(loss), 4)) for event, loss in zip(events, row, strict=False) if loss > 0]
-        raised.sort(key=_strongest)
-        explained.append(Explained(item_id, round(float(vector @ encoded.embedding[0]), 4), raised[:top]))
-    return explained
+        return await explain_items(encoder, live, state, wanted, top)
 
 
-def _strongest(raised: Raised) -> float:
-    return -raised.loss
-
-
-def _tell(found: list[Explained], state: UserState, titles: Titles) -> None:
+def _tell(found: list[ExplainedItem], state: UserState, titles: Titles) -> None:
     for explained in found:
         out.print(
             Text(plain(titles.get(explained.item_id, explained.item_id)), "bold"),

@@ -14,10 +14,11 @@ from freshet.cli.errors import UserError
 def schemas(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
 ) -> None:
-    """Write a JSON Schema for every topic, and an AsyncAPI document of all of them."""
-    from freshet.schemas import documents
+    """Write a JSON Schema for every topic, an AsyncAPI document of all of them, and the OpenAPI document of `serve`."""
+    from freshet.http.openapi import document
+    from freshet.schemas import as_file, documents
 
-    files = documents()
+    files = documents() | {"openapi.json": as_file(document())}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

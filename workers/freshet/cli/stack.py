@@ -34,6 +34,7 @@ def up(
     redis: Annotated[bool, typer.Option("--redis", help="Features in Redis instead of SQLite.")] = False,
     workers: Annotated[int, typer.Option(min=0, max=64, help="Stream workers to start.")] = 1,
     archive: Annotated[bool, typer.Option("--archive", help="An archiver too: the topics as Parquet.")] = False,
+    serve: Annotated[bool, typer.Option(help="The read service and its page too.")] = True,
     partitions: Annotated[
         int, typer.Option(min=1, max=1024, help="Partitions of the topics keyed by user; two per worker overlap well.")
     ] = 2,
@@ -62,6 +63,7 @@ def up(
         partitions=partitions,
         workers=workers,
         archive=archive,
+        serve=serve,
         ports=ports,
     )
     _show(stack, as_json=as_json)
@@ -127,8 +129,11 @@ def _ports(asked: list[str]) -> dict[str, int]:
 
 
 def _show(stack: Stack, *, as_json: bool) -> None:
-    workers = {name: process for name, process in stack.processes.items() if name not in stack.parts}
+    from freshet.cli.bring_up import SERVICE
+
+    workers = {name: process for name, process in stack.processes.items() if name not in (*stack.parts, SERVICE)}
     health = {name: _health_address(stack.directory / name) for name in workers}
+    page = _health_address(stack.directory / SERVICE) if SERVICE in stack.processes else None
     addresses = {name: f"127.0.0.1:{number}" for name, number in stack.ports.items()}
     if as_json:
         emit(
@@ -136,6 +141,7 @@ def _show(stack: Stack, *, as_json: bool) -> None:
                 "directory": str(stack.directory),
                 "addresses": addresses,
                 "models": str(stack.models),
+                "serve": f"http://{page}" if page else None,
                 "workers": {name: {"pid": worker.pid, "health": health[name]} for name, worker in workers.items()},
             }
         )
@@ -144,6 +150,8 @@ def _show(stack: Stack, *, as_json: bool) -> None:
     lines.append(("models", str(stack.models), ""))
     for name, process in workers.items():
         lines.append((name, f"http://{health[name]}/metrics" if health[name] else "-", f"pid {process.pid}"))
+    if page is not None:
+        lines.append(("lists and page", f"http://{page}/", f"pid {stack.processes[SERVICE].pid}"))
     lines.append(("logs", str(stack.directory / "logs"), ""))
     if (settings := kept_settings(stack.directory)) is not None:
         lines.append(("settings", str(settings), ""))

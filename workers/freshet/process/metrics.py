@@ -48,6 +48,13 @@ SKIPPED_TEXTS = Counter(
 )
 FEATURE_RETRIES = Counter("freshet_feature_write_retries_total", "Feature-store writes tried again.")
 
+READ_LISTS = Counter("freshet_lists_read_total", "Lists made for requests.", ["kind"])
+REQUESTS = Histogram(
+    "freshet_http_request_seconds", "Time of a request to the read service.", ["route", "status"], buckets=_SECONDS
+)
+STREAMS = Gauge("freshet_http_streams", "Open streams of lists.")
+STREAMS_DROPPED = Counter("freshet_http_streams_dropped_total", "Streams ended because their reader was too slow.")
+
 ARCHIVED = Counter("freshet_archived_records_total", "Records in finished files of the archive.", ["topic"])
 ARCHIVE_FILES = Counter(
     "freshet_archive_files_total", "Files of the archive: added, merged away, rewritten.", ["change"]

@@ -54,7 +54,12 @@ def documents() -> dict[str, bytes]:
     channels = _channels()
     files = {f"{channel.topic}.json": channel.schema for channel in channels}
     files["asyncapi.json"] = _asyncapi(channels)
-    return {name: msgspec.json.format(msgspec.json.encode(document)) + b"\n" for name, document in files.items()}
+    return {name: as_file(document) for name, document in files.items()}
+
+
+def as_file(document: dict[str, Any]) -> bytes:
+    """A document as it is checked in."""
+    return msgspec.json.format(msgspec.json.encode(document)) + b"\n"
 
 
 def _channels() -> tuple[Channel, ...]:
@@ -137,18 +142,19 @@ def _schema(kind: Any) -> dict[str, Any]:
     """The JSON Schema of a type."""
     schema = msgspec.json.schema(kind)
     for definition in schema["$defs"].values():
-        _describe(definition)
+        described(definition)
     return {"$schema": DIALECT, **schema}
 
 
-def _describe(definition: dict[str, Any]) -> None:
-    """Give each property what the docstring of the type says of it under `Attributes:`."""
+def described(definition: dict[str, Any]) -> dict[str, Any]:
+    """The definition, in which each property has what the docstring of the type says of it under `Attributes:`."""
     description, _, attributes = cleandoc(definition.pop("description", "")).partition("\n\nAttributes:\n")
     if description:
         definition["description"] = description
     _, *parts = re.split(r"^    (\w+): ", attributes, flags=re.MULTILINE)
     for name, text in zip(parts[::2], parts[1::2], strict=True):
         definition["properties"][name]["description"] = " ".join(text.split())
+    return definition
 
 
 def _asyncapi(channels: tuple[Channel, ...]) -> dict[str, Any]:

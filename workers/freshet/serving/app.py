@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging.config
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,15 @@ from freshet.adapters.state_table import PartitionState, StateTable, StateTables
 from freshet.adapters.topics import missing_topics, side_input_faults
 from freshet.adapters.triton import TritonEncoder
 from freshet.adapters.triton_address import TritonAddress
-from freshet.bundle.bundle import BundleError, version_numbers
-from freshet.core.rollout import MODEL
-from freshet.errors import FreshetError
-from freshet.ports import Unavailable
 from freshet.process import metrics, watchdog
 from freshet.process.data_dir import instance_id
 from freshet.process.health import Health, HealthServer, write_port
 from freshet.process.json_logging import JSON_LOGS
 from freshet.serving.canary import CanaryAnalysis
+from freshet.serving.first_version import StartError, make_live
 from freshet.serving.live_versions import LiveVersions
 from freshet.serving.pipeline import PartitionBatch, Pipeline
+from freshet.serving.side_inputs import POPULARITY_SECONDS
 from freshet.serving.source_watch import SourceWatch, known_topic_id
 from freshet.settings import Settings, require_folders
 
@@ -46,16 +44,8 @@ BACKLOG = 64
 SESSION_SECONDS = 10.0
 HEARTBEAT_SECONDS = 1.0
 HEALTH_SECONDS = 1.0
-POPULARITY_SECONDS = 1.0
-"""How often new counts are taken up: summing them and laying them over 100,000 items takes 20 ms."""
-FIRST_TRIES = 20
-"""Times that Triton is asked for a version to begin with."""
 
 log = logging.getLogger(__name__)
-
-
-class StartError(FreshetError):
-    """The worker cannot start; the message says what to do."""
 
 
 def run(settings: Settings) -> int:
@@ -147,11 +137,7 @@ class Runtime:
             counts,
         ]
         await asyncio.gather(*(reader.start() for reader in self.readers))
-        try:
-            await self.model.start()
-        except BundleError as error:
-            log.info("the newest version begins", extra={"why": str(error)})
-            await self.model.start(await first_version(settings, self.encoder, self.model.steps))
+        await make_live(settings, self.model, self.encoder)
         self.trial_encoder = TritonEncoder(TritonAddress.of(settings), settings.triton_deadline, once=True)
         instance = instance_id(settings.group, settings.data_dir)
         self.trial = CanaryAnalysis(settings, self.model, self.trial_encoder, self.publisher, instance)
@@ -352,26 +338,3 @@ class WorkerApp(faust.App):
 
     async def _release(self, _app: Any, revoked: Any, **_: Any) -> None:
         self.runtime.pipeline.release([tp.partition for tp in revoked if tp.topic == self.settings.events_topic])
-
-
-async def first_version(settings: Settings, encoder: TritonEncoder, known: Container[int]) -> int:
-    """The version to begin with where no promoted one can: the newest that Triton has ready and nobody tries.
-
-    Where there is no such version, the newest that is ready: a record of a rollout stops no worker. Raises
-    `StartError`.
-    """
-    why = ""
-    folder = Path(settings.model_repository) / MODEL
-    for _ in range(FIRST_TRIES):
-        versions = version_numbers(folder)
-        try:
-            found = await encoder.newest([version for version in versions if version not in known])
-            found = found or await encoder.newest(versions)
-        except Unavailable as error:
-            why = str(error)
-        else:
-            if found is not None:
-                return found
-            why = f"Triton at {settings.triton} has no version of {MODEL} ready"
-        await asyncio.sleep(HEALTH_SECONDS)
-    raise StartError(f"no version that topic {settings.models_topic} promotes can be served, and {why}")

@@ -104,6 +104,11 @@ class LiveVersions:
         ]
         return [(version, its_users) for version, its_users in split if its_users]
 
+    @property
+    def items(self) -> Mapping[str, CatalogueItem]:
+        """The catalogue by item id."""
+        return self._inputs.catalogue.items
+
     def title(self, item_id: str) -> str:
         """The catalogue's title of an item, or its id."""
         return self._inputs.title(item_id)

@@ -19,6 +19,8 @@ from freshet.core.rollout import Rollout, Versions
 from freshet.ports import Record
 from freshet.process import metrics
 
+POPULARITY_SECONDS = 1.0
+"""How often new counts are taken up: summing them and laying them over 100,000 items takes 20 ms."""
 SPARE_ITEMS = 10_000
 """Items without a count any more that popularity may hold, beside as many as have one."""
 
