@@ -24,6 +24,7 @@ from freshet.core.events import ERASE, OPT_OUT, Event
 from freshet_training import export, gate, measure, search, train, training_set
 from freshet_training import tracking as tracker
 from freshet_training.config import ConfigError, TrainingConfig, load_config
+from freshet_training.defaults import former_settings
 from freshet_training.evaluate import EvaluationReplay, EvaluationSet, evaluate
 from freshet_training.examples import IGNORE
 from freshet_training.fit import Epoch, FitError
@@ -566,6 +567,8 @@ def test_a_log_chooses_what_no_settings_file_says(first: Path, capsys: pytest.Ca
     card = (first / "chosen" / "MODEL_CARD.md").read_text()
     assert "Chosen for the log: epochs 24" in card
     assert "events a user: short histories" in card
+    former = former_settings(bundle.manifest.settings).applied(load_config(first / "plain.toml"), frozenset())
+    assert (former.model, former.average) == (bundle.manifest.settings["model"], 0.997)
 
 
 def test_runs_are_tracked(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
