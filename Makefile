@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PIECES := test-live test-integration test-training lint test-contract test-core
 
-.PHONY: setup setup-training setup-test demo test $(PIECES) unit bench fuzz soak train quality freshness \
+.PHONY: setup setup-training setup-test demo test $(PIECES) unit bench faults fuzz soak train quality freshness \
 	freshness-deskdrop lock clean
 
 setup:
@@ -34,7 +34,7 @@ PYTEST := $(BIN)/pytest -q -p no:cacheprovider -m 'not bench' --durations=10
 LIVE := $(patsubst %,tests/integration/test_%.py,worker release policies)
 
 test-live: setup
-	$(PYTEST) $(LIVE) tests/fuzz
+	$(PYTEST) $(LIVE) tests/fuzz tests/faults
 
 test-integration: setup
 	$(PYTEST) tests/integration $(LIVE:%=--ignore=%)
@@ -48,7 +48,7 @@ test-contract: setup
 
 test-core: setup
 	$(PYTEST) tests --ignore=tests/integration --ignore=tests/contract --ignore=tests/parity --ignore=tests/quality \
-		--ignore=tests/training --ignore=tests/fuzz
+		--ignore=tests/training --ignore=tests/fuzz --ignore=tests/faults
 
 lint: setup
 	$(BIN)/ruff check .
@@ -61,6 +61,10 @@ unit: setup
 
 bench: setup
 	@$(BIN)/freshet bench
+
+# Every fault, and a table of what holds.
+faults: setup
+	@$(BIN)/python -m tests.faults --write
 
 # Random records on every topic for an hour, or FUZZ_SECONDS, from FUZZ_SEED on.
 fuzz: export FUZZ_SECONDS ?= 3600

@@ -76,7 +76,7 @@ def define(behaviours: Collection[str], archive: str) -> Definitions:
 
 
 def _view(name: str, description: str, user: Entity, schema: Sequence[Field], archive: str) -> FeatureView:
-    """A view that is pushed to, and whose history lies in the archive: `freshet features` writes the behaviour rows.
+    """A view that is pushed to, and whose history lies in the archive (`freshet features history`).
 
     Neither online rows nor those of the history expire: there is no ttl.
     """

@@ -32,6 +32,7 @@ class MemoryFeatureStore:
         views = (behaviour_features(behaviours), EMBEDDING_FEATURES, LIST_FEATURES)
         self._names = [[feature.name for feature in view] for view in views]
         self._rows: list[dict[str, FeatureRow]] = [{} for _ in views]
+        self.stamps: dict[str, int] = {}
 
     async def write(
         self, behaviour: Sequence[FeatureRow], embedding: Sequence[FeatureRow] = (), lists: Sequence[FeatureRow] = ()
@@ -53,6 +54,14 @@ class MemoryFeatureStore:
             if user_id in stored:
                 features.update(zip(names, stored[user_id].values, strict=True))
         return features
+
+    async def stamp(self, name: str) -> int | None:
+        """The number kept under a name."""
+        return self.stamps.get(name)
+
+    async def set_stamp(self, name: str, number: int) -> None:
+        """Keep a number under a name."""
+        self.stamps[name] = number
 
 
 class MemoryPublisher:

@@ -32,6 +32,8 @@ from freshet.serving.app import SESSION_SECONDS, WorkerApp, run_app
 from freshet.serving.pipeline import PartitionBatch
 from freshet.settings import Settings
 
+from tests.memory_ports import MemoryFeatureStore
+
 
 class CountingPipeline:
     """Counts the records of each user in the state."""
@@ -51,7 +53,7 @@ class CountingPipeline:
                 await self._process(run)
 
     async def _process(self, run: PartitionBatch) -> None:
-        store, partition, records = run
+        store, partition, records, _ = run
         users = Counter((record.key or b"").decode() for record in records)
         states = [decode_state(raw) if raw is not None else empty_state(partition) for raw in store.read(list(users))]
         offsets = [record.offset for record in records]
@@ -86,6 +88,7 @@ class Runtime:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings = settings
         self._folder = folder
+        self.features = MemoryFeatureStore([])
 
     async def start(self) -> None:
         """Open the publisher."""

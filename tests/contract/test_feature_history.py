@@ -66,9 +66,9 @@ class Expected:
 
 
 def features(folder: Path) -> Path:
-    """Run `freshet features` on a folder's archive; returns the file by which Feast finds the history."""
+    """Run `freshet features history` on a folder's archive; returns the file by which Feast finds the history."""
     environment = {"FRESHET_FEAST_DIR": str(folder / "feast"), "FRESHET_FEATURE_REPO": str(ROOT / "feature_repo")}
-    result = CliRunner().invoke(app, ["features", str(folder / "archive"), "--json"], env=environment)
+    result = CliRunner().invoke(app, ["features", "history", str(folder / "archive"), "--json"], env=environment)
     assert result.exit_code == 0, result.output
     return Path(json.loads(result.stdout)["feature_store"])
 

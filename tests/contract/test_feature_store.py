@@ -606,3 +606,15 @@ async def test_writes_outlive_a_killed_process(tmp_path: Path) -> None:
     survivor = open_feature_store(msgspec.structs.replace(settings, feast_dir=str(as_left)))
     assert (await survivor.read("u"))["model_version"] == 1
     survivor.close()
+
+
+async def test_stamps_are_numbers_beside_the_features(feast_store: FeastStore) -> None:
+    """They are kept by name, over another opening too, and cleared by prefix."""
+    assert await feast_store.stamp("g-1") is None
+    await feast_store.set_stamp("g-1", 3)
+    await feast_store.set_stamp("g-1", 4)
+    await feast_store.set_stamp("h-1", 2**53)
+    assert (await feast_store.stamp("g-1"), await feast_store.stamp("h-1")) == (4, 2**53)
+    assert await feast_store.clear_stamps("g-") == ["g-1"]
+    assert (await feast_store.stamp("g-1"), await feast_store.stamp("h-1")) == (None, 2**53)
+    assert await feast_store.clear_stamps("g-") == []

@@ -26,8 +26,8 @@ from freshet.adapters.kafka_python import new_consumer
 from freshet.cli.connections import require_topics
 from freshet.cli.errors import UserError
 from freshet.client import ConnectionFailedError, Lists, UnreadableListError
-from freshet.serving.app import events_partitions
 from freshet.serving.first_version import StartError
+from freshet.serving.start import events_partitions
 from freshet.settings import Settings
 
 from deploy.local import kafka

@@ -20,9 +20,9 @@ from freshet.core.events import Event, encode_event
 from freshet.core.popularity import Partial, decode_partial, encode_partial
 from freshet.logs.source import read_topic
 from freshet.ports import Message, Record
-from freshet.serving.app import events_partitions
 from freshet.serving.first_version import StartError
 from freshet.serving.live_versions import LiveVersions
+from freshet.serving.start import events_partitions
 from freshet.settings import Settings
 from typer.testing import CliRunner
 

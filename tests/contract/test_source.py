@@ -15,9 +15,9 @@ from freshet.adapters.kafka import client_config
 from freshet.adapters.source import SourceReader, changelog_topic
 from freshet.cli.check import TESTS, judge
 from freshet.process import metrics
-from freshet.serving.app import events_partitions
 from freshet.serving.first_version import StartError
 from freshet.serving.source_watch import OtherTopicError, SourceWatch
+from freshet.serving.start import events_partitions
 from freshet.settings import Settings
 
 from tests.contract.test_side_inputs import TOPICS, make_topics

@@ -44,7 +44,7 @@ VERBS: Sequence[Sequence[str]] = (
     ("verify", "kafka", "--feature-users", "5"),
     ("compare",),
     ("ope",),
-    ("features",),
+    ("features", "history"),
     ("check",),
 )
 

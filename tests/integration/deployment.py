@@ -45,14 +45,14 @@ COUNT_TOLERANCE = 1e-4
 
 
 class Worker:
-    """A worker process."""
+    """A worker process: `python -m MODULE worker`."""
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, environment: dict[str, str], log: Path, module: str = "freshet.cli") -> None:
         self.log = log
         self.data = Path(environment["FRESHET_DATA_DIR"])
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "freshet.cli", "worker"],
+                [sys.executable, "-m", module, "worker"],
                 env=os.environ | environment,
                 stdout=out,
                 stderr=out,

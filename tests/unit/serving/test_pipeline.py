@@ -9,9 +9,11 @@ import pytest
 from freshet.core.events import ERASE, MAX_EVENT_BYTES, OPT_IN, OPT_OUT, VISIT, BadReason, Event, Unreadable
 from freshet.core.features import Tensors
 from freshet.core.popularity import Popularity, decode_partial
-from freshet.core.state import Consent
+from freshet.core.state import Consent, empty_state
 from freshet.ports import Encoded, FeatureRow, Message, Record, Unavailable
 from freshet.serving import feature_writer
+from freshet.serving.pipeline import PartitionBatch
+from freshet.serving.touched_user import Touched, urgency_of
 from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
@@ -236,6 +238,51 @@ async def test_lists_degrade_while_the_encoder_is_away(world: MemoryWorld) -> No
     world.encoder.away = False
     await world.run(event(1))
     assert not lists(world.publisher.messages)[-1].degraded
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"topk_index": lambda index: index[:, :-1]},
+        {"topk_index": lambda index: index + 10_000},
+        {"topk_index": lambda index: index - 10_000},
+        {"embedding": lambda embedding: embedding[:, :-1]},
+        {"embedding": lambda embedding: embedding[:-1]},
+    ],
+)
+async def test_an_answer_that_does_not_fit_has_no_part_in_a_list(world: MemoryWorld, change: Mapping[str, Any]) -> None:
+    """Rows, columns or items that are not what was asked for: the list is degraded, and the worker goes on."""
+    encode = world.encoder.encode
+
+    async def changed(tensors: Tensors, version: int) -> Encoded:
+        encoded = await encode(tensors, version)
+        return encoded._replace(**{name: alter(getattr(encoded, name)) for name, alter in change.items()})
+
+    world.encoder.encode = changed  # type: ignore[method-assign]
+    await world.run(event(0))
+    assert lists(world.publisher.messages)[0].degraded
+
+
+async def test_features_are_restored_out_of_the_states(world: MemoryWorld) -> None:
+    """All features of a user, and no list; those of a user who has opted out stay away."""
+    await world.run(event(3), event(1, user="bob"))
+    await world.run(Event("out", "bob", OPT_OUT, NOW))
+    before, published = await world.features.read("ann"), len(world.publisher.messages)
+    await world.features.delete(["ann", "bob"])
+    await world.pipeline.process([PartitionBatch(world.store, PARTITION, (), ["ann", "bob"])])
+    after = await world.features.read("ann")
+    np.testing.assert_equal(after, before)
+    assert not any((await world.features.read("bob")).values())
+    assert len(world.publisher.messages) == published
+
+
+async def test_partitions_without_a_backlog_get_their_lists_first() -> None:
+    """A few users beside many of another partition come before them, and within each purchases come first."""
+    many = [Touched(f"u{number}", empty_state(0), weight=number % 3) for number in range(100)]
+    few = [Touched("few", empty_state(1), weight=0.0)]
+    ordered = sorted(many + few, key=urgency_of(many + few))
+    assert ordered[0].user_id == "few"
+    assert [user.weight for user in ordered[1:]] == sorted((user.weight for user in many), reverse=True)
 
 
 async def test_opting_out_forgets_and_unpersonalises(world: MemoryWorld) -> None:

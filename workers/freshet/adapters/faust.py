@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import faust
@@ -28,6 +29,9 @@ GATHER_SECONDS = 0.005
 """How long records gather at the broker before the next fetch."""
 BUFFERED_SECONDS = 0.01
 """How long a fetch waits for other partitions while one is held back because its queue is full."""
+RUN_RECORDS = 256
+"""Most events of a run: a micro-batch takes a run of each partition in turn."""
+
 log = logging.getLogger(__name__)
 
 
@@ -124,7 +128,7 @@ class RequestedPartitions:
 class RunConsumer(aiokafka.Consumer):
     """Faust's consumer, with fetched records coalesced into runs: those of the events topic and of the changelog.
 
-    A run carries the offset of its last record. Runs of a partition are
+    A run carries the offset of its last record, and has at most `RUN_RECORDS` events. Runs of a partition are
     acknowledged in offset order, by one task, so the newest acknowledged offset
     is the one to commit; Faust's bookkeeping of gaps, which would hold every
     offset within a run, is not needed. A recovery applies a run at a time.
@@ -150,21 +154,30 @@ class RunConsumer(aiokafka.Consumer):
         """Let nothing more be read, and events only after the next seek, in a generation that stays the same too."""
         super().stop_flow()
         self._sought_in = -1
+        self.app.inbox.expect_nothing()
 
     def _new_consumer_thread(self) -> RunConsumerThread:
         return RunConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
-        if self._buffered_partitions:
+        wanted = {tp for tp in active_partitions or () if not self._has_events(tp) or self._may_read(tp)}
+        if self._buffered_partitions or wanted != active_partitions:
             timeout = BUFFERED_SECONDS  # a full partition that has room again joins the next call
-        wanted = active_partitions or set()
-        if self._sought_in != self.app.consumer_generation_id:
-            wanted = {tp for tp in wanted if not self._has_events(tp)}
         if not wanted:  # no partition would mean all of them
             await self.sleep(BUFFERED_SECONDS)
             return {}
         records = await super()._getmany(RequestedPartitions(self, wanted), timeout)
-        return {tp: [RecordBatch(run)] for tp, run in records.items() if run}
+        return {tp: self._runs(tp, run) for tp, run in records.items() if run}
+
+    def _may_read(self, tp: TP) -> bool:
+        """Whether events of a partition may be read: after the seek, and while the inbox has room for them."""
+        return self._sought_in == self.app.consumer_generation_id and self.app.inbox.has_room(tp.partition)
+
+    def _runs(self, tp: TP, records: Sequence[Any]) -> list[RecordBatch]:
+        if not self._has_events(tp):
+            return [RecordBatch(records)]
+        self.app.inbox.expect(tp.partition, len(records))
+        return [RecordBatch(records[at : at + RUN_RECORDS]) for at in range(0, len(records), RUN_RECORDS)]
 
     def _to_message(self, tp: TP, record: RecordBatch) -> ConsumerMessage:
         last = record.records[-1]
@@ -230,33 +243,64 @@ class Inbox:
 
     What arrives while a batch is under way is taken together by the next one,
     so batches grow with the load and a slow step costs no more the second time.
+
+    Partitions are taken in turn, and each has room for `limit` records: a backlog
+    in one partition holds up no other.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._events: deque[Any] = deque()
-        self._size = 0
+        self._waiting: dict[int, deque[Any]] = {}
+        self._sizes: Counter[int] = Counter()
+        self._expected: Counter[int] = Counter()
         self._changed = asyncio.Condition()
 
+    def has_room(self, partition: int) -> bool:
+        """Whether more of a partition may be read."""
+        return self._sizes[partition] + self._expected[partition] < self._limit
+
+    def expect(self, partition: int, records: int) -> None:
+        """Keep room for records that Faust has been handed."""
+        self._expected[partition] += records
+
+    def expect_nothing(self) -> None:
+        """Faust has thrown away what it was handed."""
+        self._expected.clear()
+
     async def put(self, event: Any) -> None:
-        """Add a run; waits while `limit` records are waiting."""
+        """Add a run."""
+        partition, records = event.message.partition, len(event.value.records)
         async with self._changed:
-            await self._changed.wait_for(lambda: self._size < self._limit)
-            self._events.append(event)
-            self._size += len(event.value.records)
+            self._waiting.setdefault(partition, deque()).append(event)
+            self._sizes[partition] += records
+            self._expected[partition] = max(0, self._expected[partition] - records)
             self._changed.notify_all()
 
-    async def take(self, least: int) -> list[Any]:
-        """Wait for `least` records and take them in order: at most `limit` unless a single run has more."""
+    async def take(self, least: int, patience: float = 0.0) -> list[Any]:
+        """Wait for `least` records, or `patience` s for fewer, and take at most `limit`: runs of partitions in turn.
+
+        The runs of a partition stay in order.
+        """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._size >= least)
-            taken: list[Any] = []
-            size = 0
-            while self._events:
-                size += len(self._events[0].value.records)
-                if taken and size > self._limit:
-                    break
-                taken.append(self._events.popleft())
-            self._size = sum(len(event.value.records) for event in self._events)
-            self._changed.notify_all()
-            return taken
+            while True:
+                await self._changed.wait_for(lambda: self._sizes.total() >= 1)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait_for(lambda: self._sizes.total() >= least), patience)
+                if taken := self._take_in_turn():
+                    return taken
+
+    def _take_in_turn(self) -> list[Any]:
+        taken: list[Any] = []
+        size = 0
+        while self._waiting:
+            for partition, events in list(self._waiting.items()):
+                records = len(events[0].value.records)
+                if taken and size + records > self._limit:
+                    return taken
+                taken.append(events.popleft())
+                size += records
+                self._sizes[partition] -= records
+                del self._waiting[partition]
+                if events:
+                    self._waiting[partition] = events  # behind the others, now and in the next batch
+        return taken

@@ -132,6 +132,18 @@ class FeastStore:
         """All features of one user, those that Feast serves; None for those absent. Raises `Unavailable`."""
         return await self._run(self._read, user_id)
 
+    async def stamp(self, name: str) -> int | None:
+        """The number stored under a name; None for none. Raises `Unavailable`."""
+        return await self._run(self._rows.stamp, name)
+
+    async def set_stamp(self, name: str, number: int) -> None:
+        """Store a number under a name. Raises `Unavailable`."""
+        await self._run(self._rows.set_stamp, name, number)
+
+    async def clear_stamps(self, prefix: str) -> list[str]:
+        """Remove the numbers under names that begin so; returns the names. Raises `Unavailable`."""
+        return await self._run(self._rows.clear_stamps, prefix)
+
     async def ping(self) -> None:
         """Return if the store answers. Raises `Unavailable`."""
         await self._run(self._rows.ping)

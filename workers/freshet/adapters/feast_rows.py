@@ -101,6 +101,15 @@ class Rows(Protocol):
     def delete(self, keys: list[bytes]) -> None:
         """Remove all that is stored under these entity keys."""
 
+    def stamp(self, name: str) -> int | None:
+        """The number stored under a name; None for none."""
+
+    def set_stamp(self, name: str, number: int) -> None:
+        """Store a number under a name."""
+
+    def clear_stamps(self, prefix: str) -> list[str]:
+        """Remove the numbers under names that begin so; returns the names."""
+
     def ping(self) -> None:
         """Return if the store answers."""
 
@@ -152,6 +161,26 @@ class RedisRows:
         """Remove the users' hashes, whatever views they hold."""
         self._client.delete(*(key + self._project for key in keys))
 
+    def stamp(self, name: str) -> int | None:
+        """A field of the project's hash of stamps."""
+        client: Any = self._client  # whose `hget` is typed for text keys
+        found = client.hget(_STAMPS + self._project, name)
+        return None if found is None else int(found)
+
+    def set_stamp(self, name: str, number: int) -> None:
+        """Store the field."""
+        client: Any = self._client
+        client.hset(_STAMPS + self._project, name, number)
+
+    def clear_stamps(self, prefix: str) -> list[str]:
+        """Remove the fields."""
+        client: Any = self._client
+        names = [name.decode() for name in client.hkeys(_STAMPS + self._project)]
+        cleared = [name for name in names if name.startswith(prefix)]
+        if cleared:
+            client.hdel(_STAMPS + self._project, *cleared)
+        return cleared
+
     def ping(self) -> None:
         """Return if Redis answers."""
         self._client.ping()
@@ -160,6 +189,8 @@ class RedisRows:
         """Close the connections."""
         self._client.close()
 
+
+_STAMPS = b"freshet-stamps:"
 
 _WRITE_NEWER = """
 -- KEYS: a hash per row; ARGV: width, `width` field names (the timestamp first), and so many values per row
@@ -250,6 +281,7 @@ class SqliteRows:
         self._connection = sqlite3.connect(path, timeout=TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._connection.execute("CREATE TABLE IF NOT EXISTS freshet_stamps (name TEXT PRIMARY KEY, number INTEGER)")
 
     def write(self, views: Sequence[EncodedRows]) -> None:
         """Write rows that are not older than what is stored, all or none."""
@@ -272,6 +304,20 @@ class SqliteRows:
         with self._transaction() as connection:
             for table in self._tables.values():
                 connection.executemany(f"DELETE FROM {table} WHERE entity_key = ?", [(key,) for key in keys])  # noqa: S608
+
+    def stamp(self, name: str) -> int | None:
+        """A row of the table of stamps."""
+        found = self._connection.execute("SELECT number FROM freshet_stamps WHERE name = ?", (name,)).fetchone()
+        return None if found is None else int(found[0])
+
+    def set_stamp(self, name: str, number: int) -> None:
+        """Store the row."""
+        self._connection.execute("INSERT OR REPLACE INTO freshet_stamps VALUES (?, ?)", (name, number))
+
+    def clear_stamps(self, prefix: str) -> list[str]:
+        """Remove the rows."""
+        sql = "DELETE FROM freshet_stamps WHERE substr(name, 1, length(?1)) = ?1 RETURNING name"
+        return [name for (name,) in self._connection.execute(sql, (prefix,)).fetchall()]
 
     def ping(self) -> None:
         """Return if the file can be read and has its tables."""

@@ -140,6 +140,13 @@ class RocksDBStore(Store):
         except Exception as error:
             raise self._broken(partition, error) from None
 
+    def users(self, partition: int) -> list[bytes]:
+        """Every user with a state. Raises `StateFilesError`."""
+        try:
+            return [key for key in self._db_for_partition(partition).keys() if key != self.offset_key]  # noqa: SIM118
+        except Exception as error:
+            raise self._broken(partition, error) from None
+
     def write_states(self, partition: int, values: Mapping[bytes, bytes], offset: int) -> None:
         """Write values and the changelog offset they are good for, in one atomic batch. Raises `StateFilesError`."""
         database, batch = self._db_for_partition(partition), WriteBatch(raw_mode=True)
@@ -267,6 +274,10 @@ class PartitionState:
     def read(self, user_ids: Sequence[str]) -> list[bytes | None]:
         """The stored states in the given order, None where there is none."""
         return self._table.data.read_states(self._partition, [user_id.encode() for user_id in user_ids])
+
+    def users(self) -> list[str]:
+        """Every user with a state."""
+        return [key.decode() for key in self._table.data.users(self._partition)]
 
     async def write(self, states: Mapping[str, bytes]) -> None:
         """Write to the changelog and RocksDB; durable on return. Raises `DeliveryError`."""

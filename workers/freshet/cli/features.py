@@ -1,8 +1,9 @@
-"""`features`: the archive's events as Feast's history."""
+"""`features`: the archive's events as Feast's history, and the online features of all users written again."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +11,56 @@ import msgspec
 import typer
 
 from freshet.cli.console import counted_progress, emit, rows
+from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, resolve
 
+PUSH_SECONDS = 600.0
+"""Longest wait for the workers."""
 
-def features(
+
+app = typer.Typer(help="Feast's history out of the archive, and the online features out of the states.")
+
+
+@app.command()
+def push(config: Config = None, directory: Directory = DEFAULT_DIRECTORY, as_json: Json = False) -> None:
+    """Let the workers write every user's online features again, out of the states, and wait until they have.
+
+    The workers do so by themselves where the store was emptied or put back from an old copy. This command is for a
+    store that lost a part.
+    """
+    settings = resolve(config, directory).settings
+    from freshet.adapters.feast import open_feature_store
+
+    store = open_feature_store(settings)
+    began = time.monotonic()
+
+    async def restore() -> list[str]:
+        cleared = await store.clear_stamps(f"{settings.group}-")
+        waiting = set(cleared)
+        while waiting and time.monotonic() - began < PUSH_SECONDS:
+            await asyncio.sleep(0.5)
+            waiting = {name for name in waiting if await store.stamp(name) is None}
+        if waiting:
+            raise UserError(f"{len(waiting)} workers of {len(cleared)} have not answered: do they run?")
+        return cleared
+
+    try:
+        workers = asyncio.run(restore())
+    finally:
+        store.close()
+    if not workers:
+        raise UserError(
+            f"no worker of group {settings.group} has written features here: start one with `freshet worker`"
+        )
+    seconds = round(time.monotonic() - began, 1)
+    if as_json:
+        emit({"workers": len(workers), "seconds": seconds})
+        return
+    rows([("workers", str(len(workers)), f"{seconds} s")], ("", "bold", ""))
+
+
+@app.command()
+def history(
     archive: Annotated[
         Path | None, typer.Argument(metavar="ARCHIVE", help="An archive's folder; by default that of the settings.")
     ] = None,

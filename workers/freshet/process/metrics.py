@@ -46,6 +46,9 @@ BAD_SIDE_INPUTS = Counter("freshet_bad_side_inputs_total", "Unreadable records o
 SKIPPED_TEXTS = Counter(
     "freshet_skipped_texts_total", "Texts of new items that the encoder could not place, though it answered others."
 )
+FEATURES_RESTORED = Counter(
+    "freshet_features_restored_total", "Users whose features were written again after the online store had lost some."
+)
 FEATURE_RETRIES = Counter("freshet_feature_write_retries_total", "Feature-store writes tried again.")
 
 READ_LISTS = Counter("freshet_lists_read_total", "Lists made for requests.", ["kind"])

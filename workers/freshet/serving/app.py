@@ -13,16 +13,12 @@ from typing import Any
 
 import faust
 import faust.worker
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 
 from freshet.adapters.faust import FlowControl, Inbox, RunSchema, RunTransport, credentials
 from freshet.adapters.feast import open_feature_store
-from freshet.adapters.kafka import KafkaPublisher, client_config
+from freshet.adapters.kafka import KafkaPublisher
 from freshet.adapters.kafka_python import SideInputReader
-from freshet.adapters.source import SourceReader, changelog_faults, create_changelog, source_faults
 from freshet.adapters.state_table import PartitionState, StateTable, StateTables
-from freshet.adapters.topics import missing_topics, side_input_faults
 from freshet.adapters.triton import TritonEncoder
 from freshet.adapters.triton_address import TritonAddress
 from freshet.process import metrics, watchdog
@@ -30,17 +26,21 @@ from freshet.process.data_dir import instance_id
 from freshet.process.health import Health, HealthServer, write_port
 from freshet.process.json_logging import JSON_LOGS
 from freshet.serving.canary import CanaryAnalysis
+from freshet.serving.feature_keeper import FeatureKeeper, FeatureStamp
 from freshet.serving.first_version import StartError, make_live
 from freshet.serving.live_versions import LiveVersions
 from freshet.serving.pipeline import PartitionBatch, Pipeline
 from freshet.serving.side_inputs import POPULARITY_SECONDS
-from freshet.serving.source_watch import SourceWatch, known_topic_id
+from freshet.serving.source_watch import SourceWatch
+from freshet.serving.start import events_partitions
 from freshet.settings import Settings, require_folders
 
 TABLE = "user_state"
 COMMIT_SECONDS = 0.25
 BACKLOG = 64
-"""A second micro-batch is begun while one is under way when so many records wait."""
+"""A second micro-batch is begun while one is under way when so many records wait, or any for `BACKLOG_SECONDS`."""
+BACKLOG_SECONDS = 0.1
+"""A batch that takes longer waits for the network, which the next one can use meanwhile."""
 SESSION_SECONDS = 10.0
 HEARTBEAT_SECONDS = 1.0
 HEALTH_SECONDS = 1.0
@@ -75,29 +75,6 @@ def run_app(app: faust.App) -> int:
 _LOGGING = JSON_LOGS | {
     "loggers": {name: {"level": "WARNING"} for name in ("faust", "mode", "aiokafka")},
 }
-
-
-def events_partitions(settings: Settings) -> int:
-    """The number of partitions of the events topic; sees on the way that all topics are as they should be."""
-    admin = AdminClient(client_config(settings))
-    try:
-        topics = admin.list_topics(timeout=10).topics
-        faults = side_input_faults(settings, admin)
-    except KafkaException as error:
-        raise StartError(f"Kafka at {settings.kafka} does not answer: {error.args[0].str()}") from None
-    faults += missing_topics(topics, (settings.events_topic, settings.recommendations_topic, settings.dlq_topic))
-    if faults:
-        raise StartError("; ".join(faults))
-    partitions = len(topics[settings.events_topic].partitions)
-    try:
-        create_changelog(settings, admin, partitions)
-        faults = changelog_faults(settings, admin, partitions)
-        faults += source_faults(settings, SourceReader(settings).read(), known_topic_id(settings))
-    except KafkaException as error:
-        raise StartError(f"Kafka at {settings.kafka}: {error.args[0].str()}") from None
-    if faults:
-        raise StartError("; ".join(faults))
-    return partitions
 
 
 class Runtime:
@@ -211,6 +188,8 @@ class WorkerApp(faust.App):
         self.settings = settings
         self.runtime = runtime
         self.last_commit = 0.0
+        self.committing: asyncio.Task[None] | None = None
+        self.restoring: asyncio.Task[None] | None = None
         super().__init__(
             settings.group,
             broker=[f"kafka://{server}" for server in settings.kafka.split(",")],
@@ -237,6 +216,7 @@ class WorkerApp(faust.App):
             TableManager=StateTables,
         )
         self.conf.events_topic = settings.events_topic
+        self.inbox = Inbox(settings.max_batch_events)
         self.conf.kafka_rack = settings.kafka_rack
         self.table = StateTable(
             self,
@@ -248,7 +228,6 @@ class WorkerApp(faust.App):
             recovery_buffer_size=2,  # runs; with 1 Faust reads the changelog on for good
         )
         self.tables.add(self.table)
-        self.inbox = Inbox(settings.max_batch_events)
         channel = self.topic(settings.events_topic, schema=RunSchema())
         self.agent(channel, name="events", concurrency=1)(self._process)
         self.on_partitions_revoked.connect(self._release)
@@ -276,6 +255,8 @@ class WorkerApp(faust.App):
         await super().on_started()
         self.runtime.recovering = lambda: self.in_recovery or self.rebalancing
         self.runtime.assigned = self._assigned
+        if self.restoring is None:
+            self.restoring = asyncio.create_task(self._feature_keeper().run())
 
     def _assigned(self) -> set[int]:
         """The partitions of the events topic that this worker reads."""
@@ -285,6 +266,8 @@ class WorkerApp(faust.App):
         """Drain first, then close the edges; where that does not end, end at once."""
         late = TimeoutError(f"the stop took longer than {watchdog.STOP_SECONDS} s")
         asyncio.get_running_loop().call_later(watchdog.STOP_SECONDS, watchdog.fail_fast, late)
+        if self.restoring is not None:
+            self.restoring.cancel()
         await super().on_stop()
         await self.runtime.stop()
 
@@ -302,7 +285,7 @@ class WorkerApp(faust.App):
     async def _work(self, least: int) -> None:
         """Process micro-batches of at least so many records, in the order they are taken."""
         while True:
-            events = await self.inbox.take(least)
+            events = await self.inbox.take(least, BACKLOG_SECONDS)
             by_partition: dict[int, list[Any]] = {}
             for event in events:
                 by_partition.setdefault(event.message.partition, []).append(event)
@@ -320,21 +303,36 @@ class WorkerApp(faust.App):
                     event.ack()
                 for own in by_partition.values():
                     self._note_lag(own[-1].message)
-                await self._commit_soon()
+                self._commit_soon()
             except Exception as error:
                 watchdog.fail_fast(error)
+
+    def _feature_keeper(self) -> FeatureKeeper:
+        settings = self.settings
+        stamp = FeatureStamp(
+            self.runtime.features,
+            instance_id(settings.group, settings.data_dir),
+            Path(settings.data_dir) / "features.stamp",
+        )
+        return FeatureKeeper(stamp, self.runtime, lambda partition: PartitionState(self.table, partition))
 
     def _note_lag(self, last: Any) -> None:
         highwater = self.consumer.highwater(last.tp)
         if highwater is not None:
             metrics.LAG.labels(last.partition).set(max(0, highwater - last.offset - 1))
 
-    async def _commit_soon(self) -> None:
-        """Faust's own commit timer lags by seconds under load, so commits are driven from here."""
+    def _commit_soon(self) -> None:
+        """Drive the commits from here: Faust's own timer lags by seconds under load. No batch waits for a commit."""
         now = time.monotonic()
-        if now - self.last_commit >= COMMIT_SECONDS:
+        if now - self.last_commit >= COMMIT_SECONDS and (self.committing is None or self.committing.done()):
             self.last_commit = now
+            self.committing = asyncio.create_task(self._commit())
+
+    async def _commit(self) -> None:
+        try:
             await self.consumer.commit()
+        except Exception as error:
+            watchdog.fail_fast(error)
 
     async def _release(self, _app: Any, revoked: Any, **_: Any) -> None:
         self.runtime.pipeline.release([tp.partition for tp in revoked if tp.topic == self.settings.events_topic])

@@ -17,7 +17,7 @@ from freshet.core.item_space import Prior
 from freshet.core.ranking import DECAY, RankConfig, rank, rank_popular
 from freshet.core.recommendation import Item, SideInputs
 from freshet.core.state import UserState
-from freshet.ports import Encoded
+from freshet.ports import Encoded, Unavailable
 from freshet.serving.servable_version import ServableVersion
 from freshet.settings import Settings
 
@@ -112,3 +112,16 @@ class ListMaker:
             frozenset(manifest.repeats),
             all_repeat=set(manifest.repeats) >= set(manifest.types),
         )
+
+
+def fitting(encoded: Encoded, live: ServableVersion, users: int) -> Encoded:
+    """An answer of the encoder that lists can be made of. Raises `Unavailable`."""
+    index, score, embedding = encoded
+    width = live.space.vectors.shape[1]
+    fits = index.shape == score.shape and len(index) == users and embedding.shape == (users, width)
+    if not fits or (index.size and not 0 <= index.min() <= index.max() < live.space.trained):
+        raise Unavailable(
+            f"version {live.version} answers for {users} users with shapes {index.shape}, {score.shape}, "
+            f"{embedding.shape}, or with items that are none of its own"
+        )
+    return encoded

@@ -49,11 +49,11 @@ from freshet.process import metrics
 from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.dead_letters import dead_letter, publish_dead_letters, publish_or_tell
 from freshet.serving.feature_writer import FeatureWriter, Inference
-from freshet.serving.list_maker import ListMaker, MadeList, fallback_encoded
+from freshet.serving.list_maker import ListMaker, MadeList, fallback_encoded, fitting
 from freshet.serving.live_versions import LiveVersions
 from freshet.serving.popularity_counts import PopularityCounts
 from freshet.serving.servable_version import ServableVersion
-from freshet.serving.touched_user import Touched
+from freshet.serving.touched_user import Touched, urgency_of
 from freshet.settings import Settings
 
 ENCODED_AHEAD = 2
@@ -63,11 +63,12 @@ log = logging.getLogger(__name__)
 
 
 class PartitionBatch(NamedTuple):
-    """Consecutive records of one partition, and the states of the users in it."""
+    """Consecutive records of one partition, the states of the users in it, and users whose features are restored."""
 
     store: StateStore
     partition: int
     records: Sequence[Fetched]
+    restored: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -155,7 +156,7 @@ class Pipeline:
 
     def fold(self, run: PartitionBatch) -> tuple[list[Touched], list[Message]]:
         """Decode and fold a run: the users it touches with their new states, and its dead letters."""
-        store, partition, records = run
+        store, partition, records, restored = run
         behaviours = self._settings.behaviours
         events: list[tuple[int, Fetched, Event]] = []
         dead: list[Message] = []
@@ -167,11 +168,12 @@ class Pipeline:
             else:
                 events.append((partition, record, event))
         users = Counter(event.user_id for _, _, event in events)
+        names = list(users) or restored
         states = {
             user: decode_state(raw) if raw is not None else empty_state(partition)
-            for user, raw in zip(users, store.read(list(users)), strict=True)
+            for user, raw in zip(names, store.read(names), strict=True)
         }
-        touched = {user: Touched(user, state) for user, state in states.items()}
+        touched = {user: Touched(user, state, restored=not users) for user, state in states.items()}
         popularity = self._popularity.of(partition)
         outcomes = [0] * len(Outcome)
         folded = fold_run(states, users, events, self._settings.history)
@@ -213,14 +215,15 @@ class Pipeline:
         batch = await folded
         plain = [user for user in batch.touched if user.state.consent or not user.state.length]
         encoded = [user for user in batch.touched if not user.state.consent and user.state.length]
-        encoded.sort(key=_by_weight)
+        urgency = urgency_of(encoded)
+        encoded.sort(key=urgency)
         size = self._settings.encode_batch
         chunks = [
             (live, users[start : start + size])
             for live, users in self._model.parts(encoded, _user_id)
             for start in range(0, len(users), size)
         ]
-        chunks.sort(key=lambda chunk: _by_weight(chunk[1][0]))
+        chunks.sort(key=lambda chunk: urgency(chunk[1][0]))
         first = asyncio.create_task(self._infer(*chunks[0])) if chunks else None
         try:
             if before is not None:
@@ -260,7 +263,7 @@ class Pipeline:
         history, degraded = tensors["item_index"], False
         with metrics.STEP.labels("encode").time():
             try:
-                encoded = await self._encoder.encode(tensors, live.version)
+                encoded = fitting(await self._encoder.encode(tensors, live.version), live, len(chunk))
             except Unavailable as error:
                 log.warning("degraded", extra={"why": str(error), "users": len(chunk)})
                 degraded, encoded = True, await asyncio.to_thread(fallback_encoded, live, history)
@@ -271,12 +274,15 @@ class Pipeline:
         ids, states = [user.user_id for user in chunk], [user.state for user in chunk]
         with metrics.STEP.labels("rank").time():
             lists = self._lists.make(live, ids, states, inference.history, encoded, degraded=degraded)
-        published = self._publish_lists(batch, chunk, lists, live.version, inference.done_ms, degraded=degraded)
-        await _all([published, self._features.write(chunk, inference)])
+        effects = [self._features.write(chunk, inference)]
+        if not chunk[0].restored:
+            effects.append(self._publish_lists(batch, chunk, lists, live.version, inference.done_ms, degraded=degraded))
+        await _all(effects)
         self._trial.offer(list(zip(ids, states, strict=True)), answered=not degraded)
 
     async def _publish_plain(self, batch: _Batch, users: list[Touched]) -> None:
         """Users without a profile get the popular list; an erased one gets a tombstone."""
+        users = [user for user in users if not user.restored]
         gone = [user for user in users if user.state.consent is Consent.ERASED]
         topic = self._settings.recommendations_topic
         if gone:
@@ -333,10 +339,6 @@ class Pipeline:
 
 def _user_id(user: Touched) -> str:
     return user.user_id
-
-
-def _by_weight(user: Touched) -> float:
-    return -user.weight
 
 
 async def _all(awaitables: Sequence[Awaitable[None]]) -> None:
