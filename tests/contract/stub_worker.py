@@ -22,10 +22,12 @@ from typing import Any
 
 import faust
 import msgspec
+from confluent_kafka.admin import AdminClient
 from faust.types import TP
 from freshet.adapters import state_table
 from freshet.adapters.faust import Inbox, RunConsumer
-from freshet.adapters.kafka import KafkaPublisher
+from freshet.adapters.kafka import KafkaPublisher, client_config
+from freshet.adapters.source import create_changelog
 from freshet.core.state import decode_state, empty_state, encode_state
 from freshet.process import watchdog
 from freshet.serving.app import SESSION_SECONDS, WorkerApp, run_app
@@ -72,7 +74,7 @@ class CountingPipeline:
         await store.write(written)
         self.note(what="end", partition=partition, offsets=offsets)
 
-    async def release(self, partitions: Collection[int]) -> None:
+    def release(self, partitions: Collection[int]) -> None:
         """Note that the partitions went away."""
         self.note(what="release", partitions=list(partitions))
 
@@ -149,6 +151,7 @@ def main(folder: Path) -> int:
     raw = json.loads((folder / "settings.json").read_text())
     partitions = raw.pop("partitions")
     settings = msgspec.convert(raw, Settings)
+    create_changelog(settings, AdminClient(client_config(settings)), partitions)
     return run_app(WorkerApp(settings, partitions, Runtime(settings, folder)))  # type: ignore[arg-type]
 
 
