@@ -193,7 +193,7 @@ def output_topic_gone(arena: Arena, topic: str, error: str) -> Sequence[str]:
     return trial.verdict(patience=30 if error else 90)
 
 
-@fault("F12", "partitions added", quick=True, refusal="not ready, and no start: the states are kept in fewer")
+@fault("F12", "partitions added", refusal="not ready, and no start: the states are kept in fewer")
 def partitions_added(arena: Arena) -> Sequence[str]:
     """A running worker is not ready; one that starts ends with a sentence."""
     trial = arena.trial()

@@ -15,7 +15,7 @@ TS = 890_000_000_000
 YEAR_MS = 31_536_000_000
 
 
-@fault("F34", "events late, out of order, and from years ahead", quick=True)
+@fault("F34", "events late, out of order, and from years ahead")
 def disorder(arena: Arena) -> Sequence[str]:
     """Times within what is allowed are folded in log order; times ahead are dead letters, and popularity stays."""
     trial = arena.trial(1)
@@ -45,7 +45,7 @@ def disorder(arena: Arena) -> Sequence[str]:
     return said
 
 
-@fault("F38", "the worker's wall clock jumps by a day, forth and back", quick=True)
+@fault("F38", "the worker's wall clock jumps by a day, forth and back")
 def clock_jumps(arena: Arena) -> Sequence[str]:
     """The fold takes no time but the events'; what is measured by the clock may be wrong, nothing else."""
     trial = arena.trial()

@@ -63,7 +63,6 @@ def skip_duplicates(arena: Arena) -> Sequence[str]:
 @fault(
     "C5",
     "control: agent concurrency 2, which is harmless",
-    quick=True,
     refusal="one inbox keeps the order: twice the agent changes nothing that the judge sees",
 )
 def concurrency_2(arena: Arena) -> Sequence[str]:

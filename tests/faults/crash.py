@@ -29,7 +29,7 @@ def window(trial: Trial) -> int:
     return trial.faults * 2 * PER_SECOND
 
 
-@fault("F1", "SIGKILL in mid-stream, ten times", quick=True)
+@fault("F1", "SIGKILL in mid-stream, ten times")
 def killed_again_and_again(arena: Arena) -> Sequence[str]:
     """A worker on its own files."""
     trial = arena.trial()

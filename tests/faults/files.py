@@ -52,7 +52,7 @@ def garbage(folder: Path) -> None:
 HARMS: Sequence[Callable[[Path], None]] = (tear_log, lose_current, flip_bits, garbage)
 
 
-@fault("F6", "torn log, missing CURRENT, flipped data, garbage manifest", quick=True)
+@fault("F6", "torn log, missing CURRENT, flipped data, garbage manifest")
 def damaged_files(arena: Arena) -> Sequence[str]:
     """The files are rebuilt from the changelog; a worker that ends for it comes back whole."""
     trial = arena.trial()

@@ -34,7 +34,7 @@ CORPUS: Sequence[bytes | None] = (
 FLOOD = 10_000
 
 
-@fault("F0", "a smoke of every feature of the broker that is used", quick=True)
+@fault("F0", "a smoke of every feature of the broker that is used")
 def smoke(arena: Arena) -> Sequence[str]:
     """Codecs, transactions, headers, compaction's tombstones and two partitions, in one stream."""
     trial = arena.trial()
@@ -92,7 +92,7 @@ def poison_flood(arena: Arena) -> Sequence[str]:
     return said
 
 
-@fault("F41", "every event produced twice, the second time within 32 of its user's", quick=True)
+@fault("F41", "every event produced twice, the second time within 32 of its user's")
 def produced_twice(arena: Arena) -> Sequence[str]:
     """Beyond the 32 event ids that are kept of a user, duplicates are counted: README says so."""
     trial = arena.trial()

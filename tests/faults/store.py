@@ -48,7 +48,7 @@ def wrong_features(trial: Trial) -> list[str]:
     return wrong[:3] + ([f"and {len(wrong) - 3} more"] if len(wrong) > 3 else [])
 
 
-@fault("F28", "Redis emptied: features come back from the states", quick=True)
+@fault("F28", "Redis emptied: features come back from the states")
 def redis_emptied(arena: Arena) -> Sequence[str]:
     """By the worker itself, for users without new events too; and by `freshet features push`."""
     trial = on_redis(arena)
@@ -101,7 +101,7 @@ def sqlite_locked(arena: Arena) -> Sequence[str]:
     return list(trial.verdict()) + wrong_features(trial)
 
 
-@fault("F31", "events of equal and of older times: features neither go back nor drop any", quick=True)
+@fault("F31", "events of equal and of older times: features neither go back nor drop any")
 def equal_times(arena: Arena) -> Sequence[str]:
     """On Redis, where Feast drops a row that is not newer."""
     trial = on_redis(arena)
