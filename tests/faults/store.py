@@ -48,7 +48,7 @@ def wrong_features(trial: Trial) -> list[str]:
     return wrong[:3] + ([f"and {len(wrong) - 3} more"] if len(wrong) > 3 else [])
 
 
-@fault("F28", "Redis emptied: features come back from the states")
+@fault("F28", "Redis emptied: features come back from the states", quick=True)
 def redis_emptied(arena: Arena) -> Sequence[str]:
     """By the worker itself, for users without new events too; and by `freshet features push`."""
     trial = on_redis(arena)
