@@ -34,8 +34,6 @@ from freshet.serving.app import SESSION_SECONDS, WorkerApp, run_app
 from freshet.serving.pipeline import PartitionBatch
 from freshet.settings import Settings
 
-from tests.memory_ports import MemoryFeatureStore
-
 
 class CountingPipeline:
     """Counts the records of each user in the state."""
@@ -84,13 +82,28 @@ class CountingPipeline:
         self._calls.flush()
 
 
+class FileStamps:
+    """The stamps of an online store that loses nothing."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    async def stamp(self, _name: str) -> int | None:
+        """The number in the file."""
+        return int(self._file.read_text()) if self._file.exists() else None
+
+    async def set_stamp(self, _name: str, number: int) -> None:
+        """Write the number."""
+        self._file.write_text(str(number))
+
+
 class Runtime:
     """The least that a worker needs beside Faust."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings = settings
         self._folder = folder
-        self.features = MemoryFeatureStore([])
+        self.features = FileStamps(folder / "stamp")
 
     async def start(self) -> None:
         """Open the publisher."""
