@@ -148,10 +148,10 @@ class Judge:
             self._complaints["I4"].append(f"{again} lists were published again, {repeats} may be")
         highest: dict[tuple[str, str], int] = {}
         for each in made:
-            for what, number in (("as_of", each["as_of"]["offset"]), ("version", each["model_version"])):
-                key = each["user_id"], what
+            for mark, number in (("as_of", each["as_of"]["offset"]), ("version", each["model_version"])):
+                key = each["user_id"], mark
                 if number < highest.get(key, -1):
-                    self._complaints["I5"].append(f"{key[0]}'s {what} went back from {highest[key]} to {number}")
+                    self._complaints["I5"].append(f"{key[0]}'s {mark} went back from {highest[key]} to {number}")
                 highest[key] = max(number, highest.get(key, -1))
 
     def _judge_letters(self, letters: list[Any], events: list[Any], bad: int) -> None:
@@ -178,10 +178,10 @@ class Judge:
         for record in events:
             if record.offset < sample.committed.get(record.partition, 0) and _user(record.value) is not None:
                 last[record.key.decode()] = record.offset
-        for what, reached in (("state", state_of), ("list", list_of)):
+        for effect, reached in (("state", state_of), ("list", list_of)):
             for user, offset in last.items():
                 if reached.get(user, -1) < offset:
-                    self._complaints["I6"].append(f"offset {offset} of {user} was committed before its {what}")
+                    self._complaints["I6"].append(f"offset {offset} of {user} was committed before its {effect}")
 
 
 def _reached(records: list[Any], ends: dict[int, int], offset_of: Any) -> dict[str, int]:

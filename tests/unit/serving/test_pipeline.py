@@ -278,11 +278,11 @@ async def test_features_are_restored_out_of_the_states(world: MemoryWorld) -> No
 
 async def test_partitions_without_a_backlog_get_their_lists_first() -> None:
     """A few users beside many of another partition come before them, and within each purchases come first."""
-    many = [Touched(f"u{number}", empty_state(0), weight=number % 3) for number in range(100)]
-    few = [Touched("few", empty_state(1), weight=0.0)]
-    ordered = sorted(many + few, key=urgency_of(many + few))
+    backlog = [Touched(f"u{number}", empty_state(0), weight=number % 3) for number in range(100)]
+    rest = [Touched("few", empty_state(1), weight=0.0)]
+    ordered = sorted(backlog + rest, key=urgency_of(backlog + rest))
     assert ordered[0].user_id == "few"
-    assert [user.weight for user in ordered[1:]] == sorted((user.weight for user in many), reverse=True)
+    assert [user.weight for user in ordered[1:]] == sorted((user.weight for user in backlog), reverse=True)
 
 
 async def test_opting_out_forgets_and_unpersonalises(world: MemoryWorld) -> None:
