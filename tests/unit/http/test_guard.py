@@ -63,11 +63,11 @@ async def test_cloudevents_are_taken() -> None:
         "time": "2023-11-14T22:13:20Z",
         "data": {"item_id": "film-1"},
     }
-    one = {"Content-Type": "application/cloudevents+json; charset=utf-8"}
-    many = {"Content-Type": "application/cloudevents-batch+json"}
-    assert (await sender.post("/v1/events", content=json.dumps(cloud), headers=one)).json()["accepted"] == 1
+    single_event = {"Content-Type": "application/cloudevents+json; charset=utf-8"}
+    event_batch = {"Content-Type": "application/cloudevents-batch+json"}
+    assert (await sender.post("/v1/events", content=json.dumps(cloud), headers=single_event)).json()["accepted"] == 1
     batch = [cloud | {"id": "c2"}, cloud | {"data": 7}, cloud | {"time": "soon"}]
-    answer = (await sender.post("/v1/events", content=json.dumps(batch), headers=many)).json()
+    answer = (await sender.post("/v1/events", content=json.dumps(batch), headers=event_batch)).json()
     assert [taken.get("reason") for taken in answer["events"]] == [None, "invalid", "invalid"]
     decoded = [decode_event(message.value, message.key) for message in sent(world)]
     assert [(made.event_id, made.user_id, made.type, made.ts) for made in decoded] == [

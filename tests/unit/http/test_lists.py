@@ -203,8 +203,8 @@ async def test_an_explanation_names_the_users_events() -> None:
     assert [item["item_id"] for item in explained["items"]] == in_list
     raised = {reason["item_id"] for item in explained["items"] for reason in item["raised_by"]}
     assert raised == {ITEMS[0], ITEMS[1]}
-    [one] = (await reader.get(f"/v1/users/ann/explanation?item_id={ITEMS[5]}")).json()["items"]
-    assert one["item_id"] == ITEMS[5]
+    [explained_item] = (await reader.get(f"/v1/users/ann/explanation?item_id={ITEMS[5]}")).json()["items"]
+    assert explained_item["item_id"] == ITEMS[5]
 
 
 WRONG = {

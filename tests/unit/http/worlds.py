@@ -6,15 +6,15 @@ from typing import Any
 
 import httpx
 from freshet.http.events import EventSink
-from freshet.http.lists import Lists
-from freshet.http.runtime import Runtime
+from freshet.http.lists import CurrentLists
+from freshet.http.runtime import HttpRuntime
 from freshet.http.server import application
 from freshet.http.streams import ListStreams
 
 from tests.simulation.memory_world import MemoryWorld, clock
 
 
-class FakeRuntime(Runtime):
+class FakeRuntime(HttpRuntime):
     """A runtime whose parts are a simulated world's; it is open already."""
 
     def __init__(self, world: MemoryWorld) -> None:
@@ -23,13 +23,13 @@ class FakeRuntime(Runtime):
         self.features = world.features  # type: ignore[assignment]
         self.publisher = world.publisher  # type: ignore[assignment]
         self.encoder = world.encoder  # type: ignore[assignment]
-        self.lists = Lists(world.settings, world.model, world.encoder, world.features, clock=clock)
+        self.lists = CurrentLists(world.settings, world.model, world.encoder, world.features, clock=clock)
         self.events = EventSink(world.settings, world.publisher, clock=clock)
         self.streams = ListStreams(world.settings, world.settings.http_streams)
         self.health.renew({"encoder": "ok"})
 
 
-def client(runtime: Runtime, host: str = "127.0.0.1", **options: Any) -> httpx.AsyncClient:
+def client(runtime: HttpRuntime, host: str = "127.0.0.1", **options: Any) -> httpx.AsyncClient:
     """A client of the application; no socket is opened."""
     transport = httpx.ASGITransport(application(runtime), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url=f"http://{host}", **options)

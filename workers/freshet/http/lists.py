@@ -49,7 +49,7 @@ NOWHERE = AsOf(-1, -1, 0)
 log = logging.getLogger(__name__)
 
 
-class Lists:
+class CurrentLists:
     """Makes lists for whoever asks. Call it from the event loop that the model lives in."""
 
     def __init__(

@@ -99,11 +99,11 @@ def _body(media_type: str, kind: Any) -> dict[str, Any]:
         return {"$ref": _TEMPLATE.format(name=kind.__name__)}
     event = {"$ref": _TEMPLATE.format(name="NewEvent")}
     cloudevent = {"$ref": _TEMPLATE.format(name="CloudEvent")}
-    many = {"type": "array", "minItems": 1, "maxItems": MAX_EVENTS}
+    array = {"type": "array", "minItems": 1, "maxItems": MAX_EVENTS}
     bodies: dict[str, dict[str, Any]] = {
-        JSON: {"oneOf": [event, many | {"items": event}]},
+        JSON: {"oneOf": [event, array | {"items": event}]},
         CLOUDEVENT: cloudevent,
-        CLOUDEVENTS: many | {"items": cloudevent},
+        CLOUDEVENTS: array | {"items": cloudevent},
     }
     return bodies[media_type]
 

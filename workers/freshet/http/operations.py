@@ -33,13 +33,13 @@ from freshet.http.messages import (
     Status,
 )
 from freshet.http.problems import ProblemError
-from freshet.http.runtime import Runtime
+from freshet.http.runtime import HttpRuntime
 from freshet.http.streams import StreamResponse
 from freshet.ports import Unavailable
 
 Query = TypeVar("Query", bound=msgspec.Struct)
 
-Handler = Callable[[Runtime, Request, Any], Awaitable[Response]]
+Handler = Callable[[HttpRuntime, Request, Any], Awaitable[Response]]
 
 
 class Operation(NamedTuple):
@@ -57,12 +57,12 @@ class Operation(NamedTuple):
     """Types of the body by media type."""
 
 
-async def user_list(runtime: Runtime, request: Request, query: ListQuery) -> Response:
+async def user_list(runtime: HttpRuntime, request: Request, query: ListQuery) -> Response:
     """The user's list."""
     return answer(await runtime.lists.of_user(_id(request, "user_id"), query))
 
 
-async def session_list(runtime: Runtime, request: Request, _: NoQuery) -> Response:
+async def session_list(runtime: HttpRuntime, request: Request, _: NoQuery) -> Response:
     """The list of a session."""
     if _media_type(request) != JSON:
         raise ProblemError(415, f"send {JSON}")
@@ -72,7 +72,7 @@ async def session_list(runtime: Runtime, request: Request, _: NoQuery) -> Respon
     return answer(await runtime.lists.of_session(session))
 
 
-async def user_lists(runtime: Runtime, request: Request, query: ListQuery) -> Response:
+async def user_lists(runtime: HttpRuntime, request: Request, query: ListQuery) -> Response:
     """The user's lists as they are published."""
     user_id = _id(request, "user_id")
     unbounded(request.scope)
@@ -83,33 +83,33 @@ async def user_lists(runtime: Runtime, request: Request, query: ListQuery) -> Re
     return StreamResponse(runtime.streams, user_id, first)
 
 
-async def explanation(runtime: Runtime, request: Request, query: ExplanationQuery) -> Response:
+async def explanation(runtime: HttpRuntime, request: Request, query: ExplanationQuery) -> Response:
     """What the user's events do for their list."""
     return answer(await runtime.lists.explanation(_id(request, "user_id"), query))
 
 
-async def similar_items(runtime: Runtime, request: Request, query: SimilarQuery) -> Response:
+async def similar_items(runtime: HttpRuntime, request: Request, query: SimilarQuery) -> Response:
     """Items like an item."""
     return answer(runtime.lists.similar(_id(request, "item_id"), query))
 
 
-async def item(runtime: Runtime, request: Request, _: NoQuery) -> Response:
+async def item(runtime: HttpRuntime, request: Request, _: NoQuery) -> Response:
     """An item of the catalogue."""
     return answer(runtime.item(_id(request, "item_id")))
 
 
-async def items(runtime: Runtime, _: Request, query: SearchQuery) -> Response:
+async def items(runtime: HttpRuntime, _: Request, query: SearchQuery) -> Response:
     """Items of the catalogue."""
     return answer(FoundItems(runtime.search(query.search, query.limit)))
 
 
-async def events(runtime: Runtime, request: Request, _: NoQuery) -> Response:
+async def events(runtime: HttpRuntime, request: Request, _: NoQuery) -> Response:
     """Send events on."""
     taken = await runtime.events.take(await request.body(), _media_type(request))
     return answer(taken, 200 if taken.accepted else 422)
 
 
-async def status(runtime: Runtime, _: Request, __: NoQuery) -> Response:
+async def status(runtime: HttpRuntime, _: Request, __: NoQuery) -> Response:
     """How the stream is."""
     return answer(await runtime.status())
 
@@ -190,7 +190,7 @@ OPERATIONS = (
 )
 
 
-def routes(runtime: Runtime) -> list[Route]:
+def routes(runtime: HttpRuntime) -> list[Route]:
     """The routes of the table. An id may hold any character, a slash too."""
     return [
         Route(operation.path.replace("_id}", "_id:path}"), _endpoint(runtime, operation), methods=[operation.method])
@@ -198,7 +198,7 @@ def routes(runtime: Runtime) -> list[Route]:
     ]
 
 
-def _endpoint(runtime: Runtime, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(runtime: HttpRuntime, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         query = _query(request, operation.query)
         try:

@@ -18,7 +18,7 @@ from freshet.adapters.triton import TritonEncoder
 from freshet.adapters.triton_address import TritonAddress
 from freshet.core.catalogue import CatalogueItem
 from freshet.http.events import EventSink
-from freshet.http.lists import Lists
+from freshet.http.lists import CurrentLists
 from freshet.http.messages import Status, VersionStatus
 from freshet.http.problems import ProblemError
 from freshet.http.streams import ListStreams
@@ -46,7 +46,7 @@ class Backlog(msgspec.Struct, frozen=True):
     verdict: str = "ok"
 
 
-class Runtime:
+class HttpRuntime:
     """The parts of a read service. It reads the side inputs and the published lists, and no event."""
 
     def __init__(self, settings: Settings) -> None:
@@ -75,7 +75,7 @@ class Runtime:
         ]
         await asyncio.gather(*(reader.start() for reader in self.readers))
         await make_live(settings, self.model, self.encoder)
-        self.lists = Lists(settings, self.model, self.encoder, self.features)
+        self.lists = CurrentLists(settings, self.model, self.encoder, self.features)
         self.events = EventSink(settings, self.publisher)
         self.streams = ListStreams(settings, settings.http_streams)
         await asyncio.to_thread(self.streams.connect)

@@ -24,7 +24,7 @@ from freshet.http.openapi import document
 from freshet.http.operations import answer, routes
 from freshet.http.page import PAGE_HEADERS, page_files
 from freshet.http.problems import TITLES, ProblemError
-from freshet.http.runtime import Runtime
+from freshet.http.runtime import HttpRuntime
 from freshet.process.json_logging import JSON_LOGS
 from freshet.serving.first_version import StartError
 from freshet.settings import Settings, require_folders
@@ -54,7 +54,7 @@ def serve(settings: Settings, started: Callable[[str], None]) -> None:
             f"http_host {settings.http_host} is reached from other machines: set http_api_keys, or http_client_ca for "
             "mutual TLS, or leave the service on 127.0.0.1 behind a proxy that asks for credentials"
         )
-    runtime = Runtime(settings)
+    runtime = HttpRuntime(settings)
     listener = _listener(settings)
     config = _config(settings, application(runtime))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -62,7 +62,7 @@ def serve(settings: Settings, started: Callable[[str], None]) -> None:
 
 
 async def _serve(
-    runtime: Runtime, server: uvicorn.Server, listener: socket.socket, started: Callable[[str], None]
+    runtime: HttpRuntime, server: uvicorn.Server, listener: socket.socket, started: Callable[[str], None]
 ) -> None:
     settings = runtime.settings
     scheme = "https" if settings.http_certificate else "http"
@@ -76,7 +76,7 @@ async def _serve(
         await runtime.stop()
 
 
-def application(runtime: Runtime) -> Starlette:
+def application(runtime: HttpRuntime) -> Starlette:
     """The service as an ASGI application over an open runtime."""
     return Starlette(
         routes=[*routes(runtime), *_pages(runtime)],
@@ -85,7 +85,7 @@ def application(runtime: Runtime) -> Starlette:
     )
 
 
-def _pages(runtime: Runtime) -> list[Route]:
+def _pages(runtime: HttpRuntime) -> list[Route]:
     async def healthz(_: Request) -> Response:
         return answer({"alive": True})
 
@@ -132,7 +132,7 @@ async def _surprise(_: Request, __: Exception) -> Response:
 class _Server(uvicorn.Server):
     """Ends the streams at the first signal: uvicorn waits for what is open."""
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+    def __init__(self, config: uvicorn.Config, runtime: HttpRuntime) -> None:
         super().__init__(config)
         self._runtime = runtime
 
