@@ -295,7 +295,7 @@ def test_an_interrupt_stops_all_that_the_demo_started(demo_dir: Path) -> None:
             break
     look_inside(demo_dir)
     processes = load(demo_dir).processes
-    assert set(processes) == {"kafka", "triton", "worker-1"}
+    assert set(processes) == {"kafka", "triton", "worker-1", "serve"}
     demo.send_signal(signal.SIGINT)
     _, err = demo.communicate(timeout=100)
     assert demo.returncode == 0, err

@@ -218,7 +218,7 @@ def test_a_stranger_has_lists(
     text = settings.read_text().replace("127.0.0.1:9092", stack.bootstrap).replace("127.0.0.1:8001", stack.triton_grpc)
     text = re.sub(r'^# (group|\w+_topic) = "(.*)"$', rf'\1 = "{name}.\2"', text, flags=re.MULTILINE)
     settings.write_text(text.replace("# triton_deadline = 1.0", "triton_deadline = 10.0"))  # the machine is busy
-    assert f"{name}.events" in run("freshet", "topics", "--partitions", "2", "--config", settings).stderr
+    assert f"{name}.events" in run("freshet", "topics", "create", "--partitions", "2", "--config", settings).stderr
     checked = run("freshet", "check", "--config", settings)
     assert checked.returncode == 0, checked.stdout
     with worker(installed, tmp_path, settings) as ready:

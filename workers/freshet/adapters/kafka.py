@@ -6,6 +6,7 @@ librdkafka costs 12 µs a record where Faust's `topic.send` costs 150 µs.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -83,6 +84,7 @@ class KafkaPublisher:
                 "delivery.timeout.ms": int(delivery_seconds * 1000),
                 "queue.buffering.max.messages": 1_000_000,
                 "partitioner": "murmur2_random",
+                "logger": logging.getLogger("librdkafka"),
             }
         )
         self._waiting = 0
