@@ -55,6 +55,12 @@ DASHBOARDS: dict[str, list[Panel]] = {
         Panel("Events that changed no state", "ops", {"{{reason}}": per_second(metrics.SKIPPED, "reason")}),
         Panel("Feature writes tried again", "ops", {"tries/s": per_second(metrics.FEATURE_RETRIES)}),
         Panel(
+            "Features restored",
+            "ops",
+            {"users/s": per_second(metrics.FEATURES_RESTORED)},
+            "Users whose features were written again after the online store had lost some.",
+        ),
+        Panel(
             "States without room",
             "ops",
             {"written/s": per_second(metrics.STATES_FULL), "left out/s": per_second(metrics.REFUSED_STATES)},

@@ -6,8 +6,8 @@ FOLDER holds `settings.json`, gets `calls.jsonl`, and steers the worker by
 files: a run waits while `hold-PARTITION` is there, and raises where it has the
 offset in `fail`. At the start, `impatient` lets it wait for 3 seconds at most, `short-session` stand still so long,
 `deaf` keeps its changelog from it, `slow-seek` makes Faust linger between the seek
-that ends a recovery and the resuming of the flow, and `faust-flow-control`
-takes the worker's own flow control away.
+that ends a recovery and the resuming of the flow, `slow-inbox` lets runs wait in front
+of the inbox while `hold-0` is there, and `faust-flow-control` takes the worker's own flow control away.
 """
 
 from __future__ import annotations
@@ -139,6 +139,19 @@ def note_what_is_queued() -> None:
     Inbox.put = noted  # type: ignore[method-assign]
 
 
+def fill_the_inbox_slowly(folder: Path) -> None:
+    """Let a run wait in front of the inbox, and those behind it in Faust's queue."""
+    put = Inbox.put
+
+    async def slow(inbox: Inbox, event: Any) -> None:
+        event.app.runtime.pipeline.note(what="in front of the inbox")
+        while (folder / "hold-0").exists():  # noqa: ASYNC110 - the test is another process
+            await asyncio.sleep(0.01)
+        await put(inbox, event)
+
+    Inbox.put = slow  # type: ignore[method-assign]
+
+
 def hear_no_changelog() -> None:
     """Read of the events alone."""
     read = RunConsumer._getmany
@@ -159,6 +172,8 @@ def main(folder: Path) -> int:
         hear_no_changelog()
     if (folder / "slow-seek").exists():
         seek_slowly()
+    if (folder / "slow-inbox").exists():
+        fill_the_inbox_slowly(folder)
     if (folder / "faust-flow-control").exists():
         WorkerApp.flow_control = faust.App.flow_control  # type: ignore[assignment]
     raw = json.loads((folder / "settings.json").read_text())

@@ -305,17 +305,18 @@ def test_with_a_backlog_two_batches_are_under_way(make_worker: Callable[..., Stu
 
 
 def fetched_before_the_flow_resumes(worker: StubWorker) -> None:
-    """Have ten runs of one record each wait in Faust's queue while a recovery ends, then let them be processed."""
+    """Have a run of nine records wait in Faust's queue while a recovery ends, then let it be processed."""
     worker.start()
     worker.produce(0, 1)
     worker.until_committed(0, 1)
     worker.end(signal.SIGKILL)
     shutil.rmtree(worker.data)  # with nothing to recover Faust fetches only later
-    worker.steer("slow-seek")
-    worker.steer("hold-0")
-    worker.produce(0, 10)
+    for file in ("slow-seek", "slow-inbox", "hold-0"):
+        worker.steer(file)
+    worker.produce(0, 1)
     worker.start()
-    worker.until(lambda: len(worker.calls("start", 0)) == 2, "a run in progress")
+    worker.until(lambda: bool(worker.calls("in front of the inbox")), "a run taken from Faust's queue")
+    worker.produce(0, 9)
     worker.until(lambda: bool(worker.calls("sought")), "the recovery at its end")
     time.sleep(1.0)
     worker.let_go("hold-0")
@@ -323,7 +324,7 @@ def fetched_before_the_flow_resumes(worker: StubWorker) -> None:
 
 def test_what_is_fetched_while_a_recovery_ends_is_processed(make_worker: Callable[..., StubWorker]) -> None:
     """Records queued between the seek that ends a recovery and the resuming of the flow are processed."""
-    worker = make_worker(max_batch_events=1)
+    worker = make_worker()
     fetched_before_the_flow_resumes(worker)
     worker.until_committed(0, 11)
     assert worker.done(0) == list(range(11))
@@ -331,7 +332,7 @@ def test_what_is_fetched_while_a_recovery_ends_is_processed(make_worker: Callabl
 
 def test_fausts_own_flow_control_loses_queued_records(make_worker: Callable[..., StubWorker]) -> None:
     """Failing control: Faust's flow control empties the queue, and the next commit passes over its records."""
-    worker = make_worker(max_batch_events=1)
+    worker = make_worker()
     worker.steer("faust-flow-control")
     fetched_before_the_flow_resumes(worker)
     worker.produce(0, 1)

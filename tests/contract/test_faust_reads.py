@@ -126,7 +126,9 @@ def test_the_worker_reads_that_way() -> None:
         return {}
 
     worker = RunConsumer.__new__(RunConsumer)
-    worker.app = SimpleNamespace(consumer_generation_id=1, conf=SimpleNamespace(events_topic=EVENTS.topic))
+    inbox = SimpleNamespace(has_room=lambda _: True, expect_nothing=lambda: None)
+    conf = SimpleNamespace(events_topic=EVENTS.topic)
+    worker.app = SimpleNamespace(consumer_generation_id=1, conf=conf, inbox=inbox)
     worker._thread = SimpleNamespace(getmany=getmany)
     worker._buffered_partitions, worker._active_partitions = set(), {EVENTS, CHANGELOG}
     worker._sought_in = 1

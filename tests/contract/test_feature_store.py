@@ -615,6 +615,8 @@ async def test_stamps_are_numbers_beside_the_features(feast_store: FeastStore) -
     await feast_store.set_stamp("g-1", 4)
     await feast_store.set_stamp("h-1", 2**53)
     assert (await feast_store.stamp("g-1"), await feast_store.stamp("h-1")) == (4, 2**53)
-    assert await feast_store.clear_stamps("g-") == ["g-1"]
+    assert await feast_store.stamps("g-") == ["g-1"]
+    for _ in range(2):
+        await feast_store.clear_stamps("g-")
+        assert await feast_store.stamps("g-") == []
     assert (await feast_store.stamp("g-1"), await feast_store.stamp("h-1")) == (None, 2**53)
-    assert await feast_store.clear_stamps("g-") == []

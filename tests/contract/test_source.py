@@ -13,12 +13,14 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from freshet.adapters.kafka import client_config
 from freshet.adapters.source import SourceReader, changelog_topic
+from freshet.cli import app
 from freshet.cli.check import TESTS, judge
 from freshet.process import metrics
 from freshet.serving.first_version import StartError
 from freshet.serving.source_watch import OtherTopicError, SourceWatch
 from freshet.serving.start import events_partitions
 from freshet.settings import Settings
+from typer.testing import CliRunner
 
 from tests.contract.test_side_inputs import TOPICS, make_topics
 from tests.contract.topics import make_topic
@@ -175,6 +177,14 @@ def test_the_changelog_is_made_as_the_settings_say(settings: Settings, admin: Ad
     assert "no state could be written" in refusal(made)
     unmade = msgspec.structs.replace(wished, group=settings.group + "-3")
     assert "eplication factor" in refusal(unmade)
+
+
+def test_features_are_pushed_by_workers_alone(settings: Settings) -> None:
+    """Without a worker `freshet features push` says what to start."""
+    given = {"FRESHET_KAFKA": settings.kafka, "FRESHET_GROUP": settings.group}
+    result = CliRunner().invoke(app, ["features", "push"], env=given)
+    assert result.exit_code == 1
+    assert f"no worker of group {settings.group} runs: start one with `freshet worker`" in result.stderr
 
 
 def test_a_changelog_that_is_not_compacted_is_refused(settings: Settings) -> None:

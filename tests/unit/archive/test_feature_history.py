@@ -115,10 +115,10 @@ def test_two_runs_at_once_are_one(settings: Settings) -> None:
     """A second run at the same time is refused and leaves the history alone."""
     write(Path(settings.archive_dir), [record(0)])
     with feature_history._alone(Path(settings.archive_dir) / FOLDER):
-        result = CliRunner().invoke(app, ["features", settings.archive_dir])
+        result = CliRunner().invoke(app, ["features", "history", settings.archive_dir])
     assert result.exit_code == 1
     assert "another process is extending" in result.stderr
     assert (
         "holds no archived events"
-        in CliRunner().invoke(app, ["features", str(Path(settings.archive_dir).parent)]).stderr
+        in CliRunner().invoke(app, ["features", "history", str(Path(settings.archive_dir).parent)]).stderr
     )

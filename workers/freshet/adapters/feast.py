@@ -140,9 +140,13 @@ class FeastStore:
         """Store a number under a name. Raises `Unavailable`."""
         await self._run(self._rows.set_stamp, name, number)
 
-    async def clear_stamps(self, prefix: str) -> list[str]:
-        """Remove the numbers under names that begin so; returns the names. Raises `Unavailable`."""
-        return await self._run(self._rows.clear_stamps, prefix)
+    async def stamps(self, prefix: str) -> list[str]:
+        """The names that begin so and have a number. Raises `Unavailable`."""
+        return await self._run(self._rows.stamps, prefix)
+
+    async def clear_stamps(self, prefix: str) -> None:
+        """Remove the numbers under names that begin so. Raises `Unavailable`."""
+        await self._run(self._rows.clear_stamps, prefix)
 
     async def ping(self) -> None:
         """Return if the store answers. Raises `Unavailable`."""

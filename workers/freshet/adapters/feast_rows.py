@@ -107,8 +107,11 @@ class Rows(Protocol):
     def set_stamp(self, name: str, number: int) -> None:
         """Store a number under a name."""
 
-    def clear_stamps(self, prefix: str) -> list[str]:
-        """Remove the numbers under names that begin so; returns the names."""
+    def stamps(self, prefix: str) -> list[str]:
+        """The names that begin so and have a number."""
+
+    def clear_stamps(self, prefix: str) -> None:
+        """Remove the numbers under names that begin so."""
 
     def ping(self) -> None:
         """Return if the store answers."""
@@ -172,14 +175,16 @@ class RedisRows:
         client: Any = self._client
         client.hset(_STAMPS + self._project, name, number)
 
-    def clear_stamps(self, prefix: str) -> list[str]:
-        """Remove the fields."""
+    def stamps(self, prefix: str) -> list[str]:
+        """The fields that begin so."""
         client: Any = self._client
-        names = [name.decode() for name in client.hkeys(_STAMPS + self._project)]
-        cleared = [name for name in names if name.startswith(prefix)]
-        if cleared:
-            client.hdel(_STAMPS + self._project, *cleared)
-        return cleared
+        names = (name.decode() for name in client.hkeys(_STAMPS + self._project))
+        return [name for name in names if name.startswith(prefix)]
+
+    def clear_stamps(self, prefix: str) -> None:
+        """Remove the fields."""
+        if cleared := self.stamps(prefix):
+            self._client.hdel(_STAMPS + self._project, *cleared)  # type: ignore[arg-type]
 
     def ping(self) -> None:
         """Return if Redis answers."""
@@ -314,10 +319,14 @@ class SqliteRows:
         """Store the row."""
         self._connection.execute("INSERT OR REPLACE INTO freshet_stamps VALUES (?, ?)", (name, number))
 
-    def clear_stamps(self, prefix: str) -> list[str]:
-        """Remove the rows."""
-        sql = "DELETE FROM freshet_stamps WHERE substr(name, 1, length(?1)) = ?1 RETURNING name"
+    def stamps(self, prefix: str) -> list[str]:
+        """The names of the rows that begin so."""
+        sql = "SELECT name FROM freshet_stamps WHERE substr(name, 1, length(?1)) = ?1"
         return [name for (name,) in self._connection.execute(sql, (prefix,)).fetchall()]
+
+    def clear_stamps(self, prefix: str) -> None:
+        """Remove the rows."""
+        self._connection.execute("DELETE FROM freshet_stamps WHERE substr(name, 1, length(?1)) = ?1", (prefix,))
 
     def ping(self) -> None:
         """Return if the file can be read and has its tables."""

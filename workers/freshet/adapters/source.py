@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from freshet.settings import Settings
 
 SECONDS = 3.0
 """Longest wait for an answer of the broker."""
+LOOK_SECONDS = 0.05
+"""Between two looks whether the brokers know a topic that was created."""
 
 
 def changelog_topic(group: str) -> str:
@@ -44,6 +47,18 @@ class Source(NamedTuple):
             "were folded: raise its retention.ms, or run more workers"
             for partition, (start, end) in self.lost().items()
         ]
+
+
+def group_members(settings: Settings) -> int:
+    """How many workers the group has now. Raises `KafkaException`."""
+    admin = AdminClient(client_config(settings))
+    described = admin.describe_consumer_groups([settings.group], request_timeout=SECONDS)[settings.group]
+    try:
+        return len(described.result().members)
+    except KafkaException as error:
+        if error.args[0].code() in (KafkaError.GROUP_ID_NOT_FOUND, *_NO_COORDINATOR):
+            return 0
+        raise
 
 
 class SourceReader:
@@ -141,7 +156,10 @@ def changelog_faults(settings: Settings, admin: AdminClient, partitions: int) ->
 
 
 def create_changelog(settings: Settings, admin: AdminClient, partitions: int) -> None:
-    """Create the changelog, where it is not there, as the settings say. Raises `KafkaException`."""
+    """Create the changelog, where it is not there, as the settings say, and wait until the brokers know it.
+
+    Raises `KafkaException`.
+    """
     name = changelog_topic(settings.group)
     if name in admin.list_topics(timeout=SECONDS).topics:
         return
@@ -151,6 +169,11 @@ def create_changelog(settings: Settings, admin: AdminClient, partitions: int) ->
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # of a worker that started at the same time
             raise
+    deadline = time.monotonic() + 10 * SECONDS
+    while name not in admin.list_topics(timeout=SECONDS).topics:
+        if time.monotonic() > deadline:
+            raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"{name} was created and is not there"))
+        time.sleep(LOOK_SECONDS)
 
 
 def new_changelog(settings: Settings, partitions: int) -> NewTopic:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
+from confluent_kafka import KafkaException
 
 from freshet.cli.console import counted_progress, emit, rows
 from freshet.cli.errors import UserError
 from freshet.cli.options import DEFAULT_DIRECTORY, Config, Directory, Json, resolve
 
+if TYPE_CHECKING:
+    from freshet.adapters.feast import FeastStore
+
 PUSH_SECONDS = 600.0
 """Longest wait for the workers."""
-
+LOOK_SECONDS = 0.5
 
 app = typer.Typer(help="Feast's history out of the archive, and the online features out of the states.")
 
@@ -30,33 +34,38 @@ def push(config: Config = None, directory: Directory = DEFAULT_DIRECTORY, as_jso
     """
     settings = resolve(config, directory).settings
     from freshet.adapters.feast import open_feature_store
-
-    store = open_feature_store(settings)
-    began = time.monotonic()
-
-    async def restore() -> list[str]:
-        cleared = await store.clear_stamps(f"{settings.group}-")
-        waiting = set(cleared)
-        while waiting and time.monotonic() - began < PUSH_SECONDS:
-            await asyncio.sleep(0.5)
-            waiting = {name for name in waiting if await store.stamp(name) is None}
-        if waiting:
-            raise UserError(f"{len(waiting)} workers of {len(cleared)} have not answered: do they run?")
-        return cleared
+    from freshet.adapters.source import group_members
 
     try:
-        workers = asyncio.run(restore())
+        workers = group_members(settings)
+    except KafkaException as error:
+        raise UserError(f"Kafka at {settings.kafka}: {error.args[0].str()}") from None
+    if not workers:
+        raise UserError(f"no worker of group {settings.group} runs: start one with `freshet worker`")
+    began = time.monotonic()
+    store = open_feature_store(settings)
+    try:
+        answered = asyncio.run(_restore(store, f"{settings.group}:", workers, began + PUSH_SECONDS))
     finally:
         store.close()
-    if not workers:
-        raise UserError(
-            f"no worker of group {settings.group} has written features here: start one with `freshet worker`"
-        )
+    if answered < workers:
+        raise UserError(f"{workers - answered} workers of {workers} have not answered within {PUSH_SECONDS:.0f} s")
     seconds = round(time.monotonic() - began, 1)
     if as_json:
-        emit({"workers": len(workers), "seconds": seconds})
+        emit({"workers": workers, "seconds": seconds})
         return
-    rows([("workers", str(len(workers)), f"{seconds} s")], ("", "bold", ""))
+    rows([("workers", str(workers), f"{seconds} s")], ("", "bold", ""))
+
+
+async def _restore(store: FeastStore, prefix: str, workers: int, deadline: float) -> int:
+    """Remove the workers' stamps, which they take for a loss, and wait; returns how many have restored their users.
+
+    Raises `Unavailable`.
+    """
+    await store.clear_stamps(prefix)
+    while (answered := len(await store.stamps(prefix))) < workers and time.monotonic() < deadline:  # noqa: ASYNC110 - the workers are other processes
+        await asyncio.sleep(LOOK_SECONDS)
+    return answered
 
 
 @app.command()

@@ -311,7 +311,7 @@ class WorkerApp(faust.App):
         settings = self.settings
         stamp = FeatureStamp(
             self.runtime.features,
-            instance_id(settings.group, settings.data_dir),
+            f"{settings.group}:{instance_id(settings.group, settings.data_dir)}",
             Path(settings.data_dir) / "features.stamp",
         )
         return FeatureKeeper(stamp, self.runtime, lambda partition: PartitionState(self.table, partition))
