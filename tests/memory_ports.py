@@ -20,6 +20,10 @@ class MemoryStateStore:
         """The stored states in the given order, None where there is none."""
         return [self.states.get(user_id) for user_id in user_ids]
 
+    def users(self) -> list[str]:
+        """Every user with a state."""
+        return list(self.states)
+
     async def write(self, states: Mapping[str, bytes]) -> None:
         """Store states by user id."""
         self.states.update(states)

@@ -18,7 +18,9 @@ from freshet.core.recommendation import Recommendation, decode_recommendation
 from freshet.core.state import HISTORY, UserState, decode_state
 from freshet.ports import Encoded, Message, Record, Unavailable
 from freshet.serving.canary import CanaryAnalysis
+from freshet.serving.list_publication import ListPublication
 from freshet.serving.live_versions import LiveVersions
+from freshet.serving.living_lists import LivingLists
 from freshet.serving.pipeline import PartitionBatch, Pipeline
 from freshet.settings import Settings
 from numpy.typing import NDArray
@@ -157,15 +159,36 @@ class MemoryWorld:
         self.publisher = MemoryPublisher()
         self.model = LiveVersions(self.encoder, self.bundle.path)
         self.offset = 0
+        self.clock = clock
 
     async def start(self) -> MemoryWorld:
         """Make the model live and the pipeline ready."""
         go_live(self.model, self.bundle)
         self.canary = CanaryAnalysis(self.settings, self.model, self.encoder, self.publisher, "worker", clock=clock)
+        self.publication = ListPublication(self.settings, self.publisher, self.clock)
         self.pipeline = Pipeline(
-            self.settings, self.model, self.encoder, self.features, self.publisher, self.canary, clock=clock
+            self.settings,
+            self.model,
+            self.encoder,
+            self.features,
+            self.publisher,
+            self.canary,
+            clock=self.clock,
+            publication=self.publication,
         )
         return self
+
+    def living(self) -> LivingLists:
+        """What makes standing lists again."""
+        return LivingLists(
+            self.settings,
+            self.model,
+            self.encoder,
+            self.pipeline,
+            self.publication,
+            lambda _: self.store,
+            self.clock,
+        )
 
     async def run(self, *events: Event) -> None:
         """Process events as one run, at the next offsets."""

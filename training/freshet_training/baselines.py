@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from freshet.core.events import CONTROL_TYPES, Event
-from freshet.core.ranking import decay_weights
+from freshet.core.reasons import decay_weights
 from scipy.sparse import csr_array, diags_array, vstack
 
 from freshet_training.evaluate import CachedRanker, EvaluationBatch, Floats, Ranker, RankingResult, evaluate

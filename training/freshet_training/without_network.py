@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from freshet.core.features import FIRST_ITEM
-from freshet.core.ranking import decay_weights
+from freshet.core.reasons import decay_weights
 from torch import Tensor
 from torch.nn import functional
 

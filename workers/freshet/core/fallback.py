@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from freshet.core.features import FIRST_ITEM, TOP_K
 from freshet.core.item_space import ItemSpace
-from freshet.core.ranking import decay_weights
+from freshet.core.reasons import decay_weights
 
 DECAY = 0.5
 """How much less an event counts for each one that came after it, on a log scale: .6 of the next."""

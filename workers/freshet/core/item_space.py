@@ -53,6 +53,9 @@ class ItemSpace:
         self._prior: Prior | None = None
         self.longest_cold = 0.0
         """A bound of the lengths of cold items' vectors."""
+        self._moves = 0
+        self._moved: dict[int, int] = {}
+        """The number of each cold row's last move."""
         self._popularity = Popularity.of({})
         self._slot_rows = SlotRows(self)
 
@@ -62,9 +65,17 @@ class ItemSpace:
             row = self.index.get(item)
             if row is None:
                 row = self._append(item)
+            elif not np.array_equal(self.vectors[row], vector):
+                self._moves += 1
+                self._moved[row] = self._moves
             self.vectors[row] = vector
         self.longest_cold = max(self.longest_cold, float(np.linalg.norm(vectors, axis=1).max(initial=0.0)))
         self._prior = None
+
+    def moved_since(self, moves: int) -> tuple[list[int], int]:
+        """The cold rows that moved since there were so many moves, and how many moves there are now."""
+        rows = [row for row, move in self._moved.items() if move > moves] if moves < self._moves else []
+        return rows, self._moves
 
     def _append(self, item: str) -> int:
         row = self.size

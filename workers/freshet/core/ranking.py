@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from freshet.core.cold_items import best_rows, order_keys
 from freshet.core.events import ID_SEPARATOR
 from freshet.core.exploration import explore
-from freshet.core.features import PADDING, UNKNOWN
+from freshet.core.features import UNKNOWN
 from freshet.core.item_space import ItemSpace, Prior
+from freshet.core.reasons import DECAY, reasons_of, strongest_events
 from freshet.core.recommendation import Item, Reason
+from freshet.core.seen_items import barred_items, barring_events
 from freshet.core.state import UserState
 
 FEW_COLD = 200
@@ -30,9 +32,8 @@ POOL = 5
 """Diversity and exploration pick among this many times the list's size."""
 MARKS = 1 << 18
 """Rows times users that are marked together."""
-DECAY = 0.1
-"""With it the first reason is the event whose loss moves the item most in .52 of the cases on films (without it .22)
-and .69 on beauty (.58)."""
+ROUNDING = 1e-5
+"""Scores of lists are rounded to it."""
 LOOK_AHEAD = 32
 """Candidates that are looked at together for ones that a user has not seen."""
 
@@ -62,6 +63,23 @@ class RankConfig:
     all_repeat: bool = False
 
 
+class RankedList(NamedTuple):
+    """A list, and how far what was left out is from it. The two bounds are of the order by score alone.
+
+    Attributes:
+        items: The list.
+        margin: By how much the score of the last slot beats the best score that was left out; minus infinity where
+            the list has a free slot.
+        needed_prior: What popularity has to add to the score of an item that was left out, before the item can beat
+            the last slot: the score of the last slot less the most that anything else adds to such an item's score.
+            Minus infinity where the list has a free slot.
+    """
+
+    items: list[Item]
+    margin: float
+    needed_prior: float
+
+
 def rank(
     space: ItemSpace,
     config: RankConfig,
@@ -73,6 +91,22 @@ def rank(
     priors: Sequence[Prior] | None = None,
     seeds: Sequence[str] = (),
 ) -> list[list[Item]]:
+    """The lists of `rank_lists`."""
+    ranked = rank_lists(space, config, states, history, topk_index, topk_score, embedding, priors, seeds)
+    return [user.items for user in ranked]
+
+
+def rank_lists(
+    space: ItemSpace,
+    config: RankConfig,
+    states: Sequence[UserState],
+    history: NDArray[np.int32],
+    topk_index: NDArray[np.int32],
+    topk_score: NDArray[np.float32],
+    embedding: NDArray[np.float32],
+    priors: Sequence[Prior] | None = None,
+    seeds: Sequence[str] = (),
+) -> list[RankedList]:
     """Rank for a batch of B users.
 
     `history` `[B, L]` is the encoder's `item_index` input; the next three are
@@ -94,9 +128,10 @@ def rank(
         rows.append(cold)
         products.append(product)
     candidates = np.concatenate(rows, axis=1)
-    barring = _barring(states, history, config.repeats) if config.repeats else history
+    barring = barring_events(states, history, config.repeats) if config.repeats else history
     popularity, struck = _by_user(space, priors, barring, topk_index, candidates)
-    scores = np.concatenate(products, axis=1) + config.prior_weight * popularity
+    added = config.prior_weight * popularity
+    scores = np.concatenate(products, axis=1) + added
     if config.value_weight or config.novelty_weight:
         scores += space.lift(config.value_weight, config.novelty_weight).take(candidates)
     rankable = np.isfinite(scores) & space.available[candidates] & ~struck
@@ -106,14 +141,13 @@ def rank(
     ranking = order_keys(scores, candidates)
     ranking.sort(axis=1)
     pool = config.list_size * (POOL if config.diversity or config.exploration else 1)
-    picks, values = _ranked(ranking[:, : max(pool, LOOK_AHEAD)])
-    more_seen, length = (history == UNKNOWN).any(axis=1).tolist(), history.shape[1]
-    for user, state in enumerate(states):
-        if more_seen[user] or len(state.seen_log) > 1 or state.length > length or values[user][-1] == -np.inf:
-            barred = _barred(state, config)
-            picks[user], values[user] = _unseen(space.ids, barred, picks[user], values[user], ranking[user], pool)
-        else:
-            del picks[user][pool:], values[user][pool:]
+    wanted = max(pool, config.list_size + 1)
+    length = history.shape[1]
+    picks, values = _without_seen(space.ids, config, states, history, ranking, wanted)
+    edges = _edges(values, config.list_size)
+    needed = _needed_priors(scores, added, edges)
+    for user in range(len(states)):
+        del picks[user][pool:], values[user][pool:]
         if config.diversity:
             picks[user], values[user] = _diversify(space.vectors, picks[user], values[user], config)
     propensities, explored = [[1.0] * config.list_size] * len(states), [[False] * config.list_size] * len(states)
@@ -124,9 +158,32 @@ def rank(
             )
     reasons: list[list[tuple[Reason, ...]]] = [[()] * config.list_size] * len(states)
     if config.reasons:
-        positions, shares = _strongest_events(space.vectors, history, picks, config)
-        reasons = [_reasons(length, *parts) for parts in zip(states, positions.tolist(), shares.tolist(), strict=True)]
-    return [_items(space, *parts) for parts in zip(picks, values, propensities, explored, reasons, strict=True)]
+        positions, shares = strongest_events(space.vectors, history, picks, config.list_size, config.decay)
+        reasons = [
+            reasons_of(length, *parts) for parts in zip(states, positions.tolist(), shares.tolist(), strict=True)
+        ]
+    lists = [_items(space, *parts) for parts in zip(picks, values, propensities, explored, reasons, strict=True)]
+    margins = edges[:, 0] - np.where(np.isfinite(edges[:, 0]), edges[:, 1], 0.0)
+    return [RankedList(*parts) for parts in zip(lists, margins.tolist(), needed.tolist(), strict=True)]
+
+
+def _edges(values: Sequence[Sequence[float]], size: int) -> NDArray[np.float64]:
+    """The scores of each user's last slot and of the best candidate that was left out, `[B, 2]`; -inf for none."""
+    edges = np.full((len(values), 2), -np.inf)
+    for user, scores in enumerate(values):
+        mine = scores[size - 1 : size + 1]
+        edges[user, : len(mine)] = mine
+    return edges
+
+
+def _needed_priors(
+    scores: NDArray[np.float32], added: NDArray[np.float32], edges: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Each user's `RankedList.needed_prior` `[B]`, by candidates' `scores` and what popularity `added`, `[B, C]`."""
+    last, next_best = edges.T
+    own = np.where(scores < next_best[:, None] + ROUNDING, scores - added, -np.inf).max(axis=1, initial=-np.inf)
+    is_full = np.isfinite(last)
+    return np.where(is_full, np.where(is_full, last, 0.0) - own, -np.inf)
 
 
 def _common_candidates(
@@ -237,12 +294,6 @@ def rank_popular(space: ItemSpace, state: UserState | None, list_size: int, prio
     return items
 
 
-def decay_weights(length: int, decay: float) -> NDArray[np.float32]:
-    """Weights `[length]` of events, the oldest first: e^-`decay` for each one that came after."""
-    weights: NDArray[np.float32] = np.exp(-decay * np.arange(length)[::-1]).astype(np.float32)
-    return weights
-
-
 def _ranked(keys: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
     """The rows and the rounded scores of order keys."""
     ascending = -(keys >> 32)
@@ -250,24 +301,22 @@ def _ranked(keys: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
     return (keys & 0xFFFFFFFF).tolist(), bits.view(np.float32).astype(np.float64).round(5).tolist()
 
 
-def _barring(states: Sequence[UserState], history: NDArray[np.int32], repeats: frozenset[str]) -> NDArray[np.int32]:
-    """`history` `[B, L]` without the events after which an item may be recommended again."""
-    barring = history.copy()
+def _without_seen(
+    ids: list[str],
+    config: RankConfig,
+    states: Sequence[UserState],
+    history: NDArray[np.int32],
+    ranking: NDArray[np.int64],
+    wanted: int,
+) -> tuple[list[list[int]], list[list[float]]]:
+    """Each user's first `wanted` rows and scores by sorted order keys, without items seen before the `history`."""
+    picks, values = _ranked(ranking[:, : max(wanted, LOOK_AHEAD)])
+    more_seen, length = (history == UNKNOWN).any(axis=1).tolist(), history.shape[1]
     for user, state in enumerate(states):
-        types = state.types[-history.shape[1] :]
-        again = np.array([kind in repeats for kind in types], np.bool_)
-        barring[user, history.shape[1] - len(types) :][again] = PADDING
-    return barring
-
-
-def _barred(state: UserState, config: RankConfig) -> str:
-    """The ids of the items that the user may not be recommended, each between separators."""
-    if not config.repeats:
-        return state.item_log + state.seen_log
-    events = zip(state.items, state.types, strict=True)
-    taken = [item for item, kind in events if kind not in config.repeats]
-    known = ID_SEPARATOR.join(["", *taken, ""])
-    return known if config.all_repeat else known + state.seen_log
+        if more_seen[user] or len(state.seen_log) > 1 or state.length > length or values[user][-1] == -np.inf:
+            barred = barred_items(state, config.repeats, all_repeat=config.all_repeat)
+            picks[user], values[user] = _unseen(ids, barred, picks[user], values[user], ranking[user], wanted)
+    return picks, values
 
 
 def _unseen(
@@ -319,32 +368,6 @@ def _diversify(
     return [rows[i] for i in chosen], [scores[i] for i in chosen]
 
 
-def _strongest_events(
-    vectors: NDArray[np.float32], history: NDArray[np.int32], picks: list[list[int]], config: RankConfig
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Per user and slot the two history positions that pull the item most, `[B, size, 2]`, and their shares.
-
-    An event pulls by its item's positive dot product with the list's, the less the longer ago
-    (`decay`): what leaving it out would show, at the cost of a product (`attribution` does leave it out).
-    """
-    batch, size = len(picks), config.list_size
-    rows = np.zeros((batch, size), np.int64)
-    for user, picked in enumerate(picks):
-        rows[user, : len(picked)] = picked
-    weights = decay_weights(history.shape[1], config.decay)
-    pull = np.maximum(np.matmul(vectors[rows], vectors[history].transpose(0, 2, 1)), 0.0) * weights
-    whole = np.maximum(pull.sum(axis=2), 1e-9)
-    positions = np.empty((batch, size, 2), np.int64)
-    shares = np.empty((batch, size, 2))
-    user_column, slot_row = np.arange(batch)[:, None], np.arange(size)[None, :]
-    for reason in range(2):
-        best = pull.argmax(axis=2)
-        positions[:, :, reason] = best
-        shares[:, :, reason] = pull[user_column, slot_row, best] / whole
-        pull[user_column, slot_row, best] = -1.0
-    return positions, shares.round(3)
-
-
 def _explore(
     rows: list[int], scores: list[float], config: RankConfig, seed: str
 ) -> tuple[list[int], list[float], list[float], list[bool]]:
@@ -352,25 +375,6 @@ def _explore(
     explored = explore(rows, config.list_size, config.exploration, seed)
     score = dict(zip(rows, scores, strict=True))
     return explored.items, [score[row] for row in explored.items], explored.propensities, explored.moved
-
-
-def _reasons(
-    length: int, state: UserState, positions: list[list[int]], shares: list[list[float]]
-) -> list[tuple[Reason, ...]]:
-    """Per slot the user's events at two history positions, without those that pull nothing."""
-    items, types, times = state.items, state.types, state.times
-    padding = length - len(items)
-    found = []
-    for (first, second), (most, more) in zip(positions, shares, strict=True):
-        reasons: tuple[Reason, ...] = ()
-        if most > 0:
-            at = first - padding
-            reasons = (Reason(items[at], types[at], times[at], most),)
-            if more > 0:
-                at = second - padding
-                reasons += (Reason(items[at], types[at], times[at], more),)
-        found.append(reasons)
-    return found
 
 
 def _items(

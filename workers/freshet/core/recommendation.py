@@ -67,8 +67,12 @@ class AsOf(msgspec.Struct, frozen=True, gc=False):
 
 MAX_SKIPPED = 64
 MAX_VISITS = 64
-Cause = Literal["event", "visit"]
-"""Why a list was made: its user did something, or asked for a list."""
+Cause = Literal["event", "visit", "item", "popularity", "model", "time"]
+"""Why a list was made. `event` and `visit`: its user did something, or asked for a list. Otherwise the list was made
+again without its user: an item of it went or changed (`item`), popularity rose past what the last slot was ahead by
+(`popularity`), another version makes the user's lists (`model`), or the list was old (`time`)."""
+OWN_CAUSES = frozenset({"event", "visit"})
+"""Causes that the user is behind."""
 
 
 class SideInputs(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -96,8 +100,8 @@ class Timings(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         event: When it happened, as the event says.
-        broker: When the broker took the event.
-        state: When the user's new state was durable.
+        broker: When the broker took the event; of a list that was made again, when the worker saw the cause.
+        state: When the user's new state was durable; of a list that was made again, when the state was read.
         inference: When the encoder had answered.
         publish: When the list was handed to the broker.
     """
@@ -113,7 +117,8 @@ class Recommendation(msgspec.Struct, frozen=True, gc=False):
     """A user's list: a record of the recommendations topic, keyed by user id. A record without value is an erasure.
 
     Attributes:
-        recommendation_id: The same for the same user, event, model and `degraded`: a list that appears again has it.
+        recommendation_id: The same for the same user, event, model and `degraded`, and where the list was made again
+            without its user also for the same cause and side inputs: a list that appears again has it.
         user_id: The user.
         items: The ranked items, the best first.
         model_version: The version that the list was made with.
@@ -123,7 +128,8 @@ class Recommendation(msgspec.Struct, frozen=True, gc=False):
         degraded: The encoder could not be asked, and nearness in the version's item table stood in (`core.fallback`).
         personalised: False where there is no profile of the user, and the list is the popular items.
         variant: The arm of the experiment that the user is in; `live` without an experiment.
-        cause: Why the list was made: `visit` where it answers a `user.visit`, else `event`.
+        cause: Why the list was made: `event`, `visit` where the list answers a `user.visit`, or what moved in the
+            world: `item`, `popularity`, `model` or `time`.
         visits: The event ids of the visits that the list answers, oldest first; of very many the newest `MAX_VISITS`.
     """
 
@@ -145,9 +151,22 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Recommendation)
 
 
-def recommendation_id(user_id: str, as_of: AsOf, model_version: int, degraded: bool) -> str:
-    """A deterministic id: the same user, event and model always give the same one."""
+def recommendation_id(
+    user_id: str,
+    as_of: AsOf,
+    model_version: int,
+    degraded: bool,
+    cause: Cause = "event",
+    side_inputs: SideInputs | None = None,
+) -> str:
+    """A deterministic id: the same user, event and model always give the same one.
+
+    The id of a list that was made again without its user is also of the cause and of the side inputs.
+    """
     facts = f"{user_id}\x1f{as_of.partition}\x1f{as_of.offset}\x1f{model_version}\x1f{degraded:d}"
+    if side_inputs is not None and cause not in OWN_CAUSES:
+        names = side_inputs.items, side_inputs.popularity, side_inputs.items_embedded, *side_inputs.items_skipped
+        facts += "\x1f".join(["", cause, *map(str, names)])
     return hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
 
 

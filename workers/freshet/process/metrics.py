@@ -28,6 +28,16 @@ REFUSED_STATES = Counter(
 REFUSED = Counter("freshet_refused_records_total", "Outputs that the broker refused as too large.", ["topic"])
 DEAD_LETTERS = Counter("freshet_dead_letters_total", "Records sent to the dead-letter topic.", ["reason"])
 LISTS = Counter("freshet_lists_published_total", "Recommendation lists published.", ["kind"])
+LIVING_LISTS = Counter("freshet_living_lists_total", "Lists made again without their user, and published.", ["cause"])
+LIVING_UNCHANGED = Counter(
+    "freshet_living_unchanged_total", "Lists made again that came out as they stand, and were not published."
+)
+LIVING_WAITING = Gauge("freshet_living_waiting_lists", "Lists that wait to be made again.")
+LIVING_BEHIND = Gauge("freshet_living_behind_seconds", "How long the list that waits longest has waited.")
+LIVING_SHARE = Gauge(
+    "freshet_living_version_share", "Share of the lists of users within the horizon that the live version made."
+)
+LIVING_BYTES = Gauge("freshet_living_record_bytes", "Memory of the record of standing lists.")
 LOST = Counter(
     "freshet_lost_events_total", "Source records that retention deleted before they were folded.", ["partition"]
 )

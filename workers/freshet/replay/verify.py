@@ -20,7 +20,7 @@ from freshet.adapters.feast import open_feature_store
 from freshet.bundle.bundle import Bundle, load_bundle
 from freshet.core.evaluation.results import Mismatch, Verification
 from freshet.core.features import behaviour_features, behaviour_row, featurise
-from freshet.core.recommendation import Recommendation, decode_recommendation, recommendation_id
+from freshet.core.recommendation import OWN_CAUSES, Recommendation, decode_recommendation, recommendation_id
 from freshet.core.rollout import MODEL
 from freshet.core.state import Consent, UserState
 from freshet.logs.kafka import behind
@@ -90,11 +90,16 @@ async def _idle(settings: Settings) -> None:
 
 
 class Published:
-    """The recommendations topic: all lists, and each user's newest list (None for a tombstone)."""
+    """The recommendations topic: all lists, and each user's newest list (None for a tombstone).
+
+    `degraded` are the users whose newest list of their own event or visit was made without the encoder: no vector of
+    that state was stored. A list that was made again since stores none either.
+    """
 
     def __init__(self, records: Iterable[Record]) -> None:
         self.lists: list[Recommendation] = []
         self.newest: dict[str, Recommendation | None] = {}
+        self.degraded: set[str] = set()
         self.unreadable: list[tuple[Record, str]] = []
         for record in records:
             made = None
@@ -105,6 +110,8 @@ class Published:
                     continue
                 self.lists.append(decoded)
                 made = decoded
+                if made.cause in OWN_CAUSES:
+                    (self.degraded.add if made.degraded else self.degraded.discard)(made.user_id)
             self.newest[(record.key or b"").decode(errors="replace")] = made
 
 
@@ -196,13 +203,12 @@ class Verifier:
 
     def _last_encoded(self, user: str, state: UserState) -> UserState | None:
         """The state that the user's vector is of: the last one, or the one before the encoder was away."""
-        newest = self._published.newest.get(user)
-        if newest is None or not newest.degraded:
+        if user not in self._published.degraded:
             return state
         known = [
             published.state
             for published in self._fold.recorded
-            if published.list.user_id == user and _is_encoded(published.list)
+            if published.list.user_id == user and _stored_a_vector(published.list)
         ]
         return max(filter(None, known), key=_offset, default=None)
 
@@ -237,8 +243,8 @@ class Verifier:
             self._examples.append(Mismatch(kind, user, partition, offset, detail))
 
 
-def _is_encoded(made: Recommendation) -> bool:
-    return made.personalised and not made.degraded
+def _stored_a_vector(made: Recommendation) -> bool:
+    return made.personalised and not made.degraded and made.cause in OWN_CAUSES
 
 
 def _offset(state: UserState) -> int:
@@ -248,7 +254,14 @@ def _offset(state: UserState) -> int:
 def _difference(published_list: PublishedList, made: MadeList) -> str:
     """Say how a published list differs from the same list made again. The answer is empty if nothing differs."""
     published, state = published_list.list, published_list.state
-    expected_id = recommendation_id(published.user_id, published.as_of, published.model_version, published.degraded)
+    expected_id = recommendation_id(
+        published.user_id,
+        published.as_of,
+        published.model_version,
+        published.degraded,
+        published.cause,
+        published.side_inputs,
+    )
     if published.recommendation_id != expected_id:
         return f"recommendation_id {published.recommendation_id}, should be {expected_id}"
     if published.variant != made.variant:

@@ -28,7 +28,9 @@ from freshet.process.json_logging import JSON_LOGS
 from freshet.serving.canary import CanaryAnalysis
 from freshet.serving.feature_keeper import FeatureKeeper, FeatureStamp
 from freshet.serving.first_version import StartError, make_live
+from freshet.serving.list_publication import ListPublication
 from freshet.serving.live_versions import LiveVersions
+from freshet.serving.living_lists import LivingLists
 from freshet.serving.pipeline import PartitionBatch, Pipeline
 from freshet.serving.side_inputs import POPULARITY_SECONDS
 from freshet.serving.source_watch import SourceWatch
@@ -118,6 +120,7 @@ class Runtime:
         self.trial_encoder = TritonEncoder(TritonAddress.of(settings), settings.triton_deadline, once=True)
         instance = instance_id(settings.group, settings.data_dir)
         self.trial = CanaryAnalysis(settings, self.model, self.trial_encoder, self.publisher, instance)
+        self.publication = ListPublication(settings, self.publisher)
         self.pipeline = Pipeline(
             settings,
             self.model,
@@ -126,6 +129,7 @@ class Runtime:
             self.publisher,
             self.trial,
             catch_up=counts.catch_up,
+            publication=self.publication,
         )
         self.source = SourceWatch(settings, self.partitions)
         self.source_checks = await asyncio.to_thread(self.source.look, None)
@@ -190,6 +194,8 @@ class WorkerApp(faust.App):
         self.last_commit = 0.0
         self.committing: asyncio.Task[None] | None = None
         self.restoring: asyncio.Task[None] | None = None
+        self.living: LivingLists | None = None
+        self.making_again: asyncio.Task[None] | None = None
         super().__init__(
             settings.group,
             broker=[f"kafka://{server}" for server in settings.kafka.split(",")],
@@ -257,6 +263,8 @@ class WorkerApp(faust.App):
         self.runtime.assigned = self._assigned
         if self.restoring is None:
             self.restoring = asyncio.create_task(self._feature_keeper().run())
+            if self.settings.living_budget > 0:
+                self.making_again = asyncio.create_task(self._make_again())
 
     def _assigned(self) -> set[int]:
         """The partitions of the events topic that this worker reads."""
@@ -266,8 +274,9 @@ class WorkerApp(faust.App):
         """Drain first, then close the edges; where that does not end, end at once."""
         late = TimeoutError(f"the stop took longer than {watchdog.STOP_SECONDS} s")
         asyncio.get_running_loop().call_later(watchdog.STOP_SECONDS, watchdog.fail_fast, late)
-        if self.restoring is not None:
-            self.restoring.cancel()
+        for task in (self.restoring, self.making_again):
+            if task is not None:
+                task.cancel()
         await super().on_stop()
         await self.runtime.stop()
 
@@ -314,7 +323,21 @@ class WorkerApp(faust.App):
             f"{settings.group}:{instance_id(settings.group, settings.data_dir)}",
             Path(settings.data_dir) / "features.stamp",
         )
-        return FeatureKeeper(stamp, self.runtime, lambda partition: PartitionState(self.table, partition))
+        return FeatureKeeper(stamp, self.runtime, self._states)
+
+    def _states(self, partition: int) -> PartitionState:
+        return PartitionState(self.table, partition)
+
+    async def _make_again(self) -> None:
+        """Keep the lists that stand living. A surprise ends the process."""
+        runtime = self.runtime
+        self.living = LivingLists(
+            self.settings, runtime.model, runtime.encoder, runtime.pipeline, runtime.publication, self._states
+        )
+        try:
+            await self.living.run(self._assigned, runtime.recovering)
+        except Exception as error:
+            watchdog.fail_fast(error)
 
     def _note_lag(self, last: Any) -> None:
         highwater = self.consumer.highwater(last.tp)
@@ -335,4 +358,6 @@ class WorkerApp(faust.App):
             watchdog.fail_fast(error)
 
     async def _release(self, _app: Any, revoked: Any, **_: Any) -> None:
+        if self.living is not None:
+            await self.living.suspend()
         self.runtime.pipeline.release([tp.partition for tp in revoked if tp.topic == self.settings.events_topic])

@@ -5,8 +5,9 @@ Live worker, replay and verification make their lists here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from freshet.core import fallback
 from freshet.core.assignment import variant
 from freshet.core.item_space import Prior
-from freshet.core.ranking import DECAY, RankConfig, rank, rank_popular
+from freshet.core.ranking import RankConfig, rank_lists, rank_popular
+from freshet.core.reasons import DECAY
 from freshet.core.recommendation import Item, SideInputs
 from freshet.core.state import UserState
 from freshet.ports import Encoded, Unavailable
@@ -26,11 +28,16 @@ ONLY_VARIANT = "live"
 
 @dataclass(frozen=True)
 class MadeList:
-    """A list, the variant that it was made under, and the side inputs that it was made with."""
+    """A list, the variant that it was made under, and the side inputs that it was made with.
+
+    `margin` and `needed_prior` are those of `core.ranking.RankedList`.
+    """
 
     variant: str
     items: list[Item]
     side_inputs: SideInputs
+    margin: float = field(default=0.0, compare=False)
+    needed_prior: float = field(default=-math.inf, compare=False)
 
 
 def fallback_encoded(live: ServableVersion, history: NDArray[np.int32]) -> Encoded:
@@ -76,7 +83,7 @@ class ListMaker:
         for name, rows in by_variant.items():
             is_split = len(rows) < len(users)
             part = encoded.take(rows) if is_split else encoded
-            lists = rank(
+            lists = rank_lists(
                 live.space,
                 self._config(live, name, degraded),
                 [states[row] for row in rows] if is_split else states,
@@ -87,16 +94,22 @@ class ListMaker:
                 [priors[row] for row in rows] if is_split and priors is not None else priors,
                 [f"{users[row]}\x1f{states[row].feature_ts}\x1f{live.version}" for row in rows],
             )
-            for row, items in zip(rows, lists, strict=True):
-                made[row] = MadeList(name, items, live.side_inputs)
+            for row, (items, margin, needed) in zip(rows, lists, strict=True):
+                made[row] = MadeList(name, items, live.side_inputs, margin, needed)
         return [made_list for made_list in made if made_list is not None]
 
     def make_popular(
         self, live: ServableVersion, user_id: str, state: UserState | None, prior: Prior | None = None
     ) -> MadeList:
         """The most popular items that the user has not seen (`state` is None where there is no profile)."""
-        items = rank_popular(live.space, state, self._settings.list_size, prior)
-        return MadeList(self.variant(user_id), items, live.side_inputs)
+        size = self._settings.list_size
+        items = rank_popular(live.space, state, size, prior)
+        needed = self.prior_weight(live) * items[-1].score if len(items) == size else -math.inf
+        return MadeList(self.variant(user_id), items, live.side_inputs, needed_prior=needed)
+
+    def prior_weight(self, live: ServableVersion) -> float:
+        """The most that the log of an item's popularity is weighed with in any list of a version."""
+        return max(self._config(live, name, False).prior_weight for name in self._by_variant)
 
     def _config(self, live: ServableVersion, name: str, degraded: bool) -> RankConfig:
         own, manifest = self._by_variant[name], live.bundle.manifest

@@ -19,14 +19,6 @@ from typing import NamedTuple
 from freshet.core.events import VISIT, BadEvent, Event, decode_event
 from freshet.core.features import featurise
 from freshet.core.fold_run import fold_run
-from freshet.core.recommendation import (
-    MAX_VISITS,
-    AsOf,
-    Recommendation,
-    Timings,
-    encode_recommendation,
-    recommendation_id,
-)
 from freshet.core.state import (
     FIRST_TOUCH,
     REDELIVERED,
@@ -47,9 +39,10 @@ from freshet.ports import (
 )
 from freshet.process import metrics
 from freshet.serving.canary import CanaryAnalysis
-from freshet.serving.dead_letters import dead_letter, publish_dead_letters, publish_or_tell
+from freshet.serving.dead_letters import dead_letter, publish_dead_letters
 from freshet.serving.feature_writer import FeatureWriter, Inference
 from freshet.serving.list_maker import ListMaker, MadeList, fallback_encoded, fitting
+from freshet.serving.list_publication import ListPublication, Making
 from freshet.serving.live_versions import LiveVersions
 from freshet.serving.popularity_counts import PopularityCounts
 from freshet.serving.servable_version import ServableVersion
@@ -107,14 +100,19 @@ class Pipeline:
         trial: CanaryAnalysis,
         clock: Callable[[], float] = time.time,
         catch_up: Callable[[], Awaitable[None]] | None = None,
+        publication: ListPublication | None = None,
     ) -> None:
-        """`catch_up` reads the popularity topic to its end: what others have counted in partitions taken over."""
+        """`catch_up` reads the popularity topic to its end: what others have counted in partitions taken over.
+
+        `publication` is shared with whoever else publishes lists.
+        """
         self._settings = settings
         self._model = model
         self._encoder = encoder
         self._features = FeatureWriter(features, settings.behaviours)
         self._publisher = publisher
         self._lists = ListMaker(settings)
+        self._published = publication or ListPublication(settings, publisher, clock)
         self._trial = trial
         self._clock = clock
         self._popularity = PopularityCounts(settings, model.published_counts, publisher)
@@ -131,6 +129,11 @@ class Pipeline:
         self._folded = folded = asyncio.create_task(self._fold_next(runs, self._folded))
         self._done = done = asyncio.create_task(self._take_effect(folded, self._done))
         await done
+
+    async def quiet(self, seconds: float) -> None:
+        """Wait, at most so long, until no batch is under way."""
+        if self._done is not None:
+            await asyncio.wait([self._done], timeout=seconds)
 
     async def _fold_next(self, runs: Sequence[PartitionBatch], before: asyncio.Task[_Batch] | None) -> _Batch:
         """Fold the runs and start to write the states, when those of the batch before can be read."""
@@ -276,7 +279,8 @@ class Pipeline:
             lists = self._lists.make(live, ids, states, inference.history, encoded, degraded=degraded)
         effects = [self._features.write(chunk, inference)]
         if not chunk[0].restored:
-            effects.append(self._publish_lists(batch, chunk, lists, live.version, inference.done_ms, degraded=degraded))
+            making = Making(live, batch.state_ms, inference.done_ms, degraded)
+            effects.append(self._publish_lists(batch, chunk, lists, making))
         await _all(effects)
         self._trial.offer(list(zip(ids, states, strict=True)), answered=not degraded)
 
@@ -284,54 +288,18 @@ class Pipeline:
         """Users without a profile get the popular list; an erased one gets a tombstone."""
         users = [user for user in users if not user.restored]
         gone = [user for user in users if user.state.consent is Consent.ERASED]
-        topic = self._settings.recommendations_topic
         if gone:
             await batch.written
-            await self._publisher.publish([Message(topic, user.user_id.encode(), None) for user in gone])
+            await self._published.erase([user.user_id for user in gone])
         rest = [user for user in users if user.state.consent is not Consent.ERASED]
         for live, own in self._model.parts(rest, _user_id):
             lists = [self._lists.make_popular(live, user.user_id, None) for user in own]
-            await self._publish_lists(batch, own, lists, live.version, self._now_ms(), personalised=False)
+            making = Making(live, batch.state_ms, self._now_ms(), personalised=False)
+            await self._publish_lists(batch, own, lists, making)
 
-    async def _publish_lists(
-        self,
-        batch: _Batch,
-        users: list[Touched],
-        lists: list[MadeList],
-        version: int,
-        inference_ms: int,
-        *,
-        degraded: bool = False,
-        personalised: bool = True,
-    ) -> None:
+    async def _publish_lists(self, batch: _Batch, users: list[Touched], lists: list[MadeList], making: Making) -> None:
         await batch.written
-        topic = self._settings.recommendations_topic
-        now = self._now_ms()
-        messages = []
-        for user, made in zip(users, lists, strict=True):
-            as_of = AsOf(user.state.partition, user.state.offset, user.event_ts)
-            recommendation = Recommendation(
-                recommendation_id(user.user_id, as_of, version, degraded),
-                user.user_id,
-                made.items,
-                version,
-                as_of,
-                made.side_inputs,
-                Timings(user.event_ts, user.broker_ts, batch.state_ms, inference_ms, now),
-                degraded,
-                personalised,
-                made.variant,
-                "visit" if user.visits else "event",
-                tuple(user.visits[-MAX_VISITS:]),
-            )
-            messages.append(Message(topic, user.user_id.encode(), encode_recommendation(recommendation)))
-        with metrics.STEP.labels("publish").time():
-            await publish_or_tell(self._publisher, messages)
-        acknowledged = self._now_ms()
-        for user in users:
-            metrics.EVENT_TO_PUBLISH.observe(max(0, acknowledged - user.broker_ts) / 1000)
-        kind = "degraded" if degraded else "personalised" if personalised else "plain"
-        metrics.LISTS.labels(kind).inc(len(users))
+        await self._published.publish(users, lists, making)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
