@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from freshet.process import metrics
 
-from deploy.monitoring.queries import highest, per_second, quantile, summed
+from deploy.monitoring.queries import highest, lowest, per_second, quantile, summed
 
 WIDTH, HEIGHT, COLUMNS = 8, 8, 3
 SCHEMA = 39
@@ -53,7 +53,11 @@ DASHBOARDS: dict[str, list[Panel]] = {
         Panel("Time of a step", "s", {"{{step}} p99": quantile(metrics.STEP, 0.99, "step")}),
         Panel("Events in a micro-batch", "short", {"p50": quantile(metrics.BATCH_EVENTS, 0.5)}),
         Panel("Events that changed no state", "ops", {"{{reason}}": per_second(metrics.SKIPPED, "reason")}),
-        Panel("Feature writes tried again", "ops", {"tries/s": per_second(metrics.FEATURE_RETRIES)}),
+        Panel(
+            "Feature writes tried again",
+            "ops",
+            {"tries/s": per_second(metrics.FEATURE_RETRIES)},
+        ),
         Panel(
             "Features restored",
             "ops",
@@ -66,6 +70,26 @@ DASHBOARDS: dict[str, list[Panel]] = {
             {"written/s": per_second(metrics.STATES_FULL), "left out/s": per_second(metrics.REFUSED_STATES)},
         ),
         Panel("Outputs refused as too large", "ops", {"{{topic}}": per_second(metrics.REFUSED, "topic")}),
+    ],
+    "Freshet living lists": [
+        Panel(
+            "Made again",
+            "ops",
+            {
+                "{{cause}}": per_second(metrics.LIVING_LISTS, "cause"),
+                "as it stood": per_second(metrics.LIVING_UNCHANGED),
+            },
+            "Lists made again without their user, by cause; those that came out as they stood are not published.",
+        ),
+        Panel("Waiting", "short", {"lists": summed(metrics.LIVING_WAITING)}),
+        Panel("Behind", "s", {"longest wait": highest(metrics.LIVING_BEHIND)}),
+        Panel(
+            "Of the live version",
+            "percentunit",
+            {"lowest share": lowest(metrics.LIVING_SHARE)},
+            "Share of the lists of users within the horizon, of the worker that is furthest behind.",
+        ),
+        Panel("Memory of the record", "bytes", {"all workers": summed(metrics.LIVING_BYTES)}),
     ],
     "Freshet model and canary": [
         Panel(

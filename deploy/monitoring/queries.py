@@ -45,6 +45,11 @@ def highest(gauge: Gauge, by: str = "") -> str:
     return _over_processes("max", gauge, by)
 
 
+def lowest(gauge: Gauge, by: str = "") -> str:
+    """The lowest value of a gauge over all processes, by a label or in all; 0 where nothing was ever set."""
+    return _over_processes("min", gauge, by)
+
+
 def summed(gauge: Gauge, by: str = "") -> str:
     """The sum of a gauge over all processes, by a label or in all; 0 where nothing was ever set."""
     return _over_processes("sum", gauge, by)

@@ -35,7 +35,7 @@ from freshet.serving.list_maker import ListMaker
 from freshet.settings import KNOBS, SECRETS, Settings, SettingsError, Variant, load_settings
 from starlette.applications import Starlette
 
-from tests.simulation.memory_world import NOW, MemoryWorld, event, lists
+from tests.simulation.memory_world import NOW, MemoryWorld, clock, event, lists
 
 NAMES = Settings.__struct_fields__
 
@@ -224,6 +224,23 @@ def assigned(settings: Settings) -> object:
     halves = {"even": Variant(share=0.5), "odd": Variant(share=0.5)}
     maker = ListMaker(msgspec.structs.replace(settings, variants=halves))
     return [maker.variant(f"user-{number}") for number in range(50)]
+
+
+def living(settings: Settings) -> object:
+    """Whose list waits to be made again, of two users of whom one was there long ago."""
+
+    async def wait() -> list[str]:
+        world = MemoryWorld()
+        world.settings = settings
+        await world.start()
+        await world.run(event(1, "ann"), event(-4000, "bob"))
+        records = world.publication.standing.values()
+        for record in records:
+            record.mark_versions({2}, clock(), 0.0)
+        since_s = clock() - settings.living_horizon
+        return [record.take(row) for record in records for row in record.due(clock() + 1, since_s).tolist()]
+
+    return asyncio.run(wait())
 
 
 def judged(settings: Settings) -> object:
@@ -504,6 +521,8 @@ CHANGES: dict[str, tuple[str, Any]] = {
     "canary_error_rate": ("judged", 0.5),
     "canary_latency_ratio": ("judged", 4.0),
     "canary_overlap": ("judged", 0.01),
+    "living_budget": ("living", 0.0),
+    "living_horizon": ("living", 1.0),
     "event_ahead": ("published", 60.0),
     "popularity_half_life": ("published", 60.0),
 }
@@ -516,6 +535,7 @@ AT_HAND: dict[str, Callable[[Settings], object]] = {
     "redis": redis,
     "published": published,
     "judged": judged,
+    "living": living,
     "assigned": assigned,
     "read service": read_service,
 }
