@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 from freshet.core.features import FIRST_ITEM
+from freshet.core.popularity_moves import rises_of
 from freshet.core.ranking import RankConfig, RankedList, rank_lists
-from freshet.core.standing_lists import ItemNumbers, StandingList, StandingLists, rises_of
-from hypothesis import given
+from freshet.core.standing_lists import ItemNumbers, StandingList, StandingLists
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.properties.test_ranking import TRAINED, World, make_world
 
 NOW = 1_800_000_000.0
+EXAMPLES = 300
+"""Few worlds come close to an edge."""
 worlds = st.builds(make_world, st.integers(0, 2**32), st.integers(1, 9), st.just(0.0))
 configs = st.builds(RankConfig, st.integers(1, 12), st.just(0.0), st.sampled_from((0.5, 1.0, 2.0)))
 
@@ -34,8 +37,8 @@ def entered(lists: list[RankedList], config: RankConfig, numbers: ItemNumbers) -
     return record
 
 
-def moved(world: World, seed: int, *, rises: int, returns: int) -> tuple[np.ndarray, set[int]]:
-    """Let popularity move and items come back; returns what popularity added before, and the rows that came back."""
+def moved(world: World, seed: int, rises: int) -> np.ndarray:
+    """Let popularity move; returns what it was before, by row."""
     rng = np.random.default_rng(seed)
     before = world.space.prior.values[: world.space.size].copy()
     values = before.copy()
@@ -43,32 +46,35 @@ def moved(world: World, seed: int, *, rises: int, returns: int) -> tuple[np.ndar
     values[rows] += rng.choice([0.25, 1.0, 3.0, -0.5, -1.0], rises).astype(np.float32)
     values = np.maximum(values, 0).astype(np.float32)
     world.space._prior = world.space.prior_of(np.arange(len(values)), np.expm1(values.astype(np.float64)))
-    hidden = np.flatnonzero(~world.space.available[: world.space.size])
-    back = set(rng.choice(hidden[hidden >= FIRST_ITEM], min(returns, max(0, len(hidden) - 2)), replace=False).tolist())
-    for row in back:
-        world.space.set_available(world.space.ids[row], available=True)
-    return before, back
+    return before
 
 
-@given(worlds, configs, st.integers(0, 2**32), st.integers(1, 3), st.integers(0, 8), st.integers(0, 3))
+@settings(max_examples=EXAMPLES)
+@given(worlds, configs, st.integers(0, 2**32), st.integers(1, 3), st.integers(0, 8))
 def test_a_list_that_no_rise_touches_holds_the_same_items(
-    world: World, config: RankConfig, seed: int, steps: int, rises: int, returns: int
+    world: World, config: RankConfig, seed: int, steps: int, rises: int
 ) -> None:
-    """However often popularity moves by a little, and items come back."""
+    """However often popularity moves by a little.
+
+    Of items that are candidates for their popularity alone this is not said: such an item leaves a list when another
+    item pushes it out of the most popular ones.
+    """
     for item in world.space.ids[TRAINED + FIRST_ITEM :]:  # of cold items no score is known
         world.space.set_available(item, available=False)
     lists = ranked(world, config)
     record = entered(lists, config, ItemNumbers())
     weight = np.float32(config.prior_weight)
     for step in range(steps):
-        before, back = moved(world, seed + step, rises=rises, returns=returns)
+        before = moved(world, seed + step, rises)
         now = weight * world.space.prior.values[: world.space.size]
         available = world.space.available[: world.space.size]
-        record.mark_rises(rises_of(weight * before, now, available, back), NOW, 0.0)
+        record.mark_rises(rises_of(weight * before, now, available, ()), NOW, 0.0)
     touched = {int(record.take(position)) for position in record.due(NOW + 1, 0.0).tolist()}
     for user, (stood, again) in enumerate(zip(lists, ranked(world, config), strict=True)):
-        if user not in touched:
-            assert {item.item_id for item in again.items} == {item.item_id for item in stood.items}
+        items, now_items = ({item.item_id for item in made.items} for made in (stood, again))
+        encoded = {world.space.ids[row] for row in world.encoded.topk_index[user]}
+        if user not in touched and items | now_items <= encoded:
+            assert now_items == items
 
 
 @given(worlds, configs, st.integers(0, 2**32))

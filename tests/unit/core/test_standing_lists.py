@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from freshet.core.standing_lists import ItemNumbers, Rises, StandingList, StandingLists, Wait, rises_of
+from freshet.core.popularity_moves import Rises, rises_of
+from freshet.core.standing_lists import ItemNumbers, StandingList, StandingLists, Wait
 
 NOW = 1_800_000_000.0
 DAY = 86_400.0
@@ -34,7 +35,8 @@ def waiting(of: StandingLists, now_s: float = NOW + 1) -> dict[str, Wait]:
 
 def rise(prior: float, by: float, fall: float = NOTHING_FELL) -> Rises:
     """One item that rose to a prior."""
-    return Rises(np.array([prior], np.float32), np.array([by], np.float32), fall)
+    before, now = np.array([prior - by], np.float32), np.array([prior], np.float32)
+    return Rises(before, now, now, now - before, fall)
 
 
 def test_everybody_is_found_however_many_there_are() -> None:
@@ -67,26 +69,37 @@ def test_a_rise_touches_lists_whose_margin_it_is_past_and_that_the_item_can_reac
     """A rise beyond the margin of an item that stays below what it needs touches nothing."""
     made = record(
         standing("near", 1, margin=0.4, needed_prior=2.0),
-        standing("far ahead", 1, margin=1.5, needed_prior=2.0),
+        standing("far ahead", 1, margin=1.7, needed_prior=2.0),
         standing("out of reach", 1, margin=0.4, needed_prior=4.0),
     )
-    made.mark_rises(rise(prior=3.0, by=1.0), NOW, 0.0)
+    made.mark_rises(rise(prior=3.0, by=0.9), NOW, 0.0)
     assert waiting(made) == {"near": Wait.POPULARITY}
+    made.mark_rises(rise(prior=4.5, by=0.6), NOW, 0.0)
+    assert waiting(made) == {"near": Wait.POPULARITY, "out of reach": Wait.POPULARITY}
+
+
+def test_an_item_that_gets_what_it_needs_touches_a_list_however_it_got_there() -> None:
+    """What an item rose by before it could reach a list did not count against the margin."""
+    made = record(standing("ann", 1, margin=1.0, needed_prior=2.0))
+    made.mark_rises(rise(1.9, 1.9), NOW, 0.0)
+    assert waiting(made) == {}
+    made.mark_rises(rise(2.1, 0.2), NOW, 0.0)
+    assert waiting(made) == {"ann": Wait.POPULARITY}
 
 
 def test_rises_add_up() -> None:
     """Small rises touch a list once they are past its margin together; what fell counts with each."""
     made = record(standing("ann", 1, margin=1.0, needed_prior=0.5))
-    made.mark_rises(rise(1.0, 0.6), NOW, 0.0)
+    made.mark_rises(rise(2.0, 0.6), NOW, 0.0)
     assert waiting(made) == {}
-    made.mark_rises(rise(1.0, 0.3, fall=0.2), NOW, 0.0)
+    made.mark_rises(rise(2.0, 0.3, fall=0.2), NOW, 0.0)
     assert waiting(made) == {"ann": Wait.POPULARITY}
 
 
 def test_a_list_with_a_free_slot_is_touched_by_any_rise() -> None:
     """Whatever rose may take the slot."""
     made = record(standing("ann", 1, margin=-np.inf, needed_prior=-np.inf))
-    made.mark_rises(rise(0.0, 0.01), NOW, 0.0)
+    made.mark_rises(rise(0.01, 0.01), NOW, 0.0)
     assert waiting(made) == {"ann": Wait.POPULARITY}
 
 
@@ -234,3 +247,4 @@ def test_bounds_of_any_size_are_kept(needed: float) -> None:
     made = record(standing("ann", 1, margin=0.0, needed_prior=needed))
     made.mark_rises(rise(5.0, 1.0), NOW, 0.0)
     assert bool(waiting(made)) == (needed <= 5.0)
+    made.mark_rises(rise(5.0, 0.0), NOW, 0.0)

@@ -15,7 +15,7 @@ from freshet.core.rollout import MODEL, Rollout, encode_record
 from freshet.ports import Encoded, Message, Record
 from freshet.process import metrics
 from freshet.serving.list_maker import ListMaker
-from freshet.serving.living_lists import CHUNK, LivingLists
+from freshet.serving.living_lists import CHUNK, POPULARITY_REST_SECONDS, LivingLists
 
 from tests.simulation.memory_world import (
     ITEMS,
@@ -355,6 +355,9 @@ async def test_the_popular_list_lives_too() -> None:
     assert (made.cause, made.personalised) == ("item", False)
     assert items_of(made) == [ITEMS[number] for number in (2, 3, 4, 5, 6)]
     world.popular(n50=100.0)
+    world.now_s += POPULARITY_REST_SECONDS
+    await world.settled(living)
+    world.now_s += POPULARITY_REST_SECONDS
     await world.settled(living)
     assert items_of(world.shown()["anon"])[0] == ITEMS[50]
 

@@ -21,6 +21,7 @@ from freshet.core.events import ID_SEPARATOR
 from freshet.core.exploration import explore
 from freshet.core.features import UNKNOWN
 from freshet.core.item_space import ItemSpace, Prior
+from freshet.core.list_bounds import best_outside, bounds
 from freshet.core.reasons import DECAY, reasons_of, strongest_events
 from freshet.core.recommendation import Item, Reason
 from freshet.core.seen_items import barred_items, barring_events
@@ -32,8 +33,6 @@ POOL = 5
 """Diversity and exploration pick among this many times the list's size."""
 MARKS = 1 << 18
 """Rows times users that are marked together."""
-ROUNDING = 1e-5
-"""Scores of lists are rounded to it."""
 LOOK_AHEAD = 32
 """Candidates that are looked at together for ones that a user has not seen."""
 
@@ -144,8 +143,10 @@ def rank_lists(
     wanted = max(pool, config.list_size + 1)
     length = history.shape[1]
     picks, values = _without_seen(space.ids, config, states, history, ranking, wanted)
-    edges = _edges(values, config.list_size)
-    needed = _needed_priors(scores, added, edges)
+    outside = best_outside(space, topk_score, config.prior_weight, priors)
+    if config.value_weight or config.novelty_weight:
+        outside += space.lift(config.value_weight, config.novelty_weight).max()
+    margins, needed = bounds(scores, added, values, config.list_size, outside)
     for user in range(len(states)):
         del picks[user][pool:], values[user][pool:]
         if config.diversity:
@@ -163,27 +164,7 @@ def rank_lists(
             reasons_of(length, *parts) for parts in zip(states, positions.tolist(), shares.tolist(), strict=True)
         ]
     lists = [_items(space, *parts) for parts in zip(picks, values, propensities, explored, reasons, strict=True)]
-    margins = edges[:, 0] - np.where(np.isfinite(edges[:, 0]), edges[:, 1], 0.0)
     return [RankedList(*parts) for parts in zip(lists, margins.tolist(), needed.tolist(), strict=True)]
-
-
-def _edges(values: Sequence[Sequence[float]], size: int) -> NDArray[np.float64]:
-    """The scores of each user's last slot and of the best candidate that was left out, `[B, 2]`; -inf for none."""
-    edges = np.full((len(values), 2), -np.inf)
-    for user, scores in enumerate(values):
-        mine = scores[size - 1 : size + 1]
-        edges[user, : len(mine)] = mine
-    return edges
-
-
-def _needed_priors(
-    scores: NDArray[np.float32], added: NDArray[np.float32], edges: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Each user's `RankedList.needed_prior` `[B]`, by candidates' `scores` and what popularity `added`, `[B, C]`."""
-    last, next_best = edges.T
-    own = np.where(scores < next_best[:, None] + ROUNDING, scores - added, -np.inf).max(axis=1, initial=-np.inf)
-    is_full = np.isfinite(last)
-    return np.where(is_full, np.where(is_full, last, 0.0) - own, -np.inf)
 
 
 def _common_candidates(

@@ -18,6 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from freshet.core.popularity_moves import Rises
+
+ROUNDING = 2e-5
+"""Scores of lists are rounded, so a margin may be less by so much; scores that are equal go by the items' order."""
 NO_ITEM = 0
 UNKNOWN = -1
 """Stands for the version of a list that another worker made."""
@@ -82,36 +86,6 @@ class StandingList(NamedTuple):
     acted_s: float
 
 
-class Rises(NamedTuple):
-    """What popularity adds to items' scores more than it did, as a frontier.
-
-    Attributes:
-        priors: What popularity adds to the score now `[R]`, descending.
-        highest: The most that it rose among the items with at least that prior `[R]`.
-        fall: The most that it fell for any item.
-    """
-
-    priors: NDArray[np.float32]
-    highest: NDArray[np.float32]
-    fall: float
-
-
-def rises_of(
-    before: NDArray[np.float32], now: NDArray[np.float32], available: NDArray[np.bool_], returned: Collection[int]
-) -> Rises:
-    """Compare what popularity adds to the scores of a version's rows, `[rows]` each; later rows count as 0 before.
-
-    Rows in `returned` have just become available: they rose without bound.
-    """
-    rise = now.copy()
-    rise[: len(before)] -= before[: len(rise)]
-    fall = float(-min(rise.min(initial=0.0), 0.0))
-    rise[list(returned)] = np.inf
-    rows = np.flatnonzero((rise > 0) & available)
-    rows = rows[np.argsort(-now[rows])]
-    return Rises(now[rows], np.maximum.accumulate(rise[rows]), fall)
-
-
 class StandingLists:
     """The standing lists of one partition of the events topic.
 
@@ -126,6 +100,8 @@ class StandingLists:
         self._ids = bytearray()
         self._versions: list[int] = []
         self._taken: set[int] = set()
+        self._fallen = 0.0
+        """What any item may have fallen by so far: so much less does an item need that was left out since."""
         self._index = [np.zeros(FEWEST_CELLS, np.uint32) for _ in range(INDEX_PARTS)]
         self._indexed = [0] * INDEX_PARTS
         self._rows = np.zeros((0, slots), np.uint16)
@@ -165,7 +141,7 @@ class StandingLists:
         _, _, versions, margins, needed, event_ts, acted_s = zip(*lists, strict=True)
         self._rows[positions] = rows
         self._margin[positions] = margins
-        exact = np.array(needed, np.float64)
+        exact = np.array(needed, np.float64) + self._fallen
         clipped = np.clip(exact, -LARGEST, LARGEST)
         self._needed[positions] = np.where(np.isfinite(exact), clipped - np.abs(clipped) * 2.0**-9, exact)  # downwards
         self._moment[positions] = self._tenths(now_s)
@@ -215,14 +191,22 @@ class StandingLists:
             self._wait[position], self._moment[position] = Wait.ITEM, self._tenths(now_s)
 
     def mark_rises(self, rises: Rises, now_s: float, rest_s: float) -> None:
-        """Let the lists wait into which an item may have risen; of all others the margin is less by what rose."""
+        """Let the lists wait into which an item may have come.
+
+        That is where an item got what it needed, or an item that had what it needed rose by more than the margin. Of
+        all other lists the margin is less by what moved.
+        """
         size = self.size
-        reach = np.searchsorted(-rises.priors, -self._needed[:size].astype(np.float32), side="right")
-        highest = np.concatenate([np.zeros(1, np.float32), rises.highest])[reach]
-        gained = np.where(highest > 0, highest + np.float32(rises.fall), np.float32(0))
-        touched = self._margin[:size] < gained
+        needed = self._needed[:size].astype(np.float32) - np.float32(self._fallen)
+        had = np.searchsorted(rises.before, needed)
+        self._fallen += rises.fall
+        needed -= np.float32(rises.fall)
+        has = np.searchsorted(rises.now, needed)
+        reach = np.searchsorted(-rises.priors, -needed, side="right")
+        gained = np.concatenate([np.zeros(1, np.float32), rises.highest])[reach] + np.float32(rises.fall)
+        touched = (self._margin[:size] <= gained + np.float32(ROUNDING)) & (gained > 0)
         self._margin[:size] -= np.where(np.isinf(self._margin[:size]), np.float32(0), gained)
-        self._mark(touched & (gained > 0), Wait.POPULARITY, now_s, rest_s)
+        self._mark(touched | (has < had), Wait.POPULARITY, now_s, rest_s)
 
     def mark_versions(self, served: Collection[int], now_s: float, rest_s: float) -> None:
         """Let the lists wait that none of the versions made that make lists now."""

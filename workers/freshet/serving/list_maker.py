@@ -103,9 +103,12 @@ class ListMaker:
     ) -> MadeList:
         """The most popular items that the user has not seen (`state` is None where there is no profile)."""
         size = self._settings.list_size
-        items = rank_popular(live.space, state, size, prior)
-        needed = self.prior_weight(live) * items[-1].score if len(items) == size else -math.inf
-        return MadeList(self.variant(user_id), items, live.side_inputs, needed_prior=needed)
+        items = rank_popular(live.space, state, size + 1, prior)
+        scores = [self.prior_weight(live) * item.score for item in items[size - 1 : size + 1]]
+        margin, needed = -math.inf, -math.inf
+        if scores:
+            margin, needed = scores[0] - scores[-1] if len(scores) > 1 else math.inf, scores[0]
+        return MadeList(self.variant(user_id), items[:size], live.side_inputs, margin, needed)
 
     def prior_weight(self, live: ServableVersion) -> float:
         """The most that the log of an item's popularity is weighed with in any list of a version."""

@@ -47,6 +47,8 @@ PATIENCE_SECONDS = 0.25
 """How long own events go first: where they never end, lists are made again beside them."""
 REST_SECONDS = 1.0
 """A list that was made again is not made again within so long, unless its user acts: an item may flicker."""
+POPULARITY_REST_SECONDS = 30.0
+"""The same for popularity, of which something always rises somewhere."""
 OLD_SECONDS = 3600.0
 """A list older than that is made again for its age, where the side inputs have changed since it was made."""
 RETRY_SECONDS = 1.0
@@ -180,7 +182,7 @@ class LivingLists:
                 record.mark_items(numbers, now_s, REST_SECONDS)
                 self._chosen_at = -np.inf
             if moved.rises is not None:
-                record.mark_rises(moved.rises, now_s, REST_SECONDS)
+                record.mark_rises(moved.rises, now_s, POPULARITY_REST_SECONDS)
             if moved.versions is not None:
                 record.mark_versions(moved.versions, now_s, REST_SECONDS)
             if is_slow:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from freshet.core.standing_lists import Rises, rises_of
+from freshet.core.popularity_moves import Rises, rises_of
 from freshet.serving.list_maker import ListMaker
 from freshet.serving.live_versions import LiveVersions
 from freshet.serving.servable_version import ServableVersion
@@ -85,7 +85,7 @@ class WorldWatch:
         self._counted = live.side_inputs.popularity
         returned, self._returned = self._returned, set()
         rises = rises_of(before, self._added, live.space.available[: live.space.size], returned)
-        return rises if len(rises.priors) else None
+        return rises if len(rises.priors) or rises.fall > 0 else None
 
     def _added_by_popularity(self, live: ServableVersion) -> np.ndarray:
         weight = np.float32(self._maker.prior_weight(live))
