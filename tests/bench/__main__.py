@@ -42,6 +42,7 @@ from tests.bench import (
     triton_alone,
     whole_path,
 )
+from tests.bench import living as living_lists
 from tests.bench import replay as replay_log
 
 PER_EVENT_EVENTS = 1500
@@ -57,14 +58,15 @@ class Sizes:
     fold_events: int
     fold_users: int
     latency_s: float
+    living_users: int
     populations: tuple[int, ...]
     triton_s: float
     replay_events: int
     replay_users: int
 
 
-FULL = Sizes(60_000, 20_000, 600_000, 10_000, 30.0, (10_000, 100_000), 8.0, 100_000, 25_000)
-QUICK = Sizes(12_000, 4_000, 150_000, 5_000, 12.0, (5_000,), 4.0, 30_000, 6_000)
+FULL = Sizes(60_000, 20_000, 600_000, 10_000, 30.0, 100_000, (10_000, 100_000), 8.0, 100_000, 25_000)
+QUICK = Sizes(12_000, 4_000, 150_000, 5_000, 12.0, 5_000, (5_000,), 4.0, 30_000, 6_000)
 
 
 def whole(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
@@ -148,6 +150,11 @@ def latency(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
     return {"500 events/s": whole_path.latency(stack, "latency", rate=500, seconds=sizes.latency_s)}
 
 
+def living(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
+    """Own events beside living lists and without them, and a sold-out item leaving everybody's list."""
+    return living_lists.measure(stack, "living", users=sizes.living_users, rate=500, seconds=sizes.latency_s)
+
+
 def population(stack: local.Stack, sizes: Sizes) -> dict[str, Any]:
     """Memory, disk and restarts by number of users."""
     return {
@@ -224,6 +231,7 @@ PARTS: dict[str, Callable[[local.Stack, Sizes], dict[str, Any]]] = {
     "whole": whole,
     "fold": fold,
     "latency": latency,
+    "living": living,
     "population": population,
     "replay": replay,
     "archive": archive,
@@ -235,6 +243,10 @@ SHOWN = {
     "whole": ("users_per_s", "x_faust_per_event", "of_triton_alone", "cpu_us_per_user", "degraded", "rss_mb"),
     "fold": ("events_per_s", "x_quix", "cpu_us_per_event", "peak_rss_mb"),
     "latency": ("lists", "p50_ms", "p90_ms", "p99_ms"),
+    "living": (
+        *("lists", "left", "p50_ms", "p99_ms", "p50_x_off", "p99_x_off", "again_per_s", "p50_s", "p99_s"),
+        *("lists_per_s", "bytes_per_user"),
+    ),
     "population": ("rss_mb", "state_disk_bytes_per_user", "restart_warm_s", "restart_wiped_s"),
     "replay": ("events_per_s", "lists_per_s", "x_live", "cpu_us_per_event", "peak_rss_mb"),
     "archive": ("events_per_s", "of_consumed_alone", "cpu_us_per_event", "bytes_per_event", "peak_rss_mb"),

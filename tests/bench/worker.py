@@ -48,8 +48,9 @@ class Names:
         )
 
     def environment(self, stack: Stack) -> dict[str, str]:
-        """The settings of a worker on these topics."""
+        """The settings of a worker on these topics: lists are made for events alone, so that they can be counted."""
         return {
+            "FRESHET_LIVING_BUDGET": "0",
             "FRESHET_KAFKA": stack.bootstrap,
             "FRESHET_TRITON": stack.triton_grpc,
             "FRESHET_MODEL_REPOSITORY": str(stack.models),

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from freshet.core.catalogue import CatalogueItem, encode_item
@@ -252,14 +253,27 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pipeline, "quiet", no_waiting)
 
 
+@pytest.fixture
+def late(hasty: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And take so long that users act meanwhile."""
+    encode_again = LivingLists._encode_again
+
+    async def slowly(*arguments: Any) -> None:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        await encode_again(*arguments)
+
+    monkeypatch.setattr(LivingLists, "_encode_again", slowly)
+
+
 @pytest.mark.parametrize("interleaving", [0, 1, 2, SLOW_ENCODER])
-@pytest.mark.parametrize("pace", ["patient", "hasty"])
+@pytest.mark.parametrize("pace", ["patient", "hasty", "late"])
 async def test_one_kill_at_every_point(
     repository: Path, interleaving: int, pace: str, request: pytest.FixtureRequest
 ) -> None:
     """No list is of an older event than the one before, none is wrong, and no sold-out item stands in the end."""
-    if pace == "hasty":
-        request.getfixturevalue("hasty")
+    if pace != "patient":
+        request.getfixturevalue(pace)
     clean, _ = await lived([], interleaving)
     found, lives = {}, 0
     for at in range(1, clean.points):
@@ -272,13 +286,13 @@ async def test_one_kill_at_every_point(
 
 
 async def test_lists_that_are_made_again_without_care_are_found_out(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, hasty: None
+    repository: Path, monkeypatch: pytest.MonkeyPatch, late: None
 ) -> None:
     """Failing control: where nobody asks whether a user's own list overtook, lists go back."""
     monkeypatch.setattr("freshet.core.standing_lists.StandingLists.is_taken", lambda *_: True)
     monkeypatch.setitem(CAUSES, Wait.NONE, "item")
     faults: set[str] = set()
-    for interleaving in (SLOW_ENCODER, *range(1, 40)):
+    for interleaving in (SLOW_ENCODER, *range(1, 10)):
         durable, shop = await lived([], interleaving)
         faults |= await wrong(durable, shop, repository)
     assert any("lists go back" in fault or "follows the tombstone" in fault for fault in faults)

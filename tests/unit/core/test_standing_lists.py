@@ -142,13 +142,31 @@ def test_the_more_urgent_reason_stands_and_the_wait_goes_on() -> None:
     assert made.waits(0) == (Wait.ITEM, pytest.approx(NOW + 20, abs=0.11))
 
 
+def made_again(user: str, number: int, wait: Wait, **fields: float) -> StandingLists:
+    """A record of a list that was made again for a reason."""
+    made = record(standing(user, 99))
+    made.mark_versions({1} if wait is Wait.ITEM else {2}, NOW, 0.0)
+    made.mark_items([99] if wait is Wait.ITEM else [98], NOW, 0.0)
+    made.enter([standing(user, number, **fields)], NOW, is_remade=True)
+    return made
+
+
 def test_a_list_made_again_rests_and_a_list_of_an_event_does_not() -> None:
     """An item that flickers has a list made again once a rest; who acts is answered at once."""
-    made = record(standing("ann", 1))
-    made.enter([standing("bob", 1)], NOW, is_remade=True)
+    made = made_again("bob", 1, Wait.ITEM)
+    made.enter([standing("ann", 1)], NOW)
     made.mark_items([1], NOW + 0.2, 5.0)
     assert waiting(made, NOW + 0.3) == {"ann": Wait.ITEM}
     assert set(waiting(made, NOW + 5.1)) == {"ann", "bob"}
+
+
+def test_who_rests_from_something_less_urgent_is_due_at_once() -> None:
+    """An item that goes does not wait for the rest that follows on a version or on popularity."""
+    made = made_again("ann", 1, Wait.MODEL, margin=0.0, needed_prior=0.0)
+    made.mark_rises(rise(1.0, 0.5), NOW + 1, 30.0)
+    assert waiting(made, NOW + 2) == {}
+    made.mark_items([1], NOW + 2, 1.0)
+    assert waiting(made, NOW + 2.1) == {"ann": Wait.ITEM}
 
 
 def test_what_comes_first_is_gone_then_off_and_soon() -> None:

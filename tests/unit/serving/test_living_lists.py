@@ -15,7 +15,7 @@ from freshet.core.rollout import MODEL, Rollout, encode_record
 from freshet.ports import Encoded, Message, Record
 from freshet.process import metrics
 from freshet.serving.list_maker import ListMaker
-from freshet.serving.living_lists import CHUNK, POPULARITY_REST_SECONDS, LivingLists
+from freshet.serving.living_lists import POPULARITY_REST_SECONDS, URGENT_CHUNK, LivingLists
 
 from tests.simulation.memory_world import (
     ITEMS,
@@ -365,13 +365,13 @@ async def test_the_popular_list_lives_too() -> None:
 async def test_lists_are_made_again_a_few_at_a_time() -> None:
     """An own event never waits for more of them at the encoder."""
     world = World()
-    living = await world.lived(3 * CHUNK, events=1)
+    living = await world.lived(2 * URGENT_CHUNK, events=1)
     world.encoder.calls.clear()
     for item in ITEMS[:60]:
         world.item(item, available=False)
     await world.settled(living)
     assert world.encoder.calls
-    assert max(users for users, _ in world.encoder.calls) <= CHUNK
+    assert max(users for users, _ in world.encoder.calls) <= URGENT_CHUNK
 
 
 async def test_without_a_budget_nothing_is_kept() -> None:

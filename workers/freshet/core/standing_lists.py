@@ -112,11 +112,11 @@ class StandingLists:
         self._event_ts = np.zeros(0, np.int64)
         self._version = np.zeros(0, np.uint16)
         self._wait = np.zeros(0, np.uint8)
-        self._is_remade = np.zeros(0, np.bool_)
+        self._remade_for = np.zeros(0, np.uint8)
         self._end = np.zeros(0, np.uint32)
 
     _COLUMNS = (
-        "_rows", "_margin", "_needed", "_moment", "_acted", "_event_ts", "_version", "_wait", "_is_remade", "_end",
+        "_rows", "_margin", "_needed", "_moment", "_acted", "_event_ts", "_version", "_wait", "_remade_for", "_end",
     )  # fmt: skip
 
     @property
@@ -148,8 +148,8 @@ class StandingLists:
         self._event_ts[positions] = event_ts
         self._acted[positions] = acted_s
         self._version[positions] = [self._version_number(version) for version in versions]
+        self._remade_for[positions] = self._wait[positions] if is_remade else Wait.NONE
         self._wait[positions] = Wait.NONE
-        self._is_remade[positions] = is_remade
         self._taken.difference_update(positions.tolist())
 
     def take_over(self, users: Sequence[tuple[str, int]], now_s: float) -> int:
@@ -218,14 +218,20 @@ class StandingLists:
         self._mark(self._moment[: self.size] < self._tenths(than_s), Wait.TIME, now_s, 0.0)
 
     def _mark(self, touched: Any, wait: Wait, now_s: float, rest_s: float) -> None:
-        """Let the `touched` lists wait, bool `[size]`. One that was made again before is due after a rest."""
+        """Let the `touched` lists wait, bool `[size]`.
+
+        A list that was made again for this or a more urgent reason is due only after a rest.
+        """
         size = self.size
-        waits, moment = self._wait[:size], self._moment[:size]
+        waits, moment, remade_for = self._wait[:size], self._moment[:size], self._remade_for[:size]
         touched &= (waits == Wait.NONE) | (waits > wait)
         touched &= self._acted[:size] > 0
-        earliest = np.where(self._is_remade[:size], moment + np.uint32(10 * rest_s), np.uint32(0))
-        since = np.where(waits == Wait.NONE, np.maximum(earliest, self._tenths(now_s)), moment)
-        moment[touched] = since[touched]
+        now, rest = self._tenths(now_s), np.uint32(10 * rest_s)
+        rests = (remade_for != Wait.NONE) & (remade_for <= wait)
+        made_at = np.where(waits == Wait.NONE, moment, now)
+        due = np.where(rests, np.maximum(made_at + rest, now), now)
+        due = np.where(waits == Wait.NONE, due, np.minimum(moment, due))
+        moment[touched] = due[touched]
         waits[touched] = wait
 
     def due(self, now_s: float, since_s: float) -> NDArray[np.int64]:

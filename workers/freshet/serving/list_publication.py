@@ -110,10 +110,13 @@ class ListPublication:
             record.forget(user_ids)
         await self._publisher.publish([Message(self._topic, user_id.encode(), None) for user_id in user_ids])
 
-    async def publish_again(self, taken: Sequence[Taken], lists: Sequence[MadeList], making: Making) -> int:
-        """Publish those of the lists made again that are others than what stands; returns how many these are.
+    def publish_again(
+        self, taken: Sequence[Taken], lists: Sequence[MadeList], making: Making
+    ) -> asyncio.Task[None] | None:
+        """Publish those of the lists made again that are others than what stands.
 
-        A list whose user has a newer one by now is given up. Raises `DeliveryError`.
+        A list whose user has a newer one by now is given up. Returns what is to be awaited, None for nothing; it raises
+        `DeliveryError`.
         """
         messages, users = [], []
         entries: dict[int, tuple[StandingLists, list[StandingList]]] = {}
@@ -137,17 +140,20 @@ class ListPublication:
         for record, entered in entries.values():
             record.enter(entered, self._clock(), is_remade=True)
         if not messages:
-            return 0
+            return None
         done = asyncio.get_running_loop().create_future()
         self._underway |= dict.fromkeys(users, done)
+        return asyncio.create_task(self._send(messages, users, done))
+
+    async def _send(self, messages: Sequence[Message], users: Sequence[str], done: asyncio.Future[None]) -> None:
         try:
             with metrics.STEP.labels("publish").time():
                 await publish_or_tell(self._publisher, messages)
         finally:
             for user_id in users:
-                del self._underway[user_id]
+                if self._underway.get(user_id) is done:
+                    del self._underway[user_id]
             done.set_result(None)
-        return len(messages)
 
     async def _after_underway(self, user_ids: Collection[str]) -> None:
         """Wait until no list of these users that was made again is being published."""

@@ -26,7 +26,7 @@ from freshet.core.state import Consent, decode_state
 from freshet.ports import Encoder, Unavailable
 from freshet.process import metrics
 from freshet.serving.feature_keeper import KeptStates
-from freshet.serving.list_maker import ListMaker, fitting
+from freshet.serving.list_maker import ListMaker, MadeList, fitting
 from freshet.serving.list_publication import ListPublication, Making, Taken
 from freshet.serving.live_versions import LiveVersions
 from freshet.serving.pipeline import Pipeline
@@ -39,6 +39,12 @@ TICK_SECONDS = 0.05
 """Between two looks at the world while nothing waits."""
 CHUNK = 32
 """Lists made again together: an own event waits for no more of them at the encoder."""
+URGENT_CHUNK = 64
+"""The same where an item went."""
+URGENT_TOGETHER = 2
+"""Chunks that are made together where an item went: the encoder has the next while lists are ranked."""
+SENDING = 2
+"""Chunks that may be on their way to the broker while the next is made."""
 QUEUE = 512
 """Lists that are chosen together."""
 CHOICE_SECONDS = 0.5
@@ -104,6 +110,7 @@ class LivingLists:
         self._chosen_at = self._slow_at = -np.inf
         self._by_age = False
         self._making = asyncio.Lock()
+        self._sending: deque[asyncio.Task[None]] = deque()
 
     async def run(self, assigned: Callable[[], set[int]], recovering: Callable[[], bool]) -> None:
         """Keep the lists of the assigned partitions for ever. Raises what publishing raises."""
@@ -121,7 +128,7 @@ class LivingLists:
         for record in self._publication.standing.values():
             record.give_up()
         async with self._making:
-            pass
+            await self._sent()
 
     def follow(self, assigned: Collection[int]) -> None:
         """Take up the partitions that are new among those assigned, and let go of those that are there no more."""
@@ -147,14 +154,18 @@ class LivingLists:
             await self._mark(now_s)
             self._choose(now_s)
         if not self._queue or not self._budget.allows(urgent=self._queue[0].is_urgent):
+            await self._sent()
             return False
         await self._pipeline.quiet(PATIENCE_SECONDS)
-        chosen = [self._queue.popleft() for _ in range(min(CHUNK, len(self._queue)))]
+        urgent = bool(self._queue) and self._queue[0].is_urgent
+        size, together = (URGENT_CHUNK, URGENT_TOGETHER) if urgent else (CHUNK, 1)
+        chosen = [self._queue.popleft() for _ in range(min(size * together, len(self._queue)))]
         async with self._making:
             if self._suspended:
                 return False
             with self._budget.spend():
-                return await self._make_again(chosen)
+                chunks = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+                return all(await asyncio.gather(*(self._make_again(chunk) for chunk in chunks)))
 
     def _take_over(self, now_s: float) -> None:
         """Let the lists wait of users who acted within the horizon, of a few users of the partitions taken over."""
@@ -226,7 +237,7 @@ class LivingLists:
             for live, own in self._model.parts(plain, _user_id):
                 lists = [self._lists.make_popular(live, again.user_id, None) for again in own]
                 making = Making(live, state_ms, self._now_ms(), personalised=False)
-                await self._publication.publish_again(own, lists, making)
+                await self._send(own, lists, making)
             for live, own in self._model.parts(encoded, _user_id):
                 await self._encode_again(live, own, state_ms)
         except Unavailable as error:
@@ -268,7 +279,19 @@ class LivingLists:
         with metrics.STEP.labels("rank").time():
             user_ids = [again.user_id for again in taken]
             lists = self._lists.make(live, user_ids, states, tensors["item_index"], encoded)
-        await self._publication.publish_again(taken, lists, Making(live, state_ms, inference_ms))
+        await self._send(taken, lists, Making(live, state_ms, inference_ms))
+
+    async def _send(self, taken: Sequence[Taken], lists: Sequence[MadeList], making: Making) -> None:
+        """Hand lists over to the broker, and wait for those that were handed over some chunks before."""
+        sending = self._publication.publish_again(taken, lists, making)
+        if sending is not None:
+            self._sending.append(sending)
+        await self._sent(SENDING)
+
+    async def _sent(self, left: int = 0) -> None:
+        """Wait until at most so many chunks are on their way. Raises `DeliveryError`."""
+        while len(self._sending) > left:
+            await self._sending.popleft()
 
     def _tell(self, now_s: float) -> None:
         """Renew the gauges."""

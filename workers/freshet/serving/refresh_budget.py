@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-BURST_SECONDS = 1.0
+BURST_SECONDS = 2.0
 """Time that was not spent is kept up to so much."""
-RESERVED_SECONDS = 0.5
+RESERVED_SECONDS = 1.5
 """So much of what is kept is for items that went alone."""
 
 
