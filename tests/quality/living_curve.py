@@ -97,7 +97,6 @@ class Walk:
         self.states: dict[str, UserState] = {}
         self.shown: dict[str, list[str]] = {}
         self.credit = 0.0
-        self.by_age = False
 
     def make(self, users: Sequence[str]) -> list[MadeList]:
         """The lists of encoded users as of now."""
@@ -190,9 +189,7 @@ class Walk:
             due = record.due(now_s, now_s - self.settings.living_horizon)
             if not len(due):
                 return
-            self.by_age = not self.by_age
-            worth = record.ages(due, now_s) if self.by_age else record.gains(due, now_s)
-            best = due[np.argsort(-worth, kind="stable")][: min(256, int(self.credit))]
+            best = due[np.argsort(-record.gains(due, now_s), kind="stable")][: min(256, int(self.credit))]
             users = [record.take(position) for position in best.tolist()]
             self.enter(users, self.make(users), is_remade=True)
             self.credit -= len(users)

@@ -211,7 +211,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A canary is rolled back where its lists have less in common with the live version's (mean average overlap)."""
     living_budget: Fraction = 0.1
     """Share of a worker's time in which lists are made again as the world moves; 0 leaves lists to their users."""
-    living_horizon: Seconds = 7 * 86_400.0
+    living_horizon: Seconds = 30 * 86_400.0
     """Lists of users who have been quiet for longer are left to their next visit, but where an item of them goes."""
     event_ahead: Seconds = 86_400.0
     """How much later than its record's time an event's `ts` may be; a later event is a dead letter."""

@@ -174,18 +174,28 @@ def test_what_comes_first_is_gone_then_off_and_soon() -> None:
     lists = [
         standing("item, quiet", 1, acted_s=NOW - DAY / 2),
         standing("model, here", 2),
-        standing("model, an hour ago", 2, acted_s=NOW - 3600),
+        standing("model, weeks ago", 2, acted_s=NOW - 20 * DAY),
         standing("popularity, here", 3, version=2, margin=0.0, needed_prior=0.0),
     ]
     made = record(*lists)
     made.mark_rises(rise(1.0, 0.1), NOW, 0.0)
     made.mark_versions({2}, NOW, 0.0)
     made.mark_items([1], NOW, 0.0)
-    positions = made.due(NOW + 1, NOW - DAY)
+    positions = made.due(NOW + 1, NOW - 30 * DAY)
     order = positions[np.argsort(-made.gains(positions, NOW + 1))].tolist()
     assert [lists[position].user_id for position in order] == [
-        "item, quiet", "model, here", "popularity, here", "model, an hour ago"
+        "item, quiet", "model, here", "popularity, here", "model, weeks ago"
     ]  # fmt: skip
+
+
+def test_whoever_waits_longer_comes_first() -> None:
+    """Of lists that are as far off, of users who are as likely to come back."""
+    made = record(standing("ann", 1), standing("bob", 2))
+    made.mark_older(NOW + 1, NOW + 100)
+    made.enter([standing("ann", 1)], NOW + 150)
+    made.mark_older(NOW + 200, NOW + 300)
+    first, second = made.gains(np.array([1, 0]), NOW + 400).tolist()
+    assert first > 2 * second
 
 
 def test_a_taken_list_is_given_up_where_its_user_has_a_newer_list() -> None:

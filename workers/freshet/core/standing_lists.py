@@ -32,13 +32,13 @@ LARGEST = 60_000.0
 """What a float16 holds."""
 FULLEST = 0.7
 """Share of an index part's cells that are taken at most."""
-ITEM_FIRST = 1e6
+ITEM_FIRST = 1e12
 """A list with an item that went comes before any list that could only be better."""
 OFF = np.array([0.0, ITEM_FIRST, 0.5, 0.1, 0.1], np.float32)
 """How far off a list is taken to be, by its wait: for popularity the least, to which comes what rose beyond."""
 MOST_OFF_POPULARITY = 0.4
-SOON_SECONDS = 60.0
-"""Who acted just now comes back within so long: the chance falls as one over the quiet time, and no higher."""
+SOON_SECONDS = 86_400.0
+"""Who acted within a day is as likely to be back as anybody; after that the chance falls as one over the quiet time."""
 
 
 class Wait(IntEnum):
@@ -245,18 +245,19 @@ class StandingLists:
         positions: NDArray[np.int64] = np.flatnonzero(wanted & (self._moment[:size] <= self._tenths(now_s)))
         return positions
 
-    def has_urgent(self, positions: NDArray[np.int64]) -> bool:
-        """Whether any of these lists waits because an item went or changed."""
-        return bool((self._wait[positions] == Wait.ITEM).any())
-
     def gains(self, positions: NDArray[np.int64], now_s: float) -> NDArray[np.float32]:
-        """What making these lists again is expected to gain `[n]`: how soon the user may come back × how far off."""
+        """What making these lists again is expected to gain `[n]`.
+
+        That is how far off a list is × how long it has waited × how soon its user may come back. A wait grows without
+        bound, so every list has its turn.
+        """
         waits = self._wait[positions]
         off = OFF[waits]
         beyond = np.clip(-self._margin[positions], 0.0, MOST_OFF_POPULARITY)
         off = off + np.where(waits == Wait.POPULARITY, beyond, np.float32(0))
         quiet = np.maximum(0.0, now_s - self._acted[positions])
-        gains: NDArray[np.float32] = (off / (SOON_SECONDS + quiet)).astype(np.float32)
+        waited = np.maximum(1.0, self.ages(positions, now_s))
+        gains: NDArray[np.float32] = (off * waited / (SOON_SECONDS + quiet)).astype(np.float32)
         return gains
 
     def ages(self, positions: NDArray[np.int64], now_s: float) -> NDArray[np.float32]:

@@ -53,7 +53,7 @@ PATIENCE_SECONDS = 0.25
 """How long own events go first: where they never end, lists are made again beside them."""
 REST_SECONDS = 1.0
 """A list that was made again is not made again within so long, unless its user acts: an item may flicker."""
-POPULARITY_REST_SECONDS = 30.0
+POPULARITY_REST_SECONDS = 300.0
 """The same for popularity, of which something always rises somewhere."""
 OLD_SECONDS = 3600.0
 """A list older than that is made again for its age, where the side inputs have changed since it was made."""
@@ -108,7 +108,6 @@ class LivingLists:
         self._arriving: deque[tuple[int, Sequence[str]]] = deque()
         self._queue: deque[_Choice] = deque()
         self._chosen_at = self._slow_at = -np.inf
-        self._by_age = False
         self._making = asyncio.Lock()
         self._sending: deque[asyncio.Task[None]] = deque()
 
@@ -205,20 +204,18 @@ class LivingLists:
             self._tell(now_s)
 
     def _choose(self, now_s: float) -> None:
-        """Choose the lists to be made again next: by what that gains, and every other time by how long they wait."""
+        """Choose the lists to be made again next, by what that is expected to gain."""
         if self._queue and 0.0 <= now_s - self._chosen_at < CHOICE_SECONDS:
             return
         self._chosen_at = now_s
-        self._by_age = not self._by_age
         due = [
             (partition, record, positions)
             for partition, record in self._publication.standing.items()
             if len(positions := record.due(now_s, now_s - self._horizon))
         ]
-        by_age = self._by_age and not any(record.has_urgent(positions) for _, record, positions in due)
         candidates: list[tuple[float, _Choice]] = []
         for partition, record, positions in due:
-            worth = record.ages(positions, now_s) if by_age else record.gains(positions, now_s)
+            worth = record.gains(positions, now_s)
             best = np.argsort(-worth, kind="stable")[:QUEUE]
             candidates += [
                 (value, _Choice(partition, record, position))
