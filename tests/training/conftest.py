@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from freshet.bundle.bundle import TextEncoderFacts
 from freshet_training import train, training_set
 
 from tests.training.ring_log import walk, write_config, write_items, write_log
@@ -21,9 +22,14 @@ class Texts:
     """A text encoder: a random direction for each text."""
 
     digest = "random directions"
+    facts = TextEncoderFacts(digest, "no tokens", 384)
 
     def __init__(self, _folder: Path) -> None:
         self.read: list[str] = []
+
+    def unknown_tokens(self, _texts: Sequence[str]) -> float:
+        """A fixed share."""
+        return 0.25
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """A unit vector per text."""

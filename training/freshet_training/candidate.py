@@ -126,6 +126,7 @@ def _contents(
         privacy=privacy,
         lifts=item_lifts(events, learned.item_ids, config.behaviours) if privacy is None else None,
         model_card=model_card(config, run.training_set, learned, measured, privacy, run.chosen),
+        text_encoder=learned.text_encoder,
         network=not isinstance(measured.fitted.model, NearestText),
     )
 

@@ -118,6 +118,7 @@ class BundleContents:
     privacy: bundle.Privacy | None
     lifts: NDArray[np.float32] | None
     model_card: str
+    text_encoder: bundle.TextEncoderFacts | None = None
     network: bool = True
 
 
@@ -179,6 +180,7 @@ def _manifest(encoder: UserEncoder, out: Path, contents: BundleContents) -> bund
         parent=contents.parent,
         privacy=contents.privacy,
         network=contents.network,
+        text_encoder=contents.text_encoder,
         repeats=list(config.repeats),
         scale=encoder.log_scale.detach().exp().item(),
         settings=msgspec.to_builtins(config),

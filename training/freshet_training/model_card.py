@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from freshet.bundle.bundle import Privacy
+from freshet.bundle.bundle import Privacy, TextEncoderFacts
 from freshet.core.events import Event
 
 from freshet_training.config import TrainingConfig
@@ -40,7 +40,7 @@ def model_card(
     return f"""# {config.name}
 
 {_what(measured.fitted.model)}
-
+{_text_encoder(learned.text_encoder)}
 ## Data
 
 Terms: {config.data_terms}. The bundle holds item ids and weights{_facts(privacy)}; no event and no text of the data.
@@ -88,8 +88,21 @@ def _what(model: UserEncoder) -> str:
             "what is popular are recommended. A network was trained, and was not better than the best mix without it."
         )
     return f"""A causal transformer ({shape.dim} wide, {shape.blocks} blocks) over a user's last {shape.length} events.
-It ranks the next item. An item stands at its projected text embedding (all-MiniLM-L6-v2, int8) plus a learned residual,
+It ranks the next item. An item stands at its projected text embedding plus a learned residual,
 so an unseen item stands at its text alone."""
+
+
+def _text_encoder(facts: TextEncoderFacts | None) -> str:
+    """Which text encoder the version stands on, and how much of the texts it knows."""
+    if facts is None:
+        return ""
+    return f"""
+## Text encoder
+
+A model of {facts.width} numbers a text, sha256 {facts.model}, with the tokenizer {facts.tokenizer}.
+Its vocabulary lacks {facts.unknown_tokens:.1%} of the texts' tokens. The version is served beside that text encoder
+alone.
+"""
 
 
 def _chosen(chosen: Choice | None) -> str:

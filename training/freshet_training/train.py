@@ -76,6 +76,7 @@ def train(request: RunRequest, config: TrainingConfig) -> bool:
         live = load_bundle(request.live) if request.live is not None else None
         parent = live if request.incremental and live is not None and live.manifest.network else None
         training_set = read_training_set(config, request.files, parent)
+        _say_text_encoder(live, training_set)
         chosen = _chosen(request, config, training_set, parent)
         if chosen is not None and request.given is not None:
             config = chosen.applied(config, request.given)
@@ -100,6 +101,13 @@ def train(request: RunRequest, config: TrainingConfig) -> bool:
             if increment and not accepted:
                 write_whole(refused, increment.encode())
         return accepted
+
+
+def _say_text_encoder(live: Bundle | None, training_set: TrainingSet) -> None:
+    """Say where the gate cannot place the live version's new items: it has the new text encoder's vectors alone."""
+    theirs, ours = live.manifest.text_encoder if live is not None else None, training_set.text_encoder
+    if theirs is not None and ours is not None and not theirs.is_of(ours):
+        say("the live version was trained with another text encoder: the gate judges it unfairly on items new to it")
 
 
 def _chosen(

@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
-from freshet.bundle.bundle import Bundle
+from freshet.bundle.bundle import Bundle, TextEncoderFacts
 from freshet.core.catalogue import CatalogueItem
 from freshet.core.events import Event
 from freshet.core.features import FIRST_ITEM, TEXT_DIM
@@ -24,11 +25,13 @@ from freshet_training.examples import Examples, histories, shuffle_ties, windows
 from freshet_training.increment import split_increment
 from freshet_training.model_shape import ModelShape
 from freshet_training.regression_set import REGRESSION_FILE, regression_pairs
-from freshet_training.text.encoder import TextEncoder
+from freshet_training.text.encoder import TextEncoder, TextError
 from freshet_training.text.vector_cache import TextVectorCache
 from freshet_training.text.vocabulary import word_numbers
 
 SHOWN_TYPES = 5
+MANY_UNKNOWN = 0.05
+"""Share of unknown tokens from which on a run says that the text encoder may not know the language."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class TrainingSet:
     `word_numbers` `[len(item_ids), W]` number the words of the vocabulary's texts, where the settings ask for words.
     An incremental run learns what happened at `since` (ms) or later; 0 is everything. `asked` are the users and items
     of the regression set: `runs` lack the `held_back` events of these, with a gap in their users' histories.
-    `digest` is the digest of everything that is learned from.
+    `digest` is the digest of everything that is learned from. `text_encoder` read the texts; it is None where no item
+    has a text.
     """
 
     log: CleanedLog
@@ -66,6 +70,7 @@ class TrainingSet:
     asked: frozenset[tuple[str, str]]
     held_back: int
     digest: str
+    text_encoder: TextEncoderFacts | None
 
     @property
     def catalogue(self) -> list[str]:
@@ -117,10 +122,14 @@ def read_training_set(config: TrainingConfig, files: TrainingFiles, parent: Bund
     texts = [items[item].text(config.text_fields) if item in items else "" for item in [*item_ids, *others]]
     _say_log(log, config, since, split)
     _say_items(texts, len(item_ids), held_back)
-    vectors = text_vectors(texts, files.text_encoder, files.work)
+    encoder = TextEncoder(files.text_encoder) if any(texts) else None
+    facts = _read_by(encoder, texts, parent) if encoder is not None else None
+    vectors = text_vectors(texts, encoder, files.work)
     numbers = _numbered(texts[: len(item_ids)]) if config.words and parent is None else None
-    digest = hashlib.sha256(repr((log.digest, item_ids, texts, sorted(asked))).encode()).hexdigest()
-    return TrainingSet(log, split, runs, since, item_ids, others, texts, vectors, numbers, asked, held_back, digest)
+    digest = hashlib.sha256(repr((log.digest, item_ids, texts, sorted(asked), facts)).encode()).hexdigest()
+    return TrainingSet(
+        log, split, runs, since, item_ids, others, texts, vectors, numbers, asked, held_back, digest, facts
+    )
 
 
 def with_words(training_set: TrainingSet) -> TrainingSet:
@@ -175,12 +184,26 @@ def _others(log: CleanedLog, items: Mapping[str, CatalogueItem], item_ids: Seque
     return sorted({*touched, *(item for item in items if items[item].available)} - {*item_ids})
 
 
-def text_vectors(texts: Sequence[str], text_encoder: Path, work: Path) -> NDArray[np.float32]:
-    """Text embeddings `[len(texts), TEXT_DIM]`; without a text no text encoder is needed. Raises `TextError`."""
-    if not any(texts):
+def _read_by(encoder: TextEncoder, texts: Sequence[str], parent: Bundle | None) -> TextEncoderFacts:
+    """What the version says of its text encoder. Raises `TextError` where the version to go on from had another."""
+    former = parent.manifest.text_encoder if parent is not None else None
+    if parent is not None and former is not None and not former.is_of(encoder.facts):
+        raise TextError(
+            f"{parent.path} was trained with another text encoder: train anew, without --incremental, "
+            "or name its own with --text-encoder"
+        )
+    facts = msgspec.structs.replace(encoder.facts, unknown_tokens=round(encoder.unknown_tokens(texts), 4))
+    if facts.unknown_tokens >= MANY_UNKNOWN:
+        say(f"the text encoder does not know {facts.unknown_tokens:.1%} of the texts' tokens: is it of their language?")
+    return facts
+
+
+def text_vectors(texts: Sequence[str], encoder: TextEncoder | None, work: Path) -> NDArray[np.float32]:
+    """Text embeddings `[len(texts), TEXT_DIM]`; without a text no text encoder is needed."""
+    if encoder is None:
         return np.zeros((len(texts), TEXT_DIM), np.float32)
     with progress("texts") as advance:
-        return TextVectorCache(TextEncoder(text_encoder), work / "texts.npz").encode(texts, advance)
+        return TextVectorCache(encoder, work / "texts.npz").encode(texts, advance)
 
 
 def _say_log(log: CleanedLog, config: TrainingConfig, since: int, split: Split) -> None:

@@ -30,6 +30,7 @@ class TritonPythonModel:
         self._session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
         )
+        self._inputs = [given.name for given in self._session.get_inputs()]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.no_padding()
@@ -52,5 +53,6 @@ class TritonPythonModel:
             "attention_mask": np.ones_like(ids),
             "token_type_ids": np.zeros_like(ids),
         }
+        feeds = {name: feeds[name] for name in self._inputs}  # not every encoder has token types
         mean = self._session.run(None, feeds)[0][0].mean(axis=0)  # [384]
         return (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)

@@ -107,6 +107,7 @@ class OnnxEncoder:
         session, tokenizer = self._texts
         ids = np.array([tokenizer.encode(text).ids], np.int64)  # [1, tokens]
         feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        feeds = {given.name: feeds[given.name] for given in session.get_inputs()}  # not every encoder has token types
         mean = session.run(None, feeds)[0][0].mean(axis=0)  # [TEXT_DIM]
         assert mean.shape == (TEXT_DIM,)
         vector: NDArray[np.float32] = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)

@@ -92,6 +92,22 @@ class Privacy(msgspec.Struct, frozen=True):
     steps: int
 
 
+class TextEncoderFacts(msgspec.Struct, frozen=True):
+    """Which text encoder gave the vectors that a version learned from: a sha256 of each of its files, and their width.
+
+    `unknown_tokens` is the share of the texts' tokens that the text encoder's vocabulary lacks.
+    """
+
+    model: str
+    tokenizer: str
+    width: int
+    unknown_tokens: float = 0.0
+
+    def is_of(self, other: TextEncoderFacts) -> bool:
+        """Whether both are of the same files."""
+        return (self.model, self.tokenizer) == (other.model, other.tokenizer)
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """Facts of a bundle.
 
@@ -110,7 +126,8 @@ class Manifest(msgspec.Struct, frozen=True):
     `network` says whether the version has learned an encoder: without one popularity and the nearness of texts rank.
     `repeats` are the behaviour types after which an item may be recommended to its user again.
     `settings` are all that training was told, by `freshet_training.config.TrainingConfig`'s names (the
-    first versions did not say).
+    first versions did not say). `text_encoder` is what read the items' texts, None in the first versions, which the
+    shipped text encoder read, and in a version without texts.
     """
 
     name: str
@@ -135,6 +152,7 @@ class Manifest(msgspec.Struct, frozen=True):
     network: bool = True
     repeats: list[str] = []
     settings: dict[str, Any] = {}
+    text_encoder: TextEncoderFacts | None = None
 
 
 class Bundle(msgspec.Struct, frozen=True):

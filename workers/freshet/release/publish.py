@@ -19,6 +19,7 @@ from typing import Any
 from freshet.adapters.triton_address import TritonAddress
 from freshet.bundle.bundle import MANIFEST, SIGNATURE, Bundle, BundleError, Manifest
 from freshet.bundle.signature import load_trusted
+from freshet.bundle.text_encoder import require_served
 from freshet.core.rollout import MODEL, Rollout, Stage, Versions
 from freshet.release import repository as folders
 from freshet.release.errors import ReleaseError
@@ -74,7 +75,7 @@ def publish_bundle(
     """
     repository = service.repository
     with step("bundle verified"):
-        bundle = _verify(folder, service.trusted)
+        bundle = _verify(folder, service.trusted, repository)
     folders.require(repository)
     server = Server(service.triton)
     try:
@@ -141,11 +142,12 @@ def roll_back(service: Service, records: Records, reason: str, step: Step) -> tu
         return _take(records, Rollout(MODEL, number, "rolled_back", _now_ms(), reason=reason), step), live
 
 
-def _verify(folder: Path, trusted: Path) -> Bundle:
-    """Read a bundle that may be served here. Raises `ReleaseError`."""
+def _verify(folder: Path, trusted: Path, repository: Path) -> Bundle:
+    """Read a bundle that may be served from the repository. Raises `ReleaseError`."""
     try:
         bundle = load_trusted(folder, trusted)
         bundle.check_gate()
+        require_served(bundle, repository)
         extra = {file.name for file in folder.iterdir()} - {*bundle.manifest.files, MANIFEST, SIGNATURE}
         if extra & PLANNED:  # made on the serving host, after the manifest was signed
             build_plan.check(folder, trusted)

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from freshet.bundle.bundle import Bundle, BundleError, load_bundle
 from freshet.bundle.signature import load_trusted
+from freshet.bundle.text_encoder import require_served
 from freshet.core.catalogue import TEXT_FIELDS, CatalogueItem, Text
 from freshet.core.item_space import ItemSpace
 from freshet.core.popularity import PublishedCounts
@@ -314,7 +315,9 @@ class LiveVersions:
 
     def _load(self, version: int) -> Bundle:
         folder = self._repository / MODEL / str(version)
-        return load_bundle(folder) if self._trusted is None else load_trusted(folder, self._trusted)
+        bundle = load_bundle(folder) if self._trusted is None else load_trusted(folder, self._trusted)
+        require_served(bundle, self._repository)
+        return bundle
 
     def _space(self, bundle: Bundle) -> ItemSpace:
         if tuple(bundle.manifest.text_fields) != self._text_fields:
