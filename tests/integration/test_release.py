@@ -13,9 +13,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
-from freshet.bundle.bundle import SIGNATURE
+from freshet.bundle.bundle import SIGNATURE, TextEncoderFacts, read_manifest, sha256, write_manifest
+from freshet.bundle.text_encoder import GRAPH, TOKENIZER, served_folder
 from freshet.core.rollout import MODEL, Rollout
 from freshet.release.errors import ReleaseError
 from freshet.release.publish import Service, publish_bundle, roll_back
@@ -25,7 +27,7 @@ from freshet.release.tensorrt.stamp import Stamp, encode_stamp
 
 from deploy import local
 from deploy.local import Stack
-from tests.altered_bundles import SHIPPED, Keys, altered, renamed_items, with_nan
+from tests.altered_bundles import SHIPPED, Keys, altered, renamed_items, sign_anyway, with_nan
 from tests.integration.deployment import Deployment, Worker, until
 from tests.integration.event_stream import stream
 from tests.memory_ports import MemoryRecords
@@ -99,6 +101,13 @@ STAMP = encode_stamp(
 GOLDEN = {"golden.npz": b""}
 
 
+def reading(bundle: Path, encoder: TextEncoderFacts, keys: Keys) -> Path:
+    """The bundle, of which its manifest says that a text encoder read its texts."""
+    write_manifest(bundle, msgspec.structs.replace(read_manifest(bundle), text_encoder=encoder))
+    sign_anyway(bundle, keys.private)
+    return bundle
+
+
 def bad_bundles(folder: Path, keys: Keys) -> Iterator[tuple[Path, str]]:
     """Every kind of bundle that must not be served, with what is said of it."""
     strangers = Keys(folder / "strangers")
@@ -132,6 +141,10 @@ def bad_bundles(folder: Path, keys: Keys) -> Iterator[tuple[Path, str]]:
     yield altered(folder / "foreign", {"MODEL_CARD.md": b"# ours"}, strangers.private), "no key of"
     for name, (files, why) in signed.items():
         yield altered(folder / name, files, keys.private), why
+    yield (
+        reading(altered(folder / "texts", {}), TextEncoderFacts("0" * 64, "0" * 64, 384), keys),
+        "another text encoder",
+    )
     stamped = altered(folder / "stamped", {}, keys.private)
     (stamped / "model.plan").write_bytes(b"plan")
     (stamped / "plan.json").write_bytes(STAMP)
@@ -157,6 +170,16 @@ def test_every_bad_bundle_is_refused_in_one_line_while_the_old_version_serves(
     assert (len(records.steps), debris(service)) == (1, [])
     published = publish_bundle(SHIPPED, service, records)
     assert (published.version, published.reason) == (max(before) + 1, "")
+
+
+def test_a_version_of_the_served_text_encoder_is_published(service: Service, keys: Keys, tmp_path: Path) -> None:
+    """A version that names both files of the text encoder in the model repository comes into service."""
+    folder = served_folder(service.repository)
+    assert folder is not None
+    encoder = TextEncoderFacts(sha256(folder / GRAPH), sha256(folder / TOKENIZER), 384)
+    records = MemoryRecords(Rollout(MODEL, max(versions(service.repository)), "promoted", 0))
+    published = publish_bundle(reading(altered(tmp_path / "texts", {}), encoder, keys), service, records)
+    assert serving(service) == published.version
 
 
 @pytest.mark.parametrize(("name", "where"), [("copied", "leave"), ("loaded", "leave"), ("golden", "leave")])
