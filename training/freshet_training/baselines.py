@@ -15,6 +15,7 @@ from freshet.core.reasons import decay_weights
 from scipy.sparse import csr_array, diags_array, vstack
 
 from freshet_training.evaluate import CachedRanker, EvaluationBatch, Floats, Ranker, RankingResult, evaluate
+from freshet_training.text.whitening import fit_whitening
 
 BASKET = 200
 """Of a user with more items, the last ones are counted as taken together."""
@@ -23,7 +24,7 @@ NEIGHBOURS = 500
 ROWS_TOGETHER = 2048
 """Rows of the co-occurrence table that are computed at a time."""
 CO_OCCURRENCE_LAST = (1, 5, 10, 50)
-FADING = 0.5
+FADING = 0.3
 """How much less an item counts for each one that came after it, on a log scale, where texts are compared."""
 WEIGHTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Weights that are tried of a source beside those before it."""
@@ -91,8 +92,8 @@ def _nearest(table: csr_array) -> csr_array:
 
 
 def nearest_text(texts: Floats) -> Ranker:
-    """Rank by the cosine of an item's text to the faded mean of the user's items' texts `[M, TEXT_DIM]`."""
-    unit = texts / np.maximum(np.linalg.norm(texts, axis=1, keepdims=True), 1e-9)
+    """Rank by the cosine of an item's text to the faded mean of the user's items' texts, whitened: `[M, TEXT_DIM]`."""
+    unit = fit_whitening(texts)(texts)
 
     def score(batch: EvaluationBatch) -> Floats:
         means = np.zeros((len(batch.users), unit.shape[1]), np.float32)
