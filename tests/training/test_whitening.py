@@ -22,7 +22,7 @@ def in_a_cone(number: int) -> NDArray[np.float32]:
 
 def test_the_common_part_is_gone_and_wide_directions_count_less() -> None:
     """The mean of the vectors is zero before they are made of length 1, and each spread is a power of what it was."""
-    texts = in_a_cone(4000)
+    texts = in_a_cone(9000)
     whitening = fit_whitening(texts)
     vectors = (texts - whitening.mean) @ whitening.directions.T
     assert np.abs(vectors.mean(axis=0)).max() < 1e-4

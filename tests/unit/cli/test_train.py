@@ -57,9 +57,9 @@ class Training:
             self.checkpoint.write_bytes(b"")
         if "freshet_training.train" in command:
             self.logs.append(Path(self.option("--events")).read_text())
-            if self.status in (0, verb.REFUSED):
-                shutil.copytree(SHIPPED, self.option("--out"))
-                (Path(self.option("--out")) / SIGNATURE).unlink()
+        if "--out" in command and self.status in (0, verb.REFUSED):
+            shutil.copytree(SHIPPED, self.option("--out"))
+            (Path(self.option("--out")) / SIGNATURE).unlink()
         return SimpleNamespace(returncode=self.status)
 
     def option(self, name: str) -> str:
@@ -120,6 +120,18 @@ def test_what_serves_without_a_network_is_signed(training: Training, log: str, t
     assert (plain / SIGNATURE).exists()
     assert not (tmp_path / "bundle" / SIGNATURE).exists()
     assert training.commands[-1][3:5] == ["publish", f"bundle{WITHOUT_NETWORK}"]
+
+
+def test_a_catalogue_alone_makes_a_version(training: Training, tmp_path: Path) -> None:
+    """Without events the version is made of the catalogue, with the domain's settings, and is signed and published."""
+    (tmp_path / "items.jsonl").write_text('{"item_id": "a", "title": "a shoe"}\n')
+    ended = run("--items", "items.jsonl", "--types", "view,buy", "--name", "shop", "--publish")
+    assert ended.exit_code == 0, ended.stderr
+    assert "learns nothing" in ended.stderr
+    made = training.commands[0]
+    assert "freshet_training.day_zero" in made
+    assert [made[made.index(flag) + 1] for flag in ("--items", "--name")] == ["items.jsonl", "shop"]
+    assert training.commands[-1][3] == "publish"
 
 
 def test_types_become_a_settings_file(training: Training, log: str, tmp_path: Path) -> None:
@@ -447,7 +459,9 @@ def test_a_whole_run_is_compared_with_what_was_promoted(
         (["--events", "nowhere.txt"], "nowhere.txt"),
         (["--events", "nowhere.txt", "--types", ","], "--types names no behaviour type"),
         (["--events", "nowhere.txt", "--every", "1h", "--out", "x"], "it goes without --out"),
-        (["--items", "nowhere.txt"], "--items is the catalogue of the log that --events names"),
+        (["--items", "nowhere.txt", "--incremental"], "--events says where new events come from"),
+        (["--items", "nowhere.txt", "--window", "30d"], "choose from the log that --events names"),
+        (["--items", "nowhere.txt", "--epochs", "3"], "--epochs is for a training: --events says what to learn from"),
         (["--events", "nowhere.txt", "--key", "no.key"], "no.key does not exist: `freshet keys` makes one"),
         (["--events", "nowhere.txt", "--config", "."], "settings file .: Is a directory"),
         (["--types", "view"], "--types are those of the log that --events names"),

@@ -18,6 +18,8 @@ POWER = 0.4
 """Each direction is divided by its variance to this power; .5 would make all of them alike."""
 FLOOR = 0.003
 """What is added to each variance, as a part of the largest one: the narrowest directions are noise."""
+FLOOR_PER_DIRECTION = 0.1
+"""And so much for each direction a text: of few texts the variances are not known, and whitening would make them up."""
 FITTED_TEXTS = 20_000
 """Texts that the directions are computed from, at most."""
 
@@ -52,5 +54,6 @@ def fit_whitening(texts: NDArray[np.float32]) -> Whitening:
     if not variances[0]:  # one text, or all alike: nearness to it is all there is
         return Whitening(np.zeros(texts.shape[1], np.float32), np.eye(width, texts.shape[1], dtype=np.float32))
     differs = variances > variances[0] * 1e-6
-    directions = np.where(differs, vectors * (variances / variances[0] + FLOOR) ** -POWER, 0)
+    floor = max(FLOOR, FLOOR_PER_DIRECTION * width / len(given))
+    directions = np.where(differs, vectors * (variances / variances[0] + floor) ** -POWER, 0)
     return Whitening(mean.astype(np.float32), np.ascontiguousarray(directions.T, np.float32))

@@ -84,7 +84,8 @@ def train(
     effective = resolve(config, directory, kafka=kafka, triton=triton)
     incremental = version.incremental or version.interval is not None
     if log.events is None:
-        log.check_films(incremental=incremental)
+        log.check_without_events(incremental=incremental)
+    if log.events is None and log.items is None:
         log, tuning = _films(log, tuning, directory)
         config = config or FILMS
     else:
@@ -97,7 +98,7 @@ def train(
     text_encoder = tuning.text_encoder or resources.text_encoder_folder(Path(settings.model_repository))
     job = _Job(
         settings=settings,
-        source=TrainingLog(settings, str(log.events), log.items, log.window, log.newest_seconds),
+        source=TrainingLog(settings, log.events or "", log.items, log.window, log.newest_seconds),
         work=work,
         arguments=_flags({"work": work, "text-encoder": text_encoder, "config": config, **tuning.flags}),
         threads=tuning.threads or _threads(config),
@@ -109,6 +110,9 @@ def train(
         served_by=_flags({"config": config, "dir": directory, "kafka": kafka, "triton": triton}),
     )
     have_training()
+    if log.events is None:
+        job = replace(job, arguments=_flags({"text-encoder": text_encoder, "config": config, **tuning.unlearned}))
+        raise typer.Exit(_of_catalogue(job, version.out or directory / "bundle", publish=version.publish))
     if version.interval is not None:
         _again_and_again(job, version.interval, publish=version.publish)
         return
@@ -121,6 +125,23 @@ def _films(log: LogOptions, tuning: TuningOptions, directory: Path) -> tuple[Log
     events, items, terms = _movielens(directory)
     named = replace(tuning, name=tuning.name or "movielens-100k", data_terms=tuning.data_terms or terms)
     return replace(log, events=events, items=items), named
+
+
+def _of_catalogue(job: _Job, out: Path, *, publish: bool) -> int:
+    """A version of the catalogue alone; the exit status."""
+    from freshet.cli.training_log import catalogue_file, over
+
+    say("no --events: the version is made of the catalogue's texts and learns nothing")
+    try:
+        job.work.mkdir(parents=True, exist_ok=True)
+        with held(job.work / "export.lock") as lock:
+            told = {"items": catalogue_file(job.source, job.work), "source": job.source.items, "out": out}
+            arguments = [*job.arguments, *_flags({"work": job.work, **told})]
+            status = run_module("freshet_training.day_zero", arguments, threads=job.threads, keep=[lock])
+            over(job.source, job.work)
+    except HeldError:
+        raise UserError(f"another training run is at work in {job.work}") from None
+    return status or _release(job, out, publish=publish)
 
 
 def _again_and_again(job: _Job, interval: float, *, publish: bool) -> None:

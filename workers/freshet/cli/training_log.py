@@ -79,18 +79,18 @@ def as_files(source: TrainingLog, work: Path, run: str) -> Files:
     asked = hashlib.sha256(msgspec.json.encode([source, run])).hexdigest()
     if source.is_file:
         over(source, work)
-        return Files(Path(source.events), _catalogue(source, work), {})
+        return Files(Path(source.events), catalogue_file(source, work), {})
     kept = _stopped(work, asked)
     if kept is not None and not _has_left(source, kept):
         say(
             f"going on with what was exported at {moment(kept.at)} UTC for the run that was stopped; "
             f"remove {work / _KEPT} to export anew"
         )
-        items = work / _ITEMS if source.items == "kafka" else _catalogue(source, work)
+        items = work / _ITEMS if source.items == "kafka" else catalogue_file(source, work)
         return Files(work / _EVENTS, items, kept.left_out)
     over(source, work)
     at = int(time.time() * 1000)
-    items = _catalogue(source, work)
+    items = catalogue_file(source, work)
     ends, left_out = _export(source, work / _EVENTS, at)
     write_json(work / _KEPT, _Kept(asked, at, ends, left_out))
     return Files(work / _EVENTS, items, left_out)
@@ -165,7 +165,8 @@ def _export(source: TrainingLog, path: Path, now_ms: int) -> tuple[dict[int, int
     return ends, dict(bad)
 
 
-def _catalogue(source: TrainingLog, work: Path) -> Path | None:
+def catalogue_file(source: TrainingLog, work: Path) -> Path | None:
+    """The catalogue as a file, in `work` where it is read from Kafka. Raises `LogError`, `UserError`."""
     if source.items != "kafka":
         return Path(source.items) if source.items is not None else None
     catalogue, bad = Catalogue(), 0

@@ -22,7 +22,8 @@ class LogOptions:
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="FILE.jsonl, an archive's folder, `kafka` or `kafka:TOPIC`; MovieLens-100K where left out.",
+            help="FILE.jsonl, an archive's folder, `kafka` or `kafka:TOPIC`. Without it the version is made of the "
+            "catalogue alone, before the first event; without a catalogue too, of MovieLens-100K.",
         ),
     ] = None
     items: Annotated[
@@ -58,14 +59,14 @@ class LogOptions:
         if self.newest is not None and (self.start or self.end):
             raise UserError("--window ends now: it goes without --from and --until")
 
-    def check_films(self, *, incremental: bool) -> None:
-        """Refuse options that need a log of one's own where the films are learned from. Raises `UserError`."""
+    def check_without_events(self, *, incremental: bool) -> None:
+        """Refuse options that need a log of one's own where none is named. Raises `UserError`."""
         if incremental:
             raise UserError("--events says where new events come from: an archive's folder, or kafka")
-        if self.items is not None:
-            raise UserError("--items is the catalogue of the log that --events names")
-        if self.types is not None:
+        if self.types is not None and self.items is None:
             raise UserError("--types are those of the log that --events names")
+        if self.start or self.end or self.newest:
+            raise UserError("--from, --until and --window choose from the log that --events names")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,3 +171,11 @@ class TuningOptions:
             "data-terms": self.data_terms,
             "search": read_seconds("--search", self.search) if self.search else None,
         }
+
+    @property
+    def unlearned(self) -> dict[str, object]:
+        """The flags that a version of a catalogue alone takes. Raises `UserError` where others are given."""
+        taken = {name: self.flags[name] for name in ("name", "threads", "data-terms")}
+        if others := [name for name, value in self.flags.items() if value is not None and name not in taken]:
+            raise UserError(f"--{others[0]} is for a training: --events says what to learn from")
+        return taken
