@@ -62,9 +62,9 @@ def test_what_the_gate_refused_is_signed_for_a_reason_alone(bundle: Path, tmp_pa
     assert (bundle / MANIFEST).read_bytes() == before
     sign_anyway(bundle, key)
     with pytest.raises(ReleaseError, match=r"the gate refused it \(quality\)"):
-        publish._verify(bundle, tmp_path)
+        publish._verify(bundle, tmp_path, tmp_path)
     assert run("sign", bundle, "--key", key, "--ungated", "the log has a gap").exit_code == 0
-    kept = publish._verify(bundle, tmp_path).manifest
+    kept = publish._verify(bundle, tmp_path, tmp_path).manifest
     assert kept.gate == refused
     assert publish._unjudged(kept) == "the gate refused it: the log has a gap"
     assert publish._unjudged(msgspec.structs.replace(kept, gate=accepted, ungated="")) == ""

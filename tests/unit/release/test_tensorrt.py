@@ -126,7 +126,7 @@ def test_a_malformed_stamp_is_refused_in_one_line(
     with pytest.raises(
         ReleaseError, match=r"model\.plan cannot be served here: plan\.json .*: build it again"
     ) as refused:
-        publish._verify(bundle, key.parent)
+        publish._verify(bundle, key.parent, bundle.parent)
     assert why in str(refused.value)
     assert "\n" not in str(refused.value)
     server = Server(TritonAddress("127.0.0.1:1"))
@@ -154,20 +154,20 @@ def test_a_plan_counts_where_the_host_that_built_it_is_trusted(gpu: Path, bundle
     """A plan beside a signed bundle counts only with a stamp that a trusted host signed."""
     assert run(bundle).exit_code == 0
     local = tmp_path / "stack" / "keys"
-    publish._verify(bundle, local)
+    publish._verify(bundle, local, bundle.parent)
     signature = (bundle / "plan.sig").read_bytes()
     (bundle / "plan.sig").unlink()
     with pytest.raises(ReleaseError, match=r"plan\.json is not signed"):
-        publish._verify(bundle, local)
+        publish._verify(bundle, local, bundle.parent)
     (bundle / "plan.sig").write_bytes(signature)
     (bundle / "model.plan").write_bytes(b"other bytes")
     with pytest.raises(ReleaseError, match="not the file that was stamped"):
-        publish._verify(bundle, local)
+        publish._verify(bundle, local, bundle.parent)
     stamp = decode_stamp((bundle / "plan.json").read_text())
     forged = msgspec.structs.replace(stamp, plan_sha256=sha256(bundle / "model.plan"))
     (bundle / "plan.json").write_text(encode_stamp(forged))
     with pytest.raises(ReleaseError, match=r"the signature does not fit plan\.json"):
-        publish._verify(bundle, local)
+        publish._verify(bundle, local, bundle.parent)
 
 
 @pytest.fixture
