@@ -29,7 +29,17 @@ from freshet_training.text.encoder import TextEncoder
 from rich.console import Console
 from rich.table import Table
 
-from tests.quality import baselines, cost, diversity, fine_tuning, first_events, logs, off_policy, prequential
+from tests.quality import (
+    baselines,
+    before_training,
+    cost,
+    diversity,
+    fine_tuning,
+    first_events,
+    logs,
+    off_policy,
+    prequential,
+)
 from tests.quality.encoder import train_encoder
 from tests.quality.ranking import Case, Floats, LeaveOneOut, Ranks, Scorer, judge, leave_one_out, pooled
 
@@ -127,6 +137,17 @@ def before_the_first_event(run: Run) -> Figures:
     return {f"{data}: {name}": row for data, rows in figures.items() for name, row in rows.items()}
 
 
+def before_any_training(run: Run) -> Figures:
+    """Last items by the version of a catalogue alone, which has seen no event, on Beauty, Sports and MovieLens-1M."""
+    films, _ = logs.movielens_1m(run.data)
+    figures = {}
+    for name, log in (("Beauty", logs.beauty(run.data)), ("Sports", logs.sports(run.data)), ("films", films)):
+        figures |= {
+            f"{name}: {ranker}": row for ranker, row in before_training.measure(log, run.embed(log.texts)).items()
+        }
+    return figures
+
+
 def movielens_1m(run: Run) -> Figures:
     """MovieLens-1M, gSASRec's 512 validation users; the epoch is chosen on the last items of other users."""
     log, cases = logs.movielens_1m(run.data)
@@ -195,6 +216,7 @@ PARTS_BY_NAME: dict[str, Callable[[Run], Figures]] = {
     "ml-100k": movielens_100k,
     "new-users": new_users,
     "first-events": before_the_first_event,
+    "day-zero": before_any_training,
     "ml-1m": movielens_1m,
     "deskdrop-stream": deskdrop_stream,
     "ml-100k-stream": movielens_100k_stream,

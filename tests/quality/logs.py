@@ -46,10 +46,14 @@ class Stream:
 
 def beauty(data: Path) -> Sequences:
     """Amazon Beauty, purchases in order, the split of S3Rec (CIKM 2020)."""
-    users = [
-        [int(item) - 1 for item in line.split()[1:]] for line in _text(data / "beauty" / "Beauty.txt").splitlines()
-    ]
+    users = _purchases(data / "beauty" / "Beauty.txt")
     return Sequences(users, _titles(data / "beauty" / "items.tsv", users, column=2))
+
+
+def sports(data: Path) -> Sequences:
+    """Amazon Sports and Outdoors, as `beauty`; its texts are key words of title and description."""
+    users = _purchases(data / "sports" / "Sports.txt")
+    return Sequences(users, _titles(data / "sports" / "items.tsv", users, column=1))
 
 
 def movielens_1m(data: Path) -> tuple[Sequences, list[tuple[list[int], int]]]:
@@ -126,6 +130,11 @@ def sequences(stream: Stream) -> Sequences:
     for user, item in zip(stream.users, stream.items, strict=True):
         users.setdefault(user, {})[item] = None
     return Sequences([list(items) for items in users.values() if len(items) >= MIN_EVENTS], stream.texts)
+
+
+def _purchases(file: Path) -> list[list[int]]:
+    """Each line's items behind its user."""
+    return [[int(item) - 1 for item in line.split()[1:]] for line in _text(file).splitlines()]
 
 
 def _ratings(folder: Path) -> list[list[str]]:

@@ -57,7 +57,7 @@ class NearestText(UserEncoder):
         """Indices `[B, L]` and the item table `[N, D]` → user vectors `[B, 1, D]`."""
         nothing = torch.zeros(FIRST_ITEM, vectors.shape[1])
         table = torch.cat([nothing, vectors])
-        read = functional.embedding(item_index, table) * self.fade[:, None]  # [B, L, D]
+        read = functional.embedding(item_index, table) * self.fade[-item_index.shape[1] :, None]  # [B, L, D]
         # Types and gaps are inputs of every version, and a graph keeps no input that it does not read.
         unread = (event_type + time_gap).sum(dim=1)[:, None, None].to(read.dtype) * 0.0
         return functional.normalize(read.sum(dim=1, keepdim=True), dim=-1) * self.log_scale.exp() + unread
