@@ -168,13 +168,14 @@ async function markGone() {
   }
 }
 
-async function follow() {
+async function follow(opened) {
   following?.abort();
   const mine = following = new AbortController();
   while (!mine.signal.aborted) {
     try {
       const answer = await ask(`v1/users/${user()}/lists`, { signal: mine.signal });
       tell(null);
+      opened();
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       let waiting = "";
       for (let part = await reader.read(); !part.done; part = await reader.read()) {
@@ -201,8 +202,8 @@ async function be(name) {
   lastEvent = null;
   $("log").replaceChildren();
   note(`you are ${name}`);
-  follow();
-  act("user.visit");
+  const open = new Promise(opened => { follow(opened); setTimeout(opened, 2000); });
+  open.then(() => { if (visitor === name) act("user.visit"); });  // whose list the stream then brings
   await daily(midnight(), "Made when you came, from your events until midnight. It waits for the night.");
 }
 
