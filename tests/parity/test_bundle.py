@@ -14,8 +14,10 @@ from freshet.core.attribution import leave_each_out, losses
 from freshet.core.events import Event
 from freshet.core.features import FIRST_ITEM, TOP_K, Tensors, TensorSpec
 from freshet.core.item_space import ItemSpace
-from freshet.core.ranking import RankConfig, rank
+from freshet.core.ranking import RankConfig
 from freshet.core.state import empty_state, fold
+
+from tests.ranked_items import rank
 
 TOLERANCE = 1e-4
 MODELS = {

@@ -10,7 +10,7 @@ from freshet.core import ranking
 from freshet.core.features import FIRST_ITEM, TOP_K, featurise
 from freshet.core.item_space import ItemSpace, Prior
 from freshet.core.popularity import Popularity
-from freshet.core.ranking import RankConfig, _common_candidates, rank, rank_popular
+from freshet.core.ranking import RankConfig, _common_candidates, rank_popular
 from freshet.core.recommendation import Item
 from freshet.core.state import UserState
 from freshet.ports import Encoded
@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.properties.strategies import make_state
+from tests.ranked_items import rank
 
 TRAINED = 160
 COLD = 40

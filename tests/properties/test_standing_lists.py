@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from freshet.core.features import FIRST_ITEM
 from freshet.core.popularity_moves import rises_of
-from freshet.core.ranking import RankConfig, RankedList, rank_lists
+from freshet.core.ranking import RankConfig, RankedList, rank
 from freshet.core.standing_lists import ItemNumbers, StandingList, StandingLists
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +21,7 @@ configs = st.builds(RankConfig, st.integers(1, 12), st.just(0.0), st.sampled_fro
 
 def ranked(world: World, config: RankConfig) -> list[RankedList]:
     """Every user's list, with its bounds."""
-    return rank_lists(world.space, config, world.states, world.history, *world.encoded)
+    return rank(world.space, config, world.states, world.history, *world.encoded)
 
 
 def entered(lists: list[RankedList], config: RankConfig, numbers: ItemNumbers) -> StandingLists:

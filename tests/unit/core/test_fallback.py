@@ -6,8 +6,10 @@ from freshet.core.fallback import DECAY, stand_in
 from freshet.core.features import FIRST_ITEM, TOP_K, UNKNOWN
 from freshet.core.item_space import ItemSpace
 from freshet.core.popularity import Popularity
-from freshet.core.ranking import RankConfig, rank
+from freshet.core.ranking import RankConfig
 from freshet.core.state import empty_state
+
+from tests.ranked_items import rank
 
 DIM = 16
 READ = 8

@@ -8,9 +8,11 @@ from freshet.core.events import Event
 from freshet.core.features import FIRST_ITEM, TOP_K
 from freshet.core.item_space import ItemSpace
 from freshet.core.popularity import Popularity
-from freshet.core.ranking import RankConfig, rank, rank_popular
+from freshet.core.ranking import RankConfig, rank_popular
 from freshet.core.recommendation import Item
 from freshet.core.state import HISTORY, UserState, empty_state, fold
+
+from tests.ranked_items import rank
 
 ITEMS = [f"i{number}" for number in range(TOP_K)]
 DIM = 64

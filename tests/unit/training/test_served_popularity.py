@@ -8,9 +8,11 @@ from freshet.core.events import Event
 from freshet.core.features import FIRST_ITEM, featurise
 from freshet.core.item_space import ItemSpace
 from freshet.core.popularity import PartialPopularity, PopularityTable, decode_partial, encode_partial
-from freshet.core.ranking import RankConfig, rank
+from freshet.core.ranking import RankConfig
 from freshet.core.state import FIRST_TOUCH, UserState, empty_state, fold
 from freshet_training.evaluate import EvaluationBatch, EvaluationReplay, Floats, evaluate, with_prior
+
+from tests.ranked_items import rank
 
 ITEMS = [f"toy-{number}" for number in range(4000)]
 INDEX = {item: row + FIRST_ITEM for row, item in enumerate(ITEMS)}

@@ -89,22 +89,6 @@ def rank(
     embedding: NDArray[np.float32],
     priors: Sequence[Prior] | None = None,
     seeds: Sequence[str] = (),
-) -> list[list[Item]]:
-    """The lists of `rank_lists`."""
-    ranked = rank_lists(space, config, states, history, topk_index, topk_score, embedding, priors, seeds)
-    return [user.items for user in ranked]
-
-
-def rank_lists(
-    space: ItemSpace,
-    config: RankConfig,
-    states: Sequence[UserState],
-    history: NDArray[np.int32],
-    topk_index: NDArray[np.int32],
-    topk_score: NDArray[np.float32],
-    embedding: NDArray[np.float32],
-    priors: Sequence[Prior] | None = None,
-    seeds: Sequence[str] = (),
 ) -> list[RankedList]:
     """Rank for a batch of B users.
 

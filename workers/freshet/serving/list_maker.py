@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from freshet.core import fallback
 from freshet.core.assignment import variant
 from freshet.core.item_space import Prior
-from freshet.core.ranking import RankConfig, rank_lists, rank_popular
+from freshet.core.ranking import RankConfig, rank, rank_popular
 from freshet.core.reasons import DECAY
 from freshet.core.recommendation import Item, SideInputs
 from freshet.core.state import UserState
@@ -83,7 +83,7 @@ class ListMaker:
         for name, rows in by_variant.items():
             is_split = len(rows) < len(users)
             part = encoded.take(rows) if is_split else encoded
-            lists = rank_lists(
+            lists = rank(
                 live.space,
                 self._config(live, name, degraded),
                 [states[row] for row in rows] if is_split else states,
