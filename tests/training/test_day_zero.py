@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,19 @@ def test_the_nearest_texts_are_listed(tmp_path: Path) -> None:
         rows = session.run(["topk_index"], feeds)[0][0]
         listed = [version.item_ids[row - 2] for row in rows[:10]]
         assert {item[0] for item in listed} == {str(kind)}
+
+
+def test_a_language_that_the_text_encoder_does_not_know_is_told(tmp_path: Path, capsys: Any) -> None:
+    """The manifest has the share of unknown tokens, as that of a trained version has, and the run says it."""
+    arguments = write_catalogue(tmp_path)
+    titles = ("男士跑步鞋", "花园软管喷嘴", "关于龙的奇幻小说")
+    lines = (json.dumps({"item_id": str(number), "title": title}) + "\n" for number, title in enumerate(titles))
+    (tmp_path / "items.jsonl").write_text("".join(lines))
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    facts = load_sound(tmp_path / "out").manifest.text_encoder
+    assert facts is not None
+    assert facts.unknown_tokens > 0.05
+    assert "is it of their language?" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

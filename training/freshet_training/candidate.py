@@ -14,7 +14,7 @@ from freshet.bundle.bundle import WITHOUT_NETWORK, Check, Data, Decision, Privac
 from freshet_training import gate
 from freshet_training.console import say
 from freshet_training.evaluate import EvaluationSet
-from freshet_training.export import BundleContents, export_bundle
+from freshet_training.export import BundleContents, export_bundle, placed_whole
 from freshet_training.fit import FittedEncoder
 from freshet_training.lifts import item_lifts
 from freshet_training.measure import EncoderRanker, MeasuredEncoder, ValidationPart, measure
@@ -93,19 +93,13 @@ def _write(
     privacy: Privacy | None,
 ) -> Decision:
     """Write the bundle of an encoder that has learned the runs of `learned`, with the decision on it."""
-    out = run.request.out
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    export_bundle(measured.fitted.model, partial, _contents(run, measured, learned, privacy))
-    candidate = load_bundle(partial)
-    checks = [*gate.check_files(candidate, run.config.gate), *checks]
-    decision = Decision(all(check.passed for check in checks), checks)
-    say(gate.report(decision))
-    write_manifest(partial, msgspec.structs.replace(candidate.manifest, gate=decision))
-    if out.exists():
-        out.rmdir()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(out)
+    with placed_whole(run.request.out) as partial:
+        export_bundle(measured.fitted.model, partial, _contents(run, measured, learned, privacy))
+        candidate = load_bundle(partial)
+        checks = [*gate.check_files(candidate, run.config.gate), *checks]
+        decision = Decision(all(check.passed for check in checks), checks)
+        say(gate.report(decision))
+        write_manifest(partial, msgspec.structs.replace(candidate.manifest, gate=decision))
     return decision
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import shutil
 import sys
 from pathlib import Path
 
@@ -19,11 +18,11 @@ from freshet.errors import FreshetError
 from freshet_training.config import TrainingConfig, load_config
 from freshet_training.console import say
 from freshet_training.dataset import DatasetError, read_items
-from freshet_training.export import BundleContents, export_bundle
+from freshet_training.export import BundleContents, export_bundle, placed_whole, require_free
 from freshet_training.model_shape import ModelShape, check_model_settings
 from freshet_training.text.encoder import TextEncoder
 from freshet_training.training_run import commit
-from freshet_training.training_set import TrainingFiles, text_vectors
+from freshet_training.training_set import TrainingFiles, read_by, text_vectors
 from freshet_training.without_network import NearestText
 
 PRIOR_WEIGHT = 0.7
@@ -36,8 +35,7 @@ def write_day_zero(files: TrainingFiles, out: Path, config: TrainingConfig, sour
     Items that cannot be had and items without text are left out. Raises `DatasetError`, `TextError`, `ConfigError`,
     `ExportError`, `OSError`.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DatasetError(f"{out} is taken: move it away, or name another folder with --out")
+    require_free(out)
     check_model_settings(config)
     assert files.items is not None
     items = read_items(files.items)
@@ -49,8 +47,6 @@ def write_day_zero(files: TrainingFiles, out: Path, config: TrainingConfig, sour
     encoder = TextEncoder(files.text_encoder)
     vectors = text_vectors(list(texts.values()), encoder, files.work)
     model = NearestText(ModelShape(len(texts), len(config.types), **config.model), torch.from_numpy(vectors))
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     contents = BundleContents(
         item_ids=list(texts),
         text_embeddings=vectors,
@@ -63,14 +59,11 @@ def write_day_zero(files: TrainingFiles, out: Path, config: TrainingConfig, sour
         privacy=None,
         lifts=None,
         model_card=_card(config, len(texts), len(items)),
-        text_encoder=encoder.facts,
+        text_encoder=read_by(encoder, list(texts.values()), None),
         network=False,
     )
-    export_bundle(model, partial, contents)
-    if out.exists():
-        out.rmdir()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(out)
+    with placed_whole(out) as partial:
+        export_bundle(model, partial, contents)
     return len(texts)
 
 

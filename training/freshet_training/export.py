@@ -11,7 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -120,6 +123,24 @@ class BundleContents:
     model_card: str
     text_encoder: bundle.TextEncoderFacts | None = None
     network: bool = True
+
+
+def require_free(out: Path) -> None:
+    """See that a bundle may be written at `out`. Raises `ExportError`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} is taken: move it away, or name another folder with --out")
+
+
+@contextmanager
+def placed_whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write a bundle in. It becomes `out` when the block ends without an error."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    if out.exists():
+        out.rmdir()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial.rename(out)
 
 
 def export_bundle(encoder: UserEncoder, out: Path, contents: BundleContents) -> None:

@@ -42,6 +42,7 @@ from freshet_training.dataset import DatasetError
 from freshet_training.defaults import CHOOSING, MINUTES, Choice, LogFacts, choose, former_settings, proposed_repeats
 from freshet_training.dp_sgd import DpSgd
 from freshet_training.evaluate import EvaluationReplay
+from freshet_training.export import require_free
 from freshet_training.fit import Epoch, FittedEncoder, Hyperparameters, fit, teacher_seeds
 from freshet_training.increment import NothingNewError
 from freshet_training.measure import ValidationPart, measure
@@ -143,10 +144,8 @@ def _tracked(tracker: MlflowTracker | None) -> Iterator[None]:
 
 
 def _check(request: RunRequest, config: TrainingConfig) -> None:
-    """Refuse before anything is read what cannot be done. Raises `DatasetError`, `ConfigError`."""
-    out = request.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DatasetError(f"{out} is taken: move it away, or name another folder with --out")
+    """Refuse before anything is read what cannot be done. Raises `ExportError`, `ConfigError`."""
+    require_free(request.out)
     check_model_settings(config)
     if config.privacy is not None and (request.incremental or request.search_seconds):
         raise ConfigError("[training.privacy]: what several runs over the same users tell adds up; train once, anew")

@@ -123,7 +123,7 @@ def read_training_set(config: TrainingConfig, files: TrainingFiles, parent: Bund
     _say_log(log, config, since, split)
     _say_items(texts, len(item_ids), held_back)
     encoder = TextEncoder(files.text_encoder) if any(texts) else None
-    facts = _read_by(encoder, texts, parent) if encoder is not None else None
+    facts = read_by(encoder, texts, parent) if encoder is not None else None
     vectors = text_vectors(texts, encoder, files.work)
     numbers = _numbered(texts[: len(item_ids)]) if config.words and parent is None else None
     digest = hashlib.sha256(repr((log.digest, item_ids, texts, sorted(asked), facts)).encode()).hexdigest()
@@ -184,7 +184,7 @@ def _others(log: CleanedLog, items: Mapping[str, CatalogueItem], item_ids: Seque
     return sorted({*touched, *(item for item in items if items[item].available)} - {*item_ids})
 
 
-def _read_by(encoder: TextEncoder, texts: Sequence[str], parent: Bundle | None) -> TextEncoderFacts:
+def read_by(encoder: TextEncoder, texts: Sequence[str], parent: Bundle | None) -> TextEncoderFacts:
     """What the version says of its text encoder. Raises `TextError` where the version to go on from had another."""
     former = parent.manifest.text_encoder if parent is not None else None
     if parent is not None and former is not None and not former.is_of(encoder.facts):
