@@ -9,6 +9,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -95,12 +96,13 @@ def train(
         config = _named(log.types, directory, config, effective)
         settings = resolve(config, directory, kafka=kafka, triton=triton).settings
     work = directory / "training"
+    flags = tuning.flags if log.events is not None else tuning.unlearned
     text_encoder = tuning.text_encoder or resources.text_encoder_folder(Path(settings.model_repository))
     job = _Job(
         settings=settings,
         source=TrainingLog(settings, log.events or "", log.items, log.window, log.newest_seconds),
         work=work,
-        arguments=_flags({"work": work, "text-encoder": text_encoder, "config": config, **tuning.flags}),
+        arguments=_flags({"work": work, "text-encoder": text_encoder, "config": config, **flags}),
         threads=tuning.threads or _threads(config),
         live=version.live,
         incremental=incremental,
@@ -111,7 +113,6 @@ def train(
     )
     have_training()
     if log.events is None:
-        job = replace(job, arguments=_flags({"text-encoder": text_encoder, "config": config, **tuning.unlearned}))
         raise typer.Exit(_of_catalogue(job, version.out or directory / "bundle", publish=version.publish))
     if version.interval is not None:
         _again_and_again(job, version.interval, publish=version.publish)
@@ -132,15 +133,11 @@ def _of_catalogue(job: _Job, out: Path, *, publish: bool) -> int:
     from freshet.cli.training_log import catalogue_file, over
 
     say("no --events: the version is made of the catalogue's texts and learns nothing")
-    try:
-        job.work.mkdir(parents=True, exist_ok=True)
-        with held(job.work / "export.lock") as lock:
-            told = {"items": catalogue_file(job.source, job.work), "source": job.source.items, "out": out}
-            arguments = [*job.arguments, *_flags({"work": job.work, **told})]
-            status = run_module("freshet_training.day_zero", arguments, threads=job.threads, keep=[lock])
-            over(job.source, job.work)
-    except HeldError:
-        raise UserError(f"another training run is at work in {job.work}") from None
+    with _alone(job.work) as lock:
+        told = {"items": catalogue_file(job.source, job.work), "source": job.source.items, "out": out}
+        arguments = [*job.arguments, *_flags(told)]
+        status = run_module("freshet_training.day_zero", arguments, threads=job.threads, keep=[lock])
+        over(job.source, job.work)
     return status or _release(job, out, publish=publish)
 
 
@@ -192,28 +189,35 @@ def _run(job: _Job, out: Path, *, polite: bool) -> int:
     """One run in the training environment: its exit status. `polite`: it takes what serving leaves of the CPU."""
     from freshet.cli.training_log import as_files, over
 
-    try:
-        job.work.mkdir(parents=True, exist_ok=True)
-        with held(job.work / "export.lock") as lock:
-            live = _live(job)
-            arguments = [*job.arguments, *_flags({"live": live})]
-            if job.incremental:
-                arguments.append("--incremental")
-            files = as_files(job.source, job.work, _told(arguments, job.config))
-            told = {"events": files.events, "items": files.items, "source": job.source.events, "out": out}
-            if files.left_out:
-                told["left-out"] = json.dumps(files.left_out)
-            status = run_module(
-                "freshet_training.train", [*arguments, *_flags(told)], threads=job.threads, polite=polite, keep=[lock]
-            )
-            if status >= 0 and status != STOPPED:
-                over(job.source, job.work)
-            _tidy(_candidates(job))
-    except HeldError:
-        raise UserError(f"another training run is at work in {job.work}") from None
-    except OSError as error:
-        raise UserError(f"{error.filename or job.work}: {error.strerror or error}") from None
+    with _alone(job.work) as lock:
+        live = _live(job)
+        arguments = [*job.arguments, *_flags({"live": live})]
+        if job.incremental:
+            arguments.append("--incremental")
+        files = as_files(job.source, job.work, _told(arguments, job.config))
+        told = {"events": files.events, "items": files.items, "source": job.source.events, "out": out}
+        if files.left_out:
+            told["left-out"] = json.dumps(files.left_out)
+        status = run_module(
+            "freshet_training.train", [*arguments, *_flags(told)], threads=job.threads, polite=polite, keep=[lock]
+        )
+        if status >= 0 and status != STOPPED:
+            over(job.source, job.work)
+        _tidy(_candidates(job))
     return status
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[int]:
+    """Hold the work folder of a run, and give the lock's descriptor. Raises `UserError`."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with held(work / "export.lock") as lock:
+            yield lock
+    except HeldError:
+        raise UserError(f"another training run is at work in {work}") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or work}: {error.strerror or error}") from None
 
 
 def _told(arguments: list[str], config: Path | None) -> str:
