@@ -53,11 +53,7 @@ DASHBOARDS: dict[str, list[Panel]] = {
         Panel("Time of a step", "s", {"{{step}} p99": quantile(metrics.STEP, 0.99, "step")}),
         Panel("Events in a micro-batch", "short", {"p50": quantile(metrics.BATCH_EVENTS, 0.5)}),
         Panel("Events that changed no state", "ops", {"{{reason}}": per_second(metrics.SKIPPED, "reason")}),
-        Panel(
-            "Feature writes tried again",
-            "ops",
-            {"tries/s": per_second(metrics.FEATURE_RETRIES)},
-        ),
+        Panel("Feature writes tried again", "ops", {"tries/s": per_second(metrics.FEATURE_RETRIES)}),
         Panel(
             "Features restored",
             "ops",

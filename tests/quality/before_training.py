@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from freshet.core.features import FIRST_ITEM
@@ -13,6 +11,7 @@ from freshet_training.without_network import NearestText
 
 from tests.quality import baselines, logs
 from tests.quality.encoder import scorer
+from tests.quality.fine_tuning import by_text
 from tests.quality.ranking import Floats, Scorer, judge, leave_one_out
 
 USERS = 6000
@@ -30,7 +29,7 @@ def measure(log: logs.Sequences, vectors: Floats) -> dict[str, dict[str, float]]
     popular = np.log1p(split.counts()).astype(np.float32)
     rankers: dict[str, Scorer] = {
         "popularity": baselines.popularity(split),
-        f"texts of the last {LAST}": _nearest_text(vectors),
+        f"texts of the last {LAST}": by_text(vectors, LAST),
         "the catalogue alone": alone,
         "the catalogue alone, and what is popular": lambda histories: alone(histories) + PRIOR_WEIGHT * popular,
     }
@@ -40,15 +39,3 @@ def measure(log: logs.Sequences, vectors: Floats) -> dict[str, dict[str, float]]
 
 def _headline(figures: dict[str, float]) -> dict[str, float]:
     return {name: figures[name] for name in ("hr@10", "ndcg@10")}
-
-
-def _nearest_text(vectors: Floats) -> Scorer:
-    """The cosine to the mean text of a user's last items."""
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-
-    def score(histories: Sequence[list[int]]) -> Floats:
-        means = np.stack([unit[history[-LAST:]].sum(axis=0) for history in histories])
-        scores: Floats = means @ unit.T
-        return scores
-
-    return score

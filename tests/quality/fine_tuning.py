@@ -104,11 +104,11 @@ def pairs(users: Sequence[Sequence[int]]) -> NDArray[np.int64]:
     return np.array(found, np.int64).reshape(-1, 2)
 
 
-def by_text(vectors: Floats) -> Scorer:
-    """Rank by the text vectors `[N, 384]` alone: nearness to the mean of the user's last items."""
+def by_text(vectors: Floats, last: int = LAST) -> Scorer:
+    """Rank by the text vectors `[N, 384]` alone: nearness to the mean of the user's `last` items."""
 
     def score(histories: Sequence[list[int]]) -> Floats:
-        users = np.stack([vectors[history[-LAST:]].mean(axis=0) for history in histories])
+        users = np.stack([vectors[history[-last:]].mean(axis=0) for history in histories])
         scores: Floats = users @ vectors.T
         return scores
 
