@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -142,7 +143,8 @@ class SideInputReader:
             finally:
                 consumer.close()
         except BaseException as error:
-            self._loop.call_soon_threadsafe(self._fail, error)
+            with suppress(RuntimeError):  # the loop is closed: the process ends, and nobody is left to be told
+                self._loop.call_soon_threadsafe(self._fail, error)
 
     def _follow(self, consumer: KafkaConsumer) -> None:
         partition = TopicPartition(self._topic, 0)
